@@ -1,0 +1,83 @@
+"""The project's own promises: one list of dependencies, the direction of imports, no TensorFlow."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import ROOT
+
+
+def test_requirements_and_metadata_agree():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    listed = [line for line in lines if line and not line.startswith(("#", "-e"))]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert listed == project["dependencies"]
+    assert "-e ." in lines
+
+
+def imports_of(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in out.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("automoe_jax.space", {"jax", "flax"}),
+        ("automoe_jax.subnet_files", {"jax", "flax"}),
+        ("automoe_jax.complexity", {"jax", "flax"}),
+        ("automoe_jax.latency", {"jax", "flax"}),
+        ("automoe_jax.search.evolution", {"jax", "flax"}),
+        ("automoe_jax.data.corpus", {"tensorflow", "torch"}),
+        ("automoe_jax.phases", {"tensorflow", "torch"}),
+    ],
+)
+def test_what_modules_pull_in(module, unwanted):
+    assert not imports_of(module) & unwanted
+
+
+FORBIDDEN = {
+    "model": ("training", "search", "decoding", "data", "export"),
+    "ops": ("model", "training", "search", "decoding", "data"),
+    "search": ("model", "training", "decoding", "data", "latency", "export", "timing"),
+    "training": ("search", "decoding", "export"),
+    "decoding": ("training", "search", "model"),
+    "data": ("model", "training", "search", "decoding"),
+}
+
+
+def test_direction_of_imports():
+    wrong = []
+    for package, forbidden in FORBIDDEN.items():
+        for path in (ROOT / "automoe_jax" / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    names = [f"{node.module}.{a.name}" for a in node.names]
+                    for name in names:
+                        parts = name.split(".")
+                        if parts[0] == "automoe_jax" and parts[1] in forbidden:
+                            wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_the_library_neither_prints_nor_reads_flags():
+    wrong = []
+    for path in (ROOT / "automoe_jax").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+                wrong.append(f"{path}:{node.lineno} prints")
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("absl"):
+                wrong.append(f"{path}:{node.lineno} reads flags")
+    assert not wrong
+
+
+def test_no_shared_data_is_in_the_project():
+    for path in ROOT.rglob("*"):
+        if ".git" in path.parts or ".venv" in path.parts or "runs" in path.parts:
+            continue
+        if path.is_file() and path.suffix in (".gz", ".npz", ".csv"):
+            raise AssertionError(f"{path} looks like shared data")
