@@ -1,0 +1,132 @@
+"""Shared by all tests: four simulated devices, the shared test data, small spaces and models."""
+
+import os
+
+# Before JAX starts. Code generation at level 0: the tests compile far more than they run.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+        "--xla_backend_optimization_level=0",
+    ]
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import runpy
+from pathlib import Path
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+
+from automoe_jax.choice import to_choice
+from automoe_jax.model.transformer import Transformer
+from automoe_jax.space import SearchSpace
+from automoe_jax.subnet import Subnet
+
+hypothesis.settings.register_profile("here", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("here")
+
+ROOT = Path(__file__).parent.parent
+VOCAB = 64
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared test data; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("AUTOMOE_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"shared test data is not at {folder}; set AUTOMOE_SHARED")
+    return folder
+
+
+def shipped_config(name: str):
+    """The settings of a file in configs/."""
+    from automoe_jax.config import resolve  # noqa: PLC0415
+
+    return resolve(runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]())
+
+
+def elastic_space(**changes) -> SearchSpace:
+    """A tiny space with every dimension elastic."""
+    fields = {
+        "qkv_dim": 16,
+        "encoder_embed_dims": (8, 16),
+        "decoder_embed_dims": (8, 12, 16),
+        "encoder_depths": (1, 2, 3),
+        "decoder_depths": (1, 2, 3),
+        "encoder_heads": (2, 4),
+        "decoder_self_heads": (2, 4),
+        "decoder_cross_heads": (1, 2, 4),
+        "cross_spans": (1, 2, 3),
+        "encoder_experts": (1, 2, 3),
+        "decoder_experts": (1, 2, 3),
+        "encoder_ffn_dims": (8, 16, 20),
+        "decoder_ffn_dims": (8, 24),
+        "identity_experts": True,
+        "encoder_top_k": (1, 2),
+        "decoder_top_k": (1, 2),
+    }
+    return SearchSpace(**{**fields, **changes})
+
+
+@pytest.fixture(scope="session")
+def space() -> SearchSpace:
+    return elastic_space()
+
+
+def supernet_of(space: SearchSpace, dropout: float = 0.0) -> Transformer:
+    hull = space.hull()
+    return Transformer(
+        hull,
+        VOCAB,
+        hull.encoder.embed_dim,
+        hull.decoder.embed_dim,
+        dropout=dropout,
+        attention_dropout=dropout,
+        min_encoder_depth=min(space.encoder_depths),
+        min_decoder_depth=min(space.decoder_depths),
+    )
+
+
+def standalone_of(space: SearchSpace, subnet: Subnet) -> Transformer:
+    hull = space.hull()
+    return Transformer(subnet, VOCAB, hull.encoder.embed_dim, hull.decoder.embed_dim)
+
+
+def random_params(space: SearchSpace, seed: int = 0, scale: float = 0.3):
+    """Weights without any special values: biases, scales and pad rows random too."""
+    hull = space.hull()
+    ids = np.full((1, 2), 4, np.int32)
+    abstract = jax.eval_shape(
+        lambda: supernet_of(space).init(jax.random.key(0), ids, ids, to_choice(hull, hull))
+    )["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: rng.normal(scale=scale, size=x.shape).astype(np.float32), abstract
+    )
+
+
+def token_batch(rng: np.random.Generator, rows: int = 3, source: int = 9, target: int = 7):
+    """(source ids, target ids), padded; some sources padded on the left."""
+    src = rng.integers(4, VOCAB, (rows, source)).astype(np.int32)
+    tgt = rng.integers(4, VOCAB, (rows, target)).astype(np.int32)
+    src[0, source - 3 :] = 1
+    src[1, :2] = 1
+    tgt[-1, target - 2 :] = 1
+    return src, tgt
+
+
+@pytest.fixture
+def compilations():
+    """A function that returns how often XLA has compiled since the test began."""
+    count = [0]
+
+    def listen(event: str, duration: float, **kwargs):
+        count[0] += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield lambda: count[0]
+    jax.monitoring.unregister_event_duration_listener(listen)
