@@ -1,0 +1,275 @@
+"""The supernet: mask = slice, one compilation, no leak, and the published logits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import VOCAB, elastic_space, random_params, standalone_of, supernet_of, token_batch
+from fairseq_fixtures import load_case, params_from_state_dict
+
+from automoe_jax.choice import to_choice
+from automoe_jax.extract import extract
+from automoe_jax.model.experts import Routing, load_balance
+from automoe_jax.model.layers import position_table, positions
+from automoe_jax.model.transformer import Transformer
+from automoe_jax.space import SearchSpace
+from automoe_jax.training.loss import smoothed_cross_entropy
+
+SPACES = {
+    "everything elastic": elastic_space(),
+    # 2 and 3 heads need a split into 6; the widths are odd, the encoder is wider.
+    "odd sizes": elastic_space(
+        qkv_dim=12,
+        encoder_embed_dims=(7, 15),
+        decoder_embed_dims=(9, 11),
+        encoder_depths=(2, 3),
+        encoder_heads=(2, 3),
+        decoder_self_heads=(1, 6),
+        cross_spans=(1, 2),
+        encoder_ffn_dims=(3, 5),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(SPACES))
+def supernet(request):
+    space = SPACES[request.param]
+    model = supernet_of(space)
+    params = random_params(space)
+    apply = jax.jit(lambda p, s, t, c: model.apply({"params": p}, s, t, c))
+    return space, params, apply
+
+
+def router_margin(output, space, subnet, real_masks) -> float:
+    """Smallest gap, over real tokens, between the experts on both sides of the cut at top_k."""
+    gap = np.inf
+    layers = (*subnet.encoder.layers, *subnet.decoder.layers)
+    for logits, layer, real in zip(output.router_logits, layers, real_masks, strict=True):
+        p = np.sort(np.asarray(jax.nn.softmax(logits, axis=-1)), axis=-1)[:, ::-1][real.reshape(-1)]
+        if p.shape[1] > layer.top_k:
+            gap = min(gap, (p[:, layer.top_k - 1] - p[:, layer.top_k]).min())
+    return gap
+
+
+def test_mask_equals_slice(supernet):
+    """Invariant 1, padded rows included, over every dimension of the space."""
+    space, params, apply = supernet
+    rng = np.random.default_rng(0)
+    hull = space.hull()
+    compared = 0
+    while compared < 8:
+        subnet = space.sample(rng)
+        src, tgt = token_batch(rng)
+        own = extract(params, subnet, hull)
+        alone = jax.jit(standalone_of(space, subnet).apply)({"params": own}, src, tgt)
+        real = [src != 1] * len(subnet.encoder.layers) + [tgt != 1] * len(subnet.decoder.layers)
+        if router_margin(alone, space, subnet, real) < 1e-4:
+            continue  # rounding may choose between such experts: draw again
+        masked = apply(params, src, tgt, to_choice(subnet, hull))
+        scale = np.abs(alone.logits_BTV).max()
+        np.testing.assert_allclose(masked.logits_BTV, alone.logits_BTV, atol=1e-5 * scale, rtol=0)
+        np.testing.assert_allclose(masked.load_balance, alone.load_balance, rtol=1e-4)
+        compared += 1
+
+
+def test_beyond_the_width_is_zero(supernet):
+    space, params, apply = supernet
+    subnet = dataclasses.replace(space.smallest())
+    src, tgt = token_batch(np.random.default_rng(0))
+    output = apply(params, src, tgt, to_choice(subnet, space.hull()))
+    assert not np.asarray(output.encoder_layers[-1])[..., subnet.encoder.embed_dim :].any()
+    assert not np.asarray(output.decoder_layers[-1])[..., subnet.decoder.embed_dim :].any()
+
+
+def test_no_leak(supernet):
+    """Invariant 3: weights outside the sampled subnet get a gradient of exactly zero."""
+    space, params, _ = supernet
+    model, hull = supernet_of(space), space.hull()
+
+    @jax.jit
+    def gradient(params, src, tgt, choice):
+        def loss(p):
+            out = model.apply({"params": p}, src, tgt, choice)
+            return smoothed_cross_entropy(out.logits_BTV, tgt, 0.1).loss + out.load_balance
+
+        return jax.grad(loss)(params)
+
+    rng = np.random.default_rng(1)
+    for subnet in [space.smallest(), *(space.sample(rng) for _ in range(4))]:
+        src, tgt = token_batch(rng)
+        grads = gradient(params, src, tgt, to_choice(subnet, hull))
+        # What the subnet uses, as ones among zeros.
+        ones = jax.tree.map(np.ones_like, params)
+        used = spread(extract(ones, subnet, hull), ones, subnet, hull)
+        for (path, g), u in zip(
+            jax.tree.leaves_with_path(grads), jax.tree.leaves(used), strict=True
+        ):
+            assert not np.asarray(g)[u == 0].any(), jax.tree_util.keystr(path)
+        assert np.abs(np.asarray(grads["embedding"]["table"])).max() > 0
+
+
+def spread(part, whole, subnet, hull):
+    """A subnet's extracted arrays put back to their places, zeros elsewhere."""
+    out = jax.tree.map(np.zeros_like, whole)
+    out["embedding"]["table"][:, : part["embedding"]["table"].shape[1]] = 1
+    for side in ("encoder", "decoder"):
+        layers = getattr(subnet, side).layers
+        for i, layer in enumerate(layers):
+            there, here = out[side][f"layer_{i}"], part[side][f"layer_{i}"]
+            bound = getattr(hull, side).layers[i].experts
+            for name, value in here.items():
+                if name != "experts":
+                    jax.tree.map(
+                        lambda o, v: o.__setitem__(tuple(map(slice, v.shape)), 1),
+                        there[name],
+                        value,
+                    )
+            d = here["experts_norm"]["scale"].shape[0]
+            for e, size in enumerate(layer.experts):
+                rows = slice(sum(bound[:e]), sum(bound[:e]) + size)
+                there["experts"]["fc1"][rows, :d] = 1
+                there["experts"]["fc1_bias"][rows] = 1
+                there["experts"]["fc2"][rows, :d] = 1
+                there["experts"]["fc2_bias"][e, :d] = size > 0
+            if len(layer.experts) > 1:
+                there["experts"]["router"][:d, : len(layer.experts)] = 1
+                there["experts"]["router_bias"][: len(layer.experts)] = 1
+    return out
+
+
+def test_padding_changes_nothing(supernet):
+    """Invariant 3: more padding on either side leaves real positions as they were."""
+    space, params, apply = supernet
+    rng = np.random.default_rng(2)
+    src, tgt = token_batch(rng)
+    short_src, short_tgt = src[2:, :6], tgt[:1, :5]
+    tgt_padded = np.full((3, 7), 1, np.int32)
+    tgt_padded[0, :5] = short_tgt[0]
+    for left in (0, 3):
+        src_padded = np.full((3, 9), 1, np.int32)
+        src_padded[0, left : left + 6] = short_src[0]
+        for subnet in (space.largest(), space.sample(rng)):
+            choice = to_choice(subnet, space.hull())
+            alone = apply(params, short_src, short_tgt, choice).logits_BTV
+            padded = apply(params, src_padded, tgt_padded, choice).logits_BTV
+            np.testing.assert_allclose(
+                padded[0, :5], alone[0], atol=1e-5 * np.abs(alone).max(), rtol=0
+            )
+
+
+def test_future_changes_nothing(supernet):
+    space, params, apply = supernet
+    rng = np.random.default_rng(3)
+    src, tgt = token_batch(rng)
+    other = tgt.copy()
+    other[:, 4:] = rng.integers(4, VOCAB, other[:, 4:].shape)
+    choice = to_choice(space.largest(), space.hull())
+    a, b = (np.asarray(apply(params, src, t, choice).logits_BTV) for t in (tgt, other))
+    np.testing.assert_allclose(a[:2, :4], b[:2, :4], atol=1e-5 * np.abs(a).max())
+    assert np.abs(a[:2, 4:] - b[:2, 4:]).max() > 1e-3
+
+
+def test_one_compilation_for_a_thousand_subnets(supernet, compilations):
+    """Invariant 2, for the forward pass."""
+    space, params, apply = supernet
+    rng = np.random.default_rng(4)
+    src, tgt = token_batch(rng)
+    hull = space.hull()
+    params = jax.tree.map(jnp.asarray, params)
+    jax.block_until_ready(apply(params, src, tgt, to_choice(space.largest(), hull)))
+    before = compilations()
+    for _ in range(1000):
+        out = apply(params, src, tgt, to_choice(space.sample(rng), hull))
+    jax.block_until_ready(out)
+    assert compilations() == before
+
+
+def test_dropout_follows_the_key_and_the_width():
+    space = elastic_space(encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,))
+    model, params, hull = supernet_of(space, dropout=0.5), random_params(space), space.hull()
+    src, tgt = token_batch(np.random.default_rng(0))
+    choice = to_choice(space.largest(), hull)
+    apply = jax.jit(lambda c, k: model.apply({"params": params}, src, tgt, c, k).logits_BTV)
+    a, b, c = (np.asarray(apply(choice, jax.random.key(i))) for i in (0, 0, 1))
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 1e-2
+    without = model.apply({"params": params}, src, tgt, choice).logits_BTV
+    assert np.abs(a - without).max() > 1e-2
+
+
+def test_load_balance_by_hand():
+    logits = np.log(np.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]], np.float32))
+    logits = np.concatenate([logits, np.full((4, 1), -np.inf, np.float32)], axis=1)
+    routing = Routing(jnp.asarray(logits), jnp.asarray([[0], [0], [1], [3]]))
+    real = jnp.asarray([True, True, True, False])
+    # f = (2/3, 1/3), P = (1.5/3, 1.5/3), two active experts
+    assert float(load_balance(routing, real)) == pytest.approx(2 * (2 / 3 * 0.5 + 1 / 3 * 0.5))
+
+
+def test_positions_count_real_tokens_from_two():
+    ids = np.array([[1, 1, 5, 6], [7, 8, 9, 1]])
+    np.testing.assert_array_equal(positions(jnp.asarray(ids)), [[1, 1, 2, 3], [2, 3, 4, 1]])
+    table = position_table(4, 7)
+    assert table.shape == (6, 7)
+    assert not table[1].any()
+    assert not table[:, 6].any()  # odd width: the last column stays zero
+    assert table[3, 0] == pytest.approx(np.sin(3.0))
+    assert table[3, 5] == pytest.approx(np.cos(3.0 * 1e-4))
+
+
+FIXTURES = ["A01_largest", "A02_smallest", "A03_enc32_dec16", "A04_enc16_dec32", "A05_frac",
+            "A06_frac_dec2", "A07_identity", "A09_top2", "B01_largest", "B02_smallest",
+            "B03_mixed"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def published(shared):
+    """Name -> (space, params, jitted supernet) of the two published supernets."""
+    out = {}
+    for name, experts, depth in (("superA", (1, 2, 3), 3), ("superB", (1,), 2)):
+        space = SearchSpace(
+            qkv_dim=32,
+            encoder_embed_dims=(16, 32),
+            decoder_embed_dims=(16, 32),
+            encoder_depths=(depth,),
+            decoder_depths=(1, 2, 3),
+            encoder_heads=(2, 4),
+            decoder_self_heads=(2, 4),
+            decoder_cross_heads=(2, 4),
+            encoder_experts=experts,
+            decoder_experts=experts,
+            encoder_ffn_dims=(16, 32, 64),
+            decoder_ffn_dims=(16, 32, 64),
+            identity_experts=True,
+            encoder_top_k=(1, 2),
+            decoder_top_k=(1, 2),
+        )
+        with np.load(shared / "fixtures" / f"{name}.npz") as state:
+            params = params_from_state_dict(dict(state), space.hull())
+        model = supernet_of(space)
+        apply = jax.jit(lambda p, s, t, c, model=model: model.apply({"params": p}, s, t, c))
+        out[name] = space, params, apply
+    return out
+
+
+@pytest.mark.parametrize("case", FIXTURES)
+def test_published_logits(shared, published, case):
+    """The masked supernet and the stand-alone subnet give the published model's numbers."""
+    subnet, info, arrays = load_case(shared / "fixtures", case)
+    space, params, apply = published[info["supernet"]]
+    src, prev = (arrays[k].astype(np.int32) for k in ("src_tokens", "prev_output_tokens"))
+    real = arrays["target"] != 1
+    masked = apply(params, src, prev, to_choice(subnet, space.hull()))
+    own = extract(params, subnet, space.hull())
+    alone = Transformer(subnet, 64, 32, 32).apply({"params": own}, src, prev)
+    for output in (masked, alone):
+        assert np.abs(np.asarray(output.logits_BTV) - arrays["logits"])[real].max() < 2e-5
+    for i in range(len(subnet.encoder.layers)):
+        ours = np.asarray(alone.encoder_layers[i]).swapaxes(0, 1)
+        both_real = (src != 1).T
+        assert np.abs(ours - arrays[f"encoder_layer_{i}"])[both_real].max() < 2e-5
+    sums = smoothed_cross_entropy(masked.logits_BTV, arrays["target"].astype(np.int32), 0.1)
+    assert float(sums.loss) == pytest.approx(info["loss_sum"], rel=1e-5)
+    assert float(sums.nll) == pytest.approx(info["nll_sum"], rel=1e-5)
