@@ -1,0 +1,60 @@
+"""Arrays for the devices of this process, read and padded ahead of time by Grain."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from automoe_jax.data.plan import Plan
+from automoe_jax.data.tokens import Side, TokenPairs
+from automoe_jax.ids import PAD_ID
+
+Batch = dict[str, np.ndarray]  # "source" and "target": int32, (devices, micro-batches, rows, time)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """This process's part of a step: its devices are `devices` of `n_devices`, in global order."""
+
+    first_device: int
+    n_local_devices: int
+    n_devices: int
+
+
+def assemble(tokens: TokenPairs, plan: Plan, step: int, share: Share) -> Batch:
+    """The batch of a step for the devices of one process.
+
+    Batch b of the step goes to device b // micro-batches, so that the step's content does not
+    depend on how devices are spread over processes.
+    """
+    content = plan.step(step)
+    pairs = content.pairs.reshape(share.n_devices, -1, content.bucket.rows)
+    local = pairs[share.first_device : share.first_device + share.n_local_devices]
+    return {
+        "source": _pad(tokens.source, local, content.bucket.source),
+        "target": _pad(tokens.target, local, content.bucket.target),
+    }
+
+
+def _pad(side: Side, pairs: np.ndarray, time: int) -> np.ndarray:
+    out = np.full((pairs.size, time), PAD_ID, np.int32)
+    for row, i in zip(out, pairs.reshape(-1), strict=True):
+        if i >= 0:
+            ids = side[int(i)]
+            row[: len(ids)] = ids
+    return out.reshape(*pairs.shape, time)
+
+
+def batches(
+    tokens: TokenPairs, plan: Plan, share: Share, start: int, stop: int, buffer: int = 4
+) -> Iterator[Batch]:
+    """Batches of the steps from `start` to `stop`, prepared `buffer` steps ahead.
+
+    Seekable: the batch of a step is the same whatever `start` is.
+    """
+    dataset = grain.MapDataset.range(start, stop).map(
+        lambda step: assemble(tokens, plan, int(step), share)
+    )
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
+    return iter(dataset.to_iter_dataset(options))

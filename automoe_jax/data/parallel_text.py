@@ -1,0 +1,95 @@
+"""A folder of parallel text: `<split>.<lang>`, plain or gzipped, one sentence a line."""
+
+import dataclasses
+import gzip
+import itertools
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from automoe_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class FilePair:
+    """The two sides of one split."""
+
+    source: Path
+    target: Path
+
+    def read(self) -> Iterator[tuple[bytes, bytes]]:
+        """Line pairs.
+
+        Raises:
+          UserError: a file is not text, or the sides differ in length (with both counts).
+        """
+        lines = itertools.zip_longest(read_lines(self.source), read_lines(self.target))
+        for i, (a, b) in enumerate(lines):
+            if a is None or b is None:
+                counts = [i, i + 1 + sum(1 for _ in lines)]
+                n_source, n_target = counts if a is None else counts[::-1]
+                raise UserError(
+                    f"{self.source} has {n_source} lines but {self.target} has {n_target}; "
+                    "parallel text needs the same number on both sides"
+                )
+            yield a, b
+
+    def fingerprint(self) -> list:
+        """Changes when the files do."""
+        return [
+            [path.name, stat.st_size, stat.st_mtime_ns]
+            for path, stat in ((p, p.stat()) for p in (self.source, self.target))
+        ]
+
+
+def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, FilePair]:
+    """The splits of a folder: every name that has a file in both languages.
+
+    Raises:
+      UserError: no such folder, or train or valid is missing on a side.
+    """
+    wanted = f"train.{source_lang}, train.{target_lang}, valid.{source_lang} ... (or .gz)"
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"corpus folder {folder} {what}; data.path must hold {wanted}")
+
+    def find(name: str, lang: str) -> Path | None:
+        for suffix in ("", ".gz"):
+            path = folder / f"{name}.{lang}{suffix}"
+            if path.is_file():
+                return path
+        return None
+
+    names = {"train", "valid"}
+    for path in folder.iterdir():
+        stem = path.name.removesuffix(".gz")
+        if stem.endswith(f".{source_lang}"):
+            names.add(stem.removesuffix(f".{source_lang}"))
+    splits = {}
+    for name in sorted(names):
+        sides = {lang: find(name, lang) for lang in (source_lang, target_lang)}
+        missing = [lang for lang, path in sides.items() if path is None]
+        if missing and name in ("train", "valid"):
+            raise UserError(f"corpus folder {folder} has no {name}.{missing[0]}; needed: {wanted}")
+        source, target = sides.values()
+        if source and target:
+            splits[name] = FilePair(source, target)
+    return splits
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file without their ends; `UserError` where it is not text or torn."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as f:
+            for i, line in enumerate(f):
+                if b"\0" in line:
+                    raise UserError(
+                        f"{path} is not text: line {i + 1} has a zero byte; give UTF-8 text with "
+                        "one sentence a line"
+                    )
+                yield line.rstrip(b"\r\n")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise UserError(f"{path} is not a whole gzip file: {e}") from None
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror or e}") from None

@@ -1,0 +1,120 @@
+"""A tokenised split on disk: flat ids and where each sentence starts."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from automoe_jax import files
+from automoe_jax.data.corpus import Split
+from automoe_jax.data.tokenizer import Tokenizer
+
+CHUNK = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side: sentence i is `ids[starts[i]:starts[i + 1]]`, eos included."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.ids[self.starts[i] : self.starts[i + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPairs:
+    """The pairs of a split that can be trained on, and what became of the others."""
+
+    source: Side
+    target: Side
+    counts: dict[str, int]  # kept, empty, too_long, not_utf8
+
+    def __len__(self) -> int:
+        return len(self.source.starts) - 1
+
+
+def text_or_none(line: bytes) -> str | None:
+    """The line as text without surrounding blanks, or None where it is not UTF-8."""
+    try:
+        return line.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return None
+
+
+def sample_sentences(split: Split, most: int) -> Iterator[str]:
+    """Up to `most` sentences of both sides, spread evenly over a split."""
+    n_pairs = min(len(split), max(most // 2, 1))
+    indices = np.linspace(0, len(split) - 1, n_pairs).astype(np.int64)
+    for at in range(0, n_pairs, CHUNK):
+        for pair in split.read(indices[at : at + CHUNK].tolist()):
+            for line in pair:
+                text = text_or_none(line)
+                if text:
+                    yield text
+
+
+def tokenize(
+    split: Split,
+    tokenizer: Tokenizer,
+    max_length: int,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+):
+    """Writes the tokenised split to `folder`.
+
+    Pairs with an empty side, a side longer than `max_length` tokens or bytes that are not UTF-8
+    are left out and counted.
+    """
+    counts = dict.fromkeys(("kept", "empty", "too_long", "not_utf8"), 0)
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    lengths: tuple[list[int], list[int]] = ([], [])
+    for at in range(0, len(split), CHUNK):
+        end = min(at + CHUNK, len(split))
+        texts = []
+        for pair in split.read(range(at, end)):
+            source, target = map(text_or_none, pair)
+            if source is None or target is None:
+                counts["not_utf8"] += 1
+            elif not source or not target:
+                counts["empty"] += 1
+            else:
+                texts.append((source, target))
+        encoded = [tokenizer.encode([t[side] for t in texts]) for side in (0, 1)]
+        for pair in zip(*encoded, strict=True):
+            if max(map(len, pair)) > max_length:
+                counts["too_long"] += 1
+                continue
+            counts["kept"] += 1
+            for side, ids in enumerate(pair):
+                sides[side].append(np.array(ids, dtype))
+                lengths[side].append(len(ids))
+        progress(end, len(split))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    for name, ids, n in zip(("source", "target"), sides, lengths, strict=True):
+        flat = np.concatenate(ids) if ids else np.zeros(0, dtype)
+        np.save(temporary / f"{name}_ids.npy", flat)
+        np.save(temporary / f"{name}_starts.npy", np.cumsum([0, *n], dtype=np.int64))
+    files.write_json(temporary / "counts.json", {"version": 1, **counts})
+    os.replace(temporary, folder)
+
+
+def load(folder: Path) -> TokenPairs:
+    """Opens what `tokenize` wrote; the ids stay on disk until they are read."""
+
+    def side(name: str) -> Side:
+        ids = np.load(folder / f"{name}_ids.npy", mmap_mode="r")
+        return Side(ids, np.load(folder / f"{name}_starts.npy"))
+
+    counts = files.read_json(folder / "counts.json", "token counts")
+    kept = {k: v for k, v in counts.items() if k != "version"}
+    return TokenPairs(side("source"), side("target"), kept)

@@ -1,0 +1,122 @@
+"""WMT corpora through TFDS, with HAT's validation and test sets.
+
+HAT (section 4.1) validates and tests on: WMT'14 En-De newstest2013 and 2014, which is what TFDS's
+own splits are; WMT'14 En-Fr newstest2012 with 2013, and 2014; WMT'19 En-De newstest2017 and 2018.
+TFDS splits the last two otherwise (En-Fr validates on 2013 alone, WMT'19 has 2018 as validation
+and no test), but has the sets: they are read through a builder with HAT's choice. Training text
+is the year's own (WMT'14: Europarl v7, Common Crawl, News Commentary v9, and for French also UN
+and Giga-Fr-En; WMT'19: Europarl v9, ParaCrawl v3, Common Crawl, News Commentary v14, Wiki Titles,
+Rapid 2019); HAT's En-De text is the WMT'16 one that fairseq distributes, nearly the same.
+"""
+
+import functools
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import resource
+from tensorflow_datasets.core.utils import py_utils
+from tensorflow_datasets.translate import wmt, wmt14, wmt19
+
+from automoe_jax.data.network import reachable
+from automoe_jax.errors import UserError
+
+_VERSION = tfds.core.Version("1.0.0")
+
+
+class WmtHatEval(wmt.WmtTranslate):
+    """Validation and test sets of HAT where they differ from TFDS's splits."""
+
+    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's way)
+        wmt.WmtConfig(
+            name="wmt14",
+            language_pair=("fr", "en"),
+            version=_VERSION,
+            subsets={
+                tfds.Split("validation"): ["newstest2012", "newstest2013"],
+                tfds.Split("test"): ["newstest2014"],
+            },
+        ),
+        wmt.WmtConfig(
+            name="wmt19",
+            language_pair=("de", "en"),
+            version=_VERSION,
+            subsets={
+                tfds.Split("validation"): ["newstest2017"],
+                tfds.Split("test"): ["newstest2018"],
+            },
+        ),
+    ]
+
+    @py_utils.classproperty
+    @classmethod
+    @functools.cache
+    def url_infos(cls):  # the sets are in the archive that wmt19_translate downloads
+        return wmt19.Wmt19Translate.url_infos
+
+
+# name -> (builder of the training text, its config, config of `WmtHatEval` or None for its own)
+CORPORA = {
+    "wmt14_translate/de-en": (wmt14.Wmt14Translate, "de-en", None),
+    "wmt14_translate/fr-en": (wmt14.Wmt14Translate, "fr-en", "fr-en.wmt14"),
+    "wmt19_translate/de-en": (wmt19.Wmt19Translate, "de-en", "de-en.wmt19"),
+}
+
+
+def open_sources(name: str, data_dir: str):
+    """Data sources "train", "valid" and "test", downloaded and prepared where needed.
+
+    Args:
+      name: a key of `CORPORA`.
+      data_dir: folder of TFDS; `~` is understood.
+
+    Raises:
+      UserError: unknown name; or not prepared, not downloaded, and the network out of reach.
+    """
+    if name not in CORPORA:
+        raise UserError(f"data.name is {name!r}; allowed: {', '.join(CORPORA)}")
+    builder_class, config, evaluation = CORPORA[name]
+    folder = Path(data_dir).expanduser()
+    train = _prepared(builder_class, config, folder, name)
+    other = train if evaluation is None else _prepared(WmtHatEval, evaluation, folder, name)
+    return {
+        "train": train.as_data_source(split="train"),
+        "valid": other.as_data_source(split="validation"),
+        "test": other.as_data_source(split="test"),
+    }
+
+
+def _prepared(builder_class, config: str, folder: Path, name: str) -> Any:
+    builder = builder_class(config=config, data_dir=folder, file_format="array_record")
+    if not builder.is_prepared():
+        missing = _missing_downloads(builder, folder)
+        for url in missing:
+            if not reachable(url):
+                place = folder / "downloads" / "manual"
+                raise UserError(
+                    f"{name} is not prepared in {folder} and "
+                    f"{urllib.parse.urlsplit(url).netloc} cannot be reached: place "
+                    f"{' '.join(missing)} in {place}, or copy {builder.data_path} from a "
+                    "machine where it is prepared as array_record"
+                )
+        # One thread of statmt.org at a time; TFDS retries by itself once the network is there.
+        builder.download_and_prepare()
+    return builder
+
+
+def _missing_downloads(builder, folder: Path) -> list[str]:
+    """URLs that are neither in TFDS's folder for manual downloads nor in its cache."""
+    source, _ = builder.builder_config.language_pair
+    infos = builder.url_infos
+    missing = []
+    for name in dict.fromkeys(s for subset in builder.subsets.values() for s in subset):
+        for url in wmt.DATASET_MAP[name].get_url(source):
+            info = infos.get(url)
+            manual = folder / "downloads" / "manual" / (info.filename if info else "")
+            cached = resource.get_dl_fname(url, info.checksum if info else None)
+            if (info and manual.is_file()) or (folder / "downloads" / cached).exists():
+                continue
+            if url not in missing:
+                missing.append(url)
+    return missing

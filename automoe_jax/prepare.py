@@ -1,0 +1,105 @@
+"""The first phase: corpus, tokenizer and token ids in a workdir."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from automoe_jax.data import tokens
+from automoe_jax.data.corpus import DataConfig, Split, open_corpus
+from automoe_jax.data.tokenizer import Tokenizer, TokenizerConfig
+from automoe_jax.data.tokenizer import train as train_tokenizer
+from automoe_jax.data.tokens import TokenPairs
+from automoe_jax.errors import UserError
+from automoe_jax.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What training and search read."""
+
+    tokenizer: Tokenizer
+    train: TokenPairs
+    valid: TokenPairs
+
+
+def prepare(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    workdir: Path,
+    progress: Progress,
+    tokenizer_from: Path | None = None,
+) -> Prepared:
+    """Makes what is missing of `corpus/`, `tokenizer/` and `tokens/`, and opens it.
+
+    On a pod the first process makes it and the others wait; they share the workdir.
+
+    Args:
+      data, tokenizer: groups of the config.
+      workdir: the run.
+      progress: told of every step and of pairs left out.
+      tokenizer_from: a tokenizer folder to copy instead of training one.
+    """
+    if jax.process_index() == 0:
+        _make(data, tokenizer, workdir, progress, tokenizer_from)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("prepare")
+    return Prepared(
+        Tokenizer.load(workdir / "tokenizer"),
+        *(tokens.load(workdir / "tokens" / name) for name in ("train", "valid")),
+    )
+
+
+def corpus_split(data: DataConfig, workdir: Path, name: str) -> Split:
+    """A split of the workdir's corpus; `UserError` naming those there are."""
+    splits = open_corpus(data, workdir / "corpus")
+    if name not in splits:
+        raise UserError(f"the corpus has no split {name!r}; it has {', '.join(sorted(splits))}")
+    return splits[name]
+
+
+def _make(
+    data: DataConfig,
+    config: TokenizerConfig,
+    workdir: Path,
+    progress: Progress,
+    tokenizer_from: Path | None,
+):
+    folder = workdir / "tokenizer"
+    missing = [n for n in ("train", "valid") if not (workdir / "tokens" / n).is_dir()]
+    if folder.is_dir() and not missing:
+        return
+    corpus = open_corpus(data, workdir / "corpus")
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in corpus.items())
+    progress.note(f"corpus {data.name or data.path or data.kind}: {sizes} pairs")
+    if not folder.is_dir():
+        if tokenizer_from is not None:
+            temporary = folder.with_name(".tokenizer.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(tokenizer_from, temporary)
+            temporary.rename(folder)
+        else:
+            progress.note(f"training a SentencePiece BPE model of {config.vocab_size:,} pieces")
+            text = tokens.sample_sentences(corpus["train"], config.max_sentences)
+            train_tokenizer(text, folder, config)
+    tokenizer = Tokenizer.load(folder)
+    for name in missing:
+        task = progress.task(f"tokenising {name}", len(corpus[name]))
+        tokens.tokenize(
+            corpus[name],
+            tokenizer,
+            data.max_length,
+            workdir / "tokens" / name,
+            lambda done, total, task=task: task.update(done),
+        )
+        task.close()
+        counts = tokens.load(workdir / "tokens" / name).counts
+        progress.note(
+            f"{name}: {counts['kept']:,} pairs kept; left out: {counts['empty']:,} empty, "
+            f"{counts['too_long']:,} longer than {data.max_length} tokens, "
+            f"{counts['not_utf8']:,} not UTF-8"
+        )
+        if not counts["kept"]:
+            raise UserError(f"no pair of {name} can be used; see the counts above")
