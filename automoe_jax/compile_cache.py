@@ -1,0 +1,39 @@
+"""JAX's persistent compilation cache in a folder of the run, apart for each kind of machine."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+SECONDS_WORTH_KEEPING = 0.5
+
+
+def enable(folder: Path):
+    """Keeps compiled programs in `folder`, for this process and its children.
+
+    Code compiled for one CPU need not run on another, so each kind of machine has a folder of its
+    own.
+    """
+    path = folder / _machine()
+    path.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "jax_compilation_cache_dir": str(path),
+        "jax_persistent_cache_min_compile_time_secs": SECONDS_WORTH_KEEPING,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+def _machine() -> str:
+    """Changes with the CPU's model and features and with the version of jaxlib."""
+    about = [platform.machine(), platform.processor(), importlib.metadata.version("jaxlib")]
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about += sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
+    except OSError:
+        pass
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:12]

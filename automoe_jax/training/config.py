@@ -1,0 +1,87 @@
+"""Groups `model`, `training`, `subnet_training` and `sampling` of a config."""
+
+import dataclasses
+
+from automoe_jax.errors import UserError
+from automoe_jax.training.optimizer import OptimizerConfig
+
+SAMPLING_UNITS = ("micro_batch", "device", "update")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Attributes:
+    dropout: at the supernet's width; scaled to the width of the subnet.
+    attention_dropout: on attention probabilities, not scaled.
+    """
+
+    dropout: float = 0.3
+    attention_dropout: float = 0.1
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if not 0 <= getattr(self, field.name) < 1:
+                raise UserError(
+                    f"model.{field.name} is {getattr(self, field.name)}; allowed: 0 up to below 1"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Attributes:
+    unit: who draws a subnet of its own: every "micro_batch" of every device, every "device", or
+      the whole "update" (the paper's way).
+    """
+
+    unit: str = "micro_batch"
+
+    def __post_init__(self):
+        if self.unit not in SAMPLING_UNITS:
+            raise UserError(f"sampling.unit is {self.unit!r}; allowed: {', '.join(SAMPLING_UNITS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(OptimizerConfig):
+    """Attributes (besides the optimizer's):
+    tokens_per_batch: of one device and micro-batch: rows times the longer side.
+    batches_per_step: batches that make an update, over all devices; what is more than the
+      devices is accumulated in micro-batches. The paper: 128 of 4,096 tokens.
+    buckets: most batch shapes; each compiles once.
+    label_smoothing: share of the target spread over all words.
+    load_balance: weight of the router's load-balance loss.
+    log_every, eval_every, checkpoint_every: in steps; 0 leaves evaluation to the end.
+    eval_pairs: validation pairs to evaluate on; 0 for all.
+    eval_subnets: random subnets of the fixed set that is evaluated besides the largest and
+      smallest.
+    keep_checkpoints: how many to keep.
+    """
+
+    tokens_per_batch: int = 4096
+    batches_per_step: int = 128
+    buckets: int = 8
+    label_smoothing: float = 0.1
+    load_balance: float = 0.01
+    log_every: int = 50
+    eval_every: int = 1000
+    eval_pairs: int = 0
+    eval_subnets: int = 3
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in (
+            "tokens_per_batch",
+            "batches_per_step",
+            "buckets",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name} is {getattr(self, name)}; at least 1 is needed")
+        for name in ("load_balance", "eval_every", "eval_pairs", "eval_subnets"):
+            if getattr(self, name) < 0:
+                raise UserError(f"training.{name} is {getattr(self, name)}; it cannot be negative")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"training.label_smoothing is {self.label_smoothing}; allowed: 0 to 1")

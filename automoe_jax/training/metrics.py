@@ -1,0 +1,56 @@
+"""Metrics of a run as JSON lines and TensorBoard events."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+NAME = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl`, one object a line: step, wall_s, name, value.
+
+    `wall_s` counts on over resumes. Lines of steps after the one that is resumed from are taken
+    out, so the file is that of an uninterrupted run.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / NAME
+        kept = [line for line in read(folder) if line["step"] <= resumed_step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, self._path)
+        self._file = self._path.open("a")
+        before = max((line["wall_s"] for line in kept), default=0.0)
+        self._start = time.monotonic() - before
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+
+    def write(self, step: int, values: dict[str, float]):
+        """Writes values of a step."""
+        wall = round(time.monotonic() - self._start, 3)
+        for name, value in values.items():
+            line = {"step": step, "wall_s": wall, "name": name, "value": value}
+            self._file.write(json.dumps(line) + "\n")
+            self._board.add_scalar(name, value, step)
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+        self._board.close()
+
+
+def read(folder: Path) -> list[dict]:
+    """The lines written so far; a torn last line is left out."""
+    path = folder / NAME
+    lines = []
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+    return lines

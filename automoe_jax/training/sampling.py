@@ -1,0 +1,49 @@
+"""Which subnets a step trains: a pure function of seed, step, device and micro-batch."""
+
+import jax
+import numpy as np
+
+from automoe_jax.choice import Choice, to_choice
+from automoe_jax.data.batches import Share
+from automoe_jax.space import SearchSpace
+from automoe_jax.subnet import Subnet
+
+# Keeps this stream of random numbers apart from others that start from the same seed.
+_STREAM = 0x5AB9E7
+
+
+def draw(
+    space: SearchSpace, seed: int, step: int, n_devices: int, n_micro: int, unit: str
+) -> list[list[Subnet]]:
+    """The subnet of each device and micro-batch.
+
+    Args:
+      space: where to draw from.
+      seed, step: of the run.
+      n_devices: of all processes.
+      n_micro: micro-batches per device.
+      unit: "micro_batch", "device" or "update"; see `SamplingConfig`.
+    """
+
+    def one(device: int, micro: int) -> Subnet:
+        where = {
+            "micro_batch": (device, micro),
+            "device": (device, 0),
+            "update": (0, 0),
+        }[unit]
+        return space.sample(np.random.default_rng([_STREAM, seed, step, *where]))
+
+    return [[one(d, m) for m in range(n_micro)] for d in range(n_devices)]
+
+
+def stack(subnets: list[list[Subnet]], hull: Subnet, share: Share) -> Choice:
+    """The choices of this process's devices: arrays with axes (device, micro-batch) in front."""
+    local = subnets[share.first_device : share.first_device + share.n_local_devices]
+    choices = [to_choice(s, hull) for row in local for s in row]
+    lead = (len(local), len(local[0]))
+    return jax.tree.map(lambda *x: np.stack(x).reshape(lead + np.shape(x[0])), *choices)
+
+
+def fixed_set(space: SearchSpace, seed: int, count: int) -> list[Subnet]:
+    """Random subnets that are the same whenever the seed is: for validation."""
+    return [space.sample(np.random.default_rng([_STREAM, seed, 1 << 40, i])) for i in range(count)]

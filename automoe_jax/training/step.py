@@ -1,0 +1,148 @@
+"""The train and evaluation steps: plain functions of one device, collectives over axis "data"."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from automoe_jax.choice import Array, Choice
+from automoe_jax.ids import PAD_ID
+from automoe_jax.model.transformer import Transformer
+from automoe_jax.training.loss import LossSums, decoder_input, smoothed_cross_entropy
+
+AXIS = "data"
+Batch = dict[str, jax.Array]  # "source", "target"
+
+
+class TrainState(NamedTuple):
+    """What a step changes and a checkpoint holds."""
+
+    step: Array  # [], updates done
+    params: Any
+    opt_state: Any
+
+
+class StepMetrics(NamedTuple):
+    """Of the whole step, over all devices and micro-batches; natural logarithm. All []."""
+
+    loss: jax.Array  # label-smoothed, per target token
+    nll: jax.Array  # per target token
+    load_balance: jax.Array  # mean over micro-batches, weighted by target tokens
+    target_tokens: jax.Array
+    source_tokens: jax.Array
+    gradient_norm: jax.Array
+
+
+def init_state(
+    model: Transformer, tx: optax.GradientTransformation, choice: Choice | None, key: jax.Array
+) -> TrainState:
+    """Fresh parameters and optimizer state of step 0."""
+    ids = jnp.full((1, 2), 4, jnp.int32)
+
+    @jax.jit
+    def make(key):
+        params = model.init({"params": key}, ids, ids, choice)["params"]
+        return TrainState(jnp.int32(0), params, tx.init(params))
+
+    return make(key)
+
+
+def batch_loss(
+    model: Transformer,
+    params: Any,
+    batch: Batch,
+    choice: Choice | None,
+    key: jax.Array | None,
+    smoothing: float,
+) -> tuple[LossSums, jax.Array]:
+    """Loss sums and load-balance loss of one batch (rows, time); a key switches dropout on."""
+    output: Any = model.apply(
+        {"params": params},
+        batch["source"],
+        decoder_input(batch["target"]),
+        choice,
+        key,
+    )
+    return smoothed_cross_entropy(
+        output.logits_BTV, batch["target"], smoothing
+    ), output.load_balance
+
+
+def make_train_step(
+    model: Transformer,
+    tx: optax.GradientTransformation,
+    smoothing: float,
+    load_balance_weight: float,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """The update of one device.
+
+    The function takes (state, batch, choices, key): `batch` holds (micro-batches, rows, time) ids,
+    `choices` a leading micro-batch axis (or None for a stand-alone model), `key` the dropout key
+    of the step. The gradient is the sum over devices and micro-batches of the gradients of the
+    *summed* loss, over the sum of target tokens. It must run under axis `AXIS`.
+    """
+
+    def micro_batch(params, batch, choice, key):
+        def objective(params):
+            sums, balance = batch_loss(model, params, batch, choice, key, smoothing)
+            total = sums.loss + load_balance_weight * balance * sums.tokens
+            return total, (sums, balance * sums.tokens)
+
+        gradient, (sums, balance) = jax.grad(objective, has_aux=True)(params)
+        return gradient, (sums, balance)
+
+    def step(
+        state: TrainState, batch: Batch, choices: Choice | None, key: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        inputs = (batch, choices, jnp.arange(batch["source"].shape[0]))
+
+        def one(inputs):
+            batch, choice, i = inputs
+            return micro_batch(state.params, batch, choice, jax.random.fold_in(key, i))
+
+        # No collective in here: devices may be at different subnets. One micro-batch needs no
+        # loop, and more share one compiled body.
+        if inputs[2].size == 1:
+            total = one(jax.tree.map(lambda x: x[0], inputs))
+        else:
+            shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], inputs))
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            zeros = jax.lax.pcast(zeros, AXIS, to="varying")
+            total, _ = jax.lax.scan(
+                lambda total, inputs: (jax.tree.map(jnp.add, total, one(inputs)), None),
+                zeros,
+                inputs,
+            )
+        source_tokens = jnp.sum(batch["source"] != PAD_ID).astype(jnp.float32)
+        (gradient, (sums, balance)), source_tokens = jax.lax.psum((total, source_tokens), AXIS)
+        tokens = jnp.maximum(sums.tokens, 1)
+        gradient = jax.tree.map(lambda g: g / tokens, gradient)
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        metrics = StepMetrics(
+            loss=sums.loss / tokens,
+            nll=sums.nll / tokens,
+            load_balance=balance / tokens,
+            target_tokens=sums.tokens,
+            source_tokens=source_tokens,
+            gradient_norm=jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient))),
+        )
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def make_eval_step(model: Transformer) -> Callable[..., LossSums]:
+    """Loss sums (without smoothing or dropout) of one device's batch, summed over devices.
+
+    The function takes (params, batch, choice) with (rows, time) ids; it runs under axis `AXIS`.
+    """
+
+    def step(params: Any, batch: Batch, choice: Choice | None) -> LossSums:
+        sums, _ = batch_loss(model, params, batch, choice, None, 0.0)
+        return jax.lax.psum(sums, AXIS)
+
+    return step

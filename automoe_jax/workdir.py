@@ -1,0 +1,118 @@
+"""Folders of a run: what made them is written down, and nothing else may continue them."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from automoe_jax import __version__, files
+from automoe_jax.errors import UserError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+# Fields that change what a run says, not what it computes.
+_FREE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
+
+
+def resolve(path: str | Path) -> Path:
+    """The absolute path of a workdir; `UserError` where it cannot be one."""
+    if not str(path):
+        raise UserError("--workdir is empty; name a folder for the run")
+    folder = Path(path).expanduser().absolute()
+    for part in (folder, *folder.parents):
+        if part.exists():
+            if not part.is_dir():
+                raise UserError(
+                    f"--workdir {path}: {part} is a file, not a folder; choose another name"
+                )
+            if not os.access(part, os.W_OK | os.X_OK):
+                raise UserError(f"--workdir {path}: {part} cannot be written to")
+            break
+    return folder
+
+
+def claim(folder: Path, kind: str, config: dict[str, Any]):
+    """Starts or continues a folder.
+
+    Writes `manifest.json` (kind, config, versions, host, when) where there is none.
+
+    Args:
+      folder: the workdir or one of its sub-folders.
+      kind: what it holds.
+      config: everything that decides its content, as JSON.
+
+    Raises:
+      UserError: the folder was made with another config; names the first field that differs.
+    """
+    path = folder / MANIFEST
+    if path.exists():
+        manifest = read(folder, kind)
+        difference = _first_difference(manifest["config"], _as_json(config), "")
+        if difference:
+            raise UserError(
+                f"{folder} was made with another config: {difference}; use the same config, or "
+                "another --workdir"
+            )
+        return
+    write(folder, kind, {"config": _as_json(config)})
+
+
+def write(folder: Path, kind: str, content: dict[str, Any]):
+    """Writes a manifest: `content` with versions, host and time."""
+    manifest = {
+        "version": VERSION,
+        "kind": kind,
+        **content,
+        "versions": {
+            "automoe_jax": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+        },
+        "host": {"name": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    files.write_json(folder / MANIFEST, manifest)
+
+
+def read(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a folder; `UserError` where it is missing or of another kind."""
+    path = folder / MANIFEST
+    manifest = files.read_json(path, f"{kind} manifest")
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+        raise UserError(f"{path} is not a manifest of version {VERSION}")
+    if manifest.get("kind") != kind:
+        raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}")
+    return manifest
+
+
+def _as_json(value: Any) -> Any:
+    """The value as JSON gives it back: tuples become lists, dataclasses objects."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(k): _as_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(v) for v in value]
+    return value
+
+
+def _first_difference(old: Any, new: Any, where: str) -> str:
+    """`field is A there and B here`, or nothing."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if key in _FREE:
+                continue
+            name = f"{where}.{key}" if where else key
+            difference = _first_difference(old.get(key), new.get(key), name)
+            if difference:
+                return difference
+        return ""
+    return "" if old == new else f"{where} is {_short(old)} there and {_short(new)} here"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
