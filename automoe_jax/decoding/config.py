@@ -1,0 +1,26 @@
+"""Group `export` of a config."""
+
+import dataclasses
+
+from automoe_jax.errors import UserError
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Attributes:
+    beam_sizes: beam sizes that the export can run; each is a program of its own.
+    platforms: what the programs run on: cpu, cuda, rocm, tpu.
+    """
+
+    beam_sizes: tuple[int, ...] = (1, 4, 5)
+    platforms: tuple[str, ...] = ("cpu",)
+
+    def __post_init__(self):
+        if not self.beam_sizes or any(b < 1 for b in self.beam_sizes):
+            raise UserError(f"export.beam_sizes is {self.beam_sizes}; positive sizes are needed")
+        if not self.platforms or any(p not in PLATFORMS for p in self.platforms):
+            raise UserError(
+                f"export.platforms is {self.platforms}; allowed: {', '.join(PLATFORMS)}"
+            )

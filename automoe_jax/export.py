@@ -1,0 +1,120 @@
+"""Writes a stand-alone subnet as a folder that translates without the training code.
+
+The folder holds `manifest.json` (what it is), `subnet.json`, `weights.safetensors`, one serialized
+`jax.export` program per beam size and, where there is one, `tokenizer/`. No pickle.
+"""
+
+import functools
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from safetensors.numpy import save_file
+
+from automoe_jax import files, subnet_files, workdir
+from automoe_jax.decoding import beam
+from automoe_jax.decoding.config import ExportConfig
+from automoe_jax.decoding.model import Spec
+from automoe_jax.decoding.translator import KIND, PROGRAM, WEIGHTS
+from automoe_jax.decoding.weights import Weights, prepare
+from automoe_jax.extract import Params
+from automoe_jax.subnet import to_json
+
+
+def export(
+    params: Params,
+    spec: Spec,
+    config: ExportConfig,
+    folder: Path,
+    origin: str,
+    tokenizer: Path | None = None,
+    languages: tuple[str, str] | None = None,
+    samples: Sequence[str] = (),
+    scores: dict[str, Any] | None = None,
+):
+    """Writes an export, beside its name and then renamed.
+
+    Args:
+      params: of `Transformer(arch=spec.subnet)`.
+      spec: the architecture and its base widths.
+      config: beam sizes and platforms.
+      folder: where; an export that is there is replaced.
+      origin: where the weights come from, in words, for the manifest.
+      tokenizer: folder to copy; None for an export that is run on token ids.
+      languages: source and target.
+      samples: source sentences for benchmarking on real text.
+      scores: what is known of its quality, for the manifest.
+    """
+    weights = prepare(params, spec.subnet)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for n_beams in config.beam_sizes:
+        path = temporary / PROGRAM.format(n_beams)
+        path.write_bytes(program(weights, spec, n_beams, config.platforms))
+    save_file(weights, temporary / WEIGHTS)
+    subnet_files.save(spec.subnet, temporary / "subnet.json")
+    if tokenizer is not None:
+        shutil.copytree(tokenizer, temporary / "tokenizer")
+    workdir.write(
+        temporary,
+        KIND,
+        {
+            "subnet": to_json(spec.subnet),
+            "base_dims": [spec.encoder_base_dim, spec.decoder_base_dim],
+            "vocab_size": int(weights["embedding"].shape[0]),
+            "beam_sizes": list(config.beam_sizes),
+            "platforms": list(config.platforms),
+            "quantization": "none (fp32)",
+            "tokenizer": None if tokenizer is None else _tokenizer_kind(tokenizer),
+            "languages": None if languages is None else list(languages),
+            "weights_from": origin,
+            "weights_bytes": sum(w.nbytes for w in weights.values()),
+            "samples": list(samples),
+            "scores": scores or {},
+        },
+    )
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(temporary, folder)
+
+
+def _tokenizer_kind(folder: Path) -> str:
+    return files.read_json(folder / "tokenizer.json", "tokenizer")["kind"]
+
+
+def program(weights: Weights, spec: Spec, n_beams: int, platforms: Sequence[str]) -> bytes:
+    """The serialized program: one for all batch sizes, source lengths and cache times.
+
+    It takes (weights, source ids (b, s), arange (t,), minimum length, maximum length, length
+    penalty) and returns a dict of the fields of `beam.Result`.
+    """
+
+    def run(weights, source_BS, time_T, min_length, max_length, length_penalty):
+        search = functools.partial(beam.search, weights, spec, n_beams)
+        return search(source_BS, time_T, min_length, max_length, length_penalty)._asdict()
+
+    b, s, t = jax_export.symbolic_shape("b, s, t")
+    ints, floats = jnp.int32, jnp.float32
+    arguments = (
+        {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
+        jax.ShapeDtypeStruct((b, s), ints),
+        jax.ShapeDtypeStruct((t,), ints),
+        jax.ShapeDtypeStruct((), ints),
+        jax.ShapeDtypeStruct((), ints),
+        jax.ShapeDtypeStruct((), floats),
+    )
+    exported = jax_export.export(jax.jit(run), platforms=list(platforms))(*arguments)
+    return bytes(exported.serialize())
+
+
+def random_params(abstract: Any, seed: int) -> Any:
+    """Weights of the right shapes, for timing an architecture that nobody has trained."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(scale=0.05, size=x.shape).astype(np.float32), abstract)

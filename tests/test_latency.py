@@ -1,0 +1,105 @@
+"""The latency protocol and the process that times."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import elastic_space, random_params
+
+from automoe_jax.decoding.config import ExportConfig
+from automoe_jax.decoding.model import Spec
+from automoe_jax.errors import UserError
+from automoe_jax.export import export
+from automoe_jax.extract import extract
+from automoe_jax.latency import LatencyConfig, Timer, available_cpus, ratio, summarise, trim
+from automoe_jax.timing import SubnetTimer
+
+SPACE = elastic_space(qkv_dim=32)
+HULL = SPACE.hull()
+QUICK = LatencyConfig(runs=5, warmup=1, source_length=8, target_length=6, beam_size=2)
+
+
+def write(subnet, folder, beam_size):
+    params = jax.tree.map(np.asarray, extract(random_params(SPACE), subnet, HULL))
+    spec = Spec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
+    export(params, spec, ExportConfig((beam_size,)), folder, "random")
+
+
+def test_protocol_drops_a_tenth_at_both_ends():
+    times = [100.0, 1.0, *range(10, 18)]  # ten runs: one goes at each end
+    assert trim(times).tolist() == list(range(10, 18))
+    assert summarise(times).mean_ms == pytest.approx(13.5)
+    assert summarise(times).min_ms == 1.0
+    assert summarise([5.0]).mean_ms == 5.0
+    assert len(trim(range(300))) == 240
+
+
+def test_ratio_and_its_interval():
+    rng = np.random.default_rng(0)
+    drift = 1 + 0.5 * np.sin(np.arange(200) / 20)  # the machine slows and recovers
+    base = 10 * drift * rng.normal(1, 0.02, 200)
+    other = 7 * drift * rng.normal(1, 0.02, 200)
+    value, low, high = ratio(other, base)
+    assert value == pytest.approx(0.7, abs=0.01)
+    assert low < value < high
+    assert high - low < 0.02
+
+
+def test_names_of_measurements():
+    assert LatencyConfig().name == "gold, 300 runs"
+    assert LatencyConfig(runs=100).name == "partially gold, 100 runs"
+    assert LatencyConfig(runs=7).name == "7 runs"
+
+
+def test_timer_times_exports_in_turns(tmp_path):
+    for name, subnet in (("small", SPACE.smallest()), ("large", SPACE.largest())):
+        write(subnet, tmp_path / name, 2)
+    with Timer(threads=1) as timer:
+        assert timer.threads == 1
+        times = timer.time([tmp_path / "large", tmp_path / "small"], QUICK)
+        assert [len(t) for t in times] == [5, 5]
+        assert min(min(t) for t in times) > 0
+        repeated = timer.time([tmp_path / "small"], dataclasses.replace(QUICK, words="repeated"))
+        assert len(repeated[0]) == 5
+        with pytest.raises(UserError, match="beam size 9 is not in export"):
+            timer.time([tmp_path / "small"], dataclasses.replace(QUICK, beam_size=9))
+        with pytest.raises(UserError, match="does not exist"):
+            timer.time([tmp_path / "none"], QUICK)
+        with pytest.raises(UserError, match="no tokenizer"):
+            timer.time([tmp_path / "small"], QUICK, ["a sentence"])
+        assert len(timer.time([tmp_path / "small"], QUICK)[0]) == 5  # it is still there
+
+
+def test_more_threads_than_cpus():
+    with pytest.raises(UserError, match="this machine lets us use"):
+        Timer(threads=len(available_cpus()) + 1)
+
+
+class ScriptedTimer:
+    """Answers with prepared times: the candidate's and the reference's."""
+
+    threads = 1
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def time(self, exports, config, sentences=None):
+        return self.answers.pop(0)
+
+    def close(self):
+        pass
+
+
+def test_drift_is_corrected(tmp_path, monkeypatch):
+    answers = [[[10.0] * 10], [[30.0] * 10, [20.0] * 10]]  # at twice the reference's first time
+    monkeypatch.setattr("automoe_jax.timing.Timer", lambda *a: ScriptedTimer(answers))
+
+    def no_export(subnet, folder, beam_size):
+        folder.mkdir(parents=True)
+
+    timer = SubnetTimer(QUICK, 10, no_export, SPACE.smallest(), None, tmp_path / "t")
+    assert timer.measure(SPACE.smallest()) == 10.0
+    assert timer.measure(SPACE.largest()) == pytest.approx(15.0)
+    timer.close()
+    assert not (tmp_path / "t").exists()
