@@ -1,0 +1,128 @@
+"""All settings of a run: dataclasses inside, ml_collections at the boundary.
+
+The defaults stand in the dataclasses alone; `base()` makes a ConfigDict of them, a file in
+`configs/` changes some, flags change others, and `resolve` makes dataclasses again.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from automoe_jax.data.corpus import DataConfig
+from automoe_jax.data.tokenizer import TokenizerConfig
+from automoe_jax.decoding.config import ExportConfig
+from automoe_jax.errors import UserError
+from automoe_jax.latency import LatencyConfig
+from automoe_jax.pipeline_config import PipelineConfig
+from automoe_jax.search.config import ConstraintConfig, SearchConfig
+from automoe_jax.space import SearchSpace
+from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One attribute per group of a config file.
+
+    Attributes:
+      seed: of everything random.
+      data: the corpus.
+      tokenizer: the vocabulary.
+      space: the search space.
+      model: dropout.
+      training: of the supernet.
+      sampling: of subnets during it.
+      subnet_training: of a stand-alone subnet.
+      search: the algorithm.
+      constraint: its limits.
+      latency: how latency is measured.
+      export: what an export holds.
+      pipeline: how the phases are put together.
+    """
+
+    seed: int
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    space: SearchSpace
+    model: ModelConfig
+    training: TrainingConfig
+    sampling: SamplingConfig
+    subnet_training: TrainingConfig
+    search: SearchConfig
+    constraint: ConstraintConfig
+    latency: LatencyConfig
+    export: ExportConfig
+    pipeline: PipelineConfig
+
+    def groups(self, *names: str) -> dict[str, Any]:
+        """The named groups, for a manifest."""
+        return {name: getattr(self, name) for name in names}
+
+
+_DEFAULTS = RunConfig(
+    seed=0,
+    data=DataConfig("phrases", "en", "de"),
+    tokenizer=TokenizerConfig(),
+    space=SearchSpace(),
+    model=ModelConfig(),
+    training=TrainingConfig(),
+    sampling=SamplingConfig(),
+    subnet_training=TrainingConfig(),
+    search=SearchConfig(),
+    constraint=ConstraintConfig(),
+    latency=LatencyConfig(),
+    export=ExportConfig(),
+    pipeline=PipelineConfig(),
+)
+
+
+def base() -> Any:
+    """A `ConfigDict` with every default: the paper's settings on the `phrases` corpus."""
+    return ConfigDict(dataclasses.asdict(_DEFAULTS))
+
+
+def resolve(config: ConfigDict) -> RunConfig:
+    """The settings of a config, checked.
+
+    Raises:
+      UserError: a group or field is unknown, of the wrong type, or out of range.
+    """
+    fields = {f.name: f.type for f in dataclasses.fields(RunConfig)}
+    for name in config:
+        if name not in fields:
+            raise UserError(f"config.{name} is not a group; groups: {', '.join(fields)}")
+    values = {}
+    for name in fields:
+        if name not in config:
+            raise UserError(
+                f"config.{name} is missing; start the file from automoe_jax.config.base()"
+            )
+        value = config[name]
+        if name == "seed":
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise UserError(f"config.seed is {value!r}; an integer of at least 0 is needed")
+            values[name] = value
+        else:
+            values[name] = _group(name, type(getattr(_DEFAULTS, name)), value)
+    return RunConfig(**values)
+
+
+def _group(name: str, kind: type, group: Any):
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    defaults = getattr(_DEFAULTS, name)
+    values = {}
+    for field, given in group.items():
+        if field not in known:
+            raise UserError(f"config.{name}.{field} is not a field; fields: {', '.join(known)}")
+        value, wanted = given, type(getattr(defaults, field))
+        if wanted is tuple and isinstance(value, list | int):
+            value = (value,) if isinstance(value, int) else tuple(value)
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise UserError(
+                f"config.{name}.{field} is {value!r}; a {wanted.__name__} is needed, as "
+                f"{getattr(defaults, field)!r}"
+            )
+        values[field] = value
+    return kind(**values)

@@ -1,0 +1,221 @@
+"""The phases of a run, each from the files of those before it to its own folder."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from automoe_jax import evaluate, prepare, workdir
+from automoe_jax.config import RunConfig
+from automoe_jax.data.tokenizer import Tokenizer
+from automoe_jax.decoding.config import ExportConfig
+from automoe_jax.decoding.model import Spec
+from automoe_jax.errors import UserError
+from automoe_jax.export import export, random_params
+from automoe_jax.extract import Params, extract
+from automoe_jax.progress import Progress
+from automoe_jax.subnet import Subnet, from_json, to_json
+from automoe_jax.training import loop
+from automoe_jax.training.loop import Trained
+
+SUPERNET, SUBNET, SEARCH, EXPORT = "supernet", "subnet", "search", "export"
+CACHE = ".jax_cache"  # compiled programs
+# Sentences kept in an export for benchmarking on real text.
+N_SAMPLES = 32
+
+
+def open_run(config: RunConfig, folder: str | Path) -> Path:
+    """Starts or continues a workdir; `UserError` where it belongs to another config."""
+    path = workdir.resolve(folder)
+    common = config.groups("seed", "data", "tokenizer", "space", "model")
+    _claim(path, "run", common)
+    return path
+
+
+def _claim(folder: Path, kind: str, content: dict[str, Any]):
+    """`workdir.claim` by the first process; the others wait for it."""
+    if jax.process_index() == 0:
+        workdir.claim(folder, kind, content)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"claim {folder}")
+
+
+def prepare_run(
+    config: RunConfig, run: Path, progress: Progress, init_from: Path | None = None
+) -> prepare.Prepared:
+    """Corpus, tokenizer and token ids.
+
+    Args:
+      config: of the run.
+      run: workdir.
+      progress: told of it.
+      init_from: a run whose tokenizer is taken over, because its weights will be.
+    """
+    tokenizer = None if init_from is None else init_from / "tokenizer"
+    return prepare.prepare(config.data, config.tokenizer, run, progress, tokenizer)
+
+
+def trained(config: RunConfig, vocab_size: int, subnet: Subnet | None = None) -> Trained:
+    return Trained(config.space, vocab_size, config.model, subnet)
+
+
+def train_supernet(config: RunConfig, run: Path, progress: Progress):
+    """Trains the supernet in `supernet/`, from where it stands."""
+    groups = ("seed", "data", "tokenizer", "space", "model", "training", "sampling")
+    _claim(run / SUPERNET, SUPERNET, config.groups(*groups))
+    data = prepare_run(config, run, progress)
+    loop.train(
+        trained(config, data.tokenizer.vocab_size),
+        config.training,
+        config.sampling,
+        config.seed,
+        data,
+        run / SUPERNET,
+        progress,
+    )
+
+
+def train_subnet(
+    config: RunConfig,
+    run: Path,
+    subnet: Subnet,
+    progress: Progress,
+    init_from: Path | None = None,
+    out: str = SUBNET,
+):
+    """Trains one architecture in `out/`.
+
+    Args:
+      config: of the run; its group `subnet_training` is used.
+      run: workdir.
+      subnet: must be in the space.
+      progress: told of it.
+      init_from: a run whose supernet's weights are inherited; None for fresh ones.
+      out: folder in the workdir.
+    """
+    config.space.validate(subnet)
+    groups = ("seed", "data", "tokenizer", "space", "model", "subnet_training")
+    about = {
+        **config.groups(*groups),
+        "subnet": to_json(subnet),
+        "init_from": None if init_from is None else str(init_from),
+    }
+    if init_from is not None:
+        check_same_space(config, init_from)
+    _claim(run / out, SUBNET, about)
+    data = prepare_run(config, run, progress, init_from)
+    what = trained(config, data.tokenizer.vocab_size, subnet)
+    params = None
+    if init_from is not None and loop.latest_step(run / out) is None:
+        params, step = supernet_params(config, init_from, data.tokenizer.vocab_size)
+        progress.note(f"weights inherited from {init_from / SUPERNET} at step {step:,}")
+        params = extract(params, subnet, what.hull)
+    loop.train(
+        what,
+        config.subnet_training,
+        config.sampling,
+        config.seed,
+        data,
+        run / out,
+        progress,
+        params,
+    )
+
+
+def check_same_space(config: RunConfig, other: Path):
+    """Raises `UserError` where another run's supernet does not have this config's shapes."""
+    manifest = workdir.read(other, "run")
+    theirs = manifest["config"]["space"]
+    ours = dataclasses.asdict(config.space)
+    for name, given in ours.items():
+        value = list(given) if isinstance(given, tuple) else given
+        if theirs.get(name) != value:
+            raise UserError(
+                f"--init_from {other}: its space.{name} is {theirs.get(name)}, this config's is "
+                f"{value}; weights can only be inherited within one space"
+            )
+
+
+def supernet_params(config: RunConfig, run: Path, vocab_size: int) -> tuple[Params, int]:
+    """The newest weights of a run's supernet, and their step."""
+    return loop.load_params(trained(config, vocab_size), config.training, run / SUPERNET)
+
+
+def subnet_params(config: RunConfig, run: Path, out: str = SUBNET) -> tuple[Params, Subnet, int]:
+    """The newest weights of a trained subnet, its architecture, and their step."""
+    folder = run / out
+    if not (folder / workdir.MANIFEST).exists():
+        raise UserError(f"{folder} has no trained subnet; train one with launch/train.py --subnet")
+    manifest = workdir.read(folder, SUBNET)
+    subnet = from_json(manifest["config"]["subnet"])
+    vocab_size = Tokenizer.load(run / "tokenizer").vocab_size
+    what = trained(config, vocab_size, subnet)
+    params, step = loop.load_params(what, config.subnet_training, folder)
+    return params, subnet, step
+
+
+def spec(config: RunConfig, subnet: Subnet) -> Spec:
+    hull = config.space.hull()
+    return Spec(subnet, hull.encoder.embed_dim, hull.decoder.embed_dim)
+
+
+def export_params(
+    config: RunConfig,
+    run: Path,
+    params: Params,
+    subnet: Subnet,
+    folder: Path,
+    origin: str,
+    scores: dict[str, Any] | None = None,
+):
+    """Exports weights of a run with its tokenizer and some of its sentences."""
+    valid = prepare.corpus_split(config.data, run, "valid")
+    samples, _ = evaluate.read_split(valid, N_SAMPLES)
+    export(
+        params,
+        spec(config, subnet),
+        config.export,
+        folder,
+        origin,
+        run / "tokenizer",
+        (config.data.source_lang, config.data.target_lang),
+        samples,
+        scores,
+    )
+
+
+def export_random(config: RunConfig, subnet: Subnet, folder: Path, vocab_size: int):
+    """Exports an architecture with random weights and no tokenizer: for timing only."""
+    what = trained(config, vocab_size, subnet)
+    abstract = loop.abstract_state(what, config.subnet_training, config.seed).params
+    params = random_params(abstract, config.seed)
+    export(params, spec(config, subnet), config.export, folder, "random")
+
+
+class Inherited:
+    """Exports subnets with the supernet's weights, for timing and comparing."""
+
+    def __init__(self, config: RunConfig, run: Path, params: Params, origin: str):
+        self._config, self._run, self._params, self._origin = config, run, params, origin
+
+    def params(self, subnet: Subnet) -> Params:
+        """Weights of a subnet, as NumPy."""
+        own = extract(self._params, subnet, self._config.space.hull())
+        return jax.tree.map(np.asarray, own)
+
+    def export(self, subnet: Subnet, folder: Path, beam_sizes: Sequence[int] = ()):
+        """A whole export; `beam_sizes` in place of the config's where given."""
+        config = self._config
+        if beam_sizes:
+            programs = ExportConfig(tuple(beam_sizes), config.export.platforms)
+            config = dataclasses.replace(config, export=programs)
+        export_params(config, self._run, self.params(subnet), subnet, folder, self._origin)
+
+    def export_for_timing(self, subnet: Subnet, folder: Path, beam_size: int):
+        """The program of one beam size and the weights; no tokenizer."""
+        programs = ExportConfig((beam_size,), self._config.export.platforms)
+        export(self.params(subnet), spec(self._config, subnet), programs, folder, self._origin)

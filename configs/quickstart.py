@@ -1,0 +1,66 @@
+"""The whole way in minutes on two CPU cores, without a download.
+
+python launch/pipeline.py --config configs/quickstart.py
+"""
+
+from automoe_jax.config import base
+
+
+def get_config():
+    config = base()
+    config.data.kind = "phrases"
+    config.data.train_pairs = 30_000
+    config.data.valid_pairs = 400
+    config.data.test_pairs = 300
+    config.data.max_length = 64
+    config.tokenizer.vocab_size = 2_000
+    config.tokenizer.split_digits = True
+    config.tokenizer.max_sentences = 40_000
+
+    space = config.space
+    space.qkv_dim = 128
+    space.encoder_embed_dims = (96, 128)
+    space.decoder_embed_dims = (96, 128)
+    space.encoder_depths = (2,)
+    space.decoder_depths = (1, 2, 3)
+    space.encoder_heads = space.decoder_self_heads = space.decoder_cross_heads = (2, 4)
+    space.cross_spans = (1, 2)
+    space.encoder_experts = space.decoder_experts = (1, 2, 3)
+    space.encoder_ffn_dims = space.decoder_ffn_dims = (128, 256, 384)
+
+    config.model.dropout = 0.0  # the corpus has no end
+    config.model.attention_dropout = 0.0
+    training = config.training
+    training.steps = 700
+    training.warmup_steps = 100
+    training.peak_rate = 3e-3
+    training.tokens_per_batch = 1024
+    training.batches_per_step = 1
+    training.buckets = 2
+    training.eval_every = 0
+    training.eval_pairs = 200
+    training.eval_subnets = 2
+    training.checkpoint_every = 250
+
+    subnet = config.subnet_training
+    subnet.update(training)
+    subnet.steps = 150
+    subnet.warmup_steps = 20
+    subnet.peak_rate = 2e-3
+
+    search = config.search
+    search.iterations = 1
+    search.population = 20
+    search.parents = 5
+    search.mutations = 4
+    search.crossovers = 4
+    search.keep = 2
+    search.eval_pairs = 200
+    search.latency_runs = 30
+    config.constraint.latency_ratio = 0.7
+    config.latency.runs = 100
+
+    config.export.beam_sizes = (1, 5)
+    config.pipeline.inherit = True
+    config.pipeline.valid_sentences = 200
+    return config

@@ -1,0 +1,19 @@
+"""WMT'14 English-German, the paper's setting.
+
+python launch/train.py --config configs/wmt14.py
+python launch/train.py --config configs/wmt14.py --dry_run
+
+The paper trains for 40,000 steps of 128 x 4,096 tokens on 16 V100 GPUs (section 4.1). For French:
+--config.data.name=wmt14_translate/fr-en --config.data.target_lang=fr.
+"""
+
+from automoe_jax.config import base
+
+
+def get_config():
+    config = base()
+    config.data.kind = "tfds"
+    config.data.name = "wmt14_translate/de-en"
+    config.data.max_length = 175
+    config.constraint.latency_ratio = 0.5
+    return config

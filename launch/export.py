@@ -1,0 +1,69 @@
+"""Exports a subnet as a folder that translates on its own.
+
+python launch/export.py --config FILE --workdir DIR                        # the trained subnet
+python launch/export.py --config FILE --workdir DIR --subnet best_1.json   # inherited weights
+python launch/export.py --config FILE --subnet x.json --random_weights --out x
+"""
+
+from pathlib import Path
+
+import common
+from absl import flags
+from ml_collections import config_flags
+
+from automoe_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+_SUBNET = flags.DEFINE_string(
+    "subnet", None, "subnet file to export with the supernet's weights; without it, the run's "
+    "trained subnet"
+)  # fmt: skip
+_TRAINED = flags.DEFINE_string("trained", "subnet", "folder in the workdir of a trained subnet")
+_OUT = flags.DEFINE_string("out", None, "folder to write (default: export/ in the workdir)")
+_RANDOM = flags.DEFINE_bool(
+    "random_weights", False, "export --subnet with random weights and no tokenizer, for timing"
+)
+
+
+def main():
+    common.set_jax_defaults()
+    config = common.load_config(_CONFIG)
+    import jax  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+
+    from automoe_jax import phases, subnet_files, workdir  # noqa: PLC0415
+    from automoe_jax.data.tokenizer import Tokenizer  # noqa: PLC0415
+    from automoe_jax.extract import extract  # noqa: PLC0415
+
+    subnet = None
+    if _SUBNET.value:
+        subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim)
+        config.space.validate(subnet)
+    if _RANDOM.value:
+        if subnet is None or not _OUT.value:
+            raise UserError("--random_weights needs --subnet and --out")
+        out = workdir.resolve(_OUT.value)
+        phases.export_random(config, subnet, out, config.tokenizer.vocab_size)
+        print(f"exported with random weights: {out}")
+        return
+
+    run = workdir.resolve(_WORKDIR.value or common.default_workdir())
+    if not (run / workdir.MANIFEST).exists():
+        raise UserError(f"--workdir {run} is not a run; train one with launch/train.py")
+    run = phases.open_run(config, run)
+    if subnet is None:
+        params, subnet, step = phases.subnet_params(config, run, _TRAINED.value)
+        origin = f"trained subnet, step {step}"
+    else:
+        vocab_size = Tokenizer.load(run / "tokenizer").vocab_size
+        params, step = phases.supernet_params(config, run, vocab_size)
+        params = jax.tree.map(np.asarray, extract(params, subnet, config.space.hull()))
+        origin = f"supernet, step {step}"
+    out = workdir.resolve(_OUT.value) if _OUT.value else Path(run) / phases.EXPORT
+    phases.export_params(config, run, params, subnet, out, origin)
+    print(f"exported ({origin}): {out}")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,171 @@
+"""The programs: mistakes get one line and exit code 2, and describe counts what it should."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from automoe_jax import subnet_files
+from automoe_jax.space import SearchSpace
+
+QUICK = ["--config", "configs/quickstart.py"]
+
+
+def launch(program: str, *args: str, stdin: bytes | None = None) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env.pop("XLA_FLAGS", None)
+    return subprocess.run(
+        [sys.executable, f"launch/{program}.py", *args],
+        cwd=ROOT, input=stdin, capture_output=True, env=env, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def mistake(program: str, *args: str, stdin: bytes | None = None) -> str:
+    """The one line that a mistake is answered with."""
+    result = launch(program, *args, stdin=stdin)
+    error = result.stderr.decode().rstrip("\n")
+    assert result.returncode == 2, error
+    assert "Traceback" not in error
+    lines = error.splitlines()
+    assert lines[-1].startswith(f"{program}.py: ")
+    assert len(lines) == 1, error
+    return lines[-1]
+
+
+def text_run(tmp_path: Path) -> list[str]:
+    """Flags of a tiny run on a folder of text that is in order."""
+    folder = tmp_path / "text"
+    folder.mkdir(exist_ok=True)
+    for split, lang in (("train", "en"), ("train", "de"), ("valid", "en"), ("valid", "de")):
+        (folder / f"{split}.{lang}").write_text("ein zwei drei\nvier fünf\n" * 20)
+    return [
+        *QUICK, "--workdir", str(tmp_path / "run"), "--config.data.kind=parallel_text",
+        f"--config.data.path={folder}", "--config.tokenizer.vocab_size=30",
+    ]  # fmt: skip
+
+
+def test_missing_corpus_folder(tmp_path):
+    flags = text_run(tmp_path)
+    line = mistake("train", *flags, f"--config.data.path={tmp_path}/none")
+    assert "none does not exist; data.path must hold train.en" in line
+
+
+def test_misspelt_config_field(tmp_path):
+    line = mistake("train", *QUICK, "--config.training.stpes=3")
+    assert "--config.training.stpes is not a field" in line
+    assert "did you mean --config.training.steps?" in line
+    assert "invalid literal for int" in mistake("train", *QUICK, "--config.training.steps=many")
+    assert "Unknown command line flag 'confg'" in mistake("train", "--confg", "x")
+    assert "--config is missing" in mistake("train")
+    assert "none.py" in mistake("train", "--config", "configs/none.py")
+    line = mistake("train", *QUICK, "--config.training.label_smoothing=1.5")
+    assert "training.label_smoothing is 1.5" in line
+
+
+def test_subnet_outside_its_space(tmp_path):
+    path = tmp_path / "subnet.json"
+    subnet_files.save(SearchSpace().largest(), path)
+    line = mistake("train", *QUICK, "--subnet", str(path), "--workdir", str(tmp_path / "run"))
+    assert "qkv_dim is 512; the space allows 128" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_source_that_is_not_text(tmp_path):
+    flags = text_run(tmp_path)
+    (tmp_path / "text" / "train.en").write_bytes(bytes(range(256)) * 10)
+    assert "train.en is not text: line 1 has a zero byte" in mistake("train", *flags)
+    (tmp_path / "text" / "train.en.gz").write_bytes(gzip.compress(b"one line\n"))
+    (tmp_path / "text" / "train.en").unlink()
+    assert "has 1 lines but" in mistake("train", *flags)
+
+
+def test_workdir_of_another_config(tmp_path):
+    flags = text_run(tmp_path)
+    assert launch("prepare", *flags).returncode == 0
+    line = mistake("train", *flags, "--config.model.dropout=0.4")
+    assert "was made with another config: model.dropout is 0.0 there and 0.4 here" in line
+    line = mistake("train", *flags, "--config.tokenizer.vocab_size=31")
+    assert "tokenizer.vocab_size is 30 there and 31 here" in line
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "x").write_text("")
+    line = mistake("train", *QUICK, "--workdir", str(tmp_path / "x"))
+    assert "x is a file, not a folder" in line
+    line = mistake("pipeline", *QUICK, "--workdir", str(tmp_path / "x" / "run"))
+    assert "x is a file, not a folder" in line
+
+
+def test_impossible_limits(tmp_path):
+    flags = text_run(tmp_path)
+    common = [*flags, "--random_weights", "--config.constraint.latency_ratio=0"]
+    result = launch("search", *common, "--config.constraint.gflops=1e-6")
+    assert result.returncode == 2
+    line = result.stderr.decode().strip().splitlines()[-1]
+    assert "no subnet can meet gflops <= 1e-06: the smallest one has" in line
+    result = launch(
+        "search", *common, "--config.constraint.latency_ms=0.001", "--workdir",
+        str(tmp_path / "other"), "--config.search.latency_runs=3",
+    )  # fmt: skip
+    assert result.returncode == 2
+    line = result.stderr.decode().strip().splitlines()[-1]
+    assert "no subnet can meet latency_ms <= 0.001: the smallest one has" in line
+    assert "Traceback" not in result.stderr.decode()
+
+
+def test_searching_before_training(tmp_path):
+    result = launch("search", *text_run(tmp_path))
+    assert result.returncode == 2
+    assert b"has no checkpoint; train it first" in result.stderr
+
+
+def test_export_and_translation_mistakes(tmp_path):
+    assert "--export is missing" in mistake("translate")
+    assert "does not exist" in mistake("translate", f"--export={tmp_path}/none", stdin=b"a\n")
+    assert "zero byte" in mistake("translate", "--export=x", stdin=b"a\0b")
+    assert "does not exist" in mistake("benchmark", f"--export={tmp_path}/none")
+    assert "either --workdir, or --source" in mistake("evaluate", "--export=x", "--source=a")
+    assert "unexpected argument 'x'" in mistake("describe", "x")
+
+
+def test_describe(tmp_path, shared):
+    models = json.loads((shared / "published/hat_wmt14_ende.json").read_text())["models"]
+    model = models["HAT_wmt14ende_xeon@450.9ms_bleu@28.5"]
+    path = tmp_path / "hat.json"
+    path.write_text(json.dumps(model["subnet"]))
+    result = launch("describe", f"--subnet={path}", "--json", "--config", "configs/wmt14.py")
+    counts = json.loads(result.stdout)
+    assert round(counts["params"] / 1e6, 2) == 56.73
+    assert round(counts["flops"] / 1e9, 2) == 3.53
+    assert {"active_params", "sparsity", "sparsity_supernet", "layers"} <= counts.keys()
+    shorter = json.loads(
+        launch("describe", f"--subnet={path}", "--json", "--sentence_length=10").stdout
+    )
+    assert shorter["flops"] < counts["flops"] / 2.9
+    table = launch("describe", f"--subnet={path}").stdout.decode()
+    assert "decoder.5" in table
+    assert "3.5319 G" in table
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "prepare",
+        "train",
+        "search",
+        "export",
+        "benchmark",
+        "translate",
+        "evaluate",
+        "describe",
+        "pipeline",
+    ],
+)
+def test_help(program):
+    result = launch(program, "--help")
+    assert f"launch/{program}.py" in result.stdout.decode()

@@ -1,0 +1,129 @@
+"""The whole way on a tiny scale, killed and started again."""
+
+import json
+
+import pytest
+from conftest import shipped_config
+
+from automoe_jax import pipeline, subnet_files
+from automoe_jax.config import base, resolve
+from automoe_jax.decoding.translator import Translator
+from automoe_jax.errors import UserError
+from automoe_jax.progress import Silent
+
+
+def tiny_config(**constraint):
+    config = base()
+    config.data.update(train_pairs=400, valid_pairs=40, test_pairs=12, max_length=60)
+    config.tokenizer.update(vocab_size=300, split_digits=True)
+    config.space.update(
+        qkv_dim=8, encoder_embed_dims=(8, 12), decoder_embed_dims=(8,), encoder_depths=(1,),
+        decoder_depths=(1, 2), encoder_heads=(1, 2), decoder_self_heads=(2,),
+        decoder_cross_heads=(2,), cross_spans=(1,), encoder_experts=(1, 2), decoder_experts=(1, 2),
+        encoder_ffn_dims=(8, 16), decoder_ffn_dims=(8, 16),
+    )  # fmt: skip
+    config.training.update(
+        steps=8, warmup_steps=2, tokens_per_batch=256, batches_per_step=4, buckets=1, log_every=2,
+        eval_every=0, eval_pairs=20, eval_subnets=1, checkpoint_every=4,
+    )  # fmt: skip
+    config.subnet_training.update(config.training, steps=4)
+    config.search.update(
+        iterations=2, population=6, parents=2, mutations=2, crossovers=2, keep=2, eval_pairs=20,
+        latency_runs=3,
+    )  # fmt: skip
+    config.constraint.update(constraint or {"gflops": 2.5e-4})
+    config.latency.update(runs=6, warmup=1, source_length=8, target_length=6, beam_size=2)
+    config.export.beam_sizes = (2,)
+    config.pipeline.update(inherit=True, valid_sentences=6)
+    return resolve(config)
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+class KillAt(Silent):
+    """Kills the run when a note contains some words."""
+
+    def __init__(self, words: str):
+        self._words = words
+
+    def note(self, text: str):
+        if self._words in text:
+            raise Killed
+
+
+def test_pipeline_survives_kills(tmp_path):
+    config = tiny_config()
+    for words in ("train: ", "iteration 1", "finalist 2: validation", "measuring latency"):
+        with pytest.raises(Killed):
+            pipeline.run(config, tmp_path, KillAt(words))
+    history = (tmp_path / "search" / "history.jsonl").read_text().splitlines()
+    results = pipeline.run(config, tmp_path, Silent())
+    # What was scored before the kills was not scored again.
+    assert len({json.dumps(json.loads(x)["subnet"]) for x in history}) == len(history)
+
+    assert [row["name"] for row in results["rows"]] == [
+        "largest", "smallest", "random within the limit", "searched",
+    ]  # fmt: skip
+    limit = 2.5e-4
+    by_name = {row["name"]: row for row in results["rows"]}
+    assert by_name["searched"]["flops"] / 1e9 <= limit < by_name["largest"]["flops"] / 1e9
+    assert by_name["random within the limit"]["flops"] / 1e9 <= limit
+    assert all(row["latency"]["runs"] == 6 for row in results["rows"])
+    assert 0 <= results["test"]["bleu"] <= 100
+    assert results["random"]["count"] == 6
+
+    for name in (
+        "search/best_1.json",
+        "report/index.html",
+        "report/search.png",
+        "search/search.png",
+    ):
+        assert (tmp_path / name).stat().st_size > 0
+    best = subnet_files.load(tmp_path / "search" / "best_1.json")
+    config.space.validate(best)
+    translator = Translator.load(tmp_path / "export")
+    assert translator.manifest["scores"]["test"]["bleu"] == results["test"]["bleu"]
+    assert len(translator.translate(["Today is Monday."], beam_size=2)) == 1
+
+    # Everything is done: again costs nothing and changes nothing.
+    assert pipeline.run(config, tmp_path, KillAt("step ")) == results
+    with pytest.raises(UserError, match=r"constraint\.gflops is 0\.00025 there"):
+        pipeline.run(tiny_config(gflops=1e-3), tmp_path, Silent())
+
+
+def test_search_under_a_measured_limit(tmp_path):
+    """Latency as a share of the largest subnet's, timed, verified, and written down."""
+    config = tiny_config(latency_ratio=0.999)
+    results = pipeline.run(config, tmp_path, Silent())
+    result = json.loads((tmp_path / "search" / "result.json").read_text())
+    assert result["best"][0]["verified"]["ratio"] <= 0.999
+    assert "corrected by" in result["limits"]["latency_ms"]["how"]
+    lines = [json.loads(x) for x in (tmp_path / "search/history.jsonl").read_text().splitlines()]
+    for line in lines:
+        constraint = line["constraints"]["latency_ms"]
+        assert 0 < constraint["value"] <= constraint["limit"]
+    assert results["limit_ratio"] == 0.999
+    assert not (tmp_path / "search" / ".timing").exists()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "multi30k", "wmt14", "wmt19"])
+def test_shipped_configs_resolve(name):
+    config = shipped_config(name)
+    config.space.validate(config.space.largest())
+
+
+def test_config_mistakes():
+    def message(group, field, value):
+        config = base()
+        config[group].unlock()
+        config[group][field] = value
+        with pytest.raises(UserError) as e:
+            resolve(config)
+        return str(e.value)
+
+    assert "config.training.steps is 'x'" in message("training", "steps", "x")
+    assert "config.training.stps is not a field" in message("training", "stps", 1)
+    assert "steps is 0" in message("training", "steps", 0)
+    assert "data.kind is 'x'" in message("data", "kind", "x")
