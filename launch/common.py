@@ -30,6 +30,9 @@ _EVERY = 10.0
 def run(main: Callable[[], Any]):
     """Parses the flags and runs `main`; a user's mistake is one line and exit code 2."""
     try:
+        if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+            print(_help())
+            return
         rest = _parse(sys.argv)
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; options start with --")
@@ -49,6 +52,17 @@ def fail(text: str):
     sys.exit(2)
 
 
+def _help() -> str:
+    """What the program does, its options, and the fields that `--config.` takes."""
+    about = sys.modules["__main__"].__doc__ or ""
+    options = flags.FLAGS.main_module_help().replace("\n\n", "\n")
+    parts = [about.strip(), "Options:" + options.split(":", 1)[1]]
+    if "config" in flags.FLAGS:
+        lines = [f"  --config.{name}={value}" for name, value in _fields().items()]
+        parts.append("Fields of --config and their defaults:\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)[1:]
@@ -64,12 +78,7 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
     """The line for a misspelt `--config.` field: which, and what there is."""
     import difflib  # noqa: PLC0415
 
-    from automoe_jax.config import base  # noqa: PLC0415
-
-    known = []
-    for group, fields in base().items():
-        names = getattr(fields, "keys", lambda: None)()
-        known += [group] if names is None else [f"{group}.{field}" for field in names]
+    known = _fields()
     for argument in argv[1:]:
         if argument.startswith("--config."):
             name = argument.removeprefix("--config.").split("=")[0]
@@ -78,6 +87,17 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
                 hint = f"; did you mean --config.{near[0]}?" if near else ""
                 return f"--config.{name} is not a field of the config{hint}"
     return f"--config: {error}"
+
+
+def _fields() -> dict[str, Any]:
+    """Default by name of every field of a config, as "training.steps"."""
+    from automoe_jax.config import base  # noqa: PLC0415
+
+    fields = {}
+    for group, values in base().items():
+        inner = values.items() if hasattr(values, "items") else None
+        fields |= {group: values} if inner is None else {f"{group}.{k}": v for k, v in inner}
+    return fields
 
 
 def load_config(holder) -> Any:
