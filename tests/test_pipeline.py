@@ -1,15 +1,19 @@
 """The whole way on a tiny scale, killed and started again."""
 
+import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 from conftest import shipped_config
 
-from automoe_jax import pipeline, subnet_files
+from automoe_jax import phases, pipeline, search_phase, subnet_files
 from automoe_jax.config import base, resolve
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.errors import UserError
 from automoe_jax.progress import Silent
+from automoe_jax.training import loop
 
 
 def tiny_config(**constraint):
@@ -96,7 +100,17 @@ def test_pipeline_survives_kills(tmp_path):
 def test_search_under_a_measured_limit(tmp_path):
     """Latency as a share of the largest subnet's, timed, verified, and written down."""
     config = tiny_config(latency_ratio=0.999)
-    results = pipeline.run(config, tmp_path, Silent())
+    search = dataclasses.replace(
+        config.search, population=3, iterations=1, parents=1, mutations=1, crossovers=1, keep=1
+    )
+    config = dataclasses.replace(config, search=search)
+    data = phases.prepare_run(config, tmp_path, Silent())
+    state = loop.initial_state(
+        phases.trained(config, data.tokenizer.vocab_size), config.training, config.seed
+    )
+    params = jax.tree.map(np.asarray, state.params)
+    found = search_phase.run_search(config, tmp_path, data, params, Silent())
+    assert found[0].verdict.ratio <= 0.999
     result = json.loads((tmp_path / "search" / "result.json").read_text())
     assert result["best"][0]["verified"]["ratio"] <= 0.999
     assert "corrected by" in result["limits"]["latency_ms"]["how"]
@@ -104,7 +118,6 @@ def test_search_under_a_measured_limit(tmp_path):
     for line in lines:
         constraint = line["constraints"]["latency_ms"]
         assert 0 < constraint["value"] <= constraint["limit"]
-    assert results["limit_ratio"] == 0.999
     assert not (tmp_path / "search" / ".timing").exists()
 
 
@@ -117,8 +130,8 @@ def test_shipped_configs_resolve(name):
 def test_config_mistakes():
     def message(group, field, value):
         config = base()
-        config[group].unlock()
-        config[group][field] = value
+        with config[group].unlocked(), config[group].ignore_type():
+            config[group][field] = value
         with pytest.raises(UserError) as e:
             resolve(config)
         return str(e.value)

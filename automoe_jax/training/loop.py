@@ -197,6 +197,11 @@ def train(
       progress: told of speed and losses.
       init_params: weights to start from instead of fresh ones.
     """
+    checkpoints = Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints)
+    start = checkpoints.latest()
+    if start is not None and start >= config.steps:
+        checkpoints.close()
+        return
     share = parallel.share()
     n_micro = micro_batches(config, share.n_devices)
     source, target = data.train.source.lengths, data.train.target.lengths
@@ -208,8 +213,6 @@ def train(
         f"padding {plan.padding:.1%}"
     )
 
-    checkpoints = Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints)
-    start = checkpoints.latest()
     if start is not None:
         state = checkpoints.restore(abstract_state(trained, config, seed), start)
         progress.note(f"resuming at step {start:,}")
@@ -218,9 +221,6 @@ def train(
         if init_params is not None:
             state = with_params(state, init_params, config)
     start = int(state.step)
-    if start >= config.steps:
-        checkpoints.close()
-        return
     state = parallel.replicate(state)
     step_fn = parallel.map_train_step(
         make_train_step(
