@@ -32,8 +32,8 @@ def get_config():
     config.model.attention_dropout = 0.0
     training = config.training
     training.steps = 700
-    training.warmup_steps = 100
-    training.peak_rate = 3e-3
+    training.warmup_steps = 60
+    training.peak_rate = 2e-3
     training.tokens_per_batch = 1024
     training.batches_per_step = 1
     training.buckets = 2
@@ -46,7 +46,8 @@ def get_config():
     subnet.update(training)
     subnet.steps = 150
     subnet.warmup_steps = 20
-    subnet.peak_rate = 2e-3
+    subnet.buckets = 1  # so short a training is not worth compiling twice for
+    subnet.peak_rate = 1.5e-3
 
     search = config.search
     search.iterations = 1
@@ -55,7 +56,7 @@ def get_config():
     search.mutations = 4
     search.crossovers = 4
     search.keep = 2
-    search.eval_pairs = 200
+    search.eval_pairs = 150
     search.latency_runs = 30
     config.constraint.latency_ratio = 0.7
     config.latency.runs = 100

@@ -44,9 +44,14 @@ def shared() -> Path:
 
 def shipped_config(name: str):
     """The settings of a file in configs/."""
+    return config_file(ROOT / "configs" / f"{name}.py")
+
+
+def config_file(path: Path):
+    """The settings of a config file."""
     from automoe_jax.config import resolve  # noqa: PLC0415
 
-    return resolve(runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]())
+    return resolve(runpy.run_path(str(path))["get_config"]())
 
 
 def elastic_space(**changes) -> SearchSpace:

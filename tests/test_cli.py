@@ -16,12 +16,14 @@ from automoe_jax.space import SearchSpace
 QUICK = ["--config", "configs/quickstart.py"]
 
 
-def launch(program: str, *args: str, stdin: bytes | None = None) -> subprocess.CompletedProcess:
+def launch(
+    program: str, *args: str, stdin: bytes | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     env.pop("XLA_FLAGS", None)
     return subprocess.run(
         [sys.executable, f"launch/{program}.py", *args],
-        cwd=ROOT, input=stdin, capture_output=True, env=env, timeout=300, check=False,
+        cwd=ROOT, input=stdin, capture_output=True, env=env, timeout=timeout, check=False,
     )  # fmt: skip
 
 

@@ -126,6 +126,7 @@ def test_search_under_a_measured_limit(tmp_path):
     )
     params = jax.tree.map(np.asarray, state.params)
     found = search_phase.run_search(config, tmp_path, data, params, Silent())
+    assert found[0].verdict is not None
     assert found[0].verdict.ratio <= 0.999
     result = json.loads((tmp_path / "search" / "result.json").read_text())
     assert result["best"][0]["verified"]["ratio"] <= 0.999
