@@ -1,0 +1,176 @@
+"""What takes minutes: tasks learned through the programs, a pod of two processes, the goals."""
+
+import json
+import math
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, config_file
+from test_cli import launch
+
+from automoe_jax import subnet_files, workdir
+from automoe_jax.data import tokens
+from automoe_jax.data.tokenizer import Tokenizer
+from automoe_jax.training import metrics
+
+pytestmark = pytest.mark.slow
+
+SMALL = """
+from automoe_jax.config import base
+
+
+def get_config():
+    config = base()
+    config.data.update(kind="parallel_text", source_lang="a", target_lang="b", max_length=32)
+    config.tokenizer.update(vocab_size=40, character_coverage=1.0)
+    config.space.update(
+        qkv_dim=64, encoder_embed_dims=(48, 64), decoder_embed_dims=(48, 64), encoder_depths=(2,),
+        decoder_depths=(1, 2), encoder_heads=(2, 4), decoder_self_heads=(2, 4),
+        decoder_cross_heads=(2, 4), cross_spans=(1, 2), encoder_experts=(1, 2),
+        decoder_experts=(1, 2), encoder_ffn_dims=(64, 128), decoder_ffn_dims=(64, 128),
+    )
+    config.model.update(dropout=0.0, attention_dropout=0.0)
+    config.training.update(
+        steps=800, warmup_steps=100, peak_rate=3e-3, tokens_per_batch=1024, batches_per_step=2,
+        buckets=1, eval_every=0, eval_pairs=100, eval_subnets=1, checkpoint_every=400,
+    )
+    config.export.beam_sizes = (1,)
+    return config
+"""
+
+
+def checked(program: str, *args: str, timeout: float = 900) -> str:
+    """Standard output of a program that ends well."""
+    result = launch(program, *args, timeout=timeout)
+    assert result.returncode == 0, result.stderr.decode()
+    return result.stdout.decode()
+
+
+def small_run(folder: Path, task: str) -> list[str]:
+    """Flags of a run on made-up lines of letters: the target repeats or sorts the source."""
+    (folder / "config.py").write_text(SMALL)
+    rng = random.Random(task)
+    for split, n in (("train", 20_000), ("valid", 200), ("test", 200)):
+        lines = [rng.choices("abcdefghijklmnopqrst", k=rng.randint(3, 10)) for _ in range(n)]
+        targets = [sorted(line) for line in lines] if task == "sort" else lines
+        for lang, side in (("a", lines), ("b", targets)):
+            (folder / f"{split}.{lang}").write_text("".join(" ".join(x) + "\n" for x in side))
+    return ["--config", str(folder / "config.py"), f"--config.data.path={folder}"]
+
+
+@pytest.mark.parametrize("task", ["copy", "sort"])
+def test_a_task_is_learned(task, tmp_path):
+    """One supernet learns it for its largest and smallest subnet alike."""
+    flags = [*small_run(tmp_path, task), "--workdir", str(tmp_path / "run")]
+    checked("train", *flags)
+    space = config_file(tmp_path / "config.py").space
+    for name, subnet in (("largest", space.largest()), ("smallest", space.smallest())):
+        subnet_files.save(subnet, tmp_path / f"{name}.json")
+        export = str(tmp_path / name)
+        checked("export", *flags, "--subnet", str(tmp_path / f"{name}.json"), "--out", export)
+        scores = json.loads(
+            checked("evaluate", "--export", export, "--workdir", str(tmp_path / "run"), "--json")
+        )
+        assert scores["sentences"] == 200
+        assert scores["bleu"] >= 95, name
+
+
+def test_two_processes_are_one_with_two_devices(tmp_path):
+    """A pod of two processes with a device each gives the losses of one process with two."""
+    flags = [*small_run(tmp_path, "copy"), "--config.training.steps=150"]
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    env.pop("XLA_FLAGS", None)
+    pod = [
+        subprocess.Popen(
+            [
+                sys.executable, "launch/train.py", *flags, f"--workdir={tmp_path}/pod",
+                f"--coordinator={address}", "--processes=2", f"--process={i}",
+            ],
+            cwd=ROOT, env=env, stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in pod:
+        _, error = process.communicate(timeout=900)
+        assert process.returncode == 0, error.decode()
+    subprocess.run(
+        [sys.executable, "launch/train.py", *flags, f"--workdir={tmp_path}/one"],
+        cwd=ROOT, check=True, capture_output=True,
+        env={**env, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    )  # fmt: skip
+    values = [
+        {
+            (line["step"], line["name"]): line["value"]
+            for line in metrics.read(tmp_path / run / "supernet")
+            if "loss" in line["name"]
+        }
+        for run in ("pod", "one")
+    ]
+    assert values[0].keys() == values[1].keys()
+    assert (150, "valid/loss_largest") in values[0]
+    for key, value in values[0].items():
+        assert value == pytest.approx(values[1][key], rel=1e-3), key
+
+
+def results_of(run: Path) -> dict:
+    return json.loads((run / "report" / "results.json").read_text())
+
+
+def within_the_limit(results: dict) -> bool:
+    """The searched subnet's measured share of the largest one's latency."""
+    searched = next(row for row in results["rows"] if row["name"] == "searched")
+    return searched["latency_ratio"][0] <= results["limit_ratio"]
+
+
+def test_quickstart_reaches_its_goals(tmp_path):
+    start = time.monotonic()
+    checked("pipeline", "--config", "configs/quickstart.py", "--workdir", str(tmp_path / "run"))
+    minutes = (time.monotonic() - start) / 60
+    results = results_of(tmp_path / "run")
+    assert results["test"]["bleu"] >= 60
+    assert results["limit_ratio"] == 0.7
+    assert within_the_limit(results)
+    assert results["random"]["count"] == 20
+    assert results["searched_loss"] < results["random"]["median_loss"]
+    assert minutes <= 8
+
+
+def test_multi30k_reaches_its_goals(tmp_path, shared):
+    """Two bits a token better than a unigram model of the training text."""
+    run = tmp_path / "run"
+    flags = [
+        "--config", "configs/multi30k.py", "--workdir", str(run),
+        f"--config.data.path={shared}/data/multi30k",
+    ]  # fmt: skip
+    checked("pipeline", *flags, timeout=3 * 3600)
+    config = workdir.read(run / "supernet", "supernet")["config"]
+    assert config["training"]["steps"] >= 2000
+    largest = json.loads((run / "search" / "result.json").read_text())["largest_loss"]
+    assert largest / math.log(2) <= unigram_bits(run) - 2
+    results = results_of(run)
+    assert within_the_limit(results)
+    assert all(row["bleu_inherited"] > 5 for row in results["rows"])
+    assert results["searched_loss"] < results["random"]["median_loss"]
+
+
+def unigram_bits(run: Path) -> float:
+    """Bits a token of the validation targets under the training targets' add-one frequencies."""
+    vocab_size = Tokenizer.load(run / "tokenizer").vocab_size
+
+    def counts(split: str) -> np.ndarray:
+        side = tokens.load(run / "tokens" / split).target
+        return np.bincount(np.asarray(side.ids[: side.starts[-1]]), minlength=vocab_size)
+
+    train = counts("train") + 1
+    valid = counts("valid")
+    return float(-(valid * np.log2(train / train.sum())).sum() / valid.sum())
