@@ -31,7 +31,7 @@ def get_config():
     config.model.dropout = 0.0  # the corpus has no end
     config.model.attention_dropout = 0.0
     training = config.training
-    training.steps = 700
+    training.steps = 600
     training.warmup_steps = 60
     training.peak_rate = 2e-3
     training.tokens_per_batch = 1024
@@ -46,7 +46,6 @@ def get_config():
     subnet.update(training)
     subnet.steps = 150
     subnet.warmup_steps = 20
-    subnet.buckets = 1  # so short a training is not worth compiling twice for
     subnet.peak_rate = 1.5e-3
 
     search = config.search
@@ -57,7 +56,7 @@ def get_config():
     search.crossovers = 4
     search.keep = 2
     search.eval_pairs = 150
-    search.latency_runs = 30
+    search.latency_runs = 20
     config.constraint.latency_ratio = 0.7
     config.latency.runs = 100
 
