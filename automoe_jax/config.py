@@ -5,7 +5,7 @@ The defaults stand in the dataclasses alone; `base()` makes a ConfigDict of them
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
@@ -114,9 +114,10 @@ def _group(name: str, kind: type, group: Any):
     for field, given in group.items():
         if field not in known:
             raise UserError(f"config.{name}.{field} is not a field; fields: {', '.join(known)}")
-        value, wanted = given, type(getattr(defaults, field))
-        if wanted is tuple and isinstance(value, list | int):
-            value = (value,) if isinstance(value, int) else tuple(value)
+        value: Any = given
+        wanted = type(getattr(defaults, field))
+        if wanted is tuple:
+            value = _as_tuple(value)
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:
@@ -124,5 +125,28 @@ def _group(name: str, kind: type, group: Any):
                 f"config.{name}.{field} is {value!r}; a {wanted.__name__} is needed, as "
                 f"{getattr(defaults, field)!r}"
             )
+        if wanted is tuple:
+            inner = get_args(known[field].type)[0]
+            if any(type(x) is not inner for x in value):
+                raise UserError(
+                    f"config.{name}.{field} is {value!r}; each entry must be of type "
+                    f"{inner.__name__}"
+                )
         values[field] = value
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UserError as e:
+        where = str(e).removeprefix(f"{name}.")
+        raise type(e)(f"config.{name}.{where}") from None
+
+
+def _as_tuple(value: Any) -> Any:
+    """What a command line gives for a tuple: one entry, a list, or text with commas."""
+    if isinstance(value, int | str):
+        value = (value,)
+    if not isinstance(value, list | tuple):
+        return value
+    entries = []
+    for x in value:
+        entries += x.split(",") if isinstance(x, str) else [x]
+    return tuple(x for x in entries if x != "")

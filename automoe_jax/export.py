@@ -23,6 +23,7 @@ from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.model import Spec
 from automoe_jax.decoding.translator import KIND, PROGRAM, WEIGHTS
 from automoe_jax.decoding.weights import Weights, prepare
+from automoe_jax.errors import UserError
 from automoe_jax.extract import Params
 from automoe_jax.subnet import to_json
 
@@ -36,7 +37,6 @@ def export(
     tokenizer: Path | None = None,
     languages: tuple[str, str] | None = None,
     samples: Sequence[str] = (),
-    scores: dict[str, Any] | None = None,
 ):
     """Writes an export, beside its name and then renamed.
 
@@ -49,8 +49,11 @@ def export(
       tokenizer: folder to copy; None for an export that is run on token ids.
       languages: source and target.
       samples: source sentences for benchmarking on real text.
-      scores: what is known of its quality, for the manifest.
+
+    Raises:
+      UserError: `folder` holds something else.
     """
+    check_target(folder)
     weights = prepare(params, spec.subnet)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -77,12 +80,23 @@ def export(
             "weights_from": origin,
             "weights_bytes": sum(w.nbytes for w in weights.values()),
             "samples": list(samples),
-            "scores": scores or {},
+            "scores": {},
         },
     )
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(temporary, folder)
+
+
+def check_target(folder: Path):
+    """Raises `UserError` where a folder holds anything but an export, which may be replaced."""
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            workdir.read(folder, KIND)
+        except UserError:
+            raise UserError(
+                f"{folder} holds something that is not an export; name a new or empty folder"
+            ) from None
 
 
 def _tokenizer_kind(folder: Path) -> str:

@@ -37,7 +37,7 @@ def read_json(path: str | Path, what: str) -> Any:
     """The content of a JSON file; `UserError` where it is not JSON."""
     try:
         return json.loads(read_text(path, what))
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{what} file {path} is not JSON: {e}") from None
 
 
@@ -53,6 +53,12 @@ def write_text(path: str | Path, text: str):
 def write_json(path: str | Path, obj: Any):
     """Writes an object as indented JSON, atomically."""
     write_text(path, json.dumps(obj, indent=1, ensure_ascii=False) + "\n")
+
+
+def lines(text: str) -> list[str]:
+    """Lines as `wc` counts them: other characters that Unicode breaks lines at are text."""
+    found = text.split("\n")
+    return found[:-1] if not found[-1] else found
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def parse(text: str, qkv_dim: int) -> Subnet:
     """
     try:
         obj = yaml.safe_load(text)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise SubnetError("not YAML: " + " ".join(str(e).split())) from None
     if not isinstance(obj, dict):
         raise SubnetError("not a YAML mapping of HAT's subtransformer keys")
@@ -53,7 +53,7 @@ def parse(text: str, qkv_dim: int) -> Subnet:
     decoder = _columns(obj, "decoder")
     span_key = _LISTS["decoder"]["span"]
     for span in decoder["span"]:
-        if span not in SPANS:
+        if not isinstance(span, int) or span not in SPANS:
             raise SubnetError(f"{span_key} has {span!r}; allowed: -1, 1 and 2")
     return Subnet(
         qkv_dim=qkv_dim,

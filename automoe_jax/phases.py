@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from automoe_jax import evaluate, prepare, workdir
+from automoe_jax import evaluate, files, prepare, workdir
 from automoe_jax.config import RunConfig
 from automoe_jax.data.tokenizer import Tokenizer
 from automoe_jax.decoding.config import ExportConfig
@@ -18,11 +18,13 @@ from automoe_jax.errors import UserError
 from automoe_jax.export import export, random_params
 from automoe_jax.extract import Params, extract
 from automoe_jax.progress import Progress
+from automoe_jax.search.history import HISTORY, MEASUREMENTS
 from automoe_jax.subnet import Subnet, from_json, to_json
 from automoe_jax.training import loop
 from automoe_jax.training.loop import Trained
 
 SUPERNET, SUBNET, SEARCH, EXPORT = "supernet", "subnet", "search", "export"
+CHOSEN = "chosen.json"  # in subnet/, which finalist the pipeline keeps
 CACHE = ".jax_cache"  # compiled programs
 # Sentences kept in an export for benchmarking on real text.
 N_SAMPLES = 32
@@ -31,15 +33,15 @@ N_SAMPLES = 32
 def open_run(config: RunConfig, folder: str | Path) -> Path:
     """Starts or continues a workdir; `UserError` where it belongs to another config."""
     path = workdir.resolve(folder)
-    common = config.groups("seed", "data", "tokenizer", "space", "model")
-    _claim(path, "run", common)
+    common = config.groups("seed", "data", "tokenizer")
+    _claim(path, "run", common, (path / "tokenizer").exists())
     return path
 
 
-def _claim(folder: Path, kind: str, content: dict[str, Any]):
+def _claim(folder: Path, kind: str, content: dict[str, Any], begun: bool):
     """`workdir.claim` by the first process; the others wait for it."""
     if jax.process_index() == 0:
-        workdir.claim(folder, kind, content)
+        workdir.claim(folder, kind, content, begun)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"claim {folder}")
 
@@ -59,6 +61,21 @@ def prepare_run(
     return prepare.prepare(config.data, config.tokenizer, run, progress, tokenizer)
 
 
+def claim_search(config: RunConfig, folder: Path, step: int):
+    """Starts or continues a search; refuses another config or another supernet.
+
+    Args:
+      config: of the run.
+      folder: of the search.
+      step: of the supernet; 0 for random weights.
+    """
+    groups = config.groups("seed", "data", "tokenizer", "space", "search", "constraint", "latency")
+    begun = (folder / HISTORY).exists()
+    if not begun:
+        (folder / MEASUREMENTS).unlink(missing_ok=True)  # of a search that came to nothing
+    workdir.claim(folder, SEARCH, {**groups, "supernet_step": step}, begun)
+
+
 def trained(config: RunConfig, vocab_size: int, subnet: Subnet | None = None) -> Trained:
     return Trained(config.space, vocab_size, config.model, subnet)
 
@@ -66,7 +83,8 @@ def trained(config: RunConfig, vocab_size: int, subnet: Subnet | None = None) ->
 def train_supernet(config: RunConfig, run: Path, progress: Progress):
     """Trains the supernet in `supernet/`, from where it stands."""
     groups = ("seed", "data", "tokenizer", "space", "model", "training", "sampling")
-    _claim(run / SUPERNET, SUPERNET, config.groups(*groups))
+    folder = run / SUPERNET
+    _claim(folder, SUPERNET, config.groups(*groups), loop.latest_step(folder) is not None)
     data = prepare_run(config, run, progress)
     loop.train(
         trained(config, data.tokenizer.vocab_size),
@@ -74,7 +92,7 @@ def train_supernet(config: RunConfig, run: Path, progress: Progress):
         config.sampling,
         config.seed,
         data,
-        run / SUPERNET,
+        folder,
         progress,
     )
 
@@ -102,15 +120,15 @@ def train_subnet(
     about = {
         **config.groups(*groups),
         "subnet": to_json(subnet),
-        "init_from": None if init_from is None else str(init_from),
+        # Its own supernet by a name that stays true when the run is moved.
+        "init_from": None if init_from is None else "." if init_from == run else str(init_from),
     }
-    if init_from is not None:
-        check_same_space(config, init_from)
-    _claim(run / out, SUBNET, about)
+    begun = loop.latest_step(run / out) is not None
+    _claim(run / out, SUBNET, about, begun)
     data = prepare_run(config, run, progress, init_from)
     what = trained(config, data.tokenizer.vocab_size, subnet)
     params = None
-    if init_from is not None and loop.latest_step(run / out) is None:
+    if init_from is not None and not begun:
         params, step = supernet_params(config, init_from, data.tokenizer.vocab_size)
         progress.note(f"weights inherited from {init_from / SUPERNET} at step {step:,}")
         params = extract(params, subnet, what.hull)
@@ -126,23 +144,34 @@ def train_subnet(
     )
 
 
-def check_same_space(config: RunConfig, other: Path):
-    """Raises `UserError` where another run's supernet does not have this config's shapes."""
-    manifest = workdir.read(other, "run")
+def _check_space(config: RunConfig, folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of what was trained; `UserError` where its space is not this config's."""
+    manifest = workdir.read(folder, kind)
     theirs = manifest["config"]["space"]
     ours = dataclasses.asdict(config.space)
     for name, given in ours.items():
         value = list(given) if isinstance(given, tuple) else given
         if theirs.get(name) != value:
             raise UserError(
-                f"--init_from {other}: its space.{name} is {theirs.get(name)}, this config's is "
-                f"{value}; weights can only be inherited within one space"
+                f"{folder} was trained with another space: space.{name} is {theirs.get(name)} "
+                f"there and {value} here; use the same config"
             )
+    return manifest
 
 
 def supernet_params(config: RunConfig, run: Path, vocab_size: int) -> tuple[Params, int]:
     """The newest weights of a run's supernet, and their step."""
+    if loop.latest_step(run / SUPERNET) is not None:
+        _check_space(config, run / SUPERNET, SUPERNET)
     return loop.load_params(trained(config, vocab_size), config.training, run / SUPERNET)
+
+
+def trained_folder(run: Path) -> str:
+    """Where the run's trained subnet is: `subnet/`, or the finalist that the pipeline chose."""
+    choice = run / SUBNET / CHOSEN
+    if (run / SUBNET / workdir.MANIFEST).exists() or not choice.exists():
+        return SUBNET
+    return f"{SUBNET}/{files.read_json(choice, 'choice')['chosen'] + 1}"
 
 
 def subnet_params(config: RunConfig, run: Path, out: str = SUBNET) -> tuple[Params, Subnet, int]:
@@ -150,7 +179,7 @@ def subnet_params(config: RunConfig, run: Path, out: str = SUBNET) -> tuple[Para
     folder = run / out
     if not (folder / workdir.MANIFEST).exists():
         raise UserError(f"{folder} has no trained subnet; train one with launch/train.py --subnet")
-    manifest = workdir.read(folder, SUBNET)
+    manifest = _check_space(config, folder, SUBNET)
     subnet = from_json(manifest["config"]["subnet"])
     vocab_size = Tokenizer.load(run / "tokenizer").vocab_size
     what = trained(config, vocab_size, subnet)
@@ -170,7 +199,6 @@ def export_params(
     subnet: Subnet,
     folder: Path,
     origin: str,
-    scores: dict[str, Any] | None = None,
 ):
     """Exports weights of a run with its tokenizer and some of its sentences."""
     valid = prepare.corpus_split(config.data, run, "valid")
@@ -184,7 +212,6 @@ def export_params(
         run / "tokenizer",
         (config.data.source_lang, config.data.target_lang),
         samples,
-        scores,
     )
 
 

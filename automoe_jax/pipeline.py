@@ -13,6 +13,7 @@ from typing import Any
 from automoe_jax import complexity, evaluate, files, phases, prepare, search_phase, workdir
 from automoe_jax.config import RunConfig
 from automoe_jax.decoding.translator import Translator
+from automoe_jax.errors import UserError
 from automoe_jax.extract import Params
 from automoe_jax.latency import Timer, ratio, summarise
 from automoe_jax.progress import Progress
@@ -42,6 +43,15 @@ def run(config: RunConfig, folder: str | Path, progress: Progress) -> dict[str, 
 
     with seconds("prepare"):
         data = phases.prepare_run(config, path, progress)
+        if "test" not in prepare.open_splits(config.data, path):
+            raise UserError(
+                f"the corpus {config.data.path} has no test split, which the pipeline reports on; "
+                "add test files, or run launch/train.py, search.py and export.py one by one"
+            )
+    report = path / REPORT
+    # What the phases before do not write down themselves.
+    began = (path / phases.SUBNET).exists()
+    workdir.claim(report, REPORT, config.groups("export", "pipeline", "latency"), began)
     progress.note("phase 1 of 5: supernet training")
     with seconds("supernet"):
         phases.train_supernet(config, path, progress)
@@ -50,9 +60,9 @@ def run(config: RunConfig, folder: str | Path, progress: Progress) -> dict[str, 
     progress.note("phase 2 of 5: search")
     search_folder = path / phases.SEARCH
     with seconds("search"):
-        claim_search(config, path, step)
+        phases.claim_search(config, search_folder, step)
         if not (search_folder / search_phase.RESULT).exists():
-            search_phase.run_search(config, path, data, params, progress)
+            search_phase.run_search(config, path, search_folder, data, params, progress)
     found = files.read_json(search_folder / search_phase.RESULT, "search result")
     finalists = [load(search_folder / best["file"]) for best in found["best"]]
     finalists = finalists[: config.pipeline.finalists]
@@ -68,7 +78,6 @@ def run(config: RunConfig, folder: str | Path, progress: Progress) -> dict[str, 
         chosen = _choose(config, path, finalists, progress)
 
     progress.note("phase 5 of 5: report")
-    report = path / REPORT
     if not (report / "results.json").exists():
         with seconds("report"):
             results = _compare(config, path, params, finalists[chosen], found, progress)
@@ -77,13 +86,6 @@ def run(config: RunConfig, folder: str | Path, progress: Progress) -> dict[str, 
         page.write(report, results, lines, found)
         files.write_json(report / "results.json", results)
     return files.read_json(report / "results.json", "report")
-
-
-def claim_search(config: RunConfig, run_path: Path, step: int):
-    """Starts or continues `search/`; refuses another config or another supernet."""
-    groups = config.groups("seed", "data", "tokenizer", "space", "search", "constraint", "latency")
-    about = {**groups, "supernet_step": step}
-    workdir.claim(run_path / phases.SEARCH, phases.SEARCH, about)
 
 
 class _Seconds:
@@ -111,7 +113,7 @@ def _choose(config: RunConfig, path: Path, finalists: list[Subnet], progress: Pr
 
     The better BLEU wins; where they are within `BLEU_NOISE`, the fewer FLOPs.
     """
-    choice_file = path / phases.SUBNET / "chosen.json"
+    choice_file = path / phases.SUBNET / phases.CHOSEN
     if choice_file.exists() and (path / phases.EXPORT / workdir.MANIFEST).exists():
         return files.read_json(choice_file, "choice")["chosen"]
     valid = prepare.corpus_split(config.data, path, "valid")

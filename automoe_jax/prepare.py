@@ -46,15 +46,25 @@ def prepare(
         _make(data, tokenizer, workdir, progress, tokenizer_from)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("prepare")
-    return Prepared(
+    prepared = Prepared(
         Tokenizer.load(workdir / "tokenizer"),
         *(tokens.load(workdir / "tokens" / name) for name in ("train", "valid")),
     )
+    for name, pairs in (("train", prepared.train), ("valid", prepared.valid)):
+        if not len(pairs):
+            left_out = ", ".join(f"{n:,} {why}" for why, n in pairs.counts.items() if n)
+            raise UserError(f"no pair of {name} can be used ({left_out.replace('_', ' ')})")
+    return prepared
+
+
+def open_splits(data: DataConfig, workdir: Path) -> dict[str, Split]:
+    """All splits of the workdir's corpus, by name."""
+    return open_corpus(data, workdir / "corpus")
 
 
 def corpus_split(data: DataConfig, workdir: Path, name: str) -> Split:
     """A split of the workdir's corpus; `UserError` naming those there are."""
-    splits = open_corpus(data, workdir / "corpus")
+    splits = open_splits(data, workdir)
     if name not in splits:
         raise UserError(f"the corpus has no split {name!r}; it has {', '.join(sorted(splits))}")
     return splits[name]
@@ -68,6 +78,13 @@ def _make(
     tokenizer_from: Path | None,
 ):
     folder = workdir / "tokenizer"
+    if folder.is_dir() and tokenizer_from is not None and tokenizer_from != folder:
+        ours, theirs = (Tokenizer.load(x).model for x in (folder, tokenizer_from))
+        if ours != theirs:
+            raise UserError(
+                f"{folder} is not the tokenizer of the run that weights are taken from "
+                f"({tokenizer_from}); use that run's --workdir, or a new one"
+            )
     missing = [n for n in ("train", "valid") if not (workdir / "tokens" / n).is_dir()]
     if folder.is_dir() and not missing:
         return
@@ -101,5 +118,3 @@ def _make(
             f"{counts['too_long']:,} longer than {data.max_length} tokens, "
             f"{counts['not_utf8']:,} not UTF-8"
         )
-        if not counts["kept"]:
-            raise UserError(f"no pair of {name} can be used; see the counts above")

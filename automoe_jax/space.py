@@ -146,8 +146,31 @@ class SearchSpace:
         return self._corner(max, max)
 
     def smallest(self) -> Subnet:
-        """The smallest subnet: every dimension at its minimum; identity experts not counted."""
-        return self._corner(min, min)
+        """The subnet with the fewest FLOPs: every dimension at its minimum.
+
+        With identity experts that is a layer of size 0 where sizes are fractional, and one expert
+        beside an identity expert, if a layer may have two, where they are standard.
+        """
+        corner = self._corner(min, min)
+        if not self.identity_experts:
+            return corner
+
+        def thinned(side: str, layers):
+            for i, layer in enumerate(layers):
+                experts = tuple(0 for _ in layer.experts)
+                if self.expert_sizes == "standard":
+                    counts = [n for n in self.experts_choices(side, i) if n > 1]
+                    size = layer.experts[0]
+                    experts = (0, *[size] * (min(counts) - 1)) if counts else layer.experts
+                top_k = min(self.top_k_choices(side, len(experts)))
+                yield dataclasses.replace(layer, experts=experts, top_k=top_k)
+
+        encoder, decoder = corner.encoder, corner.decoder
+        return dataclasses.replace(
+            corner,
+            encoder=Encoder(encoder.embed_dim, tuple(thinned("encoder", encoder.layers))),
+            decoder=Decoder(decoder.embed_dim, tuple(thinned("decoder", decoder.layers))),
+        )
 
     def _corner(self, pick, pick_heads: Callable[..., int]) -> Subnet:
         depth = pick(self.encoder_depths)
@@ -243,7 +266,7 @@ class SearchSpace:
             self_heads = maybe(old.self_heads, lambda: _draw(rng, self.decoder_self_heads))
             cross_heads = maybe(old.cross_heads, lambda: _draw(rng, self.decoder_cross_heads))
             span = maybe(old.cross_span, lambda: self._draw_span(rng, e_depth))
-            if span > e_depth:
+            if span not in self._spans(e_depth):
                 span = self._draw_span(rng, e_depth)
             decoder.append(DecoderLayer(self_heads, cross_heads, span, *experts("decoder", i, old)))
         return Subnet(Encoder(e_dim, tuple(encoder)), Decoder(d_dim, tuple(decoder)), self.qkv_dim)
@@ -273,7 +296,7 @@ class SearchSpace:
         decoder = []
         for x, y in layers(a.decoder.layers, b.decoder.layers, d_depth):
             span = coin(x.cross_span, y.cross_span)
-            if span > e_depth:
+            if span not in self._spans(e_depth):
                 span = self._draw_span(rng, e_depth)
             moe = coin(x, y)
             decoder.append(
@@ -307,6 +330,9 @@ class SearchSpace:
             top_k,
         )
 
+    def _spans(self, encoder_depth: int) -> tuple[int, ...]:
+        return tuple(sorted({min(s, encoder_depth) for s in self.cross_spans}))
+
     def _draw_span(self, rng: Rng, encoder_depth: int) -> int:
         return min(_draw(rng, self.cross_spans), encoder_depth)
 
@@ -332,7 +358,7 @@ class SearchSpace:
             where = f"encoder.layers[{i}]"
             _among(layer.heads, self.encoder_heads, f"{where}.heads")
             self._validate_experts("encoder", i, layer, where)
-        spans = tuple(sorted({min(s, depth) for s in self.cross_spans}))
+        spans = self._spans(depth)
         for i, layer in enumerate(subnet.decoder.layers):
             where = f"decoder.layers[{i}]"
             _among(layer.self_heads, self.decoder_self_heads, f"{where}.self_heads")

@@ -23,10 +23,10 @@ def load(path: str | Path, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
         if path.suffix in (".yml", ".yaml"):
             return hat_yaml.parse(text, default_qkv_dim)
         return from_json(json.loads(text), default_qkv_dim)
-    except json.JSONDecodeError as e:
-        raise SubnetError(f"subnet file {path} is not JSON: {e}") from None
     except SubnetError as e:
         raise SubnetError(f"subnet file {path}: {e}") from None
+    except (ValueError, RecursionError) as e:
+        raise SubnetError(f"subnet file {path} is not JSON: {e}") from None
 
 
 def save(subnet: Subnet, path: str | Path):

@@ -25,38 +25,39 @@ def resolve(path: str | Path) -> Path:
     for part in (folder, *folder.parents):
         if part.exists():
             if not part.is_dir():
-                raise UserError(
-                    f"--workdir {path}: {part} is a file, not a folder; choose another name"
-                )
+                raise UserError(f"{path}: {part} is a file, not a folder; choose another name")
             if not os.access(part, os.W_OK | os.X_OK):
-                raise UserError(f"--workdir {path}: {part} cannot be written to")
+                raise UserError(f"{path}: {part} cannot be written to")
             break
     return folder
 
 
-def claim(folder: Path, kind: str, config: dict[str, Any]):
+def claim(folder: Path, kind: str, config: dict[str, Any], begun: bool):
     """Starts or continues a folder.
 
-    Writes `manifest.json` (kind, config, versions, host, when) where there is none.
+    Writes `manifest.json` (kind, config, versions, host, when) where there is none, or where
+    nothing has come of the one that is there.
 
     Args:
       folder: the workdir or one of its sub-folders.
       kind: what it holds.
       config: everything that decides its content, as JSON.
+      begun: whether the folder holds anything that its manifest is true of.
 
     Raises:
       UserError: the folder was made with another config; names the first field that differs.
     """
-    path = folder / MANIFEST
-    if path.exists():
+    folder = resolve(folder)
+    if (folder / MANIFEST).exists():
         manifest = read(folder, kind)
         difference = _first_difference(manifest["config"], _as_json(config), "")
-        if difference:
+        if not difference:
+            return
+        if begun:
             raise UserError(
                 f"{folder} was made with another config: {difference}; use the same config, or "
                 "another --workdir"
             )
-        return
     write(folder, kind, {"config": _as_json(config)})
 
 

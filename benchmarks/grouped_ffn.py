@@ -30,7 +30,10 @@ def main():
     parser.add_argument("--sizes", default="3072,2048,1024", help="FFN size of each expert")
     parser.add_argument("--runs", type=int, default=20)
     args = parser.parse_args()
-    sizes = [int(size) for size in args.sizes.split(",")]
+    try:
+        sizes = [int(size) for size in args.sizes.split(",")]
+    except ValueError:
+        parser.error(f"--sizes is {args.sizes!r}; give integers with commas between")
     if min(sizes) < 1 or min(args.tokens, args.embed_dim, args.runs) < 1:
         parser.error("tokens, embed_dim, runs and every size must be at least 1")
 

@@ -17,7 +17,9 @@ from automoe_jax.errors import UserError
 from automoe_jax.latency import LatencyConfig, Timer, ratio, summarise
 
 _DEFAULT = LatencyConfig()
-_EXPORTS = flags.DEFINE_list("export", None, "export folder, or several with commas between")
+_EXPORTS = flags.DEFINE_multi_string(
+    "export", None, "export folder; may be given several times, or with commas between"
+)
 _RUNS = flags.DEFINE_integer(
     "runs", _DEFAULT.runs, "timed runs per export; 300 gold, 100 partially"
 )
@@ -33,7 +35,8 @@ _JSON = flags.DEFINE_bool("json", False, "print one JSON line instead of a table
 
 
 def main():
-    if not _EXPORTS.value:
+    exports = [path for given in _EXPORTS.value or () for path in given.split(",") if path]
+    if not exports:
         raise UserError("--export is missing; give an export folder")
     config = LatencyConfig(
         runs=_RUNS.value,
@@ -46,7 +49,7 @@ def main():
     from automoe_jax.decoding.translator import KIND  # noqa: PLC0415
     from automoe_jax.workdir import read  # noqa: PLC0415
 
-    manifests = [read(_folder(path), KIND) for path in _EXPORTS.value]
+    manifests = [read(_folder(path), KIND) for path in exports]
     sentences = _sentences(manifests)
     kinds: dict[str, tuple[LatencyConfig, list[str] | None]] = {
         "mixed words": (config, None),
@@ -59,7 +62,7 @@ def main():
     with Timer(config.threads, config.platform) as timer:
         for name, (kind, texts) in kinds.items():
             progress.note(f"timing {name}: {config.runs} runs each, {timer.threads} thread(s)")
-            results[name] = timer.time(_EXPORTS.value, kind, texts)
+            results[name] = timer.time(exports, kind, texts)
         threads = timer.threads
     about = {
         "protocol": f"batch 1, {config.source_length} tokens in, {config.target_length} out, beam "
@@ -69,7 +72,7 @@ def main():
         "platform": config.platform,
         "machine": _machine(),
     }
-    rows = [_row(i, path, results) for i, path in enumerate(_EXPORTS.value)]
+    rows = [_row(i, path, results) for i, path in enumerate(exports)]
     if _JSON.value:
         common.print_json({**about, "exports": rows})
         return
@@ -100,7 +103,7 @@ def _sentences(manifests) -> list[str]:
     if _SENTENCES.value is None:
         return manifests[0]["samples"]
     text = files.read_text(_SENTENCES.value, "sentences")
-    sentences = [line.strip() for line in text.splitlines() if line.strip()]
+    sentences = [line.strip() for line in files.lines(text) if line.strip()]
     if not sentences:
         raise UserError(f"--sentences {_SENTENCES.value} has no sentence")
     return sentences

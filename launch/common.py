@@ -39,6 +39,14 @@ def run(main: Callable[[], Any]):
         main()
     except UserError as e:
         fail(str(e))
+    except BrokenPipeError:
+        # Whoever read our output has had enough; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as e:
+        if e.filename is None:
+            raise
+        fail(f"{e.filename}: {e.strerror}")
     except KeyboardInterrupt:
         _console.print(
             "interrupted; the same command goes on from the last checkpoint", markup=False
@@ -69,8 +77,7 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as e:
         text = str(e).removeprefix("FATAL Flags parsing error:")
         raise UserError(f"{text.strip()} (--help lists the options)") from None
-    except (AttributeError, KeyError, TypeError) as e:
-        # What ml_collections raises for a field that is not there.
+    except Exception as e:  # a config is a program, and a field that is not there any error
         raise UserError(_unknown_field(argv, e)) from None
 
 
@@ -86,7 +93,7 @@ def _unknown_field(argv: list[str], error: Exception) -> str:
                 near = difflib.get_close_matches(name, known, 1, 0.5)
                 hint = f"; did you mean --config.{near[0]}?" if near else ""
                 return f"--config.{name} is not a field of the config{hint}"
-    return f"--config: {error}"
+    return f"--config cannot be read: {type(error).__name__}: {error}"
 
 
 def _fields() -> dict[str, Any]:
@@ -107,7 +114,7 @@ def load_config(holder) -> Any:
     try:
         value = holder.value
         list(value or ())  # a file that could not be loaded says so at its first use
-    except (OSError, SyntaxError, ImportError, ValueError) as e:
+    except Exception as e:  # a config is a program: it can fail in any way
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         raise UserError(f"--config cannot be read: {lines[-1] if lines else e}") from None
     if value is None:
@@ -115,9 +122,9 @@ def load_config(holder) -> Any:
     return resolve(value)
 
 
-def default_workdir(holder_flag: str = "config") -> str:
+def default_workdir() -> str:
     """runs/<name of the config file>."""
-    holder: Any = flags.FLAGS[holder_flag]
+    holder: Any = flags.FLAGS["config"]
     return f"runs/{Path(holder.config_filename).stem}"
 
 

@@ -5,6 +5,7 @@ python launch/evaluate.py --export=DIR --source=test.en --reference=test.de
 """
 
 import dataclasses
+from pathlib import Path
 
 import common
 from absl import flags
@@ -36,10 +37,14 @@ def main():
     from automoe_jax import evaluate, files  # noqa: PLC0415
     from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
 
+    if _LIMIT.value < 0:
+        raise UserError(f"--limit is {_LIMIT.value}; it cannot be negative")
+    if _OUTPUT.value and Path(_OUTPUT.value).is_dir():
+        raise UserError(f"--output {_OUTPUT.value} is a folder; name a file")
     translator = Translator.load(_EXPORT.value)
     if _WORKDIR.value is None:
         texts = [files.read_text(f.value or "", f.name) for f in (_SOURCE, _REFERENCE)]
-        sources, references = ([t.strip() for t in text.splitlines()] for text in texts)
+        sources, references = ([t.strip() for t in files.lines(text)] for text in texts)
         if len(sources) != len(references):
             raise UserError(
                 f"{_SOURCE.value} has {len(sources)} lines but {_REFERENCE.value} has "

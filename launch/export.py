@@ -19,7 +19,10 @@ _SUBNET = flags.DEFINE_string(
     "subnet", None, "subnet file to export with the supernet's weights; without it, the run's "
     "trained subnet"
 )  # fmt: skip
-_TRAINED = flags.DEFINE_string("trained", "subnet", "folder in the workdir of a trained subnet")
+_TRAINED = flags.DEFINE_string(
+    "trained", None, "folder in the workdir of a trained subnet (default: subnet/, or the one in "
+    "it that the pipeline chose)"
+)  # fmt: skip
 _OUT = flags.DEFINE_string("out", None, "folder to write (default: export/ in the workdir)")
 _RANDOM = flags.DEFINE_bool(
     "random_weights", False, "export --subnet with random weights and no tokenizer, for timing"
@@ -53,7 +56,9 @@ def main():
         raise UserError(f"--workdir {run} is not a run; train one with launch/train.py")
     run = phases.open_run(config, run)
     if subnet is None:
-        params, subnet, step = phases.subnet_params(config, run, _TRAINED.value)
+        params, subnet, step = phases.subnet_params(
+            config, run, _TRAINED.value or phases.trained_folder(run)
+        )
         origin = f"trained subnet, step {step}"
     else:
         vocab_size = Tokenizer.load(run / "tokenizer").vocab_size

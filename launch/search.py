@@ -1,7 +1,8 @@
 """Searches a supernet for the best subnet within a limit.
 
-python launch/search.py --config configs/multi30k.py --workdir runs/multi30k \
-    --config.constraint.latency_ms=60
+python launch/search.py --config configs/multi30k.py --workdir runs/multi30k
+python launch/search.py --config configs/multi30k.py --workdir runs/multi30k --out=search_60ms \
+    --config.constraint.latency_ratio=0 --config.constraint.latency_ms=60
 """
 
 import common
@@ -12,6 +13,9 @@ from rich.table import Table
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+_OUT = flags.DEFINE_string(
+    "out", "search", "folder in the workdir; another one for another limit or algorithm"
+)
 _RANDOM = flags.DEFINE_bool(
     "random_weights", False, "search with an untrained supernet: for trying out limits and speed"
 )
@@ -24,7 +28,7 @@ def main():
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from automoe_jax import compile_cache, files, phases, pipeline, search_phase  # noqa: PLC0415
+    from automoe_jax import compile_cache, files, phases, search_phase  # noqa: PLC0415
     from automoe_jax.training import loop  # noqa: PLC0415
 
     progress = common.TerminalProgress()
@@ -38,10 +42,10 @@ def main():
         params, step = jax.tree.map(np.asarray, state.params), 0
     else:
         params, step = phases.supernet_params(config, run, vocab_size)
-    pipeline.claim_search(config, run, step)
-    folder = run / phases.SEARCH
+    folder = run / _OUT.value
+    phases.claim_search(config, folder, step)
     if not (folder / search_phase.RESULT).exists():
-        search_phase.run_search(config, run, data, params, progress)
+        search_phase.run_search(config, run, folder, data, params, progress)
     result = files.read_json(folder / search_phase.RESULT, "search result")
     if _JSON.value:
         common.print_json(result)

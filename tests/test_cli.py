@@ -55,6 +55,7 @@ def test_missing_corpus_folder(tmp_path):
     flags = text_run(tmp_path)
     line = mistake("train", *flags, f"--config.data.path={tmp_path}/none")
     assert "none does not exist; data.path must hold train.en" in line
+    assert launch("prepare", *flags).returncode == 0  # put right, the same workdir serves
 
 
 def test_misspelt_config_field(tmp_path):
@@ -89,8 +90,8 @@ def test_source_that_is_not_text(tmp_path):
 def test_workdir_of_another_config(tmp_path):
     flags = text_run(tmp_path)
     assert launch("prepare", *flags).returncode == 0
-    line = mistake("train", *flags, "--config.model.dropout=0.4")
-    assert "was made with another config: model.dropout is 0.0 there and 0.4 here" in line
+    line = mistake("train", *flags, "--config.data.max_length=63")
+    assert "was made with another config: data.max_length is 64 there and 63 here" in line
     line = mistake("train", *flags, "--config.tokenizer.vocab_size=31")
     assert "tokenizer.vocab_size is 30 there and 31 here" in line
 
@@ -111,13 +112,34 @@ def test_impossible_limits(tmp_path):
     line = result.stderr.decode().strip().splitlines()[-1]
     assert "no subnet can meet gflops <= 1e-06: the smallest one has" in line
     result = launch(
-        "search", *common, "--config.constraint.latency_ms=0.001", "--workdir",
-        str(tmp_path / "other"), "--config.search.latency_runs=3",
+        "search", *common, "--config.constraint.latency_ms=0.001",
+        "--config.search.latency_runs=3",
     )  # fmt: skip
     assert result.returncode == 2
     line = result.stderr.decode().strip().splitlines()[-1]
     assert "no subnet can meet latency_ms <= 0.001: the smallest one has" in line
     assert "Traceback" not in result.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("program", "change", "words"),
+    [
+        ("search", "constraint.latency_ms=nan", "config.constraint.latency_ms is nan"),
+        ("search", "constraint.latency_ms=5", "latency_ms is 5 and constraint.latency_ratio is"),
+        ("train", "training.peak_rate=-1", "config.training.peak_rate is -1.0"),
+        ("train", "subnet_training.log_every=0", "config.subnet_training.log_every is 0"),
+        ("export", "export.beam_sizes=a,b", "config.export.beam_sizes"),
+        ("export", "export.platforms=cpu,abacus", "allowed: cpu, cuda, rocm, tpu"),
+    ],
+)
+def test_wrong_values_are_named_by_their_field(program, change, words):
+    assert words in mistake(program, *QUICK, f"--config.{change}")
+
+
+def test_config_that_is_none(tmp_path):
+    assert "cannot be read" in mistake("train", "--config", "README.md")
+    (tmp_path / "c.py").write_text("def get_config():\n    return 3\n")
+    assert "--config" in mistake("train", "--config", str(tmp_path / "c.py"))
 
 
 def test_searching_before_training(tmp_path):
@@ -133,6 +155,9 @@ def test_export_and_translation_mistakes(tmp_path):
     assert "does not exist" in mistake("benchmark", f"--export={tmp_path}/none")
     assert "either --workdir, or --source" in mistake("evaluate", "--export=x", "--source=a")
     assert "unexpected argument 'x'" in mistake("describe", "x")
+    for text in ('{"version": ' + "1" * 5000 + "}", "[" * 200_000):
+        (tmp_path / "bad.json").write_text(text)
+        assert "is not JSON" in mistake("describe", f"--subnet={tmp_path}/bad.json")
 
 
 def test_describe(tmp_path, shared):

@@ -29,6 +29,12 @@ def test_phrases_are_a_pure_function_of_split_and_index():
     assert len(set(many)) > 480
 
 
+def test_no_sentence_of_one_split_stands_in_another():
+    text = {split: {e for e, _ in phrases.pairs(split, 4000)} for split in SPLITS}
+    for a, b in itertools.combinations(SPLITS, 2):
+        assert not text[a] & text[b]
+
+
 @pytest.mark.parametrize("kind", [k for k, (_, held_out) in KINDS.items() if held_out])
 def test_values_of_the_test_split_are_not_in_training(kind):
     values = {}
@@ -78,11 +84,11 @@ def test_parallel_text_plain_and_gzipped(tmp_path):
     config = write_corpus(tmp_path / "text")
     for lang in ("xx", "yy"):
         lines = "".join(f"extra {lang} {i}\n" for i in range(3))
-        with gzip.open(tmp_path / "text" / f"extra.{lang}.gz", "wt") as f:
+        with gzip.open(tmp_path / "text" / f"test_2016.{lang}.gz", "wt") as f:
             f.write(lines)
     corpus = open_corpus(config, tmp_path / "c")
-    assert {k: len(v) for k, v in corpus.items()} == {"train": 6, "valid": 6, "extra": 3}
-    assert corpus["extra"].read([2, 0]) == [
+    assert {k: len(v) for k, v in corpus.items()} == {"train": 6, "valid": 6, "test_2016": 3}
+    assert corpus["test_2016"].read([2, 0]) == [
         (b"extra xx 2", b"extra yy 2"),
         (b"extra xx 0", b"extra yy 0"),
     ]
@@ -107,6 +113,24 @@ def test_wrong_parallel_text(tmp_path):
     assert "has no valid.yy" in message(config)
     (tmp_path / "d" / "valid.yy.gz").write_bytes(b"\x1f\x8b\x08garbage")
     assert "valid.yy.gz is not a whole gzip file" in message(config)
+
+
+def test_empty_and_strange_files(tmp_path):
+    config = write_corpus(tmp_path / "text", valid_xx=b"", valid_yy=b"")
+    with pytest.raises(UserError, match=r"valid\.xx is empty"):
+        open_corpus(config, tmp_path / "a")
+    config = write_corpus(tmp_path / "text")
+    for name in ("train.tok", "my set", "all", "test-2"):  # no splits, whatever they are
+        for lang in ("xx", "yy"):
+            (tmp_path / "text" / f"{name}.{lang}").write_text("a\n")
+    assert set(open_corpus(config, tmp_path / "b")) == {"train", "valid"}
+
+
+def test_prepared_text_outlives_its_files(tmp_path):
+    config = write_corpus(tmp_path / "text")
+    before = open_corpus(config, tmp_path / "c")["valid"].read([1])
+    (tmp_path / "text").rename(tmp_path / "moved")
+    assert open_corpus(config, tmp_path / "c")["valid"].read([1]) == before
 
 
 def test_changed_text_is_refused(tmp_path):

@@ -95,9 +95,25 @@ def test_strange_lines(translator):
     assert translator.translate([]) == []
 
 
+def test_only_an_export_is_replaced(own_params, folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds something that is not an export"):
+        export(own_params, SPEC, ExportConfig((1,)), tmp_path / "mine", "test")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    shutil.copytree(folder, tmp_path / "x")
+    export(own_params, SPEC, ExportConfig((1,)), tmp_path / "x", "new weights")
+    assert Translator.load(tmp_path / "x").manifest["weights_from"] == "new weights"
+
+
 def test_what_is_refused(translator, folder, tmp_path):
     with pytest.raises(UserError, match="beam size 7 is not in export"):
         translator.translate(["a"], beam_size=7)
+    for value in (float("nan"), -100.0):
+        with pytest.raises(UserError, match="length_penalty is"):
+            translator.translate(["a"], beam_size=3, length_penalty=value)
+    with pytest.raises(UserError, match="max_length is 3000000000"):
+        translator.translate(["a"], beam_size=3, max_length=3_000_000_000)
     with pytest.raises(UserError, match="num_hypotheses is 4"):
         translator.translate(["a"], beam_size=3, num_hypotheses=4)
     with pytest.raises(UserError, match="does not exist"):

@@ -11,10 +11,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from automoe_jax import compile_cache, phases, pipeline, search_phase, subnet_files
 from automoe_jax.config import base, resolve
+from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.errors import UserError
 from automoe_jax.progress import Silent
 from automoe_jax.training import loop
+from automoe_jax.training.config import ModelConfig
 
 
 def tiny_config(**constraint):
@@ -111,6 +113,16 @@ def test_pipeline_survives_kills(tmp_path):
     assert pipeline.run(config, tmp_path, KillAt("step ")) == results
     with pytest.raises(UserError, match=r"constraint\.gflops is 0\.00025 there"):
         pipeline.run(tiny_config(gflops=1e-3), tmp_path, Silent())
+    other = dataclasses.replace(config, model=ModelConfig(0.4, 0.0))
+    with pytest.raises(UserError, match=r"model\.dropout is 0\.3 there and 0\.4 here"):
+        pipeline.run(other, tmp_path, Silent())
+    other = dataclasses.replace(config, export=ExportConfig((1,)))
+    with pytest.raises(UserError, match=r"export\.beam_sizes is \[2\] there"):
+        pipeline.run(other, tmp_path, Silent())
+    # A finished run is moved as one piece.
+    moved = tmp_path.with_name(f"{tmp_path.name}_moved")
+    tmp_path.rename(moved)
+    assert pipeline.run(config, moved, KillAt("step ")) == results
 
 
 def test_search_under_a_measured_limit(tmp_path):
@@ -125,7 +137,7 @@ def test_search_under_a_measured_limit(tmp_path):
         phases.trained(config, data.tokenizer.vocab_size), config.training, config.seed
     )
     params = jax.tree.map(np.asarray, state.params)
-    found = search_phase.run_search(config, tmp_path, data, params, Silent())
+    found = search_phase.run_search(config, tmp_path, tmp_path / "search", data, params, Silent())
     assert found[0].verdict is not None
     assert found[0].verdict.ratio <= 0.999
     result = json.loads((tmp_path / "search" / "result.json").read_text())

@@ -159,5 +159,5 @@ def test_front():
 def test_wrong_settings():
     with pytest.raises(ValueError, match=r"search\.algorithm is 'x'"):
         SearchConfig(algorithm="x")
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="set one of them to 0"):
         ConstraintConfig(latency_ms=1.0, latency_ratio=0.5)

@@ -9,6 +9,7 @@ import pytest
 from conftest import elastic_space
 
 from automoe_jax.choice import to_choice
+from automoe_jax.complexity import count
 from automoe_jax.space import SearchSpace, SpaceError
 from automoe_jax.subnet import EncoderLayer, SubnetError
 
@@ -20,6 +21,8 @@ OPTIONS = {
     "fixed placement": elastic_space(encoder_placement=(1, 2, 1), decoder_placement=(2, 1, 3)),
     "dense": elastic_space(encoder_experts=(1,), decoder_experts=(1,), identity_experts=False),
     "top 2 only": elastic_space(encoder_top_k=(2,), decoder_top_k=(2,)),
+    "spans with a gap": elastic_space(cross_spans=(1, 3), encoder_depths=(2, 3)),
+    "fractional without identity": elastic_space(identity_experts=False),
     "wide spans, short encoder": elastic_space(cross_spans=(3,), encoder_depths=(3,)),
 }
 seeds = st.integers(0, 2**32)
@@ -38,6 +41,13 @@ def test_what_is_drawn_is_in_the_space(name, seed):
         assert dataclasses.replace(subnet) == subnet  # passes the checks of Subnet itself
         to_choice(subnet, space.hull())
     assert (a, b) == before
+
+
+@hypothesis.given(spaces, seeds)
+def test_nothing_is_cheaper_than_the_smallest(name, seed):
+    space = OPTIONS[name]
+    subnet = space.sample(np.random.default_rng(seed))
+    assert count(space.smallest()).flops <= count(subnet).flops <= count(space.largest()).flops
 
 
 @hypothesis.given(spaces, seeds)

@@ -147,6 +147,12 @@ def open_corpus(config: DataConfig, folder: Path) -> dict[str, Split]:
 
 def _open_prepared(config: DataConfig, folder: Path):
     """Data sources of phrases or local text, prepared once in `folder`."""
+    mark = folder / "corpus.json"
+    if mark.exists() and config.path and not Path(config.path).expanduser().exists():
+        # The text has served its purpose; what was made of it is here.
+        names = files.read_json(mark, "corpus")["splits"]
+        splits = dict.fromkeys(names, tuple)
+        return _stored(config, folder, splits)
     splits: dict[str, Callable[[], Iterable[Lines]]]
     languages = (config.source_lang, config.target_lang)
     if config.kind == "phrases":
@@ -161,20 +167,28 @@ def _open_prepared(config: DataConfig, folder: Path):
         found = parallel_text.find_splits(Path(config.path).expanduser(), *languages)
         splits = {name: pair.read for name, pair in found.items()}
         print_ = json.dumps([languages, *(pair.fingerprint() for pair in found.values())])
-    mark = folder / "corpus.json"
-    content = {"version": 1, "fingerprint": hashlib.sha256(print_.encode()).hexdigest()}
-    if not mark.exists():
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-    builder: Any = _quietly(lambda: LinePairs(languages=languages, splits=splits, data_dir=folder))
+    fingerprint = hashlib.sha256(print_.encode()).hexdigest()
     if mark.exists():
-        if files.read_json(mark, "corpus") != content:
+        if files.read_json(mark, "corpus")["fingerprint"] != fingerprint:
             raise UserError(
                 f"the text of {config.path or config.kind} has changed since {folder} was made "
                 "from it; use a new --workdir"
             )
     else:
-        _quietly(builder.download_and_prepare)
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        _quietly(_builder(config, folder, splits).download_and_prepare)
+        content = {"version": 1, "fingerprint": fingerprint, "splits": list(splits)}
         files.write_json(mark, content)
+    return _stored(config, folder, splits)
+
+
+def _builder(config: DataConfig, folder: Path, splits) -> Any:
+    languages = (config.source_lang, config.target_lang)
+    return _quietly(lambda: LinePairs(languages=languages, splits=splits, data_dir=folder))
+
+
+def _stored(config: DataConfig, folder: Path, splits):
+    builder = _builder(config, folder, splits)
     return {name: builder.as_data_source(split=name) for name in splits}
 
 

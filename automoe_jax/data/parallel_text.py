@@ -2,12 +2,17 @@
 
 import dataclasses
 import gzip
+import hashlib
 import itertools
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from automoe_jax.errors import UserError
+
+_TEST = re.compile(r"test\w*")
+_END = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +29,7 @@ class FilePair:
           UserError: a file is not text, or the sides differ in length (with both counts).
         """
         lines = itertools.zip_longest(read_lines(self.source), read_lines(self.target))
+        i = -1
         for i, (a, b) in enumerate(lines):
             if a is None or b is None:
                 counts = [i, i + 1 + sum(1 for _ in lines)]
@@ -33,17 +39,26 @@ class FilePair:
                     "parallel text needs the same number on both sides"
                 )
             yield a, b
+        if i < 0:
+            raise UserError(f"{self.source} is empty; at least one pair is needed")
 
     def fingerprint(self) -> list:
-        """Changes when the files do."""
+        """Changes when the files do: names, sizes and the text at both ends."""
         return [
-            [path.name, stat.st_size, stat.st_mtime_ns]
-            for path, stat in ((p, p.stat()) for p in (self.source, self.target))
+            [path.name, path.stat().st_size, _ends(path)] for path in (self.source, self.target)
         ]
 
 
+def _ends(path: Path) -> str:
+    """A hash of the first and last MiB."""
+    with path.open("rb") as f:
+        content = f.read(_END)
+        f.seek(max(path.stat().st_size - _END, 0))
+        return hashlib.sha256(content + f.read()).hexdigest()
+
+
 def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, FilePair]:
-    """The splits of a folder: every name that has a file in both languages.
+    """The splits of a folder: train, valid, and what is named test... in both languages.
 
     Raises:
       UserError: no such folder, or train or valid is missing on a side.
@@ -62,9 +77,9 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
 
     names = {"train", "valid"}
     for path in folder.iterdir():
-        stem = path.name.removesuffix(".gz")
-        if stem.endswith(f".{source_lang}"):
-            names.add(stem.removesuffix(f".{source_lang}"))
+        name, _, lang = path.name.removesuffix(".gz").rpartition(".")
+        if lang == source_lang and _TEST.fullmatch(name):
+            names.add(name)
     splits = {}
     for name in sorted(names):
         sides = {lang: find(name, lang) for lang in (source_lang, target_lang)}

@@ -8,7 +8,7 @@ Names (languages, countries, weekdays) are few and cannot be guessed: they occur
 import datetime
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -22,289 +22,31 @@ SPLITS = ("train", "valid", "test")
 # Of 20 hash values, one goes to validation and two to the test.
 _SHARE = {"valid": (0,), "test": (1, 2), "train": tuple(range(3, 20))}
 
-LANGUAGES = [
-    "af",
-    "am",
-    "ar",
-    "az",
-    "be",
-    "bg",
-    "bn",
-    "bs",
-    "ca",
-    "cs",
-    "cy",
-    "da",
-    "de",
-    "el",
-    "en",
-    "eo",
-    "es",
-    "et",
-    "eu",
-    "fa",
-    "fi",
-    "fil",
-    "fr",
-    "ga",
-    "gl",
-    "gu",
-    "ha",
-    "he",
-    "hi",
-    "hr",
-    "hu",
-    "hy",
-    "id",
-    "is",
-    "it",
-    "ja",
-    "jv",
-    "ka",
-    "kk",
-    "km",
-    "kn",
-    "ko",
-    "ku",
-    "ky",
-    "la",
-    "lb",
-    "lo",
-    "lt",
-    "lv",
-    "mg",
-    "mi",
-    "mk",
-    "ml",
-    "mn",
-    "mr",
-    "ms",
-    "mt",
-    "my",
-    "nb",
-    "ne",
-    "nl",
-    "pa",
-    "pl",
-    "ps",
-    "pt",
-    "ro",
-    "ru",
-    "sd",
-    "si",
-    "sk",
-    "sl",
-    "so",
-    "sq",
-    "sr",
-    "sv",
-    "sw",
-    "ta",
-    "te",
-    "tg",
-    "th",
-    "tk",
-    "tr",
-    "uk",
-    "ur",
-    "uz",
-    "vi",
-    "xh",
-    "yi",
-    "yo",
-    "zh",
-    "zu",
-]
+LANGUAGES = """
+    af am ar az be bg bn bs ca cs cy da de el en eo es et eu fa fi fil fr ga gl gu ha he hi hr
+    hu hy id is it ja jv ka kk km kn ko ku ky la lb lo lt lv mg mi mk ml mn mr ms mt my nb ne
+    nl pa pl ps pt ro ru sd si sk sl so sq sr sv sw ta te tg th tk tr uk ur uz vi xh yi yo zh
+    zu
+""".split()
 # Countries whose German name takes no article, so that it stands anywhere in a sentence.
-COUNTRIES = [
-    "AD",
-    "AF",
-    "AL",
-    "AM",
-    "AO",
-    "AR",
-    "AT",
-    "AU",
-    "AZ",
-    "BA",
-    "BB",
-    "BD",
-    "BE",
-    "BF",
-    "BG",
-    "BH",
-    "BI",
-    "BJ",
-    "BO",
-    "BR",
-    "BT",
-    "BW",
-    "BY",
-    "BZ",
-    "CA",
-    "CL",
-    "CM",
-    "CN",
-    "CO",
-    "CR",
-    "CU",
-    "CY",
-    "CZ",
-    "DE",
-    "DJ",
-    "DK",
-    "DZ",
-    "EC",
-    "EE",
-    "EG",
-    "ER",
-    "ES",
-    "ET",
-    "FI",
-    "FJ",
-    "FR",
-    "GA",
-    "GD",
-    "GE",
-    "GH",
-    "GM",
-    "GN",
-    "GQ",
-    "GR",
-    "GT",
-    "GW",
-    "GY",
-    "HN",
-    "HR",
-    "HT",
-    "HU",
-    "ID",
-    "IE",
-    "IL",
-    "IN",
-    "IS",
-    "IT",
-    "JM",
-    "JO",
-    "JP",
-    "KE",
-    "KG",
-    "KH",
-    "KI",
-    "KP",
-    "KR",
-    "KW",
-    "KZ",
-    "LA",
-    "LI",
-    "LK",
-    "LR",
-    "LS",
-    "LT",
-    "LU",
-    "LV",
-    "LY",
-    "MA",
-    "MC",
-    "ME",
-    "MG",
-    "MK",
-    "ML",
-    "MM",
-    "MR",
-    "MT",
-    "MU",
-    "MW",
-    "MX",
-    "MY",
-    "MZ",
-    "NA",
-    "NE",
-    "NG",
-    "NI",
-    "NO",
-    "NP",
-    "NR",
-    "NZ",
-    "OM",
-    "PA",
-    "PE",
-    "PG",
-    "PK",
-    "PL",
-    "PT",
-    "PW",
-    "PY",
-    "QA",
-    "RO",
-    "RS",
-    "RU",
-    "RW",
-    "SA",
-    "SE",
-    "SG",
-    "SI",
-    "SL",
-    "SM",
-    "SN",
-    "SO",
-    "SR",
-    "SV",
-    "SY",
-    "SZ",
-    "TG",
-    "TH",
-    "TJ",
-    "TL",
-    "TM",
-    "TN",
-    "TO",
-    "TT",
-    "TV",
-    "TZ",
-    "UG",
-    "UY",
-    "UZ",
-    "VE",
-    "VN",
-    "VU",
-    "WS",
-    "ZA",
-    "ZM",
-    "ZW",
-]
-CURRENCIES = [
-    "EUR",
-    "USD",
-    "GBP",
-    "CHF",
-    "JPY",
-    "CAD",
-    "AUD",
-    "SEK",
-    "NOK",
-    "DKK",
-    "PLN",
-    "CZK",
-    "INR",
-    "CNY",
-]
+COUNTRIES = """
+    AD AF AL AM AO AR AT AU AZ BA BB BD BE BF BG BH BI BJ BO BR BT BW BY BZ CA CL CM CN CO CR
+    CU CY CZ DE DJ DK DZ EC EE EG ER ES ET FI FJ FR GA GD GE GH GM GN GQ GR GT GW GY HN HR HT
+    HU ID IE IL IN IS IT JM JO JP KE KG KH KI KP KR KW KZ LA LI LK LR LS LT LU LV LY MA MC ME
+    MG MK ML MM MR MT MU MW MX MY MZ NA NE NG NI NO NP NR NZ OM PA PE PG PK PL PT PW PY QA RO
+    RS RU RW SA SE SG SI SL SM SN SO SR SV SY SZ TG TH TJ TL TM TN TO TT TV TZ UG UY UZ VE VN
+    VU WS ZA ZM ZW
+""".split()
+CURRENCIES = """
+    EUR USD GBP CHF JPY CAD AUD SEK NOK DKK PLN CZK INR CNY
+""".split()
 LENGTHS = ["length-kilometer", "length-meter", "length-mile"]
 MASSES = ["mass-kilogram", "mass-gram", "mass-tonne"]
-AMOUNTS = [
-    "length-centimeter",
-    "volume-liter",
-    "volume-milliliter",
-    "area-square-meter",
-    "area-hectare",
-    "temperature-celsius",
-    "power-kilowatt",
-    "digital-gigabyte",
-    "energy-kilowatt-hour",
-    "mass-kilogram",
-    "length-meter",
-    "speed-kilometer-per-hour",
-]
+AMOUNTS = """
+    length-centimeter volume-liter volume-milliliter area-square-meter area-hectare
+    temperature-celsius power-kilowatt digital-gigabyte energy-kilowatt-hour mass-kilogram
+    length-meter speed-kilometer-per-hour
+""".split()
 _EPOCH = datetime.date(1950, 1, 1)
 _N_DAYS = (datetime.date(2050, 1, 1) - _EPOCH).days
 
@@ -391,11 +133,11 @@ def count(rng: Rng) -> Pair:
     return numbers.format_decimal(value, locale="en"), numbers.format_decimal(value, locale="de")
 
 
-def _in_units(rng: Rng, choices: list[str]) -> Pair:
+def _in_units(rng: Rng, choices: Sequence[str]) -> Pair:
     value: float = _magnitude(rng, 4) + 1
     if rng.random() < 0.3:
         value = value / 10
-    unit = choices[rng.integers(len(choices))]
+    unit = choices[int(rng.integers(len(choices)))]
     return tuple(
         _plain(units.format_unit(value, unit, length="long", locale=lang)) for lang in ("en", "de")
     )  # type: ignore[return-value]
@@ -511,6 +253,11 @@ KINDS: dict[str, tuple[Callable[[Rng], Pair], bool]] = {
     "language": (language, False),
     "country": (country, False),
 }
+
+
+def is_held_out(kind: str) -> bool:
+    """Whether each split has values of its own."""
+    return KINDS[kind][1]
 
 
 def draw(kind: str, rng: Rng, split: str) -> Pair:

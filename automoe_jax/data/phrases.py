@@ -149,20 +149,30 @@ _SLOT = re.compile(r"\{(\w+)(?::\d)?\}")
 def pair(index: int, split: str, seed: int = 0) -> Pair:
     """Sentence pair `index` of a split: a pure function of its arguments, without end.
 
-    A sentence of the validation or test split has only values that are not in training.
+    Its values are of its own split, where values are held out. Where a frame has no such value,
+    the whole sentence is: nothing of one split stands in another.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    english, german = FRAMES[rng.integers(len(FRAMES))]
+    frame = FRAMES[rng.integers(len(FRAMES))]
+    kinds = [m.group(1) for m in _SLOT.finditer(frame[0])]
+    held_out = any(phrase_values.is_held_out(kind) for kind in kinds if kind not in WORDS)
+    while True:
+        filled = _fill(frame, rng, split)
+        if held_out or phrase_values.belongs(filled[0], split):
+            return filled
+
+
+def _fill(frame: Pair, rng: np.random.Generator, split: str) -> Pair:
     values: dict[str, Pair] = {}
-    for slot in dict.fromkeys(m.group(0) for m in _SLOT.finditer(english)):
+    for slot in dict.fromkeys(m.group(0) for m in _SLOT.finditer(frame[0])):
         kind = slot.strip("{}").split(":")[0]
         if kind in WORDS:
             values[slot] = WORDS[kind][rng.integers(len(WORDS[kind]))]
         else:
             values[slot] = phrase_values.draw(kind, rng, split)
     filled = (
-        _SLOT.sub(lambda m, side=side: values[m.group(0)][side], frame)
-        for side, frame in enumerate((english, german))
+        _SLOT.sub(lambda m, side=side: values[m.group(0)][side], text)
+        for side, text in enumerate(frame)
     )
     first, second = (text[0].upper() + text[1:] for text in filled)
     return first, second

@@ -51,6 +51,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._processor.get_piece_size()
 
+    @property
+    def model(self) -> bytes:
+        """The SentencePiece model: equal for tokenizers that give equal ids."""
+        return self._processor.serialized_model_proto()
+
     def encode(self, sentences: Sequence[str]) -> list[list[int]]:
         """Ids of each sentence, eos at the end."""
         return self._processor.encode(

@@ -29,6 +29,9 @@ DEFAULT_BEAM = 5
 MAX_SOURCE = 1024
 # Most words of a translation, as in the published scripts.
 MAX_LENGTH = 200
+# What `translate` takes at most; more would be a slip of the hand.
+MOST_LENGTH = 4096
+MOST_PENALTY = 10.0
 # Shapes that programs are compiled for.
 SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
 TIME_BUCKETS = (16, 32, 64, 128)
@@ -176,8 +179,12 @@ class Translator:
             raise UserError(
                 f"num_hypotheses is {num_hypotheses}; allowed: 1 to the beam size {beam_size}"
             )
-        if max_length < 1:
-            raise UserError(f"max_length is {max_length}; at least 1 is needed")
+        if not 1 <= max_length <= MOST_LENGTH:
+            raise UserError(f"max_length is {max_length}; allowed: 1 to {MOST_LENGTH}")
+        if not abs(length_penalty) <= MOST_PENALTY:
+            raise UserError(
+                f"length_penalty is {length_penalty}; allowed: -{MOST_PENALTY} to {MOST_PENALTY}"
+            )
         cut = [len(s) > MAX_SOURCE for s in sources]
         sources = [s if len(s) <= MAX_SOURCE else [*s[: MAX_SOURCE - 1], EOS_ID] for s in sources]
         results: list[Translation] = [EMPTY] * len(sources)

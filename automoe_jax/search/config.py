@@ -1,6 +1,7 @@
 """Groups `search` and `constraint` of a config."""
 
 import dataclasses
+import math
 
 from automoe_jax.errors import UserError
 
@@ -20,7 +21,8 @@ class SearchConfig:
       parents: best ones kept each round.
       mutations, crossovers: children of each kind per round.
       mutation_probability: of each dimension.
-      max_tries: draws per wanted subnet before a round goes on with fewer.
+      max_tries: draws in a row without a new subnet within the limits before a round goes on with
+        fewer.
       keep: how many of the best to verify and write.
       eval_pairs: validation pairs to score on; 0 for all.
       latency_runs: timed runs per candidate where latency is limited (100: partially gold).
@@ -77,9 +79,13 @@ class ConstraintConfig:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
+            if not 0 <= getattr(self, field.name) < math.inf:
                 raise UserError(
-                    f"constraint.{field.name} is {getattr(self, field.name)}; it cannot be negative"
+                    f"constraint.{field.name} is {getattr(self, field.name)}; a limit above 0 is "
+                    "needed, or 0 for none"
                 )
         if self.latency_ms and self.latency_ratio:
-            raise UserError("constraint.latency_ms and constraint.latency_ratio exclude each other")
+            raise UserError(
+                f"constraint.latency_ms is {self.latency_ms:g} and constraint.latency_ratio is "
+                f"{self.latency_ratio:g}; set one of them to 0"
+            )

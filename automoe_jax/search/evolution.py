@@ -113,7 +113,8 @@ class _Draw:
             found = [Candidate(self._space.smallest(), "sample", 0)]
         if not found:
             raise InfeasibleError(
-                f"no subnet within the limits was found in {size * self._config.max_tries} draws"
+                f"no subnet within the limits was found in {2 * self._config.max_tries} draws; "
+                "raise the limit a little, or search.max_tries"
             )
         return found
 
@@ -148,13 +149,14 @@ class _Draw:
     ) -> list[Candidate]:
         found: list[Candidate] = []
         tries = 0
-        while len(found) < count and tries < count * self._config.max_tries:
+        while len(found) < count and tries < self._config.max_tries:
             tries += 1
             candidate = make()
             if candidate.subnet in taken or not self._within(candidate.subnet):
                 continue
             taken.add(candidate.subnet)
             found.append(candidate)
+            tries = 0
         return found
 
 

@@ -1,6 +1,7 @@
 """Groups `model`, `training`, `subnet_training` and `sampling` of a config."""
 
 import dataclasses
+import math
 
 from automoe_jax.errors import UserError
 from automoe_jax.training.optimizer import OptimizerConfig
@@ -79,9 +80,9 @@ class TrainingConfig(OptimizerConfig):
             "keep_checkpoints",
         ):
             if getattr(self, name) < 1:
-                raise UserError(f"training.{name} is {getattr(self, name)}; at least 1 is needed")
+                raise UserError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         for name in ("load_balance", "eval_every", "eval_pairs", "eval_subnets"):
-            if getattr(self, name) < 0:
-                raise UserError(f"training.{name} is {getattr(self, name)}; it cannot be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"training.label_smoothing is {self.label_smoothing}; allowed: 0 to 1")
+            raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")

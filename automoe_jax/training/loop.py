@@ -247,7 +247,10 @@ def train(
             state, out = step_fn(state, batch, choices, jax.random.fold_in(key, step))
             window.add(out, drawn)
             done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
+            last = done == config.steps
+            saved = last or done % config.checkpoint_every == 0
+            # Also before a checkpoint: a run that goes on from there begins its means there.
+            if saved or done % config.log_every == 0:
                 values = window.close()
                 values["learning_rate"] = float(np.asarray(optimizer.rate(config)(step)))
                 if metrics:
@@ -262,7 +265,6 @@ def train(
                     loss=f"{values['train/loss']:.3f}",
                     tokens_per_s=f"{values['train/target_tokens_per_s']:,.0f}",
                 )
-            last = done == config.steps
             if last or (config.eval_every and done % config.eval_every == 0):
                 losses = {
                     f"valid/loss_{name}": evaluator.loss(state.params, subnet)
@@ -273,7 +275,7 @@ def train(
                 shown = ", ".join(f"{k.split('_', 1)[1]} {v:.3f}" for k, v in losses.items())
                 progress.note(f"step {done:,}: validation loss (nats a token): {shown}")
                 window.restart()
-            if last or done % config.checkpoint_every == 0:
+            if saved:
                 checkpoints.save(parallel.one_copy(state))
         checkpoints.wait()
     finally:

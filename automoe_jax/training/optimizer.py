@@ -1,11 +1,21 @@
 """Adam and the published learning-rate schedule."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import optax
 
 from automoe_jax.errors import UserError
+
+_MOST = {
+    "initial_rate": math.inf,
+    "peak_rate": math.inf,
+    "final_rate": math.inf,
+    "b1": 1.0,
+    "b2": 1.0,
+    "eps": math.inf,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +35,9 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self):
+        for name, most in _MOST.items():
+            if not 0 <= getattr(self, name) < most:
+                raise UserError(f"{name} is {getattr(self, name)}; allowed: 0 up to below {most:g}")
         if self.steps < 1:
             raise UserError(f"steps is {self.steps}; at least 1 is needed")
         if not 0 <= self.warmup_steps <= self.steps:
