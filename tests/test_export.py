@@ -24,10 +24,18 @@ from automoe_jax.export import export
 from automoe_jax.extract import extract
 from automoe_jax.ids import EOS_ID
 
-SPACE = elastic_space(identity_experts=False)
+SPACE = elastic_space()
 HULL = SPACE.hull()
 PARAMS = random_params(SPACE)
-SUBNET = SPACE.sample(np.random.default_rng(11))
+# A subnet with every kind of layer: identity experts beside others, two experts per token.
+SUBNET = next(
+    s
+    for s in map(SPACE.sample, map(np.random.default_rng, range(1000)))
+    if all(
+        any(0 in x.experts and any(x.experts) and x.top_k == 2 for x in side.layers)
+        for side in (s.encoder, s.decoder)
+    )
+)
 SPEC = Spec(SUBNET, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
 
 

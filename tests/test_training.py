@@ -22,8 +22,7 @@ from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingCon
 from automoe_jax.training.step import TrainState, batch_loss, make_eval_step, make_train_step
 
 SPACE = elastic_space(
-    encoder_depths=(1, 2), decoder_depths=(1, 2), cross_spans=(1, 2), encoder_top_k=(1,),
-    decoder_top_k=(1,),
+    encoder_depths=(1, 2), decoder_depths=(1, 2), cross_spans=(1, 2),
 )  # fmt: skip
 HULL = SPACE.hull()
 MODEL = supernet_of(SPACE)
