@@ -21,7 +21,13 @@ from automoe_jax import files, subnet_files, workdir
 from automoe_jax.decoding import beam
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.model import Spec
-from automoe_jax.decoding.translator import KIND, PROGRAM, WEIGHTS
+from automoe_jax.decoding.translator import (
+    KIND,
+    PROGRAM,
+    SOURCE_BUCKETS,
+    TIME_BUCKETS,
+    WEIGHTS,
+)
 from automoe_jax.decoding.weights import Weights, prepare
 from automoe_jax.errors import UserError
 from automoe_jax.extract import Params
@@ -37,6 +43,7 @@ def export(
     tokenizer: Path | None = None,
     languages: tuple[str, str] | None = None,
     samples: Sequence[str] = (),
+    made_by: dict[str, Any] | None = None,
 ):
     """Writes an export, beside its name and then renamed.
 
@@ -49,13 +56,14 @@ def export(
       tokenizer: folder to copy; None for an export that is run on token ids.
       languages: source and target.
       samples: source sentences for benchmarking on real text.
+      made_by: the config of the run, seed and space included, for the manifest.
 
     Raises:
       UserError: `folder` holds something else.
     """
     check_target(folder)
     weights = prepare(params, spec.subnet)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for n_beams in config.beam_sizes:
@@ -73,6 +81,8 @@ def export(
             "base_dims": [spec.encoder_base_dim, spec.decoder_base_dim],
             "vocab_size": int(weights["embedding"].shape[0]),
             "beam_sizes": list(config.beam_sizes),
+            "source_buckets": list(SOURCE_BUCKETS),
+            "time_buckets": list(TIME_BUCKETS),
             "platforms": list(config.platforms),
             "quantization": "none (fp32)",
             "tokenizer": None if tokenizer is None else _tokenizer_kind(tokenizer),
@@ -81,6 +91,7 @@ def export(
             "weights_bytes": sum(w.nbytes for w in weights.values()),
             "samples": list(samples),
             "scores": {},
+            "config": made_by or {},
         },
     )
     if folder.exists():

@@ -212,6 +212,7 @@ def export_params(
         run / "tokenizer",
         (config.data.source_lang, config.data.target_lang),
         samples,
+        config.groups(*(field.name for field in dataclasses.fields(config))),
     )
 
 

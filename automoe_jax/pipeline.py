@@ -93,7 +93,8 @@ class _Seconds:
 
     def __init__(self, path: Path):
         self._path = path
-        self.values: dict[str, float] = files.read_json(path, "timing") if path.exists() else {}
+        known = files.read_json(path, "timing")["seconds"] if path.exists() else {}
+        self.values: dict[str, float] = known
 
     def __call__(self, name: str) -> "_Seconds":
         self._name = name
@@ -105,7 +106,7 @@ class _Seconds:
     def __exit__(self, *exc):
         spent = time.monotonic() - self._start
         self.values[self._name] = round(self.values.get(self._name, 0.0) + spent, 1)
-        files.write_json(self._path, self.values)
+        files.write_json(self._path, {"version": 1, "seconds": self.values})
 
 
 def _choose(config: RunConfig, path: Path, finalists: list[Subnet], progress: Progress) -> int:

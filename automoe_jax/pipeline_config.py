@@ -7,11 +7,13 @@ from automoe_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """Attributes:
-    finalists: best subnets of the search that are trained; the better one is kept.
-    inherit: whether they start from the supernet's weights; the paper trains them from scratch.
-    valid_sentences: validation sentences to choose between finalists on; 0 for all.
-    test_sentences: test sentences to report BLEU on; 0 for all.
+    """What `launch/pipeline.py` does between and after the phases.
+
+    Attributes:
+      finalists: best subnets of the search that are trained; the better one is kept.
+      inherit: whether they start from the supernet's weights; the paper trains them from scratch.
+      valid_sentences: validation sentences to choose between finalists on; 0 for all.
+      test_sentences: test sentences to report BLEU on; 0 for all.
     """
 
     finalists: int = 2

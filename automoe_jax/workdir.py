@@ -58,7 +58,7 @@ def claim(folder: Path, kind: str, config: dict[str, Any], begun: bool):
                 f"{folder} was made with another config: {difference}; use the same config, or "
                 "another --workdir"
             )
-    write(folder, kind, {"config": _as_json(config)})
+    write(folder, kind, {"config": config})
 
 
 def write(folder: Path, kind: str, content: dict[str, Any]):
@@ -66,7 +66,7 @@ def write(folder: Path, kind: str, content: dict[str, Any]):
     manifest = {
         "version": VERSION,
         "kind": kind,
-        **content,
+        **_as_json(content),
         "versions": {
             "automoe_jax": __version__,
             "python": platform.python_version(),

@@ -3,8 +3,10 @@
 python launch/train.py --config configs/wmt14.py
 python launch/train.py --config configs/wmt14.py --dry_run
 
-The paper trains for 40,000 steps of 128 x 4,096 tokens on 16 V100 GPUs (section 4.1). For French:
---config.data.name=wmt14_translate/fr-en --config.data.target_lang=fr.
+The paper trains for 40,000 steps of 128 x 4,096 tokens on 16 V100 GPUs (section 4.1). It draws one
+subnet per update and gives the routers no loss of their own: --config.sampling.unit=update
+--config.training.load_balance=0 do the same; ours draws one per micro-batch and device, and
+balances. For French: --config.data.name=wmt14_translate/fr-en --config.data.target_lang=fr.
 """
 
 from automoe_jax.config import base

@@ -86,7 +86,7 @@ def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
     Raises:
       UserError: the text has too few different words for the vocabulary.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     prefix = temporary / "sentencepiece"
     try:

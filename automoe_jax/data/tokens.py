@@ -98,7 +98,7 @@ def tokenize(
                 sides[side].append(np.array(ids, dtype))
                 lengths[side].append(len(ids))
         progress(end, len(split))
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     for name, ids, n in zip(("source", "target"), sides, lengths, strict=True):
         flat = np.concatenate(ids) if ids else np.zeros(0, dtype)

@@ -9,9 +9,11 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Attributes:
-    beam_sizes: beam sizes that the export can run; each is a program of its own.
-    platforms: what the programs run on: cpu, cuda, rocm, tpu.
+    """What an export can run on and with.
+
+    Attributes:
+      beam_sizes: beam sizes that the export can run; each is a program of its own.
+      platforms: what the programs run on: cpu, cuda, rocm, tpu.
     """
 
     beam_sizes: tuple[int, ...] = (1, 4, 5)

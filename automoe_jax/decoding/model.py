@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from automoe_jax.formulas import LAYER_NORM_EPS, MASKED, frequencies
 from automoe_jax.ids import PAD_ID
 from automoe_jax.subnet import DecoderLayer, EncoderLayer, Subnet
 
-LAYER_NORM_EPS = 1e-5
-MASKED = -1e9
 # Rows of one expert that the encoder works on at a time.
 BLOCK_ROWS = 32
 
@@ -71,10 +69,7 @@ class _Scope:
 
 def sinusoid(positions: jax.Array, base_dim: int, dim: int) -> jax.Array:
     """Rows of the position table (first token at 2), cut to `dim` of its `base_dim` columns."""
-    half = base_dim // 2
-    scale = math.log(10000) / max(half - 1, 1)
-    freq = np.exp(np.arange(half, dtype=np.float32) * np.float32(-scale))
-    angle = positions[..., None].astype(jnp.float32) * freq
+    angle = positions[..., None].astype(jnp.float32) * frequencies(base_dim)
     table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
     if base_dim % 2:
         table = jnp.pad(table, [(0, 0)] * positions.ndim + [(0, 1)])

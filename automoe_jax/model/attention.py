@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from automoe_jax.formulas import MASKED
 from automoe_jax.model.layers import Width, cut, keep_mask, xavier
 
 # Added to masked scores: finite, so that a row with nothing to attend to stays finite too.
-MASKED = -1e9
 
 
 class Linear(nn.Module):

@@ -12,9 +12,8 @@ import numpy as np
 from flax import linen as nn
 
 from automoe_jax.choice import Array
+from automoe_jax.formulas import LAYER_NORM_EPS, frequencies
 from automoe_jax.ids import PAD_ID
-
-LAYER_NORM_EPS = 1e-5
 
 
 class Width(NamedTuple):
@@ -104,12 +103,9 @@ def position_table(n_positions: int, dim: int) -> np.ndarray:
     Made at the supernet's width; a narrower subnet takes the front columns, so that its shares of
     sines and cosines are those that it had in the supernet.
     """
-    half = dim // 2
-    scale = math.log(10000) / max(half - 1, 1)
-    freq = np.exp(np.arange(half, dtype=np.float32) * np.float32(-scale))
-    angle = np.arange(n_positions + 2, dtype=np.float32)[:, None] * freq[None, :]
+    angle = np.arange(n_positions + 2, dtype=np.float32)[:, None] * frequencies(dim)
     table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-    table = np.pad(table, ((0, 0), (0, dim - 2 * half)))
+    table = np.pad(table, ((0, 0), (0, dim % 2)))
     table[PAD_ID] = 0
     return table.astype(np.float32)
 

@@ -11,9 +11,11 @@ SAMPLING_UNITS = ("micro_batch", "device", "update")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Attributes:
-    dropout: at the supernet's width; scaled to the width of the subnet.
-    attention_dropout: on attention probabilities, not scaled.
+    """Regularisation, group `model` of a config; the shapes are the space's.
+
+    Attributes:
+      dropout: at the supernet's width; scaled to the width of the subnet.
+      attention_dropout: on attention probabilities, not scaled.
     """
 
     dropout: float = 0.3
@@ -29,9 +31,11 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Attributes:
-    unit: who draws a subnet of its own: every "micro_batch" of every device, every "device", or
-      the whole "update" (the paper's way).
+    """Which subnets a step trains, group `sampling` of a config.
+
+    Attributes:
+      unit: who draws a subnet of its own: every "micro_batch" of every device, every "device", or
+        the whole "update" (the paper's way).
     """
 
     unit: str = "micro_batch"
@@ -43,18 +47,20 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(OptimizerConfig):
-    """Attributes (besides the optimizer's):
-    tokens_per_batch: of one device and micro-batch: rows times the longer side.
-    batches_per_step: batches that make an update, over all devices; what is more than the
-      devices is accumulated in micro-batches. The paper: 128 of 4,096 tokens.
-    buckets: most batch shapes; each compiles once.
-    label_smoothing: share of the target spread over all words.
-    load_balance: weight of the router's load-balance loss.
-    log_every, eval_every, checkpoint_every: in steps; 0 leaves evaluation to the end.
-    eval_pairs: validation pairs to evaluate on; 0 for all.
-    eval_subnets: random subnets of the fixed set that is evaluated besides the largest and
-      smallest.
-    keep_checkpoints: how many to keep.
+    """One training, group `training` (supernet) or `subnet_training` of a config.
+
+    Attributes (besides the optimizer's):
+      tokens_per_batch: of one device and micro-batch: rows times the longer side.
+      batches_per_step: batches that make an update, over all devices; what is more than the
+        devices is accumulated in micro-batches. The paper: 128 of 4,096 tokens.
+      buckets: most batch shapes; each compiles once.
+      label_smoothing: share of the target spread over all words.
+      load_balance: weight of the router's load-balance loss.
+      log_every, eval_every, checkpoint_every: in steps; 0 leaves evaluation to the end.
+      eval_pairs: validation pairs to evaluate on; 0 for all.
+      eval_subnets: random subnets of the fixed set that is evaluated besides the largest and
+        smallest.
+      keep_checkpoints: how many to keep.
     """
 
     tokens_per_batch: int = 4096
