@@ -17,6 +17,8 @@ from automoe_jax.data.phrase_values import KINDS, SPLITS, belongs, draw
 from automoe_jax.data.plan import Plan, choose_buckets
 from automoe_jax.data.tokenizer import Tokenizer, TokenizerConfig, train
 from automoe_jax.errors import UserError
+from automoe_jax.prepare import prepare
+from automoe_jax.progress import Silent
 
 # --- phrases -------------------------------------------------------------------------------------
 
@@ -252,6 +254,24 @@ def test_unusable_pairs_are_counted(tokenizer, tmp_path):
 
 
 # --- plans and batches ---------------------------------------------------------------------------
+
+
+def test_a_foreign_tokenizer_is_not_mixed_in(tmp_path):
+    config = write_corpus(tmp_path / "text", n=30)
+    for name, size in (("a", 40), ("b", 41)):
+        prepare(config, TokenizerConfig(size), tmp_path / name, Silent())
+    theirs = tmp_path / "b" / "tokenizer"
+    with pytest.raises(UserError, match="is not the tokenizer of the run that weights"):
+        prepare(config, TokenizerConfig(40), tmp_path / "a", Silent(), theirs)
+    inherited = prepare(config, TokenizerConfig(40), tmp_path / "c", Silent(), theirs)
+    assert inherited.tokenizer.vocab_size == 41
+
+
+def test_a_split_of_nothing_usable_says_so_every_time(tmp_path):
+    config = write_corpus(tmp_path / "text", valid_xx=b"\n" * 6)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no pair of valid can be used \(6 empty\)"):
+            prepare(config, TokenizerConfig(40), tmp_path / "a", Silent())
 
 
 @st.composite
