@@ -163,7 +163,7 @@ TINY = elastic_space(
     decoder_top_k=(1,), encoder_experts=(1, 2), decoder_experts=(1, 2),
 )  # fmt: skip
 CONFIG = TrainingConfig(
-    steps=6, warmup_steps=2, tokens_per_batch=40, batches_per_step=4, buckets=1, log_every=1,
+    steps=6, warmup_steps=2, tokens_per_batch=40, batches_per_step=4, buckets=1, log_every=3,
     eval_every=3, checkpoint_every=2, eval_subnets=1, peak_rate=1e-2,
 )  # fmt: skip
 
@@ -228,9 +228,12 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, tmp_path):
-    """Invariant 6: the same loss curve, to the last digit, whatever the moment."""
+    """Invariant 6: the same loss curve, to the last digit, whatever the moment.
+
+    Checkpoints and log lines fall on different steps.
+    """
     folder, whole = uninterrupted
-    for step in (3, 5):
+    for step in (3, 4):
         with pytest.raises(Killed):
             run_training(tmp_path, KillAt(step))
     assert run_training(tmp_path) == whole
