@@ -46,7 +46,7 @@ def cases(draw):
     return x, expert.astype(np.int32), weights, offsets, np.array(sizes), columns
 
 
-@hypothesis.settings(max_examples=15)
+@hypothesis.settings(max_examples=10)
 @hypothesis.given(cases())
 def test_forward_and_gradient(case):
     x, expert, weights, offsets, sizes, columns = case

@@ -113,7 +113,7 @@ def test_pipeline_survives_kills(tmp_path):
     assert pipeline.run(config, tmp_path, KillAt("step ")) == results
     with pytest.raises(UserError, match=r"constraint\.gflops is 0\.00025 there"):
         pipeline.run(tiny_config(gflops=1e-3), tmp_path, Silent())
-    other = dataclasses.replace(config, model=ModelConfig(0.4, 0.0))
+    other = dataclasses.replace(config, model=ModelConfig(0.4, 0.1))
     with pytest.raises(UserError, match=r"model\.dropout is 0\.3 there and 0\.4 here"):
         pipeline.run(other, tmp_path, Silent())
     other = dataclasses.replace(config, export=ExportConfig((1,)))
