@@ -11,7 +11,7 @@ def get_config():
     config.data.kind = "phrases"
     config.data.train_pairs = 30_000
     config.data.valid_pairs = 400
-    config.data.test_pairs = 300
+    config.data.test_pairs = 200
     config.data.max_length = 64
     config.tokenizer.vocab_size = 2_000
     config.tokenizer.split_digits = True
@@ -31,20 +31,20 @@ def get_config():
     config.model.dropout = 0.0  # the corpus has no end
     config.model.attention_dropout = 0.0
     training = config.training
-    training.steps = 600
-    training.warmup_steps = 60
+    training.steps = 1200
+    training.warmup_steps = 100
     training.peak_rate = 2e-3
-    training.tokens_per_batch = 1024
+    training.tokens_per_batch = 320  # many small steps learn this corpus soonest
     training.batches_per_step = 1
     training.buckets = 2
     training.eval_every = 0
     training.eval_pairs = 200
-    training.eval_subnets = 2
-    training.checkpoint_every = 250
+    training.eval_subnets = 1
+    training.checkpoint_every = 400
 
     subnet = config.subnet_training
     subnet.update(training)
-    subnet.steps = 150
+    subnet.steps = 200
     subnet.warmup_steps = 20
     subnet.peak_rate = 1.5e-3
 
@@ -52,15 +52,15 @@ def get_config():
     search.iterations = 1
     search.population = 20
     search.parents = 5
-    search.mutations = 4
-    search.crossovers = 4
+    search.mutations = 3
+    search.crossovers = 3
     search.keep = 2
     search.eval_pairs = 150
-    search.latency_runs = 20
+    search.latency_runs = 15
     config.constraint.latency_ratio = 0.7
     config.latency.runs = 100
 
     config.export.beam_sizes = (1, 5)
     config.pipeline.inherit = True
-    config.pipeline.valid_sentences = 200
+    config.pipeline.valid_sentences = 150
     return config

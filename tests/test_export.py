@@ -95,6 +95,15 @@ def test_order_batch_and_time_do_not_matter(translator):
     assert [t.hypotheses[0].ids for t in together[:6]] == [t.hypotheses[0].ids for t in alone]
 
 
+def test_a_few_long_sentences_among_many_short_ones(translator):
+    short = [[4 + i % (VOCAB - 4), EOS_ID] for i in range(140)]
+    long = [s * 2 + [EOS_ID] for s in ([[7, 8, 9] * 4, [9, 8] * 5])]
+    together = translator.translate_ids([*short[:70], *long, *short[70:]], 1, max_length=12)
+    alone = translator.translate_ids(long, 1, max_length=12)
+    assert [t.hypotheses for t in together[70:72]] == [t.hypotheses for t in alone]
+    assert all(t.hypotheses[0].ids for t in together)
+
+
 def test_strange_lines(translator):
     lines = ["", "  ", "today is monday.", "\u2603 \U0001f600", "a " * 3000]
     found = translator.translate(lines, beam_size=1, max_length=5)

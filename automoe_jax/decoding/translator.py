@@ -3,6 +3,7 @@
 Imports no training code: what it needs is JAX, safetensors and SentencePiece.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ MOST_PENALTY = 10.0
 # Shapes that programs are compiled for.
 SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
 TIME_BUCKETS = (16, 32, 64, 128)
+# A bucket of so few sentences, among many others, gets no shape of its own.
+FEW = 8
 # Source positions of a batch; more gains nothing on a few cores.
 BATCH_TOKENS = 1024
 
@@ -193,7 +196,8 @@ class Translator:
         full = max_length + 1
         left, done = list(range(len(sources))), 0
         for last in (False, True):
-            unfinished = []
+            unfinished = [] if last else _stragglers(sources)
+            left = [i for i in left if i not in unfinished]
             for rows, source_BS in _batches(sources, left, one_bucket=last):
                 usual = _bucket(3 * source_BS.shape[1] // 2, TIME_BUCKETS)
                 time = full if last else min(usual, full)
@@ -274,6 +278,13 @@ def _batches(sources: Sequence[Sequence[int]], chosen: Sequence[int], one_bucket
         for at in range(0, len(own), n_rows):
             rows = own[at : at + n_rows]
             yield rows, pad([sources[i] for i in rows], n_rows, time)
+
+
+def _stragglers(sources: Sequence[Sequence[int]]) -> list[int]:
+    """Sentences of buckets too small to be worth a shape of their own: they are run at the end."""
+    buckets = [_bucket(len(source), SOURCE_BUCKETS) for source in sources]
+    few = {b for b, n in collections.Counter(buckets).items() if n <= FEW < len(sources) / 16}
+    return [i for i, bucket in enumerate(buckets) if bucket in few]
 
 
 def _hypotheses(out: dict[str, np.ndarray], row: int) -> list[Hypothesis]:
