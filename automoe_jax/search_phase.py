@@ -17,7 +17,7 @@ from automoe_jax.report.plots import search_plot
 from automoe_jax.search.evolution import Candidate, InfeasibleError, Scored, search
 from automoe_jax.search.history import History
 from automoe_jax.search.limits import Limit, Limits
-from automoe_jax.subnet import Subnet, short_name, to_json
+from automoe_jax.subnet import Subnet, from_json, short_name, to_json
 from automoe_jax.timing import SubnetTimer, Verdict
 from automoe_jax.training import loop, parallel
 
@@ -173,15 +173,20 @@ def _search(
 
 def _about(candidate: Candidate, limits: Limits) -> dict[str, Any]:
     """What the history says of a candidate besides its loss."""
-    constraints = limits.about(candidate.subnet)
-    costs = {"gflops": _gflops(candidate.subnet)}
-    costs.update({name: c["value"] for name, c in constraints.items()})
     return {
         "iteration": candidate.iteration,
         "origin": candidate.origin,
         "parents": [to_json(p) for p in candidate.parents],
-        "constraints": constraints,
-        "costs": costs,
+        "constraints": limits.about(candidate.subnet),
+        "costs": _costs(candidate.subnet, limits),
+    }
+
+
+def _costs(subnet: Subnet, limits: Limits) -> dict[str, float]:
+    """FLOPs and whatever else is limited, by name."""
+    return {
+        "gflops": _gflops(subnet),
+        **{name: about["value"] for name, about in limits.about(subnet).items()},
     }
 
 
@@ -213,9 +218,7 @@ def _verify(
                     f"{value:.3g} {unit}, limit {most:.3g}; going on to the next"
                 )
                 continue
-        costs = {"gflops": _gflops(subnet)}
-        costs.update({name: c["value"] for name, c in limits.about(subnet).items()})
-        found.append(Found(subnet, s.loss, costs, verdict))
+        found.append(Found(subnet, s.loss, _costs(subnet, limits), verdict))
     if not found:
         raise InfeasibleError(
             f"none of the {len(scored)} candidates passed the final latency measurement; raise "
@@ -230,8 +233,8 @@ def _write(config, folder, found, scored, history, limits_list, loss_of):
     space = config.space
     first = [s for s in scored if s.candidate.iteration == 0 and s.candidate.origin == "sample"]
     # The random baseline is the first one drawn, not the best of them.
-    order = {line_key(line): i for i, line in enumerate(history.lines)}
-    first.sort(key=lambda s: order[line_key({"subnet": to_json(s.candidate.subnet)})])
+    order = {from_json(line["subnet"]): i for i, line in enumerate(history.lines)}
+    first.sort(key=lambda s: order[s.candidate.subnet])
     losses = [s.loss for s in first]
     result = {
         "version": 1,
@@ -260,7 +263,3 @@ def _write(config, folder, found, scored, history, limits_list, loss_of):
     marked = {"found": (found[0].costs[x_name], found[0].loss)}
     search_plot(history.lines, x_name, folder / "search.png", most, marked)
     files.write_json(folder / RESULT, result)
-
-
-def line_key(line: dict[str, Any]) -> str:
-    return str(line["subnet"])

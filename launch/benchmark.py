@@ -46,10 +46,9 @@ def main():
         target_length=_TARGET.value,
         beam_size=_BEAM.value,
     )
-    from automoe_jax.decoding.translator import KIND  # noqa: PLC0415
-    from automoe_jax.workdir import read  # noqa: PLC0415
+    from automoe_jax.decoding.translator import read_manifest  # noqa: PLC0415
 
-    manifests = [read(_folder(path), KIND) for path in exports]
+    manifests = [read_manifest(path) for path in exports]
     sentences = _sentences(manifests)
     kinds: dict[str, tuple[LatencyConfig, list[str] | None]] = {
         "mixed words": (config, None),
@@ -88,15 +87,6 @@ def main():
             )
     Console(width=None if Console().is_terminal else 120).print(table)
     print(f"{about['protocol']}; {threads} thread(s), {config.platform}, {about['machine']}")
-
-
-def _folder(path: str):
-    from pathlib import Path  # noqa: PLC0415
-
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"export folder {folder} does not exist; make one with launch/export.py")
-    return folder
 
 
 def _sentences(manifests) -> list[str]:

@@ -67,6 +67,15 @@ class Translation:
         return self.hypotheses[0].score
 
 
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """What an export says of itself; `UserError` where there is none."""
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"export folder {folder} {what}; make one with launch/export.py")
+    return workdir.read(folder, KIND)
+
+
 EMPTY = Translation((Hypothesis("", 0.0, ()),))
 
 
@@ -101,10 +110,7 @@ class Translator:
           UserError: no export, one that is damaged, or not made for this platform.
         """
         folder = Path(folder).expanduser()
-        if not folder.is_dir():
-            what = "is a file" if folder.exists() else "does not exist"
-            raise UserError(f"export folder {folder} {what}; make one with launch/export.py")
-        manifest = workdir.read(folder, KIND)
+        manifest = read_manifest(folder)
         names = {"cpu": ("cpu",), "gpu": ("cuda", "rocm"), "tpu": ("tpu",)}.get(platform)
         if names is None:
             raise UserError(f"platform is {platform!r}; allowed: cpu, gpu, tpu")
