@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from automoe_jax import complexity
 from automoe_jax.config import RunConfig
+from automoe_jax.data import tokenizer
 from automoe_jax.progress import Progress
 from automoe_jax.subnet import Subnet
 from automoe_jax.training import loop, optimizer, parallel, sampling
@@ -26,7 +27,7 @@ def describe(config: RunConfig, subnet: Subnet | None, progress: Progress) -> It
       subnet: to train; None for the supernet.
       progress: told that it compiles.
     """
-    what = Trained(config.space, config.tokenizer.vocab_size, config.model, subnet)
+    what = Trained(config.space, tokenizer.vocab_sizes(config.tokenizer), config.model, subnet)
     training = config.training if subnet is None else config.subnet_training
     share = parallel.share()
     n_micro = loop.micro_batches(training, share.n_devices)

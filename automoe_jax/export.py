@@ -18,6 +18,7 @@ from jax import export as jax_export
 from safetensors.numpy import save_file
 
 from automoe_jax import files, subnet_files, workdir
+from automoe_jax.data.tokenizer import INFO
 from automoe_jax.decoding import beam
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.model import Spec
@@ -28,7 +29,7 @@ from automoe_jax.decoding.translator import (
     TIME_BUCKETS,
     WEIGHTS,
 )
-from automoe_jax.decoding.weights import Weights, prepare
+from automoe_jax.decoding.weights import Weights, prepare, tables
 from automoe_jax.errors import UserError
 from automoe_jax.extract import Params
 from automoe_jax.subnet import to_json
@@ -63,6 +64,7 @@ def export(
     """
     check_target(folder)
     weights = prepare(params, spec.subnet)
+    words = tables(weights)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -79,7 +81,7 @@ def export(
         {
             "subnet": to_json(spec.subnet),
             "base_dims": [spec.encoder_base_dim, spec.decoder_base_dim],
-            "vocab_size": int(weights["embedding"].shape[0]),
+            "vocab_sizes": [int(words.source.shape[0]), int(words.output.shape[0])],
             "beam_sizes": list(config.beam_sizes),
             "source_buckets": list(SOURCE_BUCKETS),
             "time_buckets": list(TIME_BUCKETS),
@@ -111,7 +113,7 @@ def check_target(folder: Path):
 
 
 def _tokenizer_kind(folder: Path) -> str:
-    return files.read_json(folder / "tokenizer.json", "tokenizer")["kind"]
+    return files.read_json(folder / INFO, "tokenizer")["kind"]
 
 
 def program(weights: Weights, spec: Spec, n_beams: int, platforms: Sequence[str]) -> bytes:

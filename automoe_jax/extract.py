@@ -21,7 +21,17 @@ def extract(params: Params, subnet: Subnet, hull: Subnet) -> Params:
       The params of `Transformer(arch=subnet)`. It keeps the supernet's base widths.
     """
     d_e, d_d = subnet.encoder.embed_dim, subnet.decoder.embed_dim
-    out: Params = {"embedding": {"table": params["embedding"]["table"][:, : max(d_e, d_d)]}}
+    widths = {
+        "embedding": max(d_e, d_d),
+        "source_embedding": d_e,
+        "target_embedding": d_d,
+        "output": d_d,
+    }
+    out: Params = {
+        name: {"table": params[name]["table"][:, :width]}
+        for name, width in widths.items()
+        if name in params
+    }
     for side, stack, bound in (
         ("encoder", subnet.encoder, hull.encoder),
         ("decoder", subnet.decoder, hull.decoder),

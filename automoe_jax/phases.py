@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from automoe_jax import evaluate, files, prepare, workdir
 from automoe_jax.config import RunConfig
-from automoe_jax.data.tokenizer import Tokenizer
+from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.model import Spec
 from automoe_jax.errors import UserError
@@ -76,8 +76,10 @@ def claim_search(config: RunConfig, folder: Path, step: int):
     workdir.claim(folder, SEARCH, {**groups, "supernet_step": step}, begun)
 
 
-def trained(config: RunConfig, vocab_size: int, subnet: Subnet | None = None) -> Trained:
-    return Trained(config.space, vocab_size, config.model, subnet)
+def trained(
+    config: RunConfig, vocab_sizes: tuple[int, int], subnet: Subnet | None = None
+) -> Trained:
+    return Trained(config.space, vocab_sizes, config.model, subnet)
 
 
 def train_supernet(config: RunConfig, run: Path, progress: Progress):
@@ -87,7 +89,7 @@ def train_supernet(config: RunConfig, run: Path, progress: Progress):
     _claim(folder, SUPERNET, config.groups(*groups), loop.latest_step(folder) is not None)
     data = prepare_run(config, run, progress)
     loop.train(
-        trained(config, data.tokenizer.vocab_size),
+        trained(config, data.tokenizer.vocab_sizes),
         config.training,
         config.sampling,
         config.seed,
@@ -126,10 +128,10 @@ def train_subnet(
     begun = loop.latest_step(run / out) is not None
     _claim(run / out, SUBNET, about, begun)
     data = prepare_run(config, run, progress, init_from)
-    what = trained(config, data.tokenizer.vocab_size, subnet)
+    what = trained(config, data.tokenizer.vocab_sizes, subnet)
     params = None
     if init_from is not None and not begun:
-        params, step = supernet_params(config, init_from, data.tokenizer.vocab_size)
+        params, step = supernet_params(config, init_from, data.tokenizer.vocab_sizes)
         progress.note(f"weights inherited from {init_from / SUPERNET} at step {step:,}")
         params = extract(params, subnet, what.hull)
     loop.train(
@@ -147,7 +149,7 @@ def train_subnet(
 def _check_space(config: RunConfig, folder: Path, kind: str) -> dict[str, Any]:
     """The manifest of what was trained; `UserError` where its space is not this config's."""
     manifest = workdir.read(folder, kind)
-    theirs = manifest["config"]["space"]
+    theirs = workdir.with_defaults(manifest["config"]["space"], config.space)
     ours = dataclasses.asdict(config.space)
     for name, given in ours.items():
         value = list(given) if isinstance(given, tuple) else given
@@ -159,11 +161,13 @@ def _check_space(config: RunConfig, folder: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-def supernet_params(config: RunConfig, run: Path, vocab_size: int) -> tuple[Params, int]:
+def supernet_params(
+    config: RunConfig, run: Path, vocab_sizes: tuple[int, int]
+) -> tuple[Params, int]:
     """The newest weights of a run's supernet, and their step."""
     if loop.latest_step(run / SUPERNET) is not None:
         _check_space(config, run / SUPERNET, SUPERNET)
-    return loop.load_params(trained(config, vocab_size), config.training, run / SUPERNET)
+    return loop.load_params(trained(config, vocab_sizes), config.training, run / SUPERNET)
 
 
 def trained_folder(run: Path) -> str:
@@ -181,8 +185,8 @@ def subnet_params(config: RunConfig, run: Path, out: str = SUBNET) -> tuple[Para
         raise UserError(f"{folder} has no trained subnet; train one with launch/train.py --subnet")
     manifest = _check_space(config, folder, SUBNET)
     subnet = from_json(manifest["config"]["subnet"])
-    vocab_size = Tokenizer.load(run / "tokenizer").vocab_size
-    what = trained(config, vocab_size, subnet)
+    vocab_sizes = tokenizers.load(run / "tokenizer").vocab_sizes
+    what = trained(config, vocab_sizes, subnet)
     params, step = loop.load_params(what, config.subnet_training, folder)
     return params, subnet, step
 
@@ -216,9 +220,9 @@ def export_params(
     )
 
 
-def export_random(config: RunConfig, subnet: Subnet, folder: Path, vocab_size: int):
+def export_random(config: RunConfig, subnet: Subnet, folder: Path, vocab_sizes: tuple[int, int]):
     """Exports an architecture with random weights and no tokenizer: for timing only."""
-    what = trained(config, vocab_size, subnet)
+    what = trained(config, vocab_sizes, subnet)
     abstract = loop.abstract_state(what, config.subnet_training, config.seed).params
     params = random_params(abstract, config.seed)
     export(params, spec(config, subnet), config.export, folder, "random")

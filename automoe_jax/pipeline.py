@@ -55,7 +55,7 @@ def run(config: RunConfig, folder: str | Path, progress: Progress) -> dict[str, 
     progress.note("phase 1 of 5: supernet training")
     with seconds("supernet"):
         phases.train_supernet(config, path, progress)
-        params, step = phases.supernet_params(config, path, data.tokenizer.vocab_size)
+        params, step = phases.supernet_params(config, path, data.tokenizer.vocab_sizes)
 
     progress.note("phase 2 of 5: search")
     search_folder = path / phases.SEARCH

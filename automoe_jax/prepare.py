@@ -2,15 +2,16 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 
-from automoe_jax.data import tokens
+from automoe_jax.data import sentence_piece, token_ids, tokens
+from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.corpus import DataConfig, Split, open_corpus
 from automoe_jax.data.tokenizer import Tokenizer, TokenizerConfig
-from automoe_jax.data.tokenizer import train as train_tokenizer
 from automoe_jax.data.tokens import TokenPairs
 from automoe_jax.errors import UserError
 from automoe_jax.progress import Progress
@@ -47,7 +48,7 @@ def prepare(
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("prepare")
     prepared = Prepared(
-        Tokenizer.load(workdir / "tokenizer"),
+        tokenizers.load(workdir / "tokenizer"),
         *(tokens.load(workdir / "tokens" / name) for name in ("train", "valid")),
     )
     for name, pairs in (("train", prepared.train), ("valid", prepared.valid)):
@@ -70,6 +71,36 @@ def corpus_split(data: DataConfig, workdir: Path, name: str) -> Split:
     return splits[name]
 
 
+def make_tokenizer(
+    config: TokenizerConfig,
+    languages: tuple[str, str],
+    folder: Path,
+    progress: Progress,
+    text: Callable[[], Iterable[str]],
+):
+    """Makes a tokenizer's folder.
+
+    Args:
+      config: what kind, and of what.
+      languages: of source and target.
+      folder: where.
+      progress: told of it.
+      text: gives the sentences that a tokenizer of kind sentencepiece is trained on.
+    """
+    if config.kind == "sentencepiece":
+        progress.note(f"training a SentencePiece BPE model of {config.vocab_size:,} pieces")
+        sentence_piece.train(text(), folder, config)
+    elif config.kind == "bpe":
+        # Imported here: training on SentencePiece needs none of its libraries.
+        from automoe_jax.data import fairseq_bpe  # noqa: PLC0415
+
+        dictionaries = [Path(path).expanduser() for path in config.dictionaries]
+        codes = Path(config.bpe_codes).expanduser()
+        fairseq_bpe.make(dictionaries, codes, languages, config.lowercase, folder)
+    else:
+        token_ids.make(tokenizers.vocab_sizes(config), folder)
+
+
 def _make(
     data: DataConfig,
     config: TokenizerConfig,
@@ -79,7 +110,7 @@ def _make(
 ):
     folder = workdir / "tokenizer"
     if folder.is_dir() and tokenizer_from is not None and tokenizer_from != folder:
-        ours, theirs = (Tokenizer.load(x).model for x in (folder, tokenizer_from))
+        ours, theirs = (tokenizers.load(x).content for x in (folder, tokenizer_from))
         if ours != theirs:
             raise UserError(
                 f"{folder} is not the tokenizer of the run that weights are taken from "
@@ -98,10 +129,14 @@ def _make(
             shutil.copytree(tokenizer_from, temporary)
             temporary.rename(folder)
         else:
-            progress.note(f"training a SentencePiece BPE model of {config.vocab_size:,} pieces")
-            text = tokens.sample_sentences(corpus["train"], config.max_sentences)
-            train_tokenizer(text, folder, config)
-    tokenizer = Tokenizer.load(folder)
+            make_tokenizer(
+                config,
+                (data.source_lang, data.target_lang),
+                folder,
+                progress,
+                lambda: tokens.sample_sentences(corpus["train"], config.max_sentences),
+            )
+    tokenizer = tokenizers.load(folder)
     for name in missing:
         task = progress.task(f"tokenising {name}", len(corpus[name]))
         tokens.tokenize(

@@ -125,7 +125,7 @@ def _search(
         progress.note(f"limit: {limit.name} <= {limit.most:.4g} ({limit.how})")
     limits.require(space.smallest())
 
-    what = phases.trained(config, data.tokenizer.vocab_size)
+    what = phases.trained(config, data.tokenizer.vocab_sizes)
     evaluator = loop.Evaluator(what, data.valid, config.training, config.search.eval_pairs)
     replicated = parallel.replicate(params)
 

@@ -10,6 +10,8 @@ from automoe_jax.errors import UserError
 from automoe_jax.subnet import Decoder, DecoderLayer, Encoder, EncoderLayer, Subnet, SubnetError
 
 Rng = np.random.Generator
+# What `share_embeddings` may be.
+SHARED = ("all", "decoder", "none")
 
 
 class SpaceError(UserError):
@@ -35,6 +37,9 @@ class SearchSpace:
       identity_experts: adds experts of size 0, which return their input: any expert of a
         fractional layer, the first of a standard layer of two or more.
       encoder_top_k, decoder_top_k: experts per token; a layer takes at most those it has.
+      share_embeddings: "all" has one table for source, target and output (the WMT models),
+        "decoder" one for the source and one for target and output, "none" three (the IWSLT
+        models); the last two take a vocabulary per language.
 
     Raises:
       SpaceError: names the field.
@@ -59,11 +64,12 @@ class SearchSpace:
     identity_experts: bool = False
     encoder_top_k: tuple[int, ...] = (1,)
     decoder_top_k: tuple[int, ...] = (1,)
+    share_embeddings: str = "all"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("expert_sizes", "identity_experts"):
+            if field.name in ("expert_sizes", "identity_experts", "share_embeddings"):
                 continue
             if field.name == "qkv_dim":
                 values: Sequence[int] = (value,)
@@ -83,6 +89,10 @@ class SearchSpace:
         if self.expert_sizes not in ("fractional", "standard"):
             raise SpaceError(
                 f"space.expert_sizes is {self.expert_sizes!r}; allowed: fractional, standard"
+            )
+        if self.share_embeddings not in SHARED:
+            raise SpaceError(
+                f"space.share_embeddings is {self.share_embeddings!r}; allowed: {', '.join(SHARED)}"
             )
         if not isinstance(self.identity_experts, bool):
             raise SpaceError(

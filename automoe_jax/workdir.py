@@ -50,7 +50,11 @@ def claim(folder: Path, kind: str, config: dict[str, Any], begun: bool):
     folder = resolve(folder)
     if (folder / MANIFEST).exists():
         manifest = read(folder, kind)
-        difference = _first_difference(manifest["config"], _as_json(config), "")
+        stored = {
+            name: with_defaults(value, config.get(name))
+            for name, value in manifest["config"].items()
+        }
+        difference = _first_difference(stored, _as_json(config), "")
         if not difference:
             return
         if begun:
@@ -87,6 +91,20 @@ def read(folder: Path, kind: str) -> dict[str, Any]:
     if manifest.get("kind") != kind:
         raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}")
     return manifest
+
+
+def with_defaults(stored: Any, like: Any) -> Any:
+    """A stored group of settings with the fields that this version added to it.
+
+    Args:
+      stored: as JSON.
+      like: the group as a dataclass of today; anything else leaves `stored` as it is.
+    """
+    if not dataclasses.is_dataclass(like) or not isinstance(stored, dict):
+        return stored
+    fields = {f.name: f.default for f in dataclasses.fields(like)}
+    defaults = {name: x for name, x in fields.items() if x is not dataclasses.MISSING}
+    return {**_as_json(defaults), **stored}
 
 
 def _as_json(value: Any) -> Any:

@@ -36,7 +36,7 @@ def main():
     import numpy as np  # noqa: PLC0415
 
     from automoe_jax import phases, subnet_files, workdir  # noqa: PLC0415
-    from automoe_jax.data.tokenizer import Tokenizer  # noqa: PLC0415
+    from automoe_jax.data import tokenizer as tokenizers  # noqa: PLC0415
     from automoe_jax.extract import extract  # noqa: PLC0415
 
     subnet = None
@@ -47,7 +47,7 @@ def main():
         if subnet is None or not _OUT.value:
             raise UserError("--random_weights needs --subnet and --out")
         out = workdir.resolve(_OUT.value)
-        phases.export_random(config, subnet, out, config.tokenizer.vocab_size)
+        phases.export_random(config, subnet, out, tokenizers.vocab_sizes(config.tokenizer))
         print(f"exported with random weights: {out}")
         return
 
@@ -61,8 +61,8 @@ def main():
         )
         origin = f"trained subnet, step {step}"
     else:
-        vocab_size = Tokenizer.load(run / "tokenizer").vocab_size
-        params, step = phases.supernet_params(config, run, vocab_size)
+        vocab_sizes = tokenizers.load(run / "tokenizer").vocab_sizes
+        params, step = phases.supernet_params(config, run, vocab_sizes)
         params = jax.tree.map(np.asarray, extract(params, subnet, config.space.hull()))
         origin = f"supernet, step {step}"
     out = workdir.resolve(_OUT.value) if _OUT.value else Path(run) / phases.EXPORT

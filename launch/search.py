@@ -35,13 +35,13 @@ def main():
     run = phases.open_run(config, _WORKDIR.value or common.default_workdir())
     compile_cache.enable(run / phases.CACHE)
     data = phases.prepare_run(config, run, progress)
-    vocab_size = data.tokenizer.vocab_size
+    vocab_sizes = data.tokenizer.vocab_sizes
     if _RANDOM.value:
-        what = phases.trained(config, vocab_size)
+        what = phases.trained(config, vocab_sizes)
         state = loop.initial_state(what, config.training, config.seed)
         params, step = jax.tree.map(np.asarray, state.params), 0
     else:
-        params, step = phases.supernet_params(config, run, vocab_size)
+        params, step = phases.supernet_params(config, run, vocab_sizes)
     folder = run / _OUT.value
     phases.claim_search(config, folder, step)
     if not (folder / search_phase.RESULT).exists():

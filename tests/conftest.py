@@ -86,19 +86,26 @@ def supernet_of(space: SearchSpace, dropout: float = 0.0) -> Transformer:
     hull = space.hull()
     return Transformer(
         hull,
-        VOCAB,
+        (VOCAB, VOCAB),
         hull.encoder.embed_dim,
         hull.decoder.embed_dim,
         dropout=dropout,
         attention_dropout=dropout,
         min_encoder_depth=min(space.encoder_depths),
         min_decoder_depth=min(space.decoder_depths),
+        share_embeddings=space.share_embeddings,
     )
 
 
 def standalone_of(space: SearchSpace, subnet: Subnet) -> Transformer:
     hull = space.hull()
-    return Transformer(subnet, VOCAB, hull.encoder.embed_dim, hull.decoder.embed_dim)
+    return Transformer(
+        subnet,
+        (VOCAB, VOCAB),
+        hull.encoder.embed_dim,
+        hull.decoder.embed_dim,
+        share_embeddings=space.share_embeddings,
+    )
 
 
 def random_params(space: SearchSpace, seed: int = 0, scale: float = 0.3):

@@ -12,10 +12,12 @@ import pytest
 from conftest import shipped_config
 
 from automoe_jax.data import batches, phrases, tokens
+from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.corpus import DataConfig, open_corpus
 from automoe_jax.data.phrase_values import KINDS, SPLITS, belongs, draw
 from automoe_jax.data.plan import Plan, choose_buckets
-from automoe_jax.data.tokenizer import Tokenizer, TokenizerConfig, train
+from automoe_jax.data.sentence_piece import train
+from automoe_jax.data.tokenizer import Tokenizer, TokenizerConfig
 from automoe_jax.errors import UserError
 from automoe_jax.prepare import prepare
 from automoe_jax.progress import Silent
@@ -212,12 +214,12 @@ def test_wmt_hat_sets_are_read(tmp_path, monkeypatch):
 def tokenizer(tmp_path_factory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tok") / "tokenizer"
     text = [s for pair in phrases.pairs("train", 800) for s in pair]
-    train(text, folder, TokenizerConfig(400, split_digits=True))
-    return Tokenizer.load(folder)
+    train(text, folder, TokenizerConfig(vocab_size=400, split_digits=True))
+    return tokenizers.load(folder)
 
 
 def test_tokenizer(tokenizer):
-    assert tokenizer.vocab_size == 400
+    assert tokenizer.vocab_sizes == (400, 400)
     (ids,) = tokenizer.encode(["The meeting is on Monday, 3 March 2025."])
     assert ids[-1] == 2
     assert 1 not in ids
@@ -226,7 +228,7 @@ def test_tokenizer(tokenizer):
 
 def test_too_large_a_vocabulary_is_one_line(tmp_path):
     with pytest.raises(UserError) as e:
-        train(["a b c", "d e"] * 10, tmp_path / "t", TokenizerConfig(32768))
+        train(["a b c", "d e"] * 10, tmp_path / "t", TokenizerConfig(vocab_size=32768))
     assert "tokenizer.vocab_size 32768 does not fit" in str(e.value)
     assert "Please set it to a value <=" in str(e.value)
     assert "\n" not in str(e.value)
@@ -259,19 +261,19 @@ def test_unusable_pairs_are_counted(tokenizer, tmp_path):
 def test_a_foreign_tokenizer_is_not_mixed_in(tmp_path):
     config = write_corpus(tmp_path / "text", n=30)
     for name, size in (("a", 40), ("b", 41)):
-        prepare(config, TokenizerConfig(size), tmp_path / name, Silent())
+        prepare(config, TokenizerConfig(vocab_size=size), tmp_path / name, Silent())
     theirs = tmp_path / "b" / "tokenizer"
     with pytest.raises(UserError, match="is not the tokenizer of the run that weights"):
-        prepare(config, TokenizerConfig(40), tmp_path / "a", Silent(), theirs)
-    inherited = prepare(config, TokenizerConfig(40), tmp_path / "c", Silent(), theirs)
-    assert inherited.tokenizer.vocab_size == 41
+        prepare(config, TokenizerConfig(vocab_size=40), tmp_path / "a", Silent(), theirs)
+    inherited = prepare(config, TokenizerConfig(vocab_size=40), tmp_path / "c", Silent(), theirs)
+    assert inherited.tokenizer.vocab_sizes == (41, 41)
 
 
 def test_a_split_of_nothing_usable_says_so_every_time(tmp_path):
     config = write_corpus(tmp_path / "text", valid_xx=b"\n" * 6)
     for _ in range(2):
         with pytest.raises(UserError, match=r"no pair of valid can be used \(6 empty\)"):
-            prepare(config, TokenizerConfig(40), tmp_path / "a", Silent())
+            prepare(config, TokenizerConfig(vocab_size=40), tmp_path / "a", Silent())
 
 
 @st.composite
@@ -360,7 +362,7 @@ def test_multi30k_padding_is_below_15_percent(shared, tmp_path):
     corpus = open_corpus(data, tmp_path / "c")
     train(tokens.sample_sentences(corpus["train"], 10**6), tmp_path / "t", run.tokenizer)
     tokens.tokenize(
-        corpus["train"], Tokenizer.load(tmp_path / "t"), data.max_length, tmp_path / "x"
+        corpus["train"], tokenizers.load(tmp_path / "t"), data.max_length, tmp_path / "x"
     )
     pairs = tokens.load(tmp_path / "x")
     assert pairs.counts["kept"] == 29_000

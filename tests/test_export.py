@@ -13,7 +13,9 @@ import pytest
 from conftest import VOCAB, elastic_space, random_params
 
 from automoe_jax.data import phrases
-from automoe_jax.data.tokenizer import Tokenizer, TokenizerConfig, train
+from automoe_jax.data import tokenizer as tokenizers
+from automoe_jax.data.sentence_piece import train
+from automoe_jax.data.tokenizer import TokenizerConfig
 from automoe_jax.decoding import beam
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.model import Spec
@@ -49,7 +51,11 @@ def folder(tmp_path_factory, own_params):
     root = tmp_path_factory.mktemp("export")
     text = [s for pair in phrases.pairs("train", 300) for s in pair]
     # As few pieces as the weights have words.
-    train([t.lower() for t in text], root / "tokenizer", TokenizerConfig(VOCAB, 0.98))
+    train(
+        [t.lower() for t in text],
+        root / "tokenizer",
+        TokenizerConfig(vocab_size=VOCAB, character_coverage=0.98),
+    )
     export(
         own_params, SPEC, ExportConfig((1, 3)), root / "x", "test",
         root / "tokenizer", ("en", "de"), ["today is monday."],
@@ -176,5 +182,5 @@ def test_manifest_says_what_it_is(folder):
     assert manifest["beam_sizes"] == [1, 3]
     assert manifest["weights_from"] == "test"
     assert manifest["languages"] == ["en", "de"]
-    assert Tokenizer.load(folder / "tokenizer").vocab_size == VOCAB
+    assert tokenizers.load(folder / "tokenizer").vocab_sizes == (VOCAB, VOCAB)
     assert not list(folder.rglob("*.pkl"))

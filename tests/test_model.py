@@ -31,11 +31,28 @@ SPACES = {
         encoder_ffn_dims=(3, 5),
     ),
 }
+TABLES = {
+    # Source, target and output apart; the pairs of `token_batch` fit the smaller vocabulary too.
+    "three tables": elastic_space(
+        encoder_depths=(2,), decoder_depths=(1, 2), cross_spans=(1, 2), share_embeddings="none"
+    ),
+    "two tables": elastic_space(
+        encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,), share_embeddings="decoder"
+    ),
+}
 
 
 @pytest.fixture(scope="module", params=sorted(SPACES))
 def supernet(request):
-    space = SPACES[request.param]
+    return make_supernet(SPACES[request.param])
+
+
+@pytest.fixture(scope="module", params=sorted(TABLES))
+def supernet_of_tables(request):
+    return make_supernet(TABLES[request.param])
+
+
+def make_supernet(space):
     model = supernet_of(space)
     params = random_params(space)
     apply = jax.jit(lambda p, s, t, c: model.apply({"params": p}, s, t, c))
@@ -55,11 +72,18 @@ def router_margin(output, space, subnet, real_masks) -> float:
 
 def test_mask_equals_slice(supernet):
     """Invariant 1, padded rows included, over every dimension of the space."""
-    space, params, apply = supernet
+    check_mask_equals_slice(*supernet, 8)
+
+
+def test_mask_equals_slice_with_tables_of_their_own(supernet_of_tables):
+    check_mask_equals_slice(*supernet_of_tables, 3)
+
+
+def check_mask_equals_slice(space, params, apply, n_subnets):
     rng = np.random.default_rng(0)
     hull = space.hull()
     compared = 0
-    while compared < 8:
+    while compared < n_subnets:
         subnet = space.sample(rng)
         src, tgt = token_batch(rng)
         own = extract(params, subnet, hull)
@@ -85,7 +109,14 @@ def test_beyond_the_width_is_zero(supernet):
 
 def test_no_leak(supernet):
     """Invariant 3: weights outside the sampled subnet get a gradient of exactly zero."""
-    space, params, _ = supernet
+    check_no_leak(*supernet)
+
+
+def test_no_leak_with_tables_of_their_own(supernet_of_tables):
+    check_no_leak(*supernet_of_tables)
+
+
+def check_no_leak(space, params, _):
     model, hull = supernet_of(space), space.hull()
 
     @jax.jit
@@ -107,13 +138,18 @@ def test_no_leak(supernet):
             jax.tree.leaves_with_path(grads), jax.tree.leaves(used), strict=True
         ):
             assert not np.asarray(g)[u == 0].any(), jax.tree_util.keystr(path)
-        assert np.abs(np.asarray(grads["embedding"]["table"])).max() > 0
+        tables = [name for name in grads if "table" in grads[name]]
+        n_tables = {"all": 1, "decoder": 2, "none": 3}[space.share_embeddings]
+        assert len(tables) == n_tables
+        for name in tables:
+            assert np.abs(np.asarray(grads[name]["table"])).max() > 0
 
 
 def spread(part, whole, subnet, hull):
     """A subnet's extracted arrays put back to their places, zeros elsewhere."""
     out = jax.tree.map(np.zeros_like, whole)
-    out["embedding"]["table"][:, : part["embedding"]["table"].shape[1]] = 1
+    for name in part.keys() - {"encoder", "decoder"}:
+        out[name]["table"][:, : part[name]["table"].shape[1]] = 1
     for side in ("encoder", "decoder"):
         layers = getattr(subnet, side).layers
         for i, layer in enumerate(layers):
@@ -263,7 +299,7 @@ def test_published_logits(shared, published, case):
     real = arrays["target"] != 1
     masked = apply(params, src, prev, to_choice(subnet, space.hull()))
     own = extract(params, subnet, space.hull())
-    alone = Transformer(subnet, 64, 32, 32).apply({"params": own}, src, prev)
+    alone = Transformer(subnet, (64, 64), 32, 32).apply({"params": own}, src, prev)
     for output in (masked, alone):
         assert np.abs(np.asarray(output.logits_BTV) - arrays["logits"])[real].max() < 2e-5
     for i in range(len(subnet.encoder.layers)):

@@ -134,7 +134,7 @@ def test_search_under_a_measured_limit(tmp_path):
     config = dataclasses.replace(config, search=search)
     data = phases.prepare_run(config, tmp_path, Silent())
     state = loop.initial_state(
-        phases.trained(config, data.tokenizer.vocab_size), config.training, config.seed
+        phases.trained(config, data.tokenizer.vocab_sizes), config.training, config.seed
     )
     params = jax.tree.map(np.asarray, state.params)
     found = search_phase.run_search(config, tmp_path, tmp_path / "search", data, params, Silent())

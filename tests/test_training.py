@@ -169,7 +169,7 @@ CONFIG = TrainingConfig(
 
 
 class FakeTokenizer:
-    vocab_size = 64
+    vocab_sizes = (64, 64)
 
 
 def copy_pairs(n=80) -> tokens.TokenPairs:
@@ -210,7 +210,7 @@ class KillAt(Silent):
 
 
 def run_training(folder, progress=None, subnet=None, dropout=0.1, config=CONFIG, **kwargs):
-    trained = loop.Trained(TINY, 64, ModelConfig(dropout, dropout), subnet)
+    trained = loop.Trained(TINY, (64, 64), ModelConfig(dropout, dropout), subnet)
     loop.train(
         trained, config, SamplingConfig(), 7, DATA, folder, progress or Silent(), **kwargs
     )  # fmt: skip
@@ -240,7 +240,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, tmp_path):
     steps = [line["step"] for line in metrics.read(tmp_path)]
     assert steps == sorted(steps)
     a, b = (
-        loop.load_params(loop.Trained(TINY, 64, ModelConfig()), CONFIG, f)[0]
+        loop.load_params(loop.Trained(TINY, (64, 64), ModelConfig()), CONFIG, f)[0]
         for f in (folder, tmp_path)
     )
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -266,12 +266,12 @@ def test_torn_checkpoint_is_named(uninterrupted, tmp_path):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(UserError, match="6 cannot be read") as e:
-        loop.load_params(loop.Trained(TINY, 64, ModelConfig()), CONFIG, tmp_path)
+        loop.load_params(loop.Trained(TINY, (64, 64), ModelConfig()), CONFIG, tmp_path)
     assert "\n" not in str(e.value)
 
 
 def test_subnet_inherits_and_trains(uninterrupted, tmp_path):
-    trained = loop.Trained(TINY, 64, ModelConfig())
+    trained = loop.Trained(TINY, (64, 64), ModelConfig())
     params, step = loop.load_params(trained, CONFIG, uninterrupted[0])
     assert step == CONFIG.steps
     from automoe_jax.extract import extract  # noqa: PLC0415

@@ -1,19 +1,22 @@
-"""SentencePiece joint BPE with the special ids of the published models."""
+"""Text to token ids and back: the kinds of tokenizers, and what they share.
 
-import contextlib
+A tokenizer is a folder (`tokenizer/` of a run or an export) whose `tokenizer.json` names its kind:
+`sentencepiece` (one joint vocabulary, trained on the corpus), `bpe` (what published fairseq models
+were trained with) or `ids` (text that is token ids already).
+"""
+
 import dataclasses
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import sentencepiece as spm
+from typing import Literal, Protocol
 
 from automoe_jax import files
 from automoe_jax.errors import UserError
-from automoe_jax.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from automoe_jax.ids import UNK_ID
 
-_SPM, _INFO = "sentencepiece.model", "tokenizer.json"
+INFO = "tokenizer.json"
+KINDS = ("sentencepiece", "bpe", "ids")
+Side = Literal["source", "target"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,112 +24,119 @@ class TokenizerConfig:
     """Group `tokenizer` of a config.
 
     Attributes:
-      vocab_size: pieces, special ones included.
-      character_coverage: share of characters that get a piece; the rest is unknown.
-      split_digits: every digit its own piece, so that numbers are copied digit by digit.
-      max_sentences: most lines (source and target) to train on, spread evenly over the corpus.
+      kind: "sentencepiece", trained on the corpus; "bpe", from `dictionaries` and `bpe_codes`;
+        "ids", for text that is token ids separated by blanks.
+      vocab_size: pieces, special ones included; bpe has what its dictionaries have.
+      character_coverage: share of characters that get a piece; the rest is unknown (sentencepiece).
+      split_digits: every digit its own piece, so that numbers are copied digit by digit
+        (sentencepiece).
+      max_sentences: most lines (source and target) to train on, spread evenly over the corpus
+        (sentencepiece).
+      dictionaries: fairseq's dict.txt, one for both languages or source and target (bpe).
+      bpe_codes: merges that subword-nmt learned (bpe).
+      lowercase: text to lower case, as the IWSLT models want it (bpe).
     """
 
+    kind: str = "sentencepiece"
     vocab_size: int = 32_768
     character_coverage: float = 1.0
     split_digits: bool = False
     max_sentences: int = 4_000_000
+    dictionaries: tuple[str, ...] = ()
+    bpe_codes: str = ""
+    lowercase: bool = False
 
     def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"tokenizer.kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
         if self.vocab_size <= UNK_ID + 1:
             raise UserError(f"tokenizer.vocab_size is {self.vocab_size}; at least 5 is needed")
         if not 0.98 <= self.character_coverage <= 1:
             raise UserError(
                 f"tokenizer.character_coverage is {self.character_coverage}; allowed: 0.98 to 1"
             )
+        if self.kind == "bpe":
+            if len(self.dictionaries) not in (1, 2):
+                raise UserError(
+                    f"tokenizer.dictionaries has {len(self.dictionaries)} files; kind bpe needs "
+                    "one dict.txt for both languages, or one for the source and one for the target"
+                )
+            if not self.bpe_codes:
+                raise UserError("tokenizer.bpe_codes is empty; kind bpe needs the file of merges")
+        elif self.dictionaries or self.bpe_codes or self.lowercase:
+            raise UserError(
+                "tokenizer.dictionaries, bpe_codes and lowercase are for kind bpe, but "
+                f"tokenizer.kind is {self.kind}"
+            )
 
 
-class Tokenizer:
+class Tokenizer(Protocol):
     """Text to ids and back. Ids: bos 0, pad 1, eos 2, unk 3."""
 
-    def __init__(self, processor: spm.SentencePieceProcessor):
-        self._processor = processor
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        ...
 
     @property
-    def vocab_size(self) -> int:
-        return self._processor.get_piece_size()
+    def vocab_sizes(self) -> tuple[int, int]:
+        """Ids of source and target."""
+        ...
 
     @property
-    def model(self) -> bytes:
-        """The SentencePiece model: equal for tokenizers that give equal ids."""
-        return self._processor.serialized_model_proto()
+    def content(self) -> bytes:
+        """Equal for tokenizers that give equal ids."""
+        ...
 
-    def encode(self, sentences: Sequence[str]) -> list[list[int]]:
+    def encode(self, sentences: Sequence[str], side: Side = "source") -> list[list[int]]:
         """Ids of each sentence, eos at the end."""
-        return self._processor.encode(
-            list(sentences), out_type=int, add_eos=True, num_threads=os.cpu_count() or 1
-        )
+        ...
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Text of each sentence; special ids are left out, unknown ones become a mark."""
-        special = (BOS_ID, PAD_ID, EOS_ID)
-        return self._processor.decode([[int(i) for i in x if i not in special] for x in ids])
-
-    @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
-        """Reads what `train` wrote; `UserError` where it is missing or broken."""
-        info = files.read_json(folder / _INFO, "tokenizer")
-        if not isinstance(info, dict) or info.get("kind") != "sentencepiece":
-            raise UserError(f"{folder / _INFO} is not a tokenizer of kind sentencepiece")
-        path = folder / _SPM
-        try:
-            return cls(spm.SentencePieceProcessor(model_proto=path.read_bytes()))
-        except (OSError, RuntimeError) as e:
-            raise UserError(f"tokenizer model {path} cannot be read: {e}") from None
+        """Target text of each; special ids are left out, unknown ones become a mark."""
+        ...
 
 
-def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
-    """Trains joint BPE on sentences of both languages and writes it to `folder`.
+def load(folder: Path) -> Tokenizer:
+    """Reads a tokenizer's folder; `UserError` where something is missing or broken."""
+    info = files.read_json(folder / INFO, "tokenizer")
+    kind = info.get("kind") if isinstance(info, dict) else None
+    # Each brings a library of its own: only the one that is needed is imported.
+    if kind == "sentencepiece":
+        from automoe_jax.data.sentence_piece import SentencePiece  # noqa: PLC0415
 
-    Raises:
-      UserError: the text has too few different words for the vocabulary.
+        return SentencePiece.load(folder)
+    if kind == "bpe":
+        from automoe_jax.data.fairseq_bpe import FairseqBpe  # noqa: PLC0415
+
+        return FairseqBpe.load(folder, info)
+    if kind == "ids":
+        from automoe_jax.data.token_ids import TokenIds  # noqa: PLC0415
+
+        return TokenIds.load(folder, info)
+    raise UserError(f"{folder / INFO} is not a tokenizer; its kind must be {', '.join(KINDS)}")
+
+
+def vocab_sizes(config: TokenizerConfig) -> tuple[int, int]:
+    """Ids of source and target that a tokenizer of this config has, before it is made."""
+    if config.kind == "bpe":
+        from automoe_jax.data.fairseq_bpe import Dictionary  # noqa: PLC0415
+
+        sizes = [len(Dictionary.load(Path(path).expanduser())) for path in config.dictionaries]
+        return sizes[0], sizes[-1]
+    return config.vocab_size, config.vocab_size
+
+
+def write_folder(folder: Path, info: dict, fill: Callable[[Path], None]):
+    """Makes a tokenizer's folder beside its name and renames it.
+
+    Args:
+      folder: where.
+      info: what `tokenizer.json` says, besides the version.
+      fill: writes the other files into the folder that it is given.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
-    prefix = temporary / "sentencepiece"
-    try:
-        with _quiet_stderr():
-            spm.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences),
-                model_prefix=str(prefix),
-                model_type="bpe",
-                vocab_size=config.vocab_size,
-                character_coverage=config.character_coverage,
-                split_digits=config.split_digits,
-                bos_id=BOS_ID,
-                pad_id=PAD_ID,
-                eos_id=EOS_ID,
-                unk_id=UNK_ID,
-                num_threads=os.cpu_count() or 1,
-                minloglevel=2,
-            )
-    except RuntimeError as e:
-        # "INTERNAL: file(line) [condition] What is wrong.", where the last part may be missing.
-        reason = str(e).rpartition("] ")[2].strip() or str(e)
-        raise UserError(
-            f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: {reason}"
-        ) from None
-    info = {"version": 1, "kind": "sentencepiece", **dataclasses.asdict(config)}
-    files.write_json(temporary / _INFO, info)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(temporary, folder)
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """SentencePiece's C++ writes progress to file descriptor 2 whatever it is told."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(sink, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(sink)
+    fill(temporary)
+    files.write_json(temporary / INFO, {"version": 1, **info})
+    temporary.replace(folder)

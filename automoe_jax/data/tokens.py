@@ -74,7 +74,7 @@ def tokenize(
     are left out and counted.
     """
     counts = dict.fromkeys(("kept", "empty", "too_long", "not_utf8"), 0)
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    dtype = np.uint16 if max(tokenizer.vocab_sizes) <= 2**16 else np.uint32
     sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     lengths: tuple[list[int], list[int]] = ([], [])
     for at in range(0, len(split), CHUNK):
@@ -88,7 +88,10 @@ def tokenize(
                 counts["empty"] += 1
             else:
                 texts.append((source, target))
-        encoded = [tokenizer.encode([t[side] for t in texts]) for side in (0, 1)]
+        encoded = [
+            tokenizer.encode([source for source, _ in texts], "source"),
+            tokenizer.encode([target for _, target in texts], "target"),
+        ]
         for pair in zip(*encoded, strict=True):
             if max(map(len, pair)) > max_length:
                 counts["too_long"] += 1

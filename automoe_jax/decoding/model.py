@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from automoe_jax.decoding.weights import tables
 from automoe_jax.formulas import LAYER_NORM_EPS, MASKED, frequencies
 from automoe_jax.ids import PAD_ID
 from automoe_jax.subnet import DecoderLayer, EncoderLayer, Subnet
@@ -76,9 +77,9 @@ def sinusoid(positions: jax.Array, base_dim: int, dim: int) -> jax.Array:
     return table[..., :dim]
 
 
-def embed(weights: dict[str, Any], ids: jax.Array, positions: jax.Array, base: int, dim: int):
+def embed(table_VD: jax.Array, ids: jax.Array, positions: jax.Array, base: int, dim: int):
     """Scaled embedding plus position; pads get no position."""
-    x = weights["embedding"][ids][..., :dim] * math.sqrt(dim)
+    x = table_VD[ids][..., :dim] * math.sqrt(dim)
     return x + jnp.where((ids != PAD_ID)[..., None], sinusoid(positions, base, dim), 0)
 
 
@@ -92,7 +93,7 @@ def encode(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> list[ja
     d, q = subnet.encoder.embed_dim, subnet.qkv_dim
     real_BS = source_BS != PAD_ID
     position_BS = jnp.cumsum(real_BS, axis=1) + PAD_ID
-    x_BSD = embed(weights, source_BS, position_BS, spec.encoder_base_dim, d)
+    x_BSD = embed(tables(weights).source, source_BS, position_BS, spec.encoder_base_dim, d)
     outputs = []
     for i, layer in enumerate(subnet.encoder.layers):
         scope = _Scope(weights, f"encoder.{i}")
@@ -162,7 +163,7 @@ def decode_step(
     rows = b * j
     d, q = subnet.decoder.embed_dim, subnet.qkv_dim
     position = jnp.full((rows,), 1) * (step + PAD_ID + 1)
-    x_RD = embed(weights, ids_BJ.reshape(rows), position, spec.decoder_base_dim, d)
+    x_RD = embed(tables(weights).target, ids_BJ.reshape(rows), position, spec.decoder_base_dim, d)
     time = caches[0].key.shape[1]
     past_T = jnp.arange(time) <= step
     new_caches = []
@@ -189,8 +190,7 @@ def decode_step(
 
         y_RD = experts_by_branch(scope, layer, x_RD)
         x_RD = scope.add_norm("experts_norm", x_RD, y_RD)
-    output_VD = weights.get("output", weights["embedding"])
-    logits_RV = lax.dot_general(x_RD, output_VD, (((1,), (1,)), ((), ())))
+    logits_RV = lax.dot_general(x_RD, tables(weights).output, (((1,), (1,)), ((), ())))
     return logits_RV.reshape(b, j, logits_RV.shape[-1]), new_caches
 
 

@@ -1,6 +1,6 @@
 """`Translator`: loads an export and translates with it.
 
-Imports no training code: what it needs is JAX, safetensors and SentencePiece.
+Imports no training code: what it needs is JAX, safetensors and the tokenizer's library.
 """
 
 import collections
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from automoe_jax import subnet, workdir
+from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.tokenizer import Tokenizer
 from automoe_jax.decoding.beam import NEVER
 from automoe_jax.errors import UserError
@@ -127,7 +128,7 @@ class Translator:
             weights = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as e:
             raise UserError(f"weights {folder / WEIGHTS} cannot be read: {e}") from None
-        tokenizer = Tokenizer.load(folder / "tokenizer") if manifest["tokenizer"] else None
+        tokenizer = tokenizers.load(folder / "tokenizer") if manifest["tokenizer"] else None
         return cls(folder, manifest, weights, tokenizer, device)
 
     def translate(

@@ -1,5 +1,7 @@
 """The weights of a stand-alone subnet, laid out for translating."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from automoe_jax.extract import Params
@@ -14,8 +16,8 @@ def prepare(params: Params, subnet: Subnet) -> Weights:
     What reads the same input is fused (Q, K and V of self-attention; K and V of cross-attention),
     every expert is an array of its own (an expert that gets no token is then not read), and
     matrices are stored (in, out): on CPU that is the faster way for the few rows of a beam. The
-    output layer is (V, D), the faster way for its size; it is the embedding table where the
-    decoder has the table's full width.
+    output layer is (V, D), the faster way for its size; it is a table of embeddings where one is
+    shared with it and the decoder has that table's full width (`tables`).
 
     Args:
       params: of `Transformer(arch=subnet)`.
@@ -28,15 +30,31 @@ def prepare(params: Params, subnet: Subnet) -> Weights:
         joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)
         weights[name] = np.ascontiguousarray(joined)
 
-    table_VD = params["embedding"]["table"]
-    put("embedding", table_VD)
-    if subnet.decoder.embed_dim < table_VD.shape[1]:
-        put("output", table_VD[:, : subnet.decoder.embed_dim])
+    for name in ("embedding", "source_embedding", "target_embedding", "output"):
+        if name in params:
+            put(name, params[name]["table"])
+    if "embedding" in params and subnet.decoder.embed_dim < weights["embedding"].shape[1]:
+        put("output", weights["embedding"][:, : subnet.decoder.embed_dim])
     for side, stack in (("encoder", subnet.encoder), ("decoder", subnet.decoder)):
         for i, layer in enumerate(stack.layers):
             own = params[side][f"layer_{i}"]
             _layer(put, f"{side}.{i}", own, layer)
     return weights
+
+
+class Tables(NamedTuple):
+    """(V, D) each; the same array where they are shared."""
+
+    source: Any
+    target: Any
+    output: Any
+
+
+def tables(weights: dict[str, Any]) -> Tables:
+    """The embeddings of source and target and the output layer among `weights`."""
+    source = weights.get("source_embedding", weights.get("embedding"))
+    target = weights.get("target_embedding", weights.get("embedding"))
+    return Tables(source, target, weights.get("output", target))
 
 
 def _layer(put, prefix: str, own: Params, layer: EncoderLayer | DecoderLayer):

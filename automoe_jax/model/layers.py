@@ -75,15 +75,22 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """One table (V, D) for source, target and output, N(0, D^-0.5), pad row zero at first."""
+    """A table (V, D) of words, to read or to score them: N(0, D^-0.5) at first.
+
+    Attributes:
+      vocab_size: V, the pad column included.
+      dim: D.
+      zero_pad: whether the pad row starts as zeros, as where words are read.
+    """
 
     vocab_size: int
     dim: int
+    zero_pad: bool = True
 
     def setup(self):
         def init(key, shape):
             table = jax.random.normal(key, shape) * shape[1] ** -0.5
-            return table.at[PAD_ID].set(0)
+            return table.at[PAD_ID].set(0) if self.zero_pad else table
 
         self.table_VD = self.param("table", init, (self.vocab_size, self.dim))
 

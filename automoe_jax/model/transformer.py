@@ -202,31 +202,50 @@ def shapes_to_zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
+class Words(NamedTuple):
+    """The tables of source, target and output; the same one where they are shared."""
+
+    source: Embedding
+    target: Embedding
+    output: Embedding
+
+
 class Transformer(nn.Module):
-    """Encoder, decoder and the one embedding table that they share with the output.
+    """Encoder, decoder, and the embedding tables that they share, or not, with the output.
 
     Attributes:
       arch: sizes of all weights: a subnet to run as it is, or the hull of a space.
-      vocab_size: V, the pad column included.
+      vocab_sizes: V of source and target, pad columns included.
       encoder_base_dim, decoder_base_dim: widths of the supernet, at which positions are made and
         to which dropout is scaled; an extracted subnet keeps them.
       dropout: rate at the base width.
       attention_dropout: rate on attention probabilities.
       min_encoder_depth, min_decoder_depth: layers that every subnet has (supernet only).
+      share_embeddings: as `SearchSpace.share_embeddings`.
     """
 
     arch: Subnet
-    vocab_size: int
+    vocab_sizes: tuple[int, int]
     encoder_base_dim: int
     decoder_base_dim: int
     dropout: float = 0.0
     attention_dropout: float = 0.0
     min_encoder_depth: int = 1
     min_decoder_depth: int = 1
+    share_embeddings: str = "all"
 
     def setup(self):
-        dim = max(self.arch.encoder.embed_dim, self.arch.decoder.embed_dim)
-        self.embedding = Embedding(self.vocab_size, dim)
+        (source, target), arch = self.vocab_sizes, self.arch
+        if self.share_embeddings == "all":
+            dim = max(arch.encoder.embed_dim, arch.decoder.embed_dim)
+            self.embedding = Embedding(source, dim)
+            self.words = Words(self.embedding, self.embedding, self.embedding)
+        else:
+            self.source_embedding = Embedding(source, arch.encoder.embed_dim)
+            self.target_embedding = output = Embedding(target, arch.decoder.embed_dim)
+            if self.share_embeddings == "none":
+                self.output = output = Embedding(target, arch.decoder.embed_dim, zero_pad=False)
+            self.words = Words(self.source_embedding, self.target_embedding, output)
         common = {"qkv_dim": self.arch.qkv_dim, "attention_dropout": self.attention_dropout}
         self.encoder = Stack(self.arch.encoder.layers, always=self.min_encoder_depth, **common)
         self.decoder = Stack(self.arch.decoder.layers, always=self.min_decoder_depth, **common)
@@ -253,7 +272,7 @@ class Transformer(nn.Module):
             [(e_routings, source_BS, "encoder"), (d_routings, target_in_BT, "decoder")],
         )
         return Output(
-            logits_BTV=self.embedding.logits(decoded[-1]),
+            logits_BTV=self.words.output.logits(decoded[-1]),
             load_balance=balance,
             encoder_layers=encoded,
             decoder_layers=decoded,
@@ -272,7 +291,7 @@ class Transformer(nn.Module):
         active, rate = self._active(side, dim, base_dim)
         real_BS = source_BS != PAD_ID
         keys = self._keys(key)[: len(self.arch.encoder.layers) + 1]
-        x_BSD = self._embed(source_BS, dim, base_dim, active, rate, keys[-1])
+        x_BSD = self._embed(self.words.source, source_BS, dim, base_dim, active, rate, keys[-1])
         return self.encoder(x_BSD, real_BS[:, None], real_BS, None, side, active, rate, keys)
 
     def decode(
@@ -290,7 +309,7 @@ class Transformer(nn.Module):
         t = target_in_BT.shape[1]
         causal_BTT = jnp.tril(jnp.ones((1, t, t), bool))
         keys = self._keys(key)[len(self.arch.encoder.layers) + 1 :]
-        x_BTD = self._embed(target_in_BT, dim, base_dim, active, rate, keys[-1])
+        x_BTD = self._embed(self.words.target, target_in_BT, dim, base_dim, active, rate, keys[-1])
         memories = self._memories(encoded, source_BS, choice)
         return self.decoder(
             x_BTD, causal_BTT, target_in_BT != PAD_ID, memories, side, active, rate, keys
@@ -308,10 +327,10 @@ class Transformer(nn.Module):
             return None, self.dropout * dim / base_dim
         return width(side.embed_dim, dim), self.dropout * side.embed_dim / base_dim
 
-    def _embed(self, ids_BT, dim, base_dim, active, rate, key):
+    def _embed(self, words, ids_BT, dim, base_dim, active, rate, key):
         # At the base width, then cut: see position_table.
         table = position_table(ids_BT.shape[1], base_dim)[:, :dim]
-        x_BTD = self.embedding(ids_BT, dim, active)
+        x_BTD = words(ids_BT, dim, active)
         x_BTD = cut(x_BTD + jnp.asarray(table)[positions(ids_BT)], active)
         return dropout(x_BTD, rate, random_bits(key, [x_BTD.shape])[0])
 

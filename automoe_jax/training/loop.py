@@ -37,9 +37,18 @@ class Trained:
     """What `train` trains: the whole space, or one subnet of it."""
 
     space: SearchSpace
-    vocab_size: int
+    vocab_sizes: tuple[int, int]  # of source and target
     model: ModelConfig
     subnet: Subnet | None = None
+
+    def __post_init__(self):
+        source, target = self.vocab_sizes
+        if self.space.share_embeddings == "all" and source != target:
+            raise UserError(
+                f"the vocabularies of source and target have {source:,} and {target:,} entries, "
+                "but space.share_embeddings is all, which needs one vocabulary; "
+                "use --config.space.share_embeddings=none (or decoder)"
+            )
 
     @property
     def hull(self) -> Subnet:
@@ -50,13 +59,14 @@ class Trained:
         hull = self.hull
         return Transformer(
             arch=self.subnet or hull,
-            vocab_size=self.vocab_size,
+            vocab_sizes=self.vocab_sizes,
             encoder_base_dim=hull.encoder.embed_dim,
             decoder_base_dim=hull.decoder.embed_dim,
             dropout=self.model.dropout,
             attention_dropout=self.model.attention_dropout,
             min_encoder_depth=min(self.space.encoder_depths),
             min_decoder_depth=min(self.space.decoder_depths),
+            share_embeddings=self.space.share_embeddings,
         )
 
     def choice(self, subnet: Subnet) -> Choice | None:

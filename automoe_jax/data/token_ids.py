@@ -1,0 +1,61 @@
+"""Text that is token ids already: for models whose vocabulary is not at hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from automoe_jax.data.tokenizer import INFO, Side, write_folder
+from automoe_jax.errors import UserError
+from automoe_jax.ids import BOS_ID, EOS_ID, PAD_ID
+
+
+class TokenIds:
+    """A `Tokenizer` whose text is decimal ids separated by blanks; a final eos (2) is optional."""
+
+    kind = "ids"
+
+    def __init__(self, vocab_sizes: tuple[int, int]):
+        self.vocab_sizes = vocab_sizes
+
+    @property
+    def content(self) -> bytes:
+        return repr(self.vocab_sizes).encode()
+
+    def encode(self, sentences: Sequence[str], side: Side = "source") -> list[list[int]]:
+        """Ids of each sentence, eos at the end; `UserError` where a word is not an id."""
+        size = self.vocab_sizes[0 if side == "source" else 1]
+        return [_parse(sentence, size) for sentence in sentences]
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        special = (BOS_ID, PAD_ID, EOS_ID)
+        return [" ".join(str(int(i)) for i in x if i not in special) for x in ids]
+
+    @classmethod
+    def load(cls, folder: Path, info: dict[str, Any]) -> "TokenIds":
+        """Reads what `make` wrote."""
+        sizes = info.get("vocab_sizes")
+        if not isinstance(sizes, list) or len(sizes) != 2:
+            raise UserError(f"{folder / INFO}: vocab_sizes must be two numbers of ids")
+        return cls((int(sizes[0]), int(sizes[1])))
+
+
+def make(vocab_sizes: tuple[int, int], folder: Path):
+    """Writes the tokenizer of these numbers of source and target ids."""
+    write_folder(
+        folder, {"kind": TokenIds.kind, "vocab_sizes": list(vocab_sizes)}, lambda path: None
+    )
+
+
+def _parse(sentence: str, size: int) -> list[int]:
+    ids = []
+    words = sentence.split()
+    for word in words:
+        if not (word.isascii() and word.isdigit()) or int(word) >= size or int(word) == PAD_ID:
+            raise UserError(
+                f"{word!r} is not a token id; this model is run on ids: 0 to {size - 1} except the "
+                f"pad {PAD_ID}, separated by blanks"
+            )
+        ids.append(int(word))
+    if ids and ids[-1] == EOS_ID:
+        ids.pop()
+    return [*ids, EOS_ID]
