@@ -22,8 +22,8 @@ class LayerCost:
     active_params_min: int
     active_params_max: int
     flops: float
-    # Parameters if the layer had as many experts as the largest layer of the supernet.
-    params_at_max_experts: float
+    # Parameters if the layer had as many experts as the supernet's, the further ones at full size.
+    params_at_max_experts: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +41,34 @@ class Complexity:
     layers: tuple[LayerCost, ...]
 
 
-def count(subnet: Subnet, sentence_length: int = 30, max_experts: int | None = None) -> Complexity:
+def count(
+    subnet: Subnet,
+    sentence_length: int = 30,
+    max_experts: int | None = None,
+    max_ffn_dims: tuple[int, int] | None = None,
+) -> Complexity:
     """Parameters, active parameters, sparsity and FLOPs.
 
     Args:
       subnet: the architecture.
       sentence_length: tokens of source and of target (30 for WMT, 23 for IWSLT).
       max_experts: M of the supernet, for `sparsity_supernet`, which counts every layer at M
-        experts of its mean size (so the paper's Table 4 row of WMT'19 comes out); where None, the
-        most experts of any layer of the subnet.
+        experts, those that the subnet does not have at the supernet's largest FFN size (so the
+        41 % of the paper's Table 4 row of WMT'19 come out); where None, the most experts of any
+        layer of the subnet.
+      max_ffn_dims: that largest size in encoder and decoder; where None, the subnet's.
     """
     stacks = (("encoder", subnet.encoder), ("decoder", subnet.decoder))
     if max_experts is None:
         max_experts = max(len(layer.experts) for _, stack in stacks for layer in stack.layers)
+    if max_ffn_dims is None:
+        encoder, decoder = (
+            max(max(layer.experts) for layer in stack.layers) for _, stack in stacks
+        )
+        max_ffn_dims = encoder, decoder
     layers = tuple(
-        _layer(f"{side}.{i}", layer, subnet, sentence_length, max_experts)
-        for side, stack in stacks
+        _layer(f"{side}.{i}", layer, subnet, sentence_length, (max_experts, max_ffn_dim))
+        for (side, stack), max_ffn_dim in zip(stacks, max_ffn_dims, strict=True)
         for i, layer in enumerate(stack.layers)
     )
 
@@ -95,8 +107,13 @@ def _attention(n_queries: int, n_keys: int, d_q: int, d_kv: int, qkv_dim: int) -
 
 
 def _layer(
-    name: str, layer: EncoderLayer | DecoderLayer, subnet: Subnet, n: int, max_experts: int
+    name: str,
+    layer: EncoderLayer | DecoderLayer,
+    subnet: Subnet,
+    n: int,
+    supernet: tuple[int, int],
 ) -> LayerCost:
+    """Costs of a layer; `supernet` is the experts of each of its layers and their largest size."""
     q = subnet.qkv_dim
     if isinstance(layer, EncoderLayer):
         d = subnet.encoder.embed_dim
@@ -110,13 +127,14 @@ def _layer(
     n_experts = len(layer.experts)
     router = (d + 1) * n_experts if n_experts > 1 else 0
     router_macs = n * d * n_experts if n_experts > 1 else 0
-    # fc1, its bias, fc2, its bias; an identity expert has no weights.
-    sizes = sorted(2 * d * f + f + d if f else 0 for f in layer.experts)
+    sizes = sorted(_expert(d, f) for f in layer.experts)
     expert_macs = n * 2 * d * sum(layer.experts) / n_experts
     dense = params + 2 * d  # with the LayerNorm of the FFN
     k = layer.top_k
     mean = sum(sizes) / n_experts
+    max_experts, max_ffn_dim = supernet
     router_at_max = (d + 1) * max_experts if max_experts > 1 else 0
+    further = (max_experts - n_experts) * _expert(d, max_ffn_dim)
     return LayerCost(
         name=name,
         params=dense + router + sum(sizes),
@@ -124,5 +142,10 @@ def _layer(
         active_params_min=dense + router + sum(sizes[:k]),
         active_params_max=dense + router + sum(sizes[n_experts - k :]),
         flops=2 * (macs + router_macs + k * expert_macs + n * d),
-        params_at_max_experts=dense + router_at_max + max_experts * mean,
+        params_at_max_experts=dense + router_at_max + sum(sizes) + further,
     )
+
+
+def _expert(d: int, ffn_dim: int) -> int:
+    """fc1, its bias, fc2, its bias; an identity expert has no weights."""
+    return 2 * d * ffn_dim + ffn_dim + d if ffn_dim else 0

@@ -142,6 +142,34 @@ class SearchSpace:
         depth = max(getattr(self, f"{side}_depths"))
         return max(max(self.experts_choices(side, i)) for i in range(depth))
 
+    def size(self) -> int:
+        """How many different subnets there are."""
+
+        def layer(side: str, i: int) -> int:
+            total = 0
+            for n in self.experts_choices(side, i):
+                sizes = len(getattr(self, f"{side}_ffn_dims"))
+                if self.expert_sizes == "fractional":
+                    sizes = len(self.size_choices(side)) ** n
+                elif self.identity_experts and n > 1:
+                    sizes *= 2
+                total += sizes * len(self.top_k_choices(side, n))
+            return total
+
+        decoder_heads = len(self.decoder_self_heads) * len(self.decoder_cross_heads)
+        total = 0
+        for e_depth in self.encoder_depths:
+            encoders = math.prod(
+                len(self.encoder_heads) * layer("encoder", i) for i in range(e_depth)
+            )
+            per_layer = decoder_heads * len(self._spans(e_depth))
+            decoders = sum(
+                math.prod(per_layer * layer("decoder", i) for i in range(depth))
+                for depth in self.decoder_depths
+            )
+            total += encoders * decoders
+        return total * len(self.encoder_embed_dims) * len(self.decoder_embed_dims)
+
     # --- the corners -------------------------------------------------------------------------
 
     def hull(self) -> Subnet:

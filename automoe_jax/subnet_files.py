@@ -1,14 +1,17 @@
-"""Subnet files: our JSON, read and written, and HAT's subtransformer YAML, read."""
+"""Subnet files, read and written: our JSON, and the YAML of HAT and AutoMoE."""
 
 import json
 from pathlib import Path
 
-from automoe_jax import files, hat_yaml
+from automoe_jax import files
+from automoe_jax.published import subtransformer
 from automoe_jax.subnet import DEFAULT_QKV_DIM, Subnet, SubnetError, from_json, to_json
+
+_YAML = (".yml", ".yaml")
 
 
 def load(path: str | Path, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
-    """Reads a subnet from JSON, or from HAT's YAML where the name ends in .yml or .yaml.
+    """Reads a subnet from JSON, or from a subtransformer YAML where the name ends in .yml or .yaml.
 
     Args:
       path: the file.
@@ -20,8 +23,8 @@ def load(path: str | Path, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
     path = Path(path)
     text = files.read_text(path, "subnet")
     try:
-        if path.suffix in (".yml", ".yaml"):
-            return hat_yaml.parse(text, default_qkv_dim)
+        if path.suffix in _YAML:
+            return subtransformer.parse(text, default_qkv_dim)
         return from_json(json.loads(text), default_qkv_dim)
     except SubnetError as e:
         raise SubnetError(f"subnet file {path}: {e}") from None
@@ -30,5 +33,13 @@ def load(path: str | Path, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
 
 
 def save(subnet: Subnet, path: str | Path):
-    """Writes the JSON form, beside and renamed, so that a reader never sees half a file."""
-    files.write_json(path, to_json(subnet))
+    """Writes JSON, or subtransformer YAML where the name ends in .yml or .yaml.
+
+    Raises:
+      SubnetError: that YAML cannot say what the subnet is.
+    """
+    path = Path(path)
+    if path.suffix in _YAML:
+        files.write_text(path, subtransformer.dump(subnet))
+    else:
+        files.write_json(path, to_json(subnet))

@@ -144,7 +144,7 @@ def test_hat_yaml(tmp_path):
             "",
             "encoder-embed-dim-subtransformer is missing",
         ),
-        ("decoder-embed-dim-subtransformer", "decoder-embed-dim", "decoder-embed-dim is not a key"),
+        ("decoder-embed-dim-subtransformer", "decoder-width", "decoder-width is not a key"),
         ("640", "[640", "not YAML"),
     ],
 )

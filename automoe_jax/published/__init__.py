@@ -1,0 +1,1 @@
+"""What HAT and AutoMoE published, read and written: YAML files and fairseq checkpoints."""

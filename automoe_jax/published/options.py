@@ -1,0 +1,176 @@
+"""The YAML files of HAT and AutoMoE: command line options of their fairseq, one a line."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from automoe_jax.errors import UserError
+
+# How they write a cross-attention span: the number of encoder layers before the last, or -1.
+SPANS = {-1: 1, 1: 2, 2: 3}
+WRITTEN_SPANS = {span: written for written, span in SPANS.items()}
+SIDES = ("encoder", "decoder")
+
+# Options of the same files that say nothing of the architecture: training, data, logging.
+_TRAINING = {
+    "arch",
+    "data",
+    "source-lang",
+    "target-lang",
+    "max-tokens",
+    "train-subtransformer",
+    "optimizer",
+    "adam-betas",
+    "adam-eps",
+    "clip-norm",
+    "weight-decay",
+    "dropout",
+    "attention-dropout",
+    "activation-dropout",
+    "criterion",
+    "label-smoothing",
+    "ddp-backend",
+    "distributed-world-size",
+    "fp16",
+    "update-freq",
+    "max-update",
+    "max-epoch",
+    "warmup-updates",
+    "lr-scheduler",
+    "warmup-init-lr",
+    "max-lr",
+    "min-lr",
+    "lr",
+    "lr-shrink",
+    "keep-last-epochs",
+    "save-interval",
+    "save-dir",
+    "validate-interval",
+    "seed",
+    "sandwich-rule",
+    "encoder-attention-heads",
+    "decoder-attention-heads",
+    "encoder-capacity-factor",
+    "decoder-capacity-factor",
+    "encoder-is-scale-prob",
+    "decoder-is-scale-prob",
+    "encoder-load-balancing-loss-coeff",
+    "decoder-load-balancing-loss-coeff",
+    "encoder-expert-dropout-ratio",
+    "decoder-expert-dropout-ratio",
+}
+# Options that make another architecture, where they are on.
+_OTHER = {
+    "encoder-normalize-before",
+    "decoder-normalize-before",
+    "encoder-learned-pos",
+    "decoder-learned-pos",
+    "no-token-positional-embeddings",
+    "vocab-original-scaling",
+    "adaptive-softmax-cutoff",
+    "encoder-drop-tokens",
+    "decoder-drop-tokens",
+    "encoder-is-first-expert-identity",
+    "decoder-is-first-expert-identity",
+}
+_EXPERT_TYPES = {f"{side}-expert-type" for side in SIDES}
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+
+
+class Options:
+    """The options of one file: every value as text or a list of texts.
+
+    Not as YAML reads them: to YAML, the sizes 3072_1024 are one number.
+    """
+
+    def __init__(self, values: dict[str, Any], error: type[UserError]):
+        self._values, self._error = values, error
+
+    def given(self, key: str) -> bool:
+        """Whether an option is there and not an empty list."""
+        return key in self._values and self._values[key] != []
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number; refused where it is missing and there is no default."""
+        if default is not None and not self.given(key):
+            return default
+        return self._as_integer(key, self._value(key))
+
+    def integers(self, key: str, default: Iterable[int] | None = None) -> tuple[int, ...]:
+        """A list of whole numbers; one alone is a list too."""
+        if default is not None and not self.given(key):
+            return tuple(default)
+        return tuple(self._as_integer(key, value) for value in self._list(key))
+
+    def layers(self, key: str, depth: int, default: int | None = None) -> tuple[int, ...]:
+        """A number for each of the front `depth` layers; the list may be longer."""
+        if default is not None and not self.given(key):
+            return (default,) * depth
+        return tuple(self._as_integer(key, value) for value in self.front(key, depth))
+
+    def front(self, key: str, depth: int) -> list[Any]:
+        """The front `depth` entries of a list."""
+        values = self._list(key)
+        if len(values) < depth:
+            given = ", ".join(map(str, values))
+            raise self._error(f"{key} is [{given}]; it must list at least {depth} value(s)")
+        return values[:depth]
+
+    def flag(self, key: str) -> bool:
+        """Whether an option is on."""
+        return key in self._values and _on(self._values[key])
+
+    def _value(self, key: str) -> Any:
+        if key not in self._values:
+            raise self._error(f"{key} is missing")
+        return self._values[key]
+
+    def _list(self, key: str) -> list[Any]:
+        value = self._value(key)
+        return value if isinstance(value, list) else [value]
+
+    def _as_integer(self, key: str, value: Any) -> int:
+        if isinstance(value, str) and _INTEGER.fullmatch(value):
+            return int(value)
+        raise self._error(f"{key} has {value!r}; a whole number is needed")
+
+
+def read(text: str, known: Iterable[str], what: str, error: type[UserError]) -> Options:
+    """The options of a file.
+
+    Args:
+      text: YAML.
+      known: the keys that the caller reads; those of training are allowed too, and have no effect.
+      what: the kind of file, for error lines.
+      error: what to raise.
+
+    Raises:
+      error: not YAML, an unknown key, or one that makes another architecture than ours.
+    """
+    try:
+        # The base loader leaves all values as text, and makes no objects.
+        values = yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise error("not YAML: " + " ".join(str(e).split())) from None
+    if not isinstance(values, dict):
+        raise error(f"not a YAML mapping of {what} keys")
+    known = set(known)
+    for key in sorted(map(str, values)):
+        if key in _OTHER and not _on(values[key]):
+            continue
+        if key in _OTHER or (key in _EXPERT_TYPES and values[key] != "switch"):
+            raise error(f"{key} is {values[key]}: this project has no such architecture")
+        if key not in known | _TRAINING | _EXPERT_TYPES:
+            raise error(f"{key} is not a key of {what} YAML")
+    return Options(values, error)
+
+
+def line(key: str, value: Any) -> str:
+    """`key: value`, lists as both their YAML and their command line readers take them."""
+    return f"{key}: {list(value) if isinstance(value, tuple) else value}\n"
+
+
+def _on(value: Any) -> bool:
+    return str(value).strip().lower() not in ("false", "no", "0", "none", "null", "")

@@ -1,0 +1,138 @@
+"""HAT's and AutoMoE's supertransformer YAML: a search space.
+
+Sources: configs/*/supertransformer of github.com/mit-han-lab/hardware-aware-transformers and of
+github.com/microsoft/AutoMoE. Their keys for training and data have no effect here.
+"""
+
+from automoe_jax.published.options import SIDES, SPANS, WRITTEN_SPANS, Options, line, read
+from automoe_jax.space import SearchSpace, SpaceError
+
+_CHOICES = {
+    "encoder_embed_dims": "encoder-embed-choice",
+    "decoder_embed_dims": "decoder-embed-choice",
+    "encoder_ffn_dims": "encoder-ffn-embed-dim-choice",
+    "decoder_ffn_dims": "decoder-ffn-embed-dim-choice",
+    "encoder_depths": "encoder-layer-num-choice",
+    "decoder_depths": "decoder-layer-num-choice",
+    "encoder_heads": "encoder-self-attention-heads-choice",
+    "decoder_self_heads": "decoder-self-attention-heads-choice",
+    "decoder_cross_heads": "decoder-ende-attention-heads-choice",
+}
+_SPANS = "decoder-arbitrary-ende-attn-choice"
+# Sizes of the supernet itself, and the choice whose largest entry they must be.
+_SUPER = {"embed-dim": "embed_dims", "ffn-embed-dim": "ffn_dims", "layers": "depths"}
+# Options whose list has two entries where the published search draws them.
+_IDENTITY, _FRACTIONAL = "std-vs-dummy-experts", "each-expert-ffn-dim"
+_EXPERTS = ("n-experts", "num-experts-to-route", "expert-all-fixed-num-experts", _IDENTITY,
+            _FRACTIONAL, "drop-mha-sublayer", "drop-ffn-sublayer")  # fmt: skip
+_KNOWN = {*_CHOICES.values(), _SPANS, "qkv-dim"}
+_KNOWN |= {"share-all-embeddings", "share-decoder-input-output-embed"}
+_KNOWN |= {f"{side}-{name}" for side in SIDES for name in (*_SUPER, *_EXPERTS)}
+
+
+def parse(text: str) -> SearchSpace:
+    """The search space of a supertransformer file.
+
+    Without expert keys every layer is dense. `std-vs-dummy-experts: [0, 1]` gives identity
+    experts; with experts of different sizes they may stand anywhere in a layer here, only first
+    there.
+
+    Raises:
+      SpaceError: names the key that is missing, unknown or wrong.
+    """
+    options = read(text, _KNOWN, "supertransformer", SpaceError)
+    fields = {name: options.integers(key) for name, key in _CHOICES.items()}
+    spans = options.integers(_SPANS)
+    for span in spans:
+        if span not in SPANS:
+            raise SpaceError(f"{_SPANS} has {span}; allowed: -1, 1 and 2")
+    for side in SIDES:
+        for name, field in _SUPER.items():
+            largest = max(fields[f"{side}_{field}"])
+            size = options.integer(f"{side}-{name}", largest)
+            if size != largest:
+                raise SpaceError(
+                    f"{side}-{name} is {size}, but the largest choice is {largest}; a supernet "
+                    "here is as large as its largest choice"
+                )
+        for name in ("drop-mha-sublayer", "drop-ffn-sublayer"):
+            if 0 in options.integers(f"{side}-{name}", (1,)):
+                raise SpaceError(
+                    f"{side}-{name} drops sublayers (0): this project has no such architectures"
+                )
+    shared = "none"
+    if options.flag("share-all-embeddings"):
+        shared = "all"
+    elif options.flag("share-decoder-input-output-embed"):
+        shared = "decoder"
+    return SearchSpace(
+        qkv_dim=options.integer("qkv-dim", max(fields["encoder_embed_dims"])),
+        cross_spans=tuple(SPANS[span] for span in spans),
+        share_embeddings=shared,
+        **fields,
+        **_experts(options),
+    )
+
+
+def _experts(options: Options) -> dict:
+    fields: dict = {}
+    drawn: dict[str, set[bool]] = {_IDENTITY: set(), _FRACTIONAL: set()}
+    for side in SIDES:
+        fields[f"{side}_experts"] = options.integers(f"{side}-n-experts", (1,))
+        fields[f"{side}_top_k"] = options.integers(f"{side}-num-experts-to-route", (1,))
+        placement = options.integers(f"{side}-expert-all-fixed-num-experts", ())
+        fields[f"{side}_placement"] = placement
+        if options.given(f"{side}-n-experts"):
+            for name, found in drawn.items():
+                found.add(len(options.integers(f"{side}-{name}", (1,))) > 1)
+    for name, found in drawn.items():
+        if len(found) > 1:
+            raise SpaceError(
+                f"encoder-{name} and decoder-{name} differ; a space here has one for both"
+            )
+    if True in drawn[_IDENTITY]:
+        fields["identity_experts"] = True
+    if False in drawn[_FRACTIONAL]:
+        fields["expert_sizes"] = "standard"
+    return fields
+
+
+def dump(space: SearchSpace) -> str:
+    """The supertransformer file of a space: its architecture, not training or data.
+
+    Raises:
+      SpaceError: a cross-attention span above 3, which the published code does not have.
+    """
+    for span in space.cross_spans:
+        if span not in WRITTEN_SPANS:
+            raise SpaceError(
+                f"space.cross_spans has {span}; a supertransformer file has spans up to 3"
+            )
+    text = ""
+    if space.share_embeddings != "none":
+        shared = {"all": "share-all-embeddings", "decoder": "share-decoder-input-output-embed"}
+        text += line(shared[space.share_embeddings], True) + "\n"
+    for name, field in _SUPER.items():
+        for side in SIDES:
+            text += line(f"{side}-{name}", max(getattr(space, f"{side}_{field}")))
+    text += line("encoder-attention-heads", max(space.encoder_heads))
+    heads = (*space.decoder_self_heads, *space.decoder_cross_heads)
+    text += line("decoder-attention-heads", max(heads))
+    text += line("qkv-dim", space.qkv_dim) + "\n"
+    for name, key in _CHOICES.items():
+        # Largest first, as theirs.
+        text += line(key, getattr(space, name)[::-1])
+    text += line(_SPANS, tuple(WRITTEN_SPANS[span] for span in space.cross_spans))
+    n_experts = (space.max_experts("encoder"), space.max_experts("decoder"))
+    if max(n_experts) == 1 and not space.identity_experts:
+        return text
+    for side in SIDES:
+        text += "\n" + line(f"{side}-n-experts", getattr(space, f"{side}_experts"))
+        text += line(f"{side}-num-experts-to-route", getattr(space, f"{side}_top_k"))
+        if getattr(space, f"{side}_placement"):
+            placement = getattr(space, f"{side}_placement")
+            text += line(f"{side}-expert-all-fixed-num-experts", placement)
+        text += line(f"{side}-{_IDENTITY}", (0, 1) if space.identity_experts else (1,))
+        fractional = space.expert_sizes == "fractional"
+        text += line(f"{side}-{_FRACTIONAL}", (0, 1) if fractional else (1,))
+    return text
