@@ -75,8 +75,10 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)[1:]
     except flags.Error as e:
-        text = str(e).removeprefix("FATAL Flags parsing error:")
-        raise UserError(f"{text.strip()} (--help lists the options)") from None
+        text = str(e).removeprefix("FATAL Flags parsing error:").strip()
+        if "Traceback" in text:  # of a config file: what it ended with is what is wrong
+            text = f"--config cannot be read: {text.splitlines()[-1].partition(': ')[2]}"
+        raise UserError(f"{text} (--help lists the options)") from None
     except Exception as e:  # a config is a program, and a field that is not there any error
         raise UserError(_unknown_field(argv, e)) from None
 
