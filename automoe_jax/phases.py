@@ -34,8 +34,18 @@ def open_run(config: RunConfig, folder: str | Path) -> Path:
     """Starts or continues a workdir; `UserError` where it belongs to another config."""
     path = workdir.resolve(folder)
     common = config.groups("seed", "data", "tokenizer")
-    _claim(path, "run", common, (path / "tokenizer").exists())
+    # A tokenizer that came with converted weights says nothing of the corpus or of this config.
+    begun = (path / "tokenizer").exists()
+    if not (path / "tokens").is_dir() and is_converted(path):
+        begun = False
+    _claim(path, "run", common, begun)
     return path
+
+
+def is_converted(run: Path) -> bool:
+    """Whether a run began with converted weights; see `conversion`."""
+    manifest = run / workdir.MANIFEST
+    return manifest.exists() and workdir.CONVERTED in workdir.read(run, "run")
 
 
 def _claim(folder: Path, kind: str, content: dict[str, Any], begun: bool):
@@ -86,7 +96,10 @@ def train_supernet(config: RunConfig, run: Path, progress: Progress):
     """Trains the supernet in `supernet/`, from where it stands."""
     groups = ("seed", "data", "tokenizer", "space", "model", "training", "sampling")
     folder = run / SUPERNET
-    _claim(folder, SUPERNET, config.groups(*groups), loop.latest_step(folder) is not None)
+    step = loop.latest_step(folder)
+    if step == 0:  # converted weights: nothing has been trained yet, but the space is theirs
+        _check_space(config, folder, SUPERNET)
+    _claim(folder, SUPERNET, config.groups(*groups), bool(step))
     data = prepare_run(config, run, progress)
     loop.train(
         trained(config, data.tokenizer.vocab_sizes),
@@ -125,8 +138,16 @@ def train_subnet(
         # Its own supernet by a name that stays true when the run is moved.
         "init_from": None if init_from is None else "." if init_from == run else str(init_from),
     }
-    begun = loop.latest_step(run / out) is not None
-    _claim(run / out, SUBNET, about, begun)
+    step = loop.latest_step(run / out)
+    begun = step is not None
+    if step == 0:
+        if init_from is not None:
+            raise UserError(
+                f"{run / out} holds converted weights to start from; leave --init_from out, or "
+                "name another folder with --out"
+            )
+        _check_subnet(_check_space(config, run / out, SUBNET), subnet, run / out)
+    _claim(run / out, SUBNET, about, bool(step))
     data = prepare_run(config, run, progress, init_from)
     what = trained(config, data.tokenizer.vocab_sizes, subnet)
     params = None
@@ -161,6 +182,22 @@ def _check_space(config: RunConfig, folder: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
+def _check_subnet(manifest: dict[str, Any], subnet: Subnet, folder: Path):
+    if from_json(manifest["config"]["subnet"]) != subnet:
+        raise UserError(f"{folder} holds another subnet; name another folder with --out")
+
+
+def origin(folder: Path, what: str, step: int) -> str:
+    """Where the weights in a folder come from, in words."""
+    source = workdir.read(folder, SUPERNET if folder.name == SUPERNET else SUBNET).get(
+        workdir.CONVERTED
+    )
+    if source is None:
+        return f"{what}, step {step}"
+    trained_on = f", trained on to step {step}" if step else ""
+    return f"{what}, converted from {source['checkpoint']}{trained_on}"
+
+
 def supernet_params(
     config: RunConfig, run: Path, vocab_sizes: tuple[int, int]
 ) -> tuple[Params, int]:
@@ -182,7 +219,10 @@ def subnet_params(config: RunConfig, run: Path, out: str = SUBNET) -> tuple[Para
     """The newest weights of a trained subnet, its architecture, and their step."""
     folder = run / out
     if not (folder / workdir.MANIFEST).exists():
-        raise UserError(f"{folder} has no trained subnet; train one with launch/train.py --subnet")
+        raise UserError(
+            f"{folder} has no trained subnet; train one with launch/train.py --subnet, or give "
+            "--subnet=FILE to export one with the supernet's weights"
+        )
     manifest = _check_space(config, folder, SUBNET)
     subnet = from_json(manifest["config"]["subnet"])
     vocab_sizes = tokenizers.load(run / "tokenizer").vocab_sizes
@@ -205,8 +245,10 @@ def export_params(
     origin: str,
 ):
     """Exports weights of a run with its tokenizer and some of its sentences."""
-    valid = prepare.corpus_split(config.data, run, "valid")
-    samples, _ = evaluate.read_split(valid, N_SAMPLES)
+    samples: list[str] = []
+    if (run / "tokens").is_dir():  # converted weights can be exported without a corpus
+        valid = prepare.corpus_split(config.data, run, "valid")
+        samples, _ = evaluate.read_split(valid, N_SAMPLES)
     export(
         params,
         spec(config, subnet),

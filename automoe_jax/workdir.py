@@ -13,6 +13,7 @@ from automoe_jax.errors import UserError
 
 VERSION = 1
 MANIFEST = "manifest.json"
+CONVERTED = "converted_from"  # what a manifest calls the checkpoint that weights came from
 # Fields that change what a run says, not what it computes.
 _FREE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
 
@@ -48,6 +49,7 @@ def claim(folder: Path, kind: str, config: dict[str, Any], begun: bool):
       UserError: the folder was made with another config; names the first field that differs.
     """
     folder = resolve(folder)
+    origin = {}
     if (folder / MANIFEST).exists():
         manifest = read(folder, kind)
         stored = {
@@ -62,7 +64,9 @@ def claim(folder: Path, kind: str, config: dict[str, Any], begun: bool):
                 f"{folder} was made with another config: {difference}; use the same config, or "
                 "another --workdir"
             )
-    write(folder, kind, {"config": config})
+        if CONVERTED in manifest:
+            origin = {CONVERTED: manifest[CONVERTED]}
+    write(folder, kind, {"config": config, **origin})
 
 
 def write(folder: Path, kind: str, content: dict[str, Any]):

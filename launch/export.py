@@ -56,15 +56,14 @@ def main():
         raise UserError(f"--workdir {run} is not a run; train one with launch/train.py")
     run = phases.open_run(config, run)
     if subnet is None:
-        params, subnet, step = phases.subnet_params(
-            config, run, _TRAINED.value or phases.trained_folder(run)
-        )
-        origin = f"trained subnet, step {step}"
+        folder = _TRAINED.value or phases.trained_folder(run)
+        params, subnet, step = phases.subnet_params(config, run, folder)
+        origin = phases.origin(run / folder, "trained subnet", step)
     else:
         vocab_sizes = tokenizers.load(run / "tokenizer").vocab_sizes
         params, step = phases.supernet_params(config, run, vocab_sizes)
         params = jax.tree.map(np.asarray, extract(params, subnet, config.space.hull()))
-        origin = f"supernet, step {step}"
+        origin = phases.origin(run / phases.SUPERNET, "supernet", step)
     out = workdir.resolve(_OUT.value) if _OUT.value else Path(run) / phases.EXPORT
     phases.export_params(config, run, params, subnet, out, origin)
     print(f"exported ({origin}): {out}")

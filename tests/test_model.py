@@ -7,14 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import VOCAB, elastic_space, random_params, standalone_of, supernet_of, token_batch
-from fairseq_fixtures import load_case, params_from_state_dict
 
 from automoe_jax.choice import to_choice
 from automoe_jax.extract import extract
 from automoe_jax.model.experts import Routing, load_balance
 from automoe_jax.model.layers import position_table, positions
-from automoe_jax.model.transformer import Transformer
-from automoe_jax.space import SearchSpace
 from automoe_jax.training.loss import smoothed_cross_entropy
 
 SPACES = {
@@ -253,59 +250,3 @@ def test_positions_count_real_tokens_from_two():
     assert not table[:, 6].any()  # odd width: the last column stays zero
     assert table[3, 0] == pytest.approx(np.sin(3.0))
     assert table[3, 5] == pytest.approx(np.cos(3.0 * 1e-4))
-
-
-FIXTURES = ["A01_largest", "A02_smallest", "A03_enc32_dec16", "A04_enc16_dec32", "A05_frac",
-            "A06_frac_dec2", "A07_identity", "A09_top2", "B01_largest", "B02_smallest",
-            "B03_mixed"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def published(shared):
-    """Name -> (space, params, jitted supernet) of the two published supernets."""
-    out = {}
-    for name, experts, depth in (("superA", (1, 2, 3), 3), ("superB", (1,), 2)):
-        space = SearchSpace(
-            qkv_dim=32,
-            encoder_embed_dims=(16, 32),
-            decoder_embed_dims=(16, 32),
-            encoder_depths=(depth,),
-            decoder_depths=(1, 2, 3),
-            encoder_heads=(2, 4),
-            decoder_self_heads=(2, 4),
-            decoder_cross_heads=(2, 4),
-            encoder_experts=experts,
-            decoder_experts=experts,
-            encoder_ffn_dims=(16, 32, 64),
-            decoder_ffn_dims=(16, 32, 64),
-            identity_experts=True,
-            encoder_top_k=(1, 2),
-            decoder_top_k=(1, 2),
-        )
-        with np.load(shared / "fixtures" / f"{name}.npz") as state:
-            params = params_from_state_dict(dict(state), space.hull())
-        model = supernet_of(space)
-        apply = jax.jit(lambda p, s, t, c, model=model: model.apply({"params": p}, s, t, c))
-        out[name] = space, params, apply
-    return out
-
-
-@pytest.mark.parametrize("case", FIXTURES)
-def test_published_logits(shared, published, case):
-    """The masked supernet and the stand-alone subnet give the published model's numbers."""
-    subnet, info, arrays = load_case(shared / "fixtures", case)
-    space, params, apply = published[info["supernet"]]
-    src, prev = (arrays[k].astype(np.int32) for k in ("src_tokens", "prev_output_tokens"))
-    real = arrays["target"] != 1
-    masked = apply(params, src, prev, to_choice(subnet, space.hull()))
-    own = extract(params, subnet, space.hull())
-    alone = Transformer(subnet, (64, 64), 32, 32).apply({"params": own}, src, prev)
-    for output in (masked, alone):
-        assert np.abs(np.asarray(output.logits_BTV) - arrays["logits"])[real].max() < 2e-5
-    for i in range(len(subnet.encoder.layers)):
-        ours = np.asarray(alone.encoder_layers[i]).swapaxes(0, 1)
-        both_real = (src != 1).T
-        assert np.abs(ours - arrays[f"encoder_layer_{i}"])[both_real].max() < 2e-5
-    sums = smoothed_cross_entropy(masked.logits_BTV, arrays["target"].astype(np.int32), 0.1)
-    assert float(sums.loss) == pytest.approx(info["loss_sum"], rel=1e-5)
-    assert float(sums.nll) == pytest.approx(info["nll_sum"], rel=1e-5)

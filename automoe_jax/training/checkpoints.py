@@ -51,6 +51,15 @@ class Checkpoints:
         )
         return TrainState(np.asarray(step, np.int32), params, opt_state)
 
+    def has_optimizer(self, step: int) -> bool:
+        """Whether a checkpoint can be gone on from as it is; converted weights come alone."""
+        return (self._folder / str(step) / "optimizer").exists()
+
+    def save_params(self, params: Any, step: int):
+        """Saves parameters without an optimizer's state; returns when they are written."""
+        self._manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        self.wait()
+
     def restore_params(self, abstract_params: Any, step: int) -> Any:
         """The parameters alone."""
         return self._restore("params", abstract_params, step)

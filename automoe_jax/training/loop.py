@@ -94,6 +94,21 @@ def abstract_state(trained: Trained, config: TrainingConfig, seed: int) -> Train
     return jax.eval_shape(lambda: initial_state(trained, config, seed))
 
 
+def check_shapes(params: Any, abstract: Any):
+    """Raises `ValueError` where weights from elsewhere are not those that a model wants."""
+    if jax.tree.structure(params) != jax.tree.structure(abstract):
+        raise ValueError("the weights are not those of the model")
+    wrong = [
+        jax.tree_util.keystr(path)
+        for (path, x), y in zip(
+            jax.tree.leaves_with_path(params), jax.tree.leaves(abstract), strict=True
+        )
+        if x.shape != y.shape
+    ]
+    if wrong:
+        raise ValueError(f"the shapes of {', '.join(wrong)} are not those of the model")
+
+
 def load_params(trained: Trained, config: TrainingConfig, folder: Path) -> tuple[Any, int]:
     """The newest parameters in a run's folder, as NumPy, and their step.
 
@@ -224,8 +239,14 @@ def train(
     )
 
     if start is not None:
-        state = checkpoints.restore(abstract_state(trained, config, seed), start)
-        progress.note(f"resuming at step {start:,}")
+        abstract = abstract_state(trained, config, seed)
+        if checkpoints.has_optimizer(start):
+            state = checkpoints.restore(abstract, start)
+            progress.note(f"resuming at step {start:,}")
+        else:
+            params = checkpoints.restore_params(abstract.params, start)
+            state = with_params(initial_state(trained, config, seed), params, config)
+            progress.note("starting from converted weights")
     else:
         state = initial_state(trained, config, seed)
         if init_params is not None:

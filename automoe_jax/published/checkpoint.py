@@ -1,0 +1,136 @@
+"""Files of weights by name: .npz, .safetensors, and PyTorch's where PyTorch is installed.
+
+Nothing is unpickled that could run code: NumPy's object arrays are refused, and PyTorch's files are
+read with `weights_only=True`.
+"""
+
+import argparse
+import os
+import pickle
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from automoe_jax.errors import UserError
+from automoe_jax.published.state_dict import State
+
+_TORCH = (".pt", ".pth", ".bin")
+SUFFIXES = (".npz", ".safetensors", *_TORCH)
+
+
+def read(path: str | Path) -> State:
+    """The arrays of a file, by name.
+
+    Args:
+      path: .npz, .safetensors, or .pt (.pth, .bin): a state dict, or a fairseq checkpoint that has
+        one under "model".
+
+    Raises:
+      UserError: the file is missing, damaged, of another kind, or would need code to be run.
+    """
+    path = Path(path).expanduser()
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"checkpoint {path} must end in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"checkpoint {path} {what}; give a file")
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def write(path: str | Path, state: State):
+    """Writes .npz or .safetensors, beside its name and then renamed."""
+    path = Path(path).expanduser()
+    if path.suffix not in (".npz", ".safetensors"):
+        raise UserError(f"checkpoint {path} must end in .npz or .safetensors to be written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.suffix == ".npz":
+        with temporary.open("wb") as f:
+            np.savez(f, **state)  # pyright: ignore[reportArgumentType]
+    else:
+        save_file({key: np.ascontiguousarray(x) for key, x in state.items()}, temporary)
+    temporary.replace(path)
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return UserError(f"checkpoint {path} is damaged or not a {path.suffix} file: {text[:200]}")
+
+
+def _pickled(path: Path, what: str) -> UserError:
+    return UserError(
+        f"checkpoint {path} holds {what}, and reading it could run code; save its weights alone, "
+        "as .safetensors, .npz, or torch.save of the state dict"
+    )
+
+
+def _read_npz(path: Path) -> State:
+    # Without the zip's mark NumPy takes a file for a pickle, whatever it is.
+    with path.open("rb") as f:
+        if f.read(2) != b"PK":
+            raise _damaged(path, "it is no zip archive")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+        raise _damaged(path, e) from None
+    except ValueError as e:
+        if "pickle" in str(e).lower():
+            raise _pickled(path, "pickled Python objects") from None
+        raise _damaged(path, e) from None
+
+
+def _read_safetensors(path: Path) -> State:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise _damaged(path, e) from None
+
+
+def _read_torch(path: Path) -> State:
+    try:
+        import torch  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(
+            f"reading {path} needs PyTorch, which is not installed: pip install torch, or save the "
+            "state dict as .safetensors or .npz where it is"
+        ) from None
+    # fairseq keeps its options beside the weights: a plain record of names and values.
+    harmless = torch.serialization.safe_globals([argparse.Namespace])
+    try:
+        with harmless:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        named = re.search(r"GLOBAL ([\w.]+)", str(e))
+        if named is None and "pickle" not in str(e).lower():
+            raise _damaged(path, e) from None
+        raise _pickled(path, f"{named.group(1)} objects" if named else "Python objects") from None
+    except (OSError, EOFError, RuntimeError, KeyError, ValueError) as e:
+        raise _damaged(path, e) from None
+    return _state_of(found, path, torch)
+
+
+def _state_of(found: Any, path: Path, torch: Any) -> State:
+    """The state dict in what `torch.load` gave, as NumPy."""
+    if isinstance(found, dict) and isinstance(found.get("model"), dict):
+        found = found["model"]
+    if not isinstance(found, dict) or not all(torch.is_tensor(x) for x in found.values()):
+        raise UserError(
+            f'checkpoint {path} is not a state dict, nor a fairseq checkpoint with one as "model"'
+        )
+    return {str(key): _as_numpy(tensor) for key, tensor in found.items()}
+
+
+def _as_numpy(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
