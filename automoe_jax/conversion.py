@@ -1,14 +1,14 @@
 """Makes a run of a fairseq checkpoint: its weights in `supernet/` or `subnet/`, its tokenizer."""
 
 import dataclasses
-import shutil
+import tempfile
 from pathlib import Path
 
 from automoe_jax import phases, prepare, workdir
 from automoe_jax.config import RunConfig
 from automoe_jax.data import token_ids
 from automoe_jax.data import tokenizer as tokenizers
-from automoe_jax.data.tokenizer import TokenizerConfig
+from automoe_jax.data.tokenizer import Tokenizer, TokenizerConfig
 from automoe_jax.errors import UserError
 from automoe_jax.extract import extract
 from automoe_jax.progress import Progress
@@ -97,33 +97,34 @@ def _make_tokenizer(
 ):
     """The run's tokenizer: made as wanted, or the one that is there; it must fit the tables."""
     folder = run / "tokenizer"
-    made = folder if wanted is None else run / ".tokenizer.new"
-    if wanted is not None:
-        shutil.rmtree(made, ignore_errors=True)
+    if wanted is None:
+        _check_sizes(tokenizers.load(folder), sizes)
+        return
+    # Elsewhere first: a run is begun when everything is known to be right.
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary) / "tokenizer"
         if wanted.kind == "ids":
             token_ids.make(sizes, made)
         else:
             languages = config.data.source_lang, config.data.target_lang
             prepare.make_tokenizer(wanted, languages, made, progress, list)
-    try:
         found = tokenizers.load(made)
-        if found.vocab_sizes != sizes:
-            ours, theirs = (
-                " and ".join(f"{n:,}" for n in pair) for pair in (found.vocab_sizes, sizes)
-            )
-            raise UserError(
-                f"the tokenizer has {ours} entries for source and target, the checkpoint's tables "
-                f"{theirs}; is it the dictionary that the model was trained with?"
-            )
-        if made == folder:
-            return
+        _check_sizes(found, sizes)
         if not folder.is_dir():
-            made.rename(folder)
+            tokenizers.copy(made, folder)
         elif tokenizers.load(folder).content != found.content:
             raise UserError(f"{folder} is another tokenizer; name a new --workdir")
-    finally:
-        if made != folder:
-            shutil.rmtree(made, ignore_errors=True)
+
+
+def _check_sizes(tokenizer: Tokenizer, sizes: tuple[int, int]):
+    if tokenizer.vocab_sizes != sizes:
+        ours, theirs = (
+            " and ".join(f"{n:,}" for n in pair) for pair in (tokenizer.vocab_sizes, sizes)
+        )
+        raise UserError(
+            f"the tokenizer has {ours} entries for source and target, the checkpoint's tables "
+            f"{theirs}; is it the dictionary that the model was trained with?"
+        )
 
 
 def write_checkpoint(config: RunConfig, run: Path, target: Path):

@@ -1,7 +1,6 @@
 """The first phase: corpus, tokenizer and token ids in a workdir."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -124,10 +123,7 @@ def _make(
     progress.note(f"corpus {data.name or data.path or data.kind}: {sizes} pairs")
     if not folder.is_dir():
         if tokenizer_from is not None:
-            temporary = folder.with_name(".tokenizer.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(tokenizer_from, temporary)
-            temporary.rename(folder)
+            tokenizers.copy(tokenizer_from, folder)
         else:
             make_tokenizer(
                 config,

@@ -1,4 +1,4 @@
-"""Scores an export: sacreBLEU and chrF, with signatures.
+"""Scores an export: sacreBLEU and chrF with signatures, and BLEU as HAT and AutoMoE publish it.
 
 python launch/evaluate.py --export=runs/quickstart/export --workdir=runs/quickstart --split=test
 python launch/evaluate.py --export=DIR --source=test.en --reference=test.de
@@ -71,6 +71,10 @@ def main():
         return
     print(f"BLEU {scores.bleu:.2f}  {scores.bleu_signature}")
     print(f"chrF {scores.chrf:.2f}  {scores.chrf_signature}")
+    print(
+        f"BLEU {scores.tokenized_bleu:.2f}  {scores.tokenized_bleu_signature} (tokenised, as HAT "
+        "and AutoMoE publish it)"
+    )
     print(f"{scores.sentences:,} sentences")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from automoe_jax.data.tokenizer import INFO, Side, write_folder
 from automoe_jax.errors import UserError
-from automoe_jax.ids import BOS_ID, EOS_ID, PAD_ID
+from automoe_jax.ids import EOS_ID, PAD_ID
 
 
 class TokenIds:
@@ -27,8 +27,7 @@ class TokenIds:
         return [_parse(sentence, size) for sentence in sentences]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        special = (BOS_ID, PAD_ID, EOS_ID)
-        return [" ".join(str(int(i)) for i in x if i not in special) for x in ids]
+        return [" ".join(str(int(i)) for i in x if i not in (PAD_ID, EOS_ID)) for x in ids]
 
     @classmethod
     def load(cls, folder: Path, info: dict[str, Any]) -> "TokenIds":

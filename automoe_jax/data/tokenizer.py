@@ -6,6 +6,7 @@ were trained with) or `ids` (text that is token ids already).
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -127,7 +128,16 @@ def vocab_sizes(config: TokenizerConfig) -> tuple[int, int]:
     return config.vocab_size, config.vocab_size
 
 
-def write_folder(folder: Path, info: dict, fill: Callable[[Path], None]):
+def copy(source: Path, folder: Path):
+    """Copies a tokenizer's folder, beside its name and then renamed."""
+    write_folder(
+        folder,
+        files.read_json(source / INFO, "tokenizer"),
+        lambda temporary: shutil.copytree(source, temporary, dirs_exist_ok=True),
+    )
+
+
+def write_folder(folder: Path, info: dict, fill: Callable[[Path], object]):
     """Makes a tokenizer's folder beside its name and renames it.
 
     Args:
