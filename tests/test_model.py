@@ -95,6 +95,56 @@ def check_mask_equals_slice(space, params, apply, n_subnets):
         compared += 1
 
 
+@pytest.mark.parametrize("width", [16, 12], ids=["one width", "two widths"])
+def test_fresh_weights(width):
+    """Xavier-uniform with the supernet's fans, Q, K and V as one matrix; routers +-D^-0.5."""
+    space = elastic_space(
+        qkv_dim=64, decoder_embed_dims=(width,), decoder_ffn_dims=(96,), share_embeddings="none"
+    )
+    hull = space.hull()
+    ids = np.full((1, 2), 4, np.int32)
+    params = supernet_of(space).init(jax.random.key(0), ids, ids, to_choice(hull, hull))["params"]
+    layer = jax.tree.map(np.asarray, params["decoder"]["layer_0"])
+
+    def fans(*values):
+        return np.sqrt(6 / sum(values))
+
+    one = 3 if width == 16 else 1  # of cross-attention
+    for array, bound in (
+        (layer["self_attention"]["key"]["kernel"], fans(width, 3 * 64)),
+        (layer["self_attention"]["out"]["kernel"], fans(width, 64)),
+        (layer["cross_attention"]["query"]["kernel"], fans(width, one * 64)),
+        (layer["cross_attention"]["value"]["kernel"], fans(16, one * 64)),
+        (layer["experts"]["fc1"], fans(width, 96)),
+        (layer["experts"]["fc2"], fans(width, 96)),
+        (layer["experts"]["router"], width**-0.5),
+    ):
+        assert 0.85 * bound < np.abs(array).max() <= bound
+        assert abs(array.mean()) < 0.25 * bound
+    assert np.abs(layer["experts"]["router_bias"]).max() <= width**-0.5
+    for name in ("fc1_bias", "fc2_bias"):
+        assert not layer["experts"][name].any()
+    assert not layer["cross_attention"]["value"]["bias"].any()
+    for name, d in (("source_embedding", 16), ("target_embedding", width), ("output", width)):
+        table = np.asarray(params[name]["table"])
+        assert table[2:].std() == pytest.approx(d**-0.5, rel=0.1)
+        assert table[1].any() == (name == "output")  # the pad row
+
+
+def test_dropout_rate_is_scaled_to_the_width():
+    """0.3 at the supernet's width, 0.3 * d / D at a subnet's, in masked and stand-alone models."""
+    space = elastic_space(encoder_depths=(1,), cross_spans=(1,))
+    hull = space.hull()
+    for model, choice in (
+        (supernet_of(space, dropout=0.3), to_choice(space.smallest(), hull)),
+        (dataclasses.replace(standalone_of(space, space.smallest()), dropout=0.3), None),
+    ):
+        side = None if choice is None else choice.decoder
+        dim = model.arch.decoder.embed_dim
+        _, rate = model._active(side, dim, model.decoder_base_dim)
+        assert float(rate) == pytest.approx(0.3 * 8 / 16)
+
+
 def test_beyond_the_width_is_zero(supernet):
     space, params, apply = supernet
     subnet = dataclasses.replace(space.smallest())

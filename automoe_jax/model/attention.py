@@ -63,9 +63,12 @@ class Attention(nn.Module):
         """
         n, q = self.n_heads, self.qkv_dim
         d = x_BTD.shape[-1]
-        q_BTQ = Linear(q, (d, 3 * q), name="query")(x_BTD)
-        k_BSQ = Linear(q, (memory_BSD.shape[-1], 3 * q), name="key")(memory_BSD)
-        v_BSQ = Linear(q, (memory_BSD.shape[-1], 3 * q), name="value")(memory_BSD)
+        d_memory = memory_BSD.shape[-1]
+        # The published models have Q, K and V as one matrix where their inputs are of one width.
+        fan_out = 3 * q if d == d_memory else q
+        q_BTQ = Linear(q, (d, fan_out), name="query")(x_BTD)
+        k_BSQ = Linear(q, (d_memory, fan_out), name="key")(memory_BSD)
+        v_BSQ = Linear(q, (d_memory, fan_out), name="value")(memory_BSD)
         q_BTHK, k_BSHK, v_BSHK = (y.reshape(*y.shape[:2], n, q // n) for y in (q_BTQ, k_BSQ, v_BSQ))
 
         scale = (q / (n if heads is None else heads)) ** -0.5
