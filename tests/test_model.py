@@ -69,7 +69,7 @@ def router_margin(output, space, subnet, real_masks) -> float:
 
 def test_mask_equals_slice(supernet):
     """Invariant 1, padded rows included, over every dimension of the space."""
-    check_mask_equals_slice(*supernet, 8)
+    check_mask_equals_slice(*supernet, 6)
 
 
 def test_mask_equals_slice_with_tables_of_their_own(supernet_of_tables):
@@ -99,11 +99,13 @@ def check_mask_equals_slice(space, params, apply, n_subnets):
 def test_fresh_weights(width):
     """Xavier-uniform with the supernet's fans, Q, K and V as one matrix; routers +-D^-0.5."""
     space = elastic_space(
-        qkv_dim=64, decoder_embed_dims=(width,), decoder_ffn_dims=(96,), share_embeddings="none"
-    )
+        qkv_dim=64, decoder_embed_dims=(width,), decoder_ffn_dims=(96,), share_embeddings="none",
+        encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,),
+    )  # fmt: skip
     hull = space.hull()
     ids = np.full((1, 2), 4, np.int32)
-    params = supernet_of(space).init(jax.random.key(0), ids, ids, to_choice(hull, hull))["params"]
+    init = jax.jit(supernet_of(space).init)
+    params = init(jax.random.key(0), ids, ids, to_choice(hull, hull))["params"]
     layer = jax.tree.map(np.asarray, params["decoder"]["layer_0"])
 
     def fans(*values):

@@ -129,9 +129,12 @@ def test_search_under_a_measured_limit(tmp_path):
     """Latency as a share of the largest subnet's, timed, verified, and written down."""
     config = tiny_config(latency_ratio=0.999)
     search = dataclasses.replace(
-        config.search, population=3, iterations=1, parents=1, mutations=1, crossovers=1, keep=1
-    )
-    config = dataclasses.replace(config, search=search)
+        config.search,
+        population=3, iterations=1, parents=1, mutations=1, crossovers=1, keep=1, latency_runs=9,
+    )  # fmt: skip
+    # Long enough that another decoder layer takes longer than whatever else the machine does.
+    latency = dataclasses.replace(config.latency, target_length=100, runs=9)
+    config = dataclasses.replace(config, search=search, latency=latency)
     data = phases.prepare_run(config, tmp_path, Silent())
     state = loop.initial_state(
         phases.trained(config, data.tokenizer.vocab_sizes), config.training, config.seed

@@ -167,6 +167,17 @@ def test_cached_decoding(shared, supernets, name):
     assert difference < TOLERANCE
 
 
+@functools.cache
+def gradient_of(model: Transformer):
+    """Of the summed loss; compiled once for all cases of a supernet."""
+
+    def loss(params, source, target_in, target, choice):
+        out = model.apply({"params": params}, source, target_in, choice)
+        return smoothed_cross_entropy(out.logits_BTV, target, 0.1).loss
+
+    return jax.jit(jax.grad(loss))
+
+
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_gradients(shared, supernets, name):
     """Of the summed loss: within 1e-4 of each weight's largest, zero where there is none."""
@@ -176,14 +187,9 @@ def test_gradients(shared, supernets, name):
     with np.load(shared / f"fixtures/{case.info['grad_file']}") as arrays:
         theirs = {key: arrays[key] for key in arrays}
 
-    def gradient(model, params, choice):
-        def loss(p):
-            out = model.apply({"params": p}, case.source, case.target_in, choice)
-            return smoothed_cross_entropy(out.logits_BTV, case.target, 0.1).loss
-
-        return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
-
-    masked = gradient(model, params, to_choice(case.subnet, hull))
+    batch = (case.source, case.target_in, case.target)
+    masked = gradient_of(model)(params, *batch, to_choice(case.subnet, hull))
+    masked = jax.tree.map(np.asarray, masked)
     ours = state_dict.from_params(masked, space)
     del ours[state_dict.TARGET]  # the same table as the source's
     for key, value in ours.items():
@@ -196,7 +202,7 @@ def test_gradients(shared, supernets, name):
     # Of layers with one expert they have a router's gradient too: all zero.
     assert all(not theirs[key].any() for key in theirs.keys() - ours.keys())
 
-    alone = gradient(case.standalone(), extract(params, case.subnet, hull), None)
+    alone = gradient_of(case.standalone())(extract(params, case.subnet, hull), *batch, None)
     zeros = {key: np.zeros_like(value) for key, value in ours.items()}
     known = {key: theirs[key] for key in theirs.keys() & ours.keys()}
     published, _ = state_dict.to_params(zeros | known, space)
