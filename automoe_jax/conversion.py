@@ -51,6 +51,8 @@ def convert(
         config.space.validate(subnet)
     kind = phases.SUPERNET if subnet is None else phases.SUBNET
     folder = run / kind
+    if (run / workdir.MANIFEST).exists():
+        phases.open_run(config, run)
     if loop.latest_step(folder) is not None:
         raise UserError(f"{folder} has weights already; name a new --workdir")
     state = checkpoint.read(source)

@@ -47,8 +47,29 @@ _TRAINING = {
     "keep-last-epochs",
     "save-interval",
     "save-dir",
+    "save-interval-updates",
+    "keep-interval-updates",
+    "no-epoch-checkpoints",
+    "no-save",
     "validate-interval",
+    "validation-metric",
     "seed",
+    "cpu",
+    "task",
+    "num-workers",
+    "log-format",
+    "log-interval",
+    "no-progress-bar",
+    "tensorboard-logdir",
+    "max-sentences",
+    "max-source-positions",
+    "max-target-positions",
+    "left-pad-source",
+    "left-pad-target",
+    "required-batch-size-multiple",
+    "fp16-init-scale",
+    "min-loss-scale",
+    "memory-efficient-fp16",
     "sandwich-rule",
     "encoder-attention-heads",
     "decoder-attention-heads",
@@ -75,7 +96,8 @@ _OTHER = {
     "encoder-is-first-expert-identity",
     "decoder-is-first-expert-identity",
 }
-_EXPERT_TYPES = {f"{side}-expert-type" for side in SIDES}
+# Options that have one value here.
+_FIXED = {"activation-fn": "relu", **{f"{side}-expert-type": "switch" for side in SIDES}}
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -160,9 +182,9 @@ def read(text: str, known: Iterable[str], what: str, error: type[UserError]) -> 
     for key in sorted(map(str, values)):
         if key in _OTHER and not _on(values[key]):
             continue
-        if key in _OTHER or (key in _EXPERT_TYPES and values[key] != "switch"):
+        if key in _OTHER or values[key] != _FIXED.get(key, values[key]):
             raise error(f"{key} is {values[key]}: this project has no such architecture")
-        if key not in known | _TRAINING | _EXPERT_TYPES:
+        if key not in known | _TRAINING | _FIXED.keys():
             raise error(f"{key} is not a key of {what} YAML")
     return Options(values, error)
 

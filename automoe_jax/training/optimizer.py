@@ -53,9 +53,10 @@ def rate(config: OptimizerConfig) -> optax.Schedule:
     def schedule(n):
         n = jnp.asarray(n, jnp.float32)
         rise = config.initial_rate + n * (config.peak_rate - config.initial_rate) / max(w, 1)
-        share = jnp.clip((n - w) / max(u - w, 1), 0, 1)
+        # (1 + cos(pi x)) / 2 as sin(pi (1 - x) / 2)^2: near the end the cosine would cancel in fp32.
+        left = jnp.clip((u - n) / max(u - w, 1), 0, 1)
         span = config.peak_rate - config.final_rate
-        fall = config.final_rate + 0.5 * span * (1 + jnp.cos(jnp.pi * share))
+        fall = config.final_rate + span * jnp.sin(0.5 * jnp.pi * left) ** 2
         return jnp.where(n < w, rise, fall)
 
     return schedule
