@@ -53,7 +53,7 @@ def rate(config: OptimizerConfig) -> optax.Schedule:
     def schedule(n):
         n = jnp.asarray(n, jnp.float32)
         rise = config.initial_rate + n * (config.peak_rate - config.initial_rate) / max(w, 1)
-        # (1 + cos(pi x)) / 2 as sin(pi (1 - x) / 2)^2: near the end the cosine would cancel in fp32.
+        # (1 + cos(pi x)) / 2 as sin(pi (1 - x) / 2)^2: near the end, fp32 would cancel the cosine.
         left = jnp.clip((u - n) / max(u - w, 1), 0, 1)
         span = config.peak_rate - config.final_rate
         fall = config.final_rate + span * jnp.sin(0.5 * jnp.pi * left) ** 2
