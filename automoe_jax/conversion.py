@@ -53,7 +53,9 @@ def convert(
     folder = run / kind
     if (run / workdir.MANIFEST).exists():
         phases.open_run(config, run)
-    if loop.latest_step(folder) is not None:
+    others = {x.name for x in folder.iterdir()} if folder.is_dir() else set()
+    others -= {workdir.MANIFEST, loop.CHECKPOINTS}  # what a killed conversion leaves
+    if loop.latest_step(folder) is not None or others:
         raise UserError(f"{folder} has weights already; name a new --workdir")
     state = checkpoint.read(source)
     try:
@@ -62,18 +64,19 @@ def convert(
     except state_dict.CheckpointError as e:
         raise type(e)(f"checkpoint {source}: {e}") from None
     what = phases.trained(config, sizes, subnet)
-    progress.note(
-        f"{source}: {len(state) - len(ignored)} arrays used; ignored: "
-        f"{', '.join(ignored) or 'none'}"
-    )
     if subnet is not None:
         params = extract(params, subnet, what.hull)
     # The checkpoint's shapes are right; that ours are is checked all the same.
     abstract = loop.abstract_state(what, config.training, config.seed).params
     loop.check_shapes(params, abstract)
 
-    origin = {workdir.CONVERTED: {"checkpoint": source.name}}
-    _make_tokenizer(config, run, tokenizer, sizes, progress)
+    made = _make_tokenizer(config, run, tokenizer, sizes, progress)
+    progress.note(
+        f"{source}: {len(state) - len(ignored)} arrays used; ignored: "
+        f"{', '.join(ignored) or 'none'}"
+    )
+    progress.note(f"text: {made}")
+    origin = {workdir.CONVERTED: {"checkpoint": source.name, "text": made}}
     if not (run / workdir.MANIFEST).exists():
         common = config.groups("seed", "data", "tokenizer")
         workdir.write(run, "run", {"config": common, **origin})
@@ -96,19 +99,24 @@ def _make_tokenizer(
     wanted: TokenizerConfig | None,
     sizes: tuple[int, int],
     progress: Progress,
-):
-    """The run's tokenizer: made as wanted, or the one that is there; it must fit the tables."""
+) -> str:
+    """The run's tokenizer: made as wanted, or the one that is there; it must fit the tables.
+
+    Returns:
+      What it is, in words.
+    """
     folder = run / "tokenizer"
+    languages = config.data.source_lang, config.data.target_lang
     if wanted is None:
-        _check_sizes(tokenizers.load(folder), sizes)
-        return
+        found = tokenizers.load(folder)
+        _check_sizes(found, sizes)
+        return _in_words(found, languages)
     # Elsewhere first: a run is begun when everything is known to be right.
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / "tokenizer"
         if wanted.kind == "ids":
             token_ids.make(sizes, made)
         else:
-            languages = config.data.source_lang, config.data.target_lang
             prepare.make_tokenizer(wanted, languages, made, progress, list)
         found = tokenizers.load(made)
         _check_sizes(found, sizes)
@@ -116,6 +124,20 @@ def _make_tokenizer(
             tokenizers.copy(made, folder)
         elif tokenizers.load(folder).content != found.content:
             raise UserError(f"{folder} is another tokenizer; name a new --workdir")
+    return _in_words(found, languages)
+
+
+def _in_words(tokenizer: Tokenizer, languages: tuple[str, str]) -> str:
+    if tokenizer.kind == "ids":
+        return "token ids separated by blanks"
+    words = f"{tokenizer.kind}, {languages[0]} to {languages[1]}"
+    if tokenizer.kind == "bpe":
+        from automoe_jax.data.fairseq_bpe import FairseqBpe  # noqa: PLC0415
+
+        assert isinstance(tokenizer, FairseqBpe)
+        words += "; Moses " + ("splits" if tokenizer.splits_dashes else "does not split")
+        words += " compounds at dashes (as the dictionary says)"
+    return words
 
 
 def _check_sizes(tokenizer: Tokenizer, sizes: tuple[int, int]):
@@ -137,6 +159,8 @@ def write_checkpoint(config: RunConfig, run: Path, target: Path):
       run: workdir.
       target: .npz or .safetensors.
     """
+    if not (run / workdir.MANIFEST).exists():
+        raise UserError(f"--workdir {run} is not a run")
     sizes = tokenizers.load(run / "tokenizer").vocab_sizes
     params, _ = phases.supernet_params(config, run, sizes)
     checkpoint.write(target, state_dict.from_params(params, config.space))
@@ -164,14 +188,18 @@ def tokenizer_config(
     if dictionaries or codes or kind == "bpe":
         if kind == "ids":
             raise UserError("--tokenizer=ids takes no --dict and no --bpe_codes")
+        if not dictionaries and not codes and config.kind == "bpe":
+            return dataclasses.replace(config, lowercase=lowercase or config.lowercase)
         if not dictionaries or not codes:
             raise UserError("text needs --dict and --bpe_codes together; or use --tokenizer=ids")
         return dataclasses.replace(
             TokenizerConfig(), kind="bpe", dictionaries=dictionaries, bpe_codes=codes,
             lowercase=lowercase,
         )  # fmt: skip
-    if lowercase:
+    if lowercase and config.kind != "bpe":
         raise UserError("--lowercase is for --dict and --bpe_codes")
     if kind == "ids":
         return TokenizerConfig(kind="ids")
-    return config if config.kind != "sentencepiece" else None
+    if config.kind == "sentencepiece":
+        return None
+    return dataclasses.replace(config, lowercase=lowercase or config.lowercase)

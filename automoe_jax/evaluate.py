@@ -77,7 +77,7 @@ def _tokens(
     tokenizer, languages = translator.tokenizer, translator.manifest["languages"]
     texts = [t.text for t in translations]
     if isinstance(tokenizer, TokenIds):
-        return texts, [" ".join(reference.split()) for reference in references]
+        return texts, list(references)
     # Imported here: translating does without them.
     if tokenizer is not None and tokenizer.kind == "bpe":
         from automoe_jax.data.fairseq_bpe import FairseqBpe  # noqa: PLC0415
@@ -115,6 +115,9 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Scores, list[str]]:
     """Translates and scores; returns the translations too."""
+    if isinstance(translator.tokenizer, TokenIds):  # in the form of translations: without eos
+        ids = translator.tokenizer.encode(references, "target")
+        references = translator.tokenizer.decode(ids)
     translations = translator.translate(sources, beam_size, length_penalty, progress=progress)
     texts = [t.text for t in translations]
     scores = score(texts, references)

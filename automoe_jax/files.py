@@ -35,8 +35,9 @@ def read_text(path: str | Path, what: str) -> str:
 
 def read_json(path: str | Path, what: str) -> Any:
     """The content of a JSON file; `UserError` where it is not JSON."""
+    text = read_text(path, what)
     try:
-        return json.loads(read_text(path, what))
+        return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise UserError(f"{what} file {path} is not JSON: {e}") from None
 
@@ -45,9 +46,19 @@ def write_text(path: str | Path, text: str):
     """Writes a file beside its name and renames it: readers see the old one or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` made a home folder; `UserError` where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise UserError(f"{path}: {e}") from None
 
 
 def write_json(path: str | Path, obj: Any):

@@ -80,7 +80,8 @@ def _calls(translator, request: dict[str, Any]) -> list:
             for text in request["sentences"]
         ]
     n, words = request["source_length"], request["target_length"] - 1
-    vocab = translator.manifest["vocab_sizes"][0]
+    manifest = translator.manifest  # older exports have one size
+    vocab = manifest["vocab_sizes"][0] if "vocab_sizes" in manifest else manifest["vocab_size"]
     rng = np.random.default_rng(0)
     ids = rng.integers(min(UNK_ID + 1, vocab - 1), vocab, n)
     if request["words"] == "repeated":

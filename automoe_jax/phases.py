@@ -1,6 +1,7 @@
 """The phases of a run, each from the files of those before it to its own folder."""
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jax.experimental import multihost_utils
 from automoe_jax import evaluate, files, prepare, workdir
 from automoe_jax.config import RunConfig
 from automoe_jax.data import tokenizer as tokenizers
+from automoe_jax.data.corpus import DataConfig
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.model import Spec
 from automoe_jax.errors import UserError
@@ -38,6 +40,9 @@ def open_run(config: RunConfig, folder: str | Path) -> Path:
     begun = (path / "tokenizer").exists()
     if not (path / "tokens").is_dir() and is_converted(path):
         begun = False
+        stored = workdir.read(path, "run")["config"]["data"]
+        if not workdir.same(stored, config.data) and jax.process_index() == 0:
+            shutil.rmtree(path / "corpus", ignore_errors=True)  # of another text
     _claim(path, "run", common, begun)
     return path
 
@@ -46,6 +51,15 @@ def is_converted(run: Path) -> bool:
     """Whether a run began with converted weights; see `conversion`."""
     manifest = run / workdir.MANIFEST
     return manifest.exists() and workdir.CONVERTED in workdir.read(run, "run")
+
+
+def check_corpus(data: DataConfig, run: Path):
+    """Raises `UserError` where a model that came from elsewhere would be given our own phrases."""
+    if data.kind == "phrases" and is_converted(run):
+        raise UserError(
+            f"{run} has converted weights and no corpus; name one, as "
+            "--config.data.kind=parallel_text --config.data.path=DIR"
+        )
 
 
 def _claim(folder: Path, kind: str, content: dict[str, Any], begun: bool):
@@ -67,17 +81,18 @@ def prepare_run(
       progress: told of it.
       init_from: a run whose tokenizer is taken over, because its weights will be.
     """
+    check_corpus(config.data, run)
     tokenizer = None if init_from is None else init_from / "tokenizer"
     return prepare.prepare(config.data, config.tokenizer, run, progress, tokenizer)
 
 
-def claim_search(config: RunConfig, folder: Path, step: int):
+def claim_search(config: RunConfig, folder: Path, step: int | None):
     """Starts or continues a search; refuses another config or another supernet.
 
     Args:
       config: of the run.
       folder: of the search.
-      step: of the supernet; 0 for random weights.
+      step: of the supernet; None for random weights.
     """
     groups = config.groups("seed", "data", "tokenizer", "space", "search", "constraint", "latency")
     begun = (folder / HISTORY).exists()
@@ -97,6 +112,7 @@ def train_supernet(config: RunConfig, run: Path, progress: Progress):
     groups = ("seed", "data", "tokenizer", "space", "model", "training", "sampling")
     folder = run / SUPERNET
     step = loop.latest_step(folder)
+    _check_finished(folder, SUPERNET, step)
     if step == 0:  # converted weights: nothing has been trained yet, but the space is theirs
         _check_space(config, folder, SUPERNET)
     _claim(folder, SUPERNET, config.groups(*groups), bool(step))
@@ -139,6 +155,7 @@ def train_subnet(
         "init_from": None if init_from is None else "." if init_from == run else str(init_from),
     }
     step = loop.latest_step(run / out)
+    _check_finished(run / out, SUBNET, step)
     begun = step is not None
     if step == 0:
         if init_from is not None:
@@ -182,6 +199,14 @@ def _check_space(config: RunConfig, folder: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
+def _check_finished(folder: Path, kind: str, step: int | None):
+    """Refuses a folder whose conversion was killed: nothing of it would be in what is trained."""
+    if step is not None or not (folder / workdir.MANIFEST).exists():
+        return
+    if workdir.CONVERTED in workdir.read(folder, kind):
+        raise UserError(f"the conversion to {folder} did not finish; run launch/convert.py again")
+
+
 def _check_subnet(manifest: dict[str, Any], subnet: Subnet, folder: Path):
     if from_json(manifest["config"]["subnet"]) != subnet:
         raise UserError(f"{folder} holds another subnet; name another folder with --out")
@@ -204,6 +229,10 @@ def supernet_params(
     """The newest weights of a run's supernet, and their step."""
     if loop.latest_step(run / SUPERNET) is not None:
         _check_space(config, run / SUPERNET, SUPERNET)
+    elif (run / SUBNET / workdir.MANIFEST).exists():
+        raise UserError(
+            f"{run} holds a subnet and no supernet; leave --subnet out to use the subnet"
+        )
     return loop.load_params(trained(config, vocab_sizes), config.training, run / SUPERNET)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from automoe_jax import files
 from automoe_jax.data import sentence_piece, token_ids, tokens
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.corpus import DataConfig, Split, open_corpus
@@ -93,8 +94,8 @@ def make_tokenizer(
         # Imported here: training on SentencePiece needs none of its libraries.
         from automoe_jax.data import fairseq_bpe  # noqa: PLC0415
 
-        dictionaries = [Path(path).expanduser() for path in config.dictionaries]
-        codes = Path(config.bpe_codes).expanduser()
+        dictionaries = [files.expanded(path) for path in config.dictionaries]
+        codes = files.expanded(config.bpe_codes)
         fairseq_bpe.make(dictionaries, codes, languages, config.lowercase, folder)
     else:
         token_ids.make(tokenizers.vocab_sizes(config), folder)

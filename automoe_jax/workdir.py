@@ -22,7 +22,7 @@ def resolve(path: str | Path) -> Path:
     """The absolute path of a workdir; `UserError` where it cannot be one."""
     if not str(path):
         raise UserError("--workdir is empty; name a folder for the run")
-    folder = Path(path).expanduser().absolute()
+    folder = files.expanded(path).absolute()
     for part in (folder, *folder.parents):
         if part.exists():
             if not part.is_dir():
@@ -93,7 +93,9 @@ def read(folder: Path, kind: str) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         raise UserError(f"{path} is not a manifest of version {VERSION}")
     if manifest.get("kind") != kind:
-        raise UserError(f"{folder} holds a {manifest.get('kind')}, not a {kind}")
+        found = manifest.get("kind")
+        inside = f"; look at {folder / kind}" if (folder / kind / MANIFEST).exists() else ""
+        raise UserError(f"{folder} is of kind {found}, not {kind}{inside}")
     return manifest
 
 
@@ -109,6 +111,11 @@ def with_defaults(stored: Any, like: Any) -> Any:
     fields = {f.name: f.default for f in dataclasses.fields(like)}
     defaults = {name: x for name, x in fields.items() if x is not dataclasses.MISSING}
     return {**_as_json(defaults), **stored}
+
+
+def same(stored: Any, like: Any) -> bool:
+    """Whether a stored group of settings is that of a dataclass of today."""
+    return not _first_difference(with_defaults(stored, like), _as_json(like), "")
 
 
 def _as_json(value: Any) -> Any:

@@ -3,20 +3,28 @@
 python launch/describe.py --config=configs/supertransformer.py:space0.yml
 python launch/convert.py --config=configs/supertransformer.py:space0.yml --checkpoint=model.pt ...
 
-What stands behind the colon is the file. Its keys for training and data have no effect: corpus and
-training are fields of the config (--config.data..., --config.training...).
+What stands behind the colon is the file. Its languages become those of the config; its other keys
+for training and data have no effect: --config.training... and --config.data.kind=parallel_text
+--config.data.path=DIR (or kind tfds, see wmt14.py) say that here.
 """
 
 import dataclasses
 
 from automoe_jax import files
 from automoe_jax.config import base
+from automoe_jax.errors import UserError
 from automoe_jax.published import supertransformer
+from automoe_jax.space import SpaceError
 
 
 def get_config(path=""):
+    if not path:
+        raise UserError("name the YAML file behind a colon: configs/supertransformer.py:space0.yml")
     config = base()
-    if path:
-        space = supertransformer.parse(files.read_text(path, "supertransformer"))
-        config.space.update(dataclasses.asdict(space))
+    text = files.read_text(path, "supertransformer")
+    try:
+        config.space.update(dataclasses.asdict(supertransformer.parse(text)))
+    except SpaceError as e:
+        raise SpaceError(f"supertransformer file {path}: {e}") from None
+    config.data.update(supertransformer.languages(text))
     return config

@@ -77,10 +77,21 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as e:
         text = str(e).removeprefix("FATAL Flags parsing error:").strip()
         if "Traceback" in text:  # of a config file: what it ended with is what is wrong
-            text = f"--config cannot be read: {text.splitlines()[-1].partition(': ')[2]}"
+            raise UserError(_of_config(text)) from None
         raise UserError(f"{text} (--help lists the options)") from None
     except Exception as e:  # a config is a program, and a field that is not there any error
         raise UserError(_unknown_field(argv, e)) from None
+
+
+def _of_config(traceback: str) -> str:
+    """The line for a config file that failed."""
+    reason = traceback.splitlines()[-1].partition(": ")[2]
+    given = next((x.split("=", 1)[-1] for x in sys.argv if x.startswith("--config=")), "")
+    if given.endswith((".yml", ".yaml")) and ":" not in given:
+        reason = f"it is YAML; use --config=configs/supertransformer.py:{given}"
+    elif "takes 0 positional arguments" in reason:
+        reason = f"{given.split(':')[0]} takes nothing behind a colon"
+    return f"--config cannot be read: {reason}"
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:

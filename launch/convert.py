@@ -43,11 +43,15 @@ def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
     if bool(_CHECKPOINT.value) == bool(_WRITE.value):
-        raise UserError("give --checkpoint to read one, or --write to write one")
+        both = ", not both" if _WRITE.value else ""
+        raise UserError(f"give --checkpoint to read one, or --write to write one{both}")
     from automoe_jax import conversion, subnet_files, workdir  # noqa: PLC0415
 
     run = workdir.resolve(_WORKDIR.value or common.default_workdir())
     if _WRITE.value:
+        for flag in (_SUBNET, _DICT, _CODES, _LOWERCASE, _TOKENIZER):
+            if flag.value:
+                raise UserError(f"--{flag.name} is for --checkpoint; --write takes none")
         conversion.write_checkpoint(config, run, Path(_WRITE.value))
         print(f"state dict written: {_WRITE.value}")
         return

@@ -80,11 +80,12 @@ def main():
 
 def _split():
     """A split of the corpus of `--workdir`, as its manifest describes it."""
-    from automoe_jax import prepare, workdir  # noqa: PLC0415
+    from automoe_jax import phases, prepare, workdir  # noqa: PLC0415
     from automoe_jax.data.corpus import DataConfig  # noqa: PLC0415
 
     run = workdir.resolve(_WORKDIR.value or "")
     data = DataConfig(**workdir.read(run, "run")["config"]["data"])
+    phases.check_corpus(data, run)
     return prepare.corpus_split(data, run, _SPLIT.value)
 
 

@@ -53,7 +53,10 @@ def main():
 
     run = workdir.resolve(_WORKDIR.value or common.default_workdir())
     if not (run / workdir.MANIFEST).exists():
-        raise UserError(f"--workdir {run} is not a run; train one with launch/train.py")
+        raise UserError(
+            f"--workdir {run} is not a run; train one with launch/train.py, or convert one with "
+            "launch/convert.py (--random_weights needs none)"
+        )
     run = phases.open_run(config, run)
     if subnet is None:
         folder = _TRAINED.value or phases.trained_folder(run)

@@ -39,7 +39,7 @@ def main():
     if _RANDOM.value:
         what = phases.trained(config, vocab_sizes)
         state = loop.initial_state(what, config.training, config.seed)
-        params, step = jax.tree.map(np.asarray, state.params), 0
+        params, step = jax.tree.map(np.asarray, state.params), None
     else:
         params, step = phases.supernet_params(config, run, vocab_sizes)
     folder = run / _OUT.value

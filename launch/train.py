@@ -4,8 +4,6 @@ python launch/train.py --config configs/wmt14.py
 python launch/train.py --config configs/wmt14.py --subnet best_1.json --init_from runs/wmt14
 """
 
-from pathlib import Path
-
 import common
 from absl import flags
 from ml_collections import config_flags
@@ -36,7 +34,7 @@ def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
     _join()
-    from automoe_jax import compile_cache, dry_run, phases, subnet_files  # noqa: PLC0415
+    from automoe_jax import compile_cache, dry_run, files, phases, subnet_files  # noqa: PLC0415
 
     progress = common.TerminalProgress()
     subnet = None
@@ -55,7 +53,7 @@ def main():
         phases.train_supernet(config, run, progress)
         print(f"supernet trained: {run / phases.SUPERNET}")
         return
-    init_from = Path(_INIT_FROM.value).expanduser().absolute() if _INIT_FROM.value else None
+    init_from = files.expanded(_INIT_FROM.value).absolute() if _INIT_FROM.value else None
     phases.train_subnet(config, run, subnet, progress, init_from, _OUT.value)
     print(f"subnet trained: {run / _OUT.value}")
 

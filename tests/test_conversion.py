@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import json
 import sys
+import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +85,18 @@ def test_random_weights_there_and_back(tmp_path, changes):
         one_expert = "encoder.layers.0.switch_layer.switch.weight"
         assert (one_expert in ignored) == ("encoder_placement" in changes)
     assert ("decoder.embed_out" in state) == (space.share_embeddings == "none")
-    separate = "decoder.layers.0.encoder_attn.k_proj_weight"
+    cross = params["decoder"]["layer_0"]["cross_attention"]
+    q, separate = space.qkv_dim, "decoder.layers.0.encoder_attn.k_proj_weight"
+    bias = state["decoder.layers.0.encoder_attn.in_proj_bias"]
+    for i, name in enumerate(("query", "key", "value")):  # the order of their in_proj
+        np.testing.assert_array_equal(bias[i * q : (i + 1) * q], cross[name]["bias"])
     assert (separate in state) == (space.hull().decoder.embed_dim != space.hull().encoder.embed_dim)
     if separate in state:
+        for name in ("query", "key", "value"):
+            own = state[f"decoder.layers.0.encoder_attn.{name[0]}_proj_weight"]
+            np.testing.assert_array_equal(own, cross[name]["kernel"].T)
+        table = params["output"]["table"]
+        np.testing.assert_array_equal(state["decoder.embed_out"], table)
         assert state[separate].shape == (space.qkv_dim, space.hull().encoder.embed_dim)
         assert state["decoder.embed_out"].shape == (64, 24)
 
@@ -126,6 +137,16 @@ FC1 = "decoder.layers.0.switch_layer.experts.0.0.weight"
             "share_embeddings=decoder",
         ),
         (lambda s: s.clear(), {}, "is this the state dict of a fairseq model?"),
+        (
+            lambda s: s.pop("encoder.embed_tokens.weight"),
+            {"share_embeddings": "decoder"},
+            "it lacks encoder.embed_tokens.weight",
+        ),
+        (
+            lambda s: s.update({NORM: np.full(32, 1e300)}),
+            {},
+            f"{NORM} has values that are not finite",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_the_weights(super_a, change, space, words):
@@ -155,6 +176,11 @@ def write_pickle(path: Path):
     path.write_bytes(b"\x80\x04" + b"not a zip archive" * 10)
 
 
+def write_member(path: Path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("encoder.embed_tokens.weight", b"no array")
+
+
 def truncate(path: Path, source: Path, keep: float):
     content = source.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
@@ -167,6 +193,7 @@ def truncate(path: Path, source: Path, keep: float):
         ("a.npz", lambda p, s: write_pickle(p), "is damaged or not a .npz file"),
         ("a.npz", lambda p, s: write_object_array(p), "reading it could run code"),
         ("a.safetensors", lambda p, s: truncate(p, s, 0.5), "is damaged or not a .safetensors"),
+        ("a.npz", lambda p, s: write_member(p), "encoder.embed_tokens.weight is no array"),
         ("a.txt", lambda p, s: p.write_text("x"), "must end in .npz, .safetensors, .pt"),
         ("a.npz", lambda p, s: p.mkdir(), "is a folder; give a file"),
         ("a.npz", lambda p, s: None, "does not exist; give a file"),
@@ -188,7 +215,7 @@ def test_without_pytorch(tmp_path, monkeypatch):
         checkpoint.read(tmp_path / "a.pt")
 
 
-def test_pytorch_files(tmp_path, super_a):
+def test_pytorch_files(tmp_path, super_a, monkeypatch):
     """A state dict, a fairseq checkpoint with its options, and one that would run code."""
     torch = pytest.importorskip("torch")
     state = checkpoint.read(super_a)
@@ -196,8 +223,16 @@ def test_pytorch_files(tmp_path, super_a):
     torch.save(tensors, tmp_path / "plain.pt")
     options = argparse.Namespace(arch="transformersuper_wmt_en_de", lr=[1e-7])
     half = {key: x.half() for key, x in tensors.items() if "_float_tensor" not in key}
-    extra = {"epoch": 3, "val_loss": 4.0}
+    # Their trainer keeps meters too, objects of a package that is not here.
+    module = types.ModuleType("fairseq.meters")
+    module.AverageMeter = type("AverageMeter", (), {"__module__": "fairseq.meters"})
+    monkeypatch.setitem(sys.modules, "fairseq", types.ModuleType("fairseq"))
+    monkeypatch.setitem(sys.modules, "fairseq.meters", module)
+    meter = module.AverageMeter()
+    meter.sum, meter.count = 3.0, 2
+    extra = {"epoch": 3, "val_loss": 4.0, "train_meters": {"train_loss": meter}}
     torch.save({"args": options, "model": half, "extra_state": extra}, tmp_path / "fairseq.pt")
+    monkeypatch.undo()
     same(checkpoint.read(tmp_path / "plain.pt"), state)
     found = checkpoint.read(tmp_path / "fairseq.pt")
     same(found, {key: state[key].astype(np.float16).astype(np.float32) for key in half})
@@ -250,8 +285,46 @@ def test_supernet_and_subnet(tmp_path, shared, super_a):
         stored = json.load(f)["weights_bytes"] / 4
     # No more than the subnet's weights, with the output layer where the table is wider than it.
     assert used <= stored <= used + 64 * subnet.decoder.embed_dim
+    with pytest.raises(UserError, match=r"back\.safetensors exists; name a new file"):
+        conversion.write_checkpoint(config, tmp_path / "super", tmp_path / "back.safetensors")
+    with pytest.raises(UserError, match="holds a subnet and no supernet"):
+        conversion.write_checkpoint(config, tmp_path / "sub", tmp_path / "none.npz")
+    with pytest.raises(UserError, match="has converted weights and no corpus; name one"):
+        phases.prepare_run(config, tmp_path / "sub", Silent())
     with pytest.raises(UserError, match="has weights already; name a new --workdir"):
         conversion.convert(config, super_a, tmp_path / "sub", IDS, Silent(), subnet)
+
+
+def test_a_killed_conversion(tmp_path, super_a, monkeypatch):
+    """Nothing is trained on what is not there; the same command again makes it whole."""
+    config = resolve(config_of(SPACE))
+    with monkeypatch.context() as patched:
+        patched.setattr(conversion, "Checkpoints", None)
+        with pytest.raises(TypeError):
+            conversion.convert(config, super_a, tmp_path / "run", IDS, Silent())
+    with pytest.raises(UserError, match=r"did not finish; run launch/convert\.py again"):
+        phases.train_supernet(config, tmp_path / "run", Silent())
+    conversion.convert(config, super_a, tmp_path / "run", IDS, Silent())
+    assert loop.latest_step(tmp_path / "run/supernet") == 0
+
+
+def test_a_chosen_finalist_is_not_shadowed(tmp_path, super_a, shared):
+    (tmp_path / "run/subnet").mkdir(parents=True)
+    (tmp_path / "run/subnet/chosen.json").write_text("{}")
+    info = json.loads((shared / "fixtures/A06_frac_dec2.json").read_text())
+    subnet = from_json(info["subnet"], 32)
+    with pytest.raises(UserError, match="has weights already"):
+        conversion.convert(
+            resolve(config_of(SPACE)), super_a, tmp_path / "run", IDS, Silent(), subnet
+        )
+
+
+def test_random_and_converted_are_different_searches(tmp_path):
+    config = resolve(config_of(SPACE))
+    phases.claim_search(config, tmp_path / "search", None)
+    (tmp_path / "search/history.jsonl").write_text("")
+    with pytest.raises(UserError, match="supernet_step is None there and 0 here"):
+        phases.claim_search(config, tmp_path / "search", 0)
 
 
 def write_ids(folder: Path, n: int):
@@ -317,7 +390,7 @@ def test_programs(tmp_path):
     assert "give --dict and --bpe_codes, or --tokenizer=ids" in mistake("convert", *convert)
     assert "needs --dict and --bpe_codes together" in mistake("convert", *convert, text[0])
     swapped = [f"--dict={german},{english}", *text[1:]]
-    line = mistake_after_notes("convert", *convert, *swapped)
+    line = mistake("convert", *convert, *swapped)
     assert f"has {sizes[1]} and {sizes[0]} entries for source and target" in line
     wrong = [*convert, "--config.space.encoder_depths=1,2"]
     assert "it has 3 encoder layers" in mistake("convert", *wrong, *text)
@@ -326,6 +399,7 @@ def test_programs(tmp_path):
     done = launch("convert", *convert, *text)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().startswith("subnet converted: ")
+    assert "text: bpe, en to de; Moses does not split compounds" in done.stderr.decode()
     done = launch("export", *flags)
     assert done.returncode == 0, done.stderr.decode()
     (tmp_path / "a.en").write_text("\n".join(ENGLISH) + "\n")
@@ -342,10 +416,3 @@ def test_programs(tmp_path):
     assert len(lines) == 2
     assert all(line and line == line.lower() for line in lines)
     assert "@@" not in lines[0]
-
-
-def mistake_after_notes(program: str, *args: str) -> str:
-    """The line of a mistake that is found after something was told."""
-    done = launch(program, *args)
-    assert done.returncode == 2, done.stderr.decode()
-    return done.stderr.decode().rstrip("\n").splitlines()[-1]

@@ -15,23 +15,26 @@ from automoe_jax import evaluate
 from automoe_jax.data import fairseq_bpe, token_ids
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.tokenizer import TokenizerConfig
+from automoe_jax.decoding.translator import Hypothesis, Translation
 from automoe_jax.errors import UserError
 
 ENGLISH = ['A well-known man doesn\'t say "yes" & goes.', "The lower towers: 3.5 % wider!"]
 GERMAN = ["Ein bekannter Mann sagt nicht „ja“.", "Die Türme z.B. sind breiter."]
 
 
-def bpe_files(folder, lowercase=False):
+def bpe_files(folder, lowercase=False, dashes=False):
     """(codes, English dict.txt, German dict.txt), learned from the sentences as theirs were."""
     tokens = {}
     for language, sentences in (("en", ENGLISH), ("de", GERMAN)):
         moses = MosesTokenizer(language)
-        lines = [moses.tokenize(s, return_str=True) for s in sentences]
+        lines = [
+            moses.tokenize(s, aggressive_dash_splits=dashes, return_str=True) for s in sentences
+        ]
         tokens[language] = [line.lower() if lowercase else line for line in lines]
     codes = folder / "codes"
     text = "\n".join(line for lines in tokens.values() for line in lines * 3) + "\n"
     with codes.open("w", encoding="utf-8") as f, contextlib.redirect_stderr(io.StringIO()):
-        learn_bpe(io.StringIO(text), f, 40)
+        learn_bpe(io.StringIO(text), f, 400 if dashes else 40)
     dictionaries = []
     for language, lines in tokens.items():
         plain = folder / f"tok.{language}"
@@ -49,11 +52,16 @@ def bpe_files(folder, lowercase=False):
     return codes, *dictionaries
 
 
-@pytest.fixture(params=[False, True], ids=["cased", "lowercase"])
+@pytest.fixture(
+    params=[(False, False), (True, False), (False, True)], ids=["cased", "lowercase", "dashes"]
+)
 def made(tmp_path, request):
-    codes, english, german = bpe_files(tmp_path, request.param)
-    fairseq_bpe.make([english, german], codes, ("en", "de"), request.param, tmp_path / "t")
-    return tmp_path, request.param, tokenizers.load(tmp_path / "t")
+    lowercase, dashes = request.param
+    codes, english, german = bpe_files(tmp_path, lowercase, dashes)
+    fairseq_bpe.make([english, german], codes, ("en", "de"), lowercase, tmp_path / "t")
+    tokenizer = tokenizers.load(tmp_path / "t")
+    assert tokenizer.splits_dashes == dashes
+    return tmp_path, lowercase, tokenizer
 
 
 def test_ids_are_lines_of_the_dictionary(made):
@@ -98,6 +106,8 @@ def test_the_last_of_equal_symbols_counts(tmp_path):
         ("dict.en.txt", "a 1\nb\n", "line 2 is 'b'; fairseq's dict.txt has a symbol"),
         ("dict.en.txt", "", "is empty"),
         ("codes", "#version: 0.2\na b\nthree are many\n", "invalid line 3 in BPE codes file"),
+        ("codes", "", "is empty; give the merges"),
+        ("codes", "a 3\nb 2\n", "has a count on each line, as a dictionary has"),
         ("codes", "#version: new\na b\n", "not a file of subword-nmt's learn_bpe"),
     ],
 )
@@ -133,9 +143,19 @@ def test_ids_as_text(tmp_path):
     assert tokenizer.encode(["4 9", "5 2", ""]) == [[4, 9, 2], [5, 2], [2]]
     assert tokenizer.encode(["11"], "target") == [[11, 2]]
     assert tokenizer.decode([[4, 11, 2, 1]]) == ["4 11"]
-    for text in ("4 x", "10", "-4", "1", "٣"):
+    for text in ("4 x", "10", "-4", "1", "٣", "4" * 5000):
         with pytest.raises(UserError, match=r"is not a token id; .* 0 to 9 except the pad 1"):
             tokenizer.encode([text])
+
+
+def test_a_mark_at_the_start_is_no_symbol(tmp_path):
+    codes, english, german = bpe_files(tmp_path)
+    fairseq_bpe.make([english, german], codes, ("en", "de"), False, tmp_path / "a")
+    for path in (codes, english, german):
+        path.write_text("\ufeff" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    fairseq_bpe.make([english, german], codes, ("en", "de"), False, tmp_path / "b")
+    a, b = (tokenizers.load(tmp_path / x).encode(ENGLISH) for x in "ab")
+    assert a == b
 
 
 # --- their BLEU ----------------------------------------------------------------------------------
@@ -171,3 +191,52 @@ def test_tokenized_bleu():
     assert score == pytest.approx(expected, abs=1e-6)
     assert score != pytest.approx(bleu_by_hand(hypotheses, references), abs=0.1)
     assert "tok:none|smooth:none" in signature
+
+
+class Scored:
+    """An export that gives fixed translations."""
+
+    def __init__(self, tokenizer, hypotheses):
+        self.tokenizer, self.manifest = tokenizer, {"languages": ["en", "de"]}
+        self._hypotheses = hypotheses
+
+    def translate(self, *args, **kwargs):
+        return [Translation((Hypothesis(text, 0.0, tuple(x)),)) for text, x in self._hypotheses]
+
+
+def test_what_is_scored(tmp_path):
+    """A model's own tokens, merged; unknown words match nothing; Moses's otherwise."""
+    codes, english, german = bpe_files(tmp_path)
+    fairseq_bpe.make([english, german], codes, ("en", "de"), False, tmp_path / "t")
+    bpe = tokenizers.load(tmp_path / "t")
+    ids = bpe.encode(GERMAN, "target")
+    translator = Scored(bpe, [(text, x[:-1]) for text, x in zip(GERMAN, ids, strict=True)])
+    scores, _ = evaluate.evaluate(translator, ENGLISH, GERMAN)
+    assert scores.tokenized_bleu == pytest.approx(100)
+    # An unknown word on both sides is a match as text, but not as tokens.
+    strange = [GERMAN[0], GERMAN[1].replace("Türme", "ж")]
+    ids = bpe.encode(strange, "target")
+    translator = Scored(bpe, [(text, x[:-1]) for text, x in zip(strange, ids, strict=True)])
+    scores, _ = evaluate.evaluate(translator, ENGLISH, strange)
+    moses = MosesTokenizer("de")
+    hypotheses = [moses.tokenize(s, return_str=True).replace("ж", "<unk>") for s in strange]
+    references = [h.replace("<unk>", "<<unk>>") for h in hypotheses]
+    assert scores.tokenized_bleu == pytest.approx(
+        evaluate.tokenized_bleu(hypotheses, references)[0]
+    )
+    assert scores.tokenized_bleu != pytest.approx(100)
+
+    other = Scored(None, [(text, ()) for text in strange])
+    scores, _ = evaluate.evaluate(other, ENGLISH, GERMAN)
+    hypotheses, references = (
+        [moses.tokenize(s, return_str=True) for s in texts] for texts in (strange, GERMAN)
+    )
+    assert scores.tokenized_bleu == pytest.approx(
+        evaluate.tokenized_bleu(hypotheses, references)[0]
+    )
+
+    token_ids.make((10, 12), tmp_path / "ids")
+    ids = Scored(tokenizers.load(tmp_path / "ids"), [("4 5 6 7 8", (4, 5, 6, 7, 8))])
+    scores, _ = evaluate.evaluate(ids, ["4"], ["4 5 6  7 8 2"])  # a final eos is no word
+    assert scores.tokenized_bleu == pytest.approx(100)
+    assert scores.bleu == pytest.approx(100)

@@ -153,7 +153,7 @@ def test_search_under_a_measured_limit(tmp_path):
     assert not (tmp_path / "search" / ".timing").exists()
 
 
-@pytest.mark.parametrize("name", ["quickstart", "multi30k", "wmt14", "wmt19"])
+@pytest.mark.parametrize("name", ["quickstart", "multi30k", "wmt14", "wmt19", "transformer_big"])
 def test_shipped_configs_resolve(name):
     config = shipped_config(name)
     config.space.validate(config.space.largest())

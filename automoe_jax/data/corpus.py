@@ -51,6 +51,11 @@ class DataConfig:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"data.kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+        if self.path and self.kind != "parallel_text":
+            raise UserError(
+                f"data.path is {self.path!r}, but data.kind is {self.kind}, which has no path; use "
+                "data.kind=parallel_text"
+            )
         if self.source_lang == self.target_lang:
             raise UserError(f"data.source_lang and data.target_lang are both {self.source_lang!r}")
         for name in ("train_pairs", "valid_pairs", "test_pairs", "max_length"):
@@ -148,7 +153,7 @@ def open_corpus(config: DataConfig, folder: Path) -> dict[str, Split]:
 def _open_prepared(config: DataConfig, folder: Path):
     """Data sources of phrases or local text, prepared once in `folder`."""
     mark = folder / "corpus.json"
-    if mark.exists() and config.path and not Path(config.path).expanduser().exists():
+    if mark.exists() and config.path and not files.expanded(config.path).exists():
         # The text has served its purpose; what was made of it is here.
         names = files.read_json(mark, "corpus")["splits"]
         splits = dict.fromkeys(names, tuple)
@@ -164,7 +169,7 @@ def _open_prepared(config: DataConfig, folder: Path):
         splits = {name: _phrases(name, size, languages) for name, size in sizes.items()}
         print_ = json.dumps([languages, sizes])
     else:
-        found = parallel_text.find_splits(Path(config.path).expanduser(), *languages)
+        found = parallel_text.find_splits(files.expanded(config.path), *languages)
         splits = {name: pair.read for name, pair in found.items()}
         print_ = json.dumps([languages, *(pair.fingerprint() for pair in found.values())])
     fingerprint = hashlib.sha256(print_.encode()).hexdigest()

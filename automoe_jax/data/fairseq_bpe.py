@@ -1,8 +1,9 @@
 """The text processing of published fairseq models: Moses tokens, BPE merges, dict.txt.
 
-HAT's and AutoMoE's data were made so (their preprocess.sh): Moses tokenizer with escaping and
-without aggressive dash splits, lower case for IWSLT, subword-nmt with "@@ ", and fairseq's
-dictionary, whose first four ids are bos, pad, eos and unk.
+HAT's and AutoMoE's data were made so (their preprocess.sh): Moses tokenizer with escaping,
+compounds split at dashes (`-a`) for WMT'14 En-Fr and WMT'19 but not for WMT'14 En-De and IWSLT,
+lower case for IWSLT, subword-nmt with "@@ ", and fairseq's dictionary, whose first four ids are
+bos, pad, eos and unk. Whether dashes split is read off the dictionary: it has "@-@" where they do.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ _CODES = "bpe.codes"
 _SEPARATOR = "@@ "
 _BLANKS = re.compile(r"\s+")
 UNKNOWN = "<unk>"
+DASH = "@-@"  # what Moses makes of a dash between words where it splits there
 
 
 class Dictionary:
@@ -38,6 +40,9 @@ class Dictionary:
     def __len__(self) -> int:
         return len(self.symbols)
 
+    def __contains__(self, symbol: str) -> bool:
+        return symbol in self._ids
+
     def encode(self, pieces: Sequence[str]) -> list[int]:
         """Ids of symbols, unk for those that are not there, eos at the end."""
         return [*(self._ids.get(piece, UNK_ID) for piece in pieces), EOS_ID]
@@ -48,7 +53,8 @@ class Dictionary:
         symbols = []
         # Only line feeds end lines, with or without a carriage return: symbols may hold other
         # characters that Unicode breaks lines at.
-        for i, line in enumerate(files.lines(files.read_text(path, "dictionary")), start=1):
+        text = files.read_text(path, "dictionary").removeprefix("\ufeff")
+        for i, line in enumerate(files.lines(text), start=1):
             symbol, blank, count = line.rstrip("\r").rpartition(" ")
             if not blank or not symbol or not count.isdecimal():
                 raise UserError(
@@ -90,6 +96,11 @@ class FairseqBpe:
         self.content = content
 
     @property
+    def splits_dashes(self) -> bool:
+        """Whether compounds are split at dashes, as the dictionary says."""
+        return any(DASH in dictionary for dictionary in self._dictionaries)
+
+    @property
     def vocab_sizes(self) -> tuple[int, int]:
         source, target = self._dictionaries
         return len(source), len(target)
@@ -115,7 +126,8 @@ class FairseqBpe:
         return [self._merged(x, unknown) for x in ids]
 
     def _pieces(self, sentence: str, which: int) -> list[str]:
-        text = " ".join(self._moses[which].tokenize(sentence))
+        moses, split = self._moses[which], self.splits_dashes
+        text = " ".join(moses.tokenize(sentence, aggressive_dash_splits=split))
         if self._lowercase:
             text = text.lower()
         text = _BLANKS.sub(" ", text).strip()
@@ -182,7 +194,11 @@ def make(
 
 
 def _read_codes(path: Path) -> BPE:
-    text = files.read_text(path, "BPE codes")
+    text = files.read_text(path, "BPE codes").removeprefix("\ufeff")
+    second = [line.split(" ")[-1] for line in files.lines(text) if line]
+    if not second or all(word.isdecimal() for word in second):
+        what = "is empty" if not second else "has a count on each line, as a dictionary has"
+        raise UserError(f"BPE codes {path} {what}; give the merges of subword-nmt's learn_bpe")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -1,5 +1,6 @@
 """Text that is token ids already: for models whose vocabulary is not at hand."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from automoe_jax.data.tokenizer import INFO, Side, write_folder
 from automoe_jax.errors import UserError
 from automoe_jax.ids import EOS_ID, PAD_ID
+
+_NUMBER = re.compile("[0-9]{1,9}")
 
 
 class TokenIds:
@@ -49,12 +52,13 @@ def _parse(sentence: str, size: int) -> list[int]:
     ids = []
     words = sentence.split()
     for word in words:
-        if not (word.isascii() and word.isdigit()) or int(word) >= size or int(word) == PAD_ID:
+        number = int(word) if _NUMBER.fullmatch(word) else size
+        if number >= size or number == PAD_ID:
             raise UserError(
-                f"{word!r} is not a token id; this model is run on ids: 0 to {size - 1} except the "
-                f"pad {PAD_ID}, separated by blanks"
+                f"{word[:40]!r} is not a token id; this model is run on ids: 0 to {size - 1} "
+                f"except the pad {PAD_ID}, separated by blanks"
             )
-        ids.append(int(word))
+        ids.append(number)
     if ids and ids[-1] == EOS_ID:
         ids.pop()
     return [*ids, EOS_ID]

@@ -123,7 +123,7 @@ def vocab_sizes(config: TokenizerConfig) -> tuple[int, int]:
     if config.kind == "bpe":
         from automoe_jax.data.fairseq_bpe import Dictionary  # noqa: PLC0415
 
-        sizes = [len(Dictionary.load(Path(path).expanduser())) for path in config.dictionaries]
+        sizes = [len(Dictionary.load(files.expanded(path))) for path in config.dictionaries]
         return sizes[0], sizes[-1]
     return config.vocab_size, config.vocab_size
 

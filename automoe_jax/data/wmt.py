@@ -19,6 +19,7 @@ from tensorflow_datasets.core.download import resource
 from tensorflow_datasets.core.utils import py_utils
 from tensorflow_datasets.translate import wmt, wmt14, wmt19
 
+from automoe_jax import files
 from automoe_jax.data.network import reachable
 from automoe_jax.errors import UserError
 
@@ -77,7 +78,7 @@ def open_sources(name: str, data_dir: str):
     if name not in CORPORA:
         raise UserError(f"data.name is {name!r}; allowed: {', '.join(CORPORA)}")
     builder_class, config, evaluation = CORPORA[name]
-    folder = Path(data_dir).expanduser()
+    folder = files.expanded(data_dir)
     train = _prepared(builder_class, config, folder, name)
     other = train if evaluation is None else _prepared(WmtHatEval, evaluation, folder, name)
     return {

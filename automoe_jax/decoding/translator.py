@@ -15,7 +15,7 @@ from jax import export as jax_export
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from automoe_jax import subnet, workdir
+from automoe_jax import files, subnet, workdir
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.tokenizer import Tokenizer
 from automoe_jax.decoding.beam import NEVER
@@ -70,7 +70,7 @@ class Translation:
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """What an export says of itself; `UserError` where there is none."""
-    folder = Path(folder).expanduser()
+    folder = files.expanded(folder)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"export folder {folder} {what}; make one with launch/export.py")
@@ -110,7 +110,7 @@ class Translator:
         Raises:
           UserError: no export, one that is damaged, or not made for this platform.
         """
-        folder = Path(folder).expanduser()
+        folder = files.expanded(folder)
         manifest = read_manifest(folder)
         names = {"cpu": ("cpu",), "gpu": ("cuda", "rocm"), "tpu": ("tpu",)}.get(platform)
         if names is None:

@@ -17,11 +17,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from automoe_jax import files
 from automoe_jax.errors import UserError
 from automoe_jax.published.state_dict import State
 
 _TORCH = (".pt", ".pth", ".bin")
 SUFFIXES = (".npz", ".safetensors", *_TORCH)
+
+
+_METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
+
+
+class _Record:
+    """Stands for a fairseq meter."""
 
 
 def read(path: str | Path) -> State:
@@ -34,12 +42,12 @@ def read(path: str | Path) -> State:
     Raises:
       UserError: the file is missing, damaged, of another kind, or would need code to be run.
     """
-    path = Path(path).expanduser()
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"checkpoint {path} must end in {', '.join(SUFFIXES)}")
+    path = files.expanded(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {what}; give a file")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"checkpoint {path} must end in {', '.join(SUFFIXES)}")
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix == ".safetensors":
@@ -48,10 +56,16 @@ def read(path: str | Path) -> State:
 
 
 def write(path: str | Path, state: State):
-    """Writes .npz or .safetensors, beside its name and then renamed."""
-    path = Path(path).expanduser()
+    """Writes .npz or .safetensors, beside its name and then renamed; replaces nothing.
+
+    Raises:
+      UserError: the name has another ending, or is taken.
+    """
+    path = files.expanded(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise UserError(f"checkpoint {path} must end in .npz or .safetensors to be written")
+    if path.exists():
+        raise UserError(f"{path} exists; name a new file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     if path.suffix == ".npz":
@@ -81,13 +95,17 @@ def _read_npz(path: Path) -> State:
             raise _damaged(path, "it is no zip archive")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
+            found = {key: arrays[key] for key in arrays.files}
+    except (OSError, MemoryError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
         raise _damaged(path, e) from None
     except ValueError as e:
         if "pickle" in str(e).lower():
             raise _pickled(path, "pickled Python objects") from None
         raise _damaged(path, e) from None
+    for key, array in found.items():
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"checkpoint {path}: {key} is no array")
+    return found
 
 
 def _read_safetensors(path: Path) -> State:
@@ -105,8 +123,10 @@ def _read_torch(path: Path) -> State:
             f"reading {path} needs PyTorch, which is not installed: pip install torch, or save the "
             "state dict as .safetensors or .npz where it is"
         ) from None
-    # fairseq keeps its options beside the weights: a plain record of names and values.
-    harmless = torch.serialization.safe_globals([argparse.Namespace])
+    # fairseq keeps its options and meters beside the weights: records of names and values. The
+    # meters are read into a class of ours that does nothing.
+    meters = [(_Record, f"fairseq.meters.{name}") for name in _METERS]
+    harmless = torch.serialization.safe_globals([argparse.Namespace, *meters])
     try:
         with harmless:
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -128,7 +148,10 @@ def _state_of(found: Any, path: Path, torch: Any) -> State:
         raise UserError(
             f'checkpoint {path} is not a state dict, nor a fairseq checkpoint with one as "model"'
         )
-    return {str(key): _as_numpy(tensor) for key, tensor in found.items()}
+    try:
+        return {str(key): _as_numpy(tensor) for key, tensor in found.items()}
+    except (TypeError, RuntimeError, NotImplementedError) as e:
+        raise UserError(f"checkpoint {path} has tensors that are no plain arrays: {e}") from None
 
 
 def _as_numpy(tensor: Any) -> np.ndarray:

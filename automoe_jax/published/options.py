@@ -1,5 +1,6 @@
 """The YAML files of HAT and AutoMoE: command line options of their fairseq, one a line."""
 
+import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -75,8 +76,6 @@ _TRAINING = {
     "decoder-attention-heads",
     "encoder-capacity-factor",
     "decoder-capacity-factor",
-    "encoder-is-scale-prob",
-    "decoder-is-scale-prob",
     "encoder-load-balancing-loss-coeff",
     "decoder-load-balancing-loss-coeff",
     "encoder-expert-dropout-ratio",
@@ -96,9 +95,22 @@ _OTHER = {
     "encoder-is-first-expert-identity",
     "decoder-is-first-expert-identity",
 }
+# Options that make another architecture where they are off.
+_SCALED = {f"{side}-is-scale-prob" for side in SIDES}
 # Options that have one value here.
 _FIXED = {"activation-fn": "relu", **{f"{side}-expert-type": "switch" for side in SIDES}}
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+
+
+class _Loader(yaml.BaseLoader):
+    """All values stay text, no object is made; a key that is given twice is refused."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"{key} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 class Options:
@@ -124,7 +136,10 @@ class Options:
         """A list of whole numbers; one alone is a list too."""
         if default is not None and not self.given(key):
             return tuple(default)
-        return tuple(self._as_integer(key, value) for value in self._list(key))
+        values = tuple(self._as_integer(key, value) for value in self._list(key))
+        if not values:
+            raise self._error(f"{key} is an empty list; at least one value is needed")
+        return values
 
     def layers(self, key: str, depth: int, default: int | None = None) -> tuple[int, ...]:
         """A number for each of the front `depth` layers; the list may be longer."""
@@ -172,8 +187,7 @@ def read(text: str, known: Iterable[str], what: str, error: type[UserError]) -> 
       error: not YAML, an unknown key, or one that makes another architecture than ours.
     """
     try:
-        # The base loader leaves all values as text, and makes no objects.
-        values = yaml.load(text, Loader=yaml.BaseLoader)
+        values = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise error("not YAML: " + " ".join(str(e).split())) from None
     if not isinstance(values, dict):
@@ -182,10 +196,20 @@ def read(text: str, known: Iterable[str], what: str, error: type[UserError]) -> 
     for key in sorted(map(str, values)):
         if key in _OTHER and not _on(values[key]):
             continue
-        if key in _OTHER or values[key] != _FIXED.get(key, values[key]):
+        unscaled = key in _SCALED and not _on(values[key])
+        if key in _OTHER or unscaled or values[key] != _FIXED.get(key, values[key]):
             raise error(f"{key} is {values[key]}: this project has no such architecture")
-        if key not in known | _TRAINING | _FIXED.keys():
-            raise error(f"{key} is not a key of {what} YAML")
+        if key not in known | _TRAINING | _SCALED | _FIXED.keys():
+            if what == "supertransformer" and key.endswith("-subtransformer"):
+                raise error("it is a subtransformer file (one architecture); give it as --subnet")
+            if what == "subtransformer" and key.endswith("-choice"):
+                raise error(
+                    "it is a supertransformer file (a search space); give it as "
+                    "--config=configs/supertransformer.py:FILE"
+                )
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise error(f"{key} is not a key of {what} YAML{hint}")
     return Options(values, error)
 
 

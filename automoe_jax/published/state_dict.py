@@ -124,8 +124,10 @@ def vocab_sizes(state: Mapping[str, np.ndarray]) -> tuple[int, int]:
     tables = [state.get(key) for key in (SOURCE, TARGET)]
     source, target = (t if t is not None else o for t, o in zip(tables, tables[::-1], strict=True))
     if source is None or target is None or source.ndim != 2 or target.ndim != 2:
+        found = f"it has {_named(sorted(state)[:3])}" if state else "it is empty"
         raise CheckpointError(
-            f"{SOURCE} is missing or not a table; is this the state dict of a fairseq model?"
+            f"{SOURCE} is missing or not a table ({found}); is this the state dict of a fairseq "
+            "model?"
         )
     return source.shape[0], target.shape[0]
 
@@ -147,10 +149,10 @@ def _one_table(state: State, space: SearchSpace) -> State:
     if source is None and target is not None:  # some files hold a shared array once
         state[SOURCE] = state.pop(TARGET)
     elif target is not None and source is not None:
-        if source.shape != target.shape or not np.array_equal(source, target, equal_nan=True):
+        if source.shape != target.shape or not np.array_equal(source, target):
             raise CheckpointError(
-                f"{TARGET} is not {SOURCE}, but space.share_embeddings is all; use "
-                "--config.space.share_embeddings=decoder"
+                f"{TARGET} {target.shape} is not {SOURCE} {source.shape}, but "
+                "space.share_embeddings is all; use --config.space.share_embeddings=decoder"
             )
         del state[TARGET]
     return state
@@ -181,7 +183,8 @@ def _sizes_hint(state: State, space: SearchSpace) -> str:
     """Widths, layers and experts of the checkpoint where the space has others."""
     found = []
     for side, key in (("encoder", SOURCE), ("decoder", TARGET)):
-        width = state.get(key, state[SOURCE]).shape[1]
+        table = next(state[k] for k in (key, SOURCE, TARGET) if k in state)
+        width = table.shape[1]
         if width != max(getattr(space, f"{side}_embed_dims")):
             found.append(
                 f"its {side} is {width} wide, space.{side}_embed_dims goes up to "
@@ -222,7 +225,9 @@ def _check_array(key: str, array: np.ndarray, shape: tuple[int, ...], fields: st
     # By name: bfloat16 is no floating type of NumPy's own.
     if "float" not in array.dtype.name:
         raise CheckpointError(f"{key} is of type {array.dtype}; weights are floating-point numbers")
-    if not np.isfinite(array.astype(np.float32)).all():
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(array.astype(np.float32)).all()
+    if not finite:
         raise CheckpointError(f"{key} has values that are not finite numbers")
 
 

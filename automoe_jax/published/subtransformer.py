@@ -22,6 +22,7 @@ from automoe_jax.subnet import (
 
 _SPAN = "decoder-arbitrary-ende-attn-all-subtransformer"
 _CROSS = "decoder-ende-attention-heads-all-subtransformer"
+_MOST_LAYERS = 1000
 _SIZES = re.compile(r"['\"]?([0-9]+(?:_[0-9]+)*)['\"]?")
 
 
@@ -58,9 +59,9 @@ def parse(text: str, qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
     options = read(text, _KNOWN, "subtransformer", SubnetError)
     depth = {side: options.integer(_key(side, "layer-num-subtransformer")) for side in SIDES}
     for side, n in depth.items():
-        if n < 1:
+        if not 1 <= n <= _MOST_LAYERS:
             key = _key(side, "layer-num-subtransformer")
-            raise SubnetError(f"{key} is {n}; it must be a positive integer")
+            raise SubnetError(f"{key} is {n}; it must be a positive integer up to {_MOST_LAYERS}")
         for name in ("drop-mha-sublayer", "drop-ffn-sublayer"):
             if 0 in options.layers(_key(side, name), n, 1):
                 raise SubnetError(

@@ -4,6 +4,8 @@ Sources: configs/*/supertransformer of github.com/mit-han-lab/hardware-aware-tra
 github.com/microsoft/AutoMoE. Their keys for training and data have no effect here.
 """
 
+import yaml
+
 from automoe_jax.published.options import SIDES, SPANS, WRITTEN_SPANS, Options, line, read
 from automoe_jax.space import SearchSpace, SpaceError
 
@@ -42,6 +44,9 @@ def parse(text: str) -> SearchSpace:
     """
     options = read(text, _KNOWN, "supertransformer", SpaceError)
     fields = {name: options.integers(key) for name, key in _CHOICES.items()}
+    for name, key in _CHOICES.items():
+        if min(fields[name]) < 1:
+            raise SpaceError(f"{key} has {min(fields[name])}; positive integers are allowed")
     spans = options.integers(_SPANS)
     for span in spans:
         if span not in SPANS:
@@ -84,6 +89,9 @@ def _experts(options: Options) -> dict:
         fields[f"{side}_placement"] = placement
         if options.given(f"{side}-n-experts"):
             for name, found in drawn.items():
+                given = options.integers(f"{side}-{name}", (1,))
+                if not set(given) <= {0, 1}:
+                    raise SpaceError(f"{side}-{name} is {list(given)}; allowed: 0 and 1")
                 found.add(len(options.integers(f"{side}-{name}", (1,))) > 1)
     for name, found in drawn.items():
         if len(found) > 1:
@@ -95,6 +103,13 @@ def _experts(options: Options) -> dict:
     if False in drawn[_FRACTIONAL]:
         fields["expert_sizes"] = "standard"
     return fields
+
+
+def languages(text: str) -> dict[str, str]:
+    """The languages that a file names, as fields of a config's `data`."""
+    values = yaml.load(text, Loader=yaml.BaseLoader)
+    keys = {"source_lang": "source-lang", "target_lang": "target-lang"}
+    return {field: values[key] for field, key in keys.items() if key in values}
 
 
 def dump(space: SearchSpace) -> str:
