@@ -68,9 +68,7 @@ def main():
             f"{cost.flops:,.0f}",
         )
     Console(width=None if Console().is_terminal else 120).print(table)
-    print(
-        f"Q/K/V width     {subnet.qkv_dim} (512 where the file does not say and no --config does)"
-    )
+    print(f"Q/K/V width     {subnet.qkv_dim}")
     print(f"embedding width {subnet.encoder.embed_dim} / {subnet.decoder.embed_dim}")
     print(f"params         {counts.params:,} (embedding tables and output layer not counted)")
     print(
