@@ -174,11 +174,12 @@ def _check_fields(obj: Any, where: str, required: set[str], optional: set[str]):
     if not isinstance(obj, dict):
         raise SubnetError(f"{name} is {type(obj).__name__}; it must be a JSON object")
     prefix = f"{where}." if where else ""
-    for key in sorted(required - obj.keys()):
-        raise SubnetError(f"{prefix}{key} is missing")
-    for key in sorted(obj.keys() - required - optional):
+    # Unknown ones first: a misspelt field is missing too.
+    for key in sorted(map(str, obj.keys() - required - optional)):
         allowed = ", ".join(sorted(required | optional))
         raise SubnetError(f"{prefix}{key} is not a field of a subnet; allowed here: {allowed}")
+    for key in sorted(required - obj.keys()):
+        raise SubnetError(f"{prefix}{key} is missing")
 
 
 def short_name(subnet: Subnet) -> str:

@@ -72,6 +72,10 @@ def _help() -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    for name, value in zip(argv[1:], [*argv[2:], ""], strict=False):
+        given = value if name == "--config" else name.removeprefix("--config=")
+        if name.startswith("--config") and given.endswith((".yml", ".yaml")) and ":" not in given:
+            raise UserError(f"{given} is YAML; use --config=configs/supertransformer.py:{given}")
     try:
         return flags.FLAGS(argv)[1:]
     except flags.Error as e:
@@ -86,11 +90,8 @@ def _parse(argv: list[str]) -> list[str]:
 def _of_config(traceback: str) -> str:
     """The line for a config file that failed."""
     reason = traceback.splitlines()[-1].partition(": ")[2]
-    given = next((x.split("=", 1)[-1] for x in sys.argv if x.startswith("--config=")), "")
-    if given.endswith((".yml", ".yaml")) and ":" not in given:
-        reason = f"it is YAML; use --config=configs/supertransformer.py:{given}"
-    elif "takes 0 positional arguments" in reason:
-        reason = f"{given.split(':')[0]} takes nothing behind a colon"
+    if "takes 0 positional arguments" in reason:
+        reason = "this file takes nothing behind a colon"
     return f"--config cannot be read: {reason}"
 
 
