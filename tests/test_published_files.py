@@ -284,9 +284,9 @@ def test_supertransformer_round_trip(data):
     assert supertransformer.parse(supertransformer.dump(space)) == space
 
 
-# Experts per layer as the papers print them, and active parameters in millions by hand: attention
-# 4 (d + 1) q, FFN 2 d f, norms. The paper prints 45 M and 46 M for its standard subnets, 56 M and
-# 46 M in Table 1; of the fractional ones, drawn at embedding widths it does not name, nothing fits.
+# Experts per layer as the papers print them, and active parameters in millions: the paper has 176 M
+# for the Big models, 45 M and 46 M for its standard subnets, 56 M and 46 M in Table 1. It names no
+# embedding width for the fractional ones, so that its figures say nothing of them.
 SHIPPED = {
     "transformer_base": ("1-1-1-1-1-1 / 1-1-1-1-1-1", 44.14),
     "transformer_big": ("1-1-1-1-1-1 / 1-1-1-1-1-1", 176.36),
@@ -304,6 +304,21 @@ SHIPPED = {
 }
 
 
+def active_by_hand(subnet) -> float:
+    """Weights that a token uses under uniform routing, layer by layer from the matrices' shapes."""
+    q, total = subnet.qkv_dim, 0.0
+    for stack, n_attentions in ((subnet.encoder, 1), (subnet.decoder, 2)):
+        d = stack.embed_dim
+        assert d == subnet.encoder.embed_dim  # keys and values are of the same width everywhere
+        for layer in stack.layers:
+            attention = 3 * (d * q + q) + q * d + d
+            total += n_attentions * (attention + 2 * d) + 2 * d
+            n = len(layer.experts)
+            total += sum(d * f + f + f * d + d for f in layer.experts) / n
+            total += (d * n + n) * (n > 1)
+    return total
+
+
 def test_shipped_architectures():
     found = {path.stem: subnet_files.load(path) for path in (ROOT / "configs/subnets").iterdir()}
     assert found.keys() == SHIPPED.keys()
@@ -316,6 +331,7 @@ def test_shipped_architectures():
         )
         assert counted == experts, name
         counts = complexity.count(subnet)
+        assert counts.active_params == pytest.approx(active_by_hand(subnet), rel=1e-12)
         if active is not None:
             assert round(counts.active_params / 1e6, 2) == active, name
         # Dense, Switch and AutoMoE alike: what a layer's token uses of its own experts.
