@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from automoe_jax import complexity
 from automoe_jax.config import RunConfig
-from automoe_jax.data import tokenizer
 from automoe_jax.progress import Progress
 from automoe_jax.subnet import Subnet
 from automoe_jax.training import loop, optimizer, parallel, sampling
@@ -19,15 +18,18 @@ from automoe_jax.training.step import make_train_step
 LENGTH = 30
 
 
-def describe(config: RunConfig, subnet: Subnet | None, progress: Progress) -> Iterator[str]:
+def describe(
+    config: RunConfig, vocab_sizes: tuple[int, int], subnet: Subnet | None, progress: Progress
+) -> Iterator[str]:
     """Lines of text: parameters, the batch, compile time, memory per device.
 
     Args:
       config: of the run.
+      vocab_sizes: of source and target.
       subnet: to train; None for the supernet.
       progress: told that it compiles.
     """
-    what = Trained(config.space, tokenizer.vocab_sizes(config.tokenizer), config.model, subnet)
+    what = Trained(config.space, vocab_sizes, config.model, subnet)
     training = config.training if subnet is None else config.subnet_training
     share = parallel.share()
     n_micro = loop.micro_batches(training, share.n_devices)

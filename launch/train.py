@@ -34,7 +34,15 @@ def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
     _join()
-    from automoe_jax import compile_cache, dry_run, files, phases, subnet_files  # noqa: PLC0415
+    from automoe_jax import (  # noqa: PLC0415
+        compile_cache,
+        dry_run,
+        files,
+        phases,
+        subnet_files,
+        workdir,
+    )
+    from automoe_jax.data import tokenizer as tokenizers  # noqa: PLC0415
 
     progress = common.TerminalProgress()
     subnet = None
@@ -44,7 +52,14 @@ def main():
     elif _INIT_FROM.value:
         raise UserError("--init_from needs --subnet: a supernet starts from fresh weights")
     if _DRY_RUN.value:
-        for line in dry_run.describe(config, subnet, progress):
+        made = workdir.resolve(_WORKDIR.value or common.default_workdir()) / "tokenizer"
+        # The run's own where there is one: converted weights bring theirs.
+        sizes = (
+            tokenizers.load(made).vocab_sizes
+            if made.is_dir()
+            else tokenizers.vocab_sizes(config.tokenizer)
+        )
+        for line in dry_run.describe(config, sizes, subnet, progress):
             print(line)
         return
     run = phases.open_run(config, _WORKDIR.value or common.default_workdir())
