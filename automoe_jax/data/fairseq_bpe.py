@@ -76,6 +76,9 @@ class FairseqBpe:
       languages: of source and target, for Moses's rules.
       lowercase: whether text is made lower case.
       content: of the files, to compare tokenizers by.
+
+    Attributes:
+      splits_dashes: whether compounds are split at dashes, as the dictionaries say.
     """
 
     kind = "bpe"
@@ -90,15 +93,11 @@ class FairseqBpe:
     ):
         self._bpe = bpe
         self._dictionaries = dictionaries
+        self.splits_dashes = any(DASH in dictionary for dictionary in dictionaries)
         self._moses = tuple(MosesTokenizer(language) for language in languages)
         self._detokenizer = MosesDetokenizer(languages[1])
         self._lowercase = lowercase
         self.content = content
-
-    @property
-    def splits_dashes(self) -> bool:
-        """Whether compounds are split at dashes, as the dictionary says."""
-        return any(DASH in dictionary for dictionary in self._dictionaries)
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
@@ -126,8 +125,8 @@ class FairseqBpe:
         return [self._merged(x, unknown) for x in ids]
 
     def _pieces(self, sentence: str, which: int) -> list[str]:
-        moses, split = self._moses[which], self.splits_dashes
-        text = " ".join(moses.tokenize(sentence, aggressive_dash_splits=split))
+        tokens = self._moses[which].tokenize(sentence, aggressive_dash_splits=self.splits_dashes)
+        text = " ".join(tokens)
         if self._lowercase:
             text = text.lower()
         text = _BLANKS.sub(" ", text).strip()

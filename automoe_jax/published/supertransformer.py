@@ -92,7 +92,7 @@ def _experts(options: Options) -> dict:
                 given = options.integers(f"{side}-{name}", (1,))
                 if not set(given) <= {0, 1}:
                     raise SpaceError(f"{side}-{name} is {list(given)}; allowed: 0 and 1")
-                found.add(len(options.integers(f"{side}-{name}", (1,))) > 1)
+                found.add(len(given) > 1)
     for name, found in drawn.items():
         if len(found) > 1:
             raise SpaceError(
