@@ -71,3 +71,12 @@ def _stack(stack, hull, heads_field: str) -> LayerChoice:
         sizes_LE=sizes_LE,
         top_k_L=column(lambda x: x.top_k),
     )
+
+
+def layer_row(choice: LayerChoice, i: Array | int) -> LayerChoice:
+    """The choice of layer `i`: what has a layer axis loses it."""
+    fields = {
+        name: value[i] if name.endswith(("_L", "_LE")) and value.shape[0] else value
+        for name, value in choice._asdict().items()
+    }
+    return LayerChoice(**fields)

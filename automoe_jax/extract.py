@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from automoe_jax.model.stacked import per_layer
 from automoe_jax.subnet import DecoderLayer, EncoderLayer, Subnet
 
 Params = dict[str, Any]
@@ -36,8 +37,9 @@ def extract(params: Params, subnet: Subnet, hull: Subnet) -> Params:
         ("encoder", subnet.encoder, hull.encoder),
         ("decoder", subnet.decoder, hull.decoder),
     ):
+        layers = per_layer(params[side], [layer.experts for layer in bound.layers])
         out[side] = {
-            f"layer_{i}": _layer(params[side][f"layer_{i}"], layer, bound.layers[i], d_e, d_d)
+            f"layer_{i}": _layer(layers[f"layer_{i}"], layer, bound.layers[i], d_e, d_d)
             for i, layer in enumerate(stack.layers)
         }
     return out

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from automoe_jax import huge_pages
 from automoe_jax.errors import UserError
 
 GOLD_RUNS, PARTIALLY_GOLD_RUNS = 300, 100
@@ -133,7 +134,7 @@ class Timer:
         cpus = cpus[: threads or len(cpus)]
         self.threads, self.platform = len(cpus), platform
         environment = {
-            **os.environ,
+            **huge_pages.without(dict(os.environ)),
             "NPROC": str(len(cpus)),
             "JAX_PLATFORMS": "cpu" if platform == "cpu" else "",
         }

@@ -9,12 +9,15 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
+from automoe_jax import huge_pages
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
 _JSON = flags.DEFINE_bool("json", False, "print the results as one JSON line")
 
 
 def main():
+    huge_pages.use()
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
     from automoe_jax import compile_cache, phases, pipeline  # noqa: PLC0415

@@ -8,6 +8,7 @@ import common
 from absl import flags
 from ml_collections import config_flags
 
+from automoe_jax import huge_pages
 from automoe_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
@@ -31,6 +32,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "number of this process, with -
 
 
 def main():
+    huge_pages.use()
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
     _join()

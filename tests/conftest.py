@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 from automoe_jax.choice import to_choice
-from automoe_jax.model.transformer import Transformer
+from automoe_jax.model import stacked
+from automoe_jax.model.transformer import Transformer, choices_of
 from automoe_jax.space import SearchSpace
 from automoe_jax.subnet import Subnet
 
@@ -59,7 +60,7 @@ def elastic_space(**changes) -> SearchSpace:
     fields = {
         "qkv_dim": 16,
         "encoder_embed_dims": (8, 16),
-        "decoder_embed_dims": (8, 12, 16),
+        "decoder_embed_dims": (8, 16),
         "encoder_depths": (1, 2, 3),
         "decoder_depths": (1, 2, 3),
         "encoder_heads": (2, 4),
@@ -82,7 +83,7 @@ def space() -> SearchSpace:
     return elastic_space()
 
 
-def supernet_of(space: SearchSpace, dropout: float = 0.0) -> Transformer:
+def supernet_of(space: SearchSpace, dropout: float = 0.0, masked: bool = False) -> Transformer:
     hull = space.hull()
     return Transformer(
         hull,
@@ -91,10 +92,23 @@ def supernet_of(space: SearchSpace, dropout: float = 0.0) -> Transformer:
         hull.decoder.embed_dim,
         dropout=dropout,
         attention_dropout=dropout,
-        min_encoder_depth=min(space.encoder_depths),
-        min_decoder_depth=min(space.decoder_depths),
+        choices=choices_of(space, masked),
         share_embeddings=space.share_embeddings,
     )
+
+
+def layers_of(params, space: SearchSpace):
+    """A supernet's params with the layers of each stack apart: {"encoder": {"layer_0": ...}}."""
+    hull = space.hull()
+    return {
+        **params,
+        **{
+            side: stacked.per_layer(
+                params[side], [layer.experts for layer in getattr(hull, side).layers]
+            )
+            for side in ("encoder", "decoder")
+        },
+    }
 
 
 def standalone_of(space: SearchSpace, subnet: Subnet) -> Transformer:

@@ -7,10 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from automoe_jax.ops.grouped_ffn import ExpertWeights, dense_reference, grouped_ffn
+from automoe_jax.ops import grouped_loop
+from automoe_jax.ops.grouped_ffn import dense_reference, grouped_ffn
+from automoe_jax.ops.grouping import ExpertWeights
+
+HERE = ["loop", "ragged_dot", "blocked"]  # the backends that run on a CPU
 
 
-def naive(x, expert, w, offsets, sizes):
+def weights_of(rng, slots, d):
+    total = sum(slots)
+    shapes = ((total, d), (total,), (total, d), (len(slots), d))
+    return ExpertWeights(*(rng.normal(size=s).astype(np.float32) for s in shapes))
+
+
+def naive(x, expert, w, slots, sizes):
+    offsets = np.cumsum([0, *slots[:-1]])
     y = np.zeros_like(x)
     for i, e in enumerate(expert):
         if e >= len(sizes):
@@ -26,15 +37,13 @@ def naive(x, expert, w, offsets, sizes):
 
 @st.composite
 def cases(draw):
+    """Sizes with and without zeros, in slots of their own size or of one; all kinds of routing."""
     sizes = draw(st.lists(st.sampled_from([0, 1, 5, 16, 33]), min_size=1, max_size=4))
     hypothesis.assume(any(sizes))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    n, d = draw(st.sampled_from([1, 7, 40, 150])), 6
-    stacked = draw(st.booleans())  # a supernet's experts all have the largest size
-    slots = [max(sizes) + draw(st.sampled_from([0, 3]))] * len(sizes) if stacked else sizes
-    offsets = np.cumsum([0, *slots[:-1]])
-    shapes = ((sum(slots), d), (sum(slots),), (sum(slots), d), (len(sizes), d))
-    weights = ExpertWeights(*(rng.normal(size=s).astype(np.float32) for s in shapes))
+    n, d = draw(st.sampled_from([1, 7, 40, 700])), 6
+    one_size = draw(st.booleans())  # as in a supernet
+    slots = [max(sizes) + draw(st.sampled_from([0, 3]))] * len(sizes) if one_size else sizes
     kind = draw(st.sampled_from(["mixed", "all to one", "some to none"]))
     expert = rng.integers(len(sizes), size=n)
     if kind == "all to one":
@@ -42,36 +51,62 @@ def cases(draw):
     elif kind == "some to none":
         expert[rng.random(n) < 0.5] = len(sizes)
     x = rng.normal(size=(n, d)).astype(np.float32)
-    columns = draw(st.sampled_from([1024, 8]))
-    return x, expert.astype(np.int32), weights, offsets, np.array(sizes), columns
+    return x, expert.astype(np.int32), weights_of(rng, slots, d), tuple(slots), np.array(sizes)
 
 
-@hypothesis.settings(max_examples=10)
-@hypothesis.given(cases())
-def test_forward_and_gradient(case):
-    x, expert, weights, offsets, sizes, columns = case
-    y = grouped_ffn(x, expert, weights, offsets, sizes, columns)
-    np.testing.assert_allclose(y, naive(x, expert, weights, offsets, sizes), rtol=1e-4, atol=1e-4)
+def check(case, backend):
+    """Value against a naive loop, gradients against plain autodiff within 1e-4 of the largest."""
+    x, expert, weights, slots, sizes = case
+    y = grouped_ffn(x, expert, weights, sizes, slots, backend)
+    np.testing.assert_allclose(y, naive(x, expert, weights, slots, sizes), rtol=1e-4, atol=1e-4)
 
     out = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
 
     def objective(f, *extra):
-        return lambda x, w: jnp.sum(f(x, expert, w, offsets, sizes, *extra) * out)
+        return lambda x, w: jnp.sum(f(x, expert, w, sizes, slots, *extra) * out)
 
-    ours = jax.grad(objective(grouped_ffn, columns), (0, 1))(x, weights)
+    ours = jax.grad(objective(grouped_ffn, backend), (0, 1))(x, weights)
     reference = jax.grad(objective(dense_reference), (0, 1))(x, weights)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * max(np.abs(b).max(), 1e-3))
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(np.abs(b).max(), 1e-3))
 
 
-def test_unused_weights_get_exactly_zero():
+@pytest.mark.parametrize("backend", HERE)
+@hypothesis.settings(max_examples=8)
+@hypothesis.given(case=cases())
+def test_forward_and_gradient(backend, case):
+    check(case, backend)
+
+
+def test_slices_and_blocks_of_full_size():
+    """Slots that are whole slices, partly active; more rows than the largest block."""
     rng = np.random.default_rng(0)
-    weights = ExpertWeights(
-        *(rng.normal(size=s).astype(np.float32) for s in ((60, 4), (60,), (60, 4), (3, 4)))
-    )
+    slots, sizes = (512,) * 3, np.array([300, 512, 256])
+    assert grouped_loop.slice_columns(slots) == (512, True)
+    weights = jax.tree.map(lambda w: (0.1 * w).astype(np.float32), weights_of(rng, slots, 8))
+    x = rng.normal(size=(1400, 8)).astype(np.float32)
+    expert = np.where(rng.random(1400) < 0.8, 1, rng.integers(3, size=1400))
+    check((x, expert, weights, slots, sizes), "loop")
+
+
+@pytest.mark.parametrize("n", [1, 8, 31, 32, 100, 513, 5000])
+def test_block_sizes_cover_every_count(n):
+    rows = grouped_loop.block_rows(n)
+    assert rows == sorted(rows)
+    assert rows[-1] >= min(n, grouped_loop.ROWS[-1])
+    counts = np.arange(1, min(n, rows[-1]) + 1)
+    taken = np.array(rows)[np.searchsorted(rows, counts)]
+    assert (taken - counts).max() <= grouped_loop.most_padding(rows)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_unused_weights_get_exactly_zero(backend):
+    rng = np.random.default_rng(0)
+    slots, sizes = (20, 20, 20), np.array([20, 11, 20])
+    weights = weights_of(rng, slots, 4)
     x = rng.normal(size=(50, 4)).astype(np.float32)
-    expert, offsets, sizes = np.full(50, 1), np.array([0, 20, 40]), np.array([20, 11, 20])
-    grads = jax.grad(lambda w: jnp.sum(grouped_ffn(x, expert, w, offsets, sizes)))(weights)
+    expert = np.full(50, 1)
+    grads = jax.grad(lambda w: jnp.sum(grouped_ffn(x, expert, w, sizes, slots, backend)))(weights)
     used = np.zeros(60, bool)
     used[20:31] = True
     for array in (grads.fc1_FD, grads.fc1_bias_F, grads.fc2_FD):
@@ -80,15 +115,35 @@ def test_unused_weights_get_exactly_zero():
     assert not np.asarray(grads.fc2_bias_ED)[[0, 2]].any()
 
 
-@pytest.mark.parametrize("transform", ["jit", "scan", "remat"])
+@pytest.mark.parametrize("backend", HERE)
+def test_bfloat16_adds_up_in_fp32(backend):
+    """Closer to the exact sum than bf16 adding could be: 4,096 equal terms."""
+    n, d, f = 16, 8, 4096
+    ones = ExpertWeights(
+        jnp.ones((f, d)), jnp.zeros((f,)), jnp.full((f, d), 1.0), jnp.zeros((1, d))
+    )
+    weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), ones)
+    x = jnp.full((n, d), 1 / 8, jnp.bfloat16)
+    y = grouped_ffn(x, jnp.zeros(n, jnp.int32), weights, np.array([f]), (f,), backend)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y.astype(np.float32), 4096)  # bf16 would stop at 256
+    grads = jax.grad(
+        lambda w: grouped_ffn(x, jnp.zeros(n, jnp.int32), w, np.array([f]), (f,), backend)
+        .astype(jnp.float32).sum()
+    )(weights)  # fmt: skip
+    assert grads.fc1_FD.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(grads.fc2_FD.astype(np.float32), n)
+
+
+@pytest.mark.parametrize("transform", ["jit", "scan", "remat", "pmap"])
 def test_under_transformations(transform):
     rng = np.random.default_rng(0)
-    shapes = ((30, 4), (30,), (30, 4), (2, 4))
-    weights = ExpertWeights(*(rng.normal(size=s).astype(np.float32) for s in shapes))
+    slots = (15, 15)
+    weights = weights_of(rng, slots, 4)
     x, expert = rng.normal(size=(20, 4)).astype(np.float32), rng.integers(2, size=20)
 
     def f(x, sizes):
-        return grouped_ffn(x, expert, weights, np.array([0, 15]), sizes)
+        return grouped_ffn(x, expert, weights, sizes, slots)
 
     sizes = np.array([15, 7])
     plain = f(x, sizes)
@@ -97,6 +152,17 @@ def test_under_transformations(transform):
     elif transform == "remat":
         got = jax.checkpoint(f)(x, sizes)
         jax.grad(lambda x: jax.checkpoint(f)(x, sizes).sum())(x)
+    elif transform == "pmap":
+        got = jax.pmap(f, axis_name="data")(np.stack([x] * 4), np.stack([sizes] * 4))[3]
     else:
         got = jax.lax.scan(lambda c, s: (c, f(c, s)), x, sizes[None])[1][0]
     np.testing.assert_allclose(got, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_mistakes():
+    rng = np.random.default_rng(0)
+    x, expert, weights = np.ones((3, 4), np.float32), np.zeros(3, int), weights_of(rng, (5,), 4)
+    with pytest.raises(ValueError, match="backend is 'cuda'; allowed: loop, ragged_dot"):
+        grouped_ffn(x, expert, weights, np.array([5]), (5,), "cuda")
+    with pytest.raises(ValueError, match=r"slots are \(6,\); weights have 5 rows"):
+        grouped_ffn(x, expert, weights, np.array([5]), (6,))

@@ -2,13 +2,15 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from automoe_jax.errors import UserError
 from automoe_jax.training.loss import decoder_input, smoothed_cross_entropy
-from automoe_jax.training.optimizer import OptimizerConfig, rate
+from automoe_jax.training.optimizer import OptimizerConfig, apply, make, rate
 
 
 def test_label_smoothing_fixture(shared):
@@ -45,3 +47,34 @@ def test_schedule_fixture(shared):
 def test_wrong_schedule():
     with pytest.raises(UserError, match="warmup_steps is 20"):
         OptimizerConfig(steps=10, warmup_steps=20)
+
+
+def test_apply_is_what_optax_does():
+    """Three updates, by the loops and by the transformation's own update."""
+    tx = make(OptimizerConfig(steps=5, warmup_steps=2, peak_rate=0.1))
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32), "b": {"c": jnp.ones(4)}}
+    ours = theirs = (params, tx.init(params))
+    update = jax.jit(lambda g, p, s: apply(tx, g, s, p))
+    for _ in range(3):
+        gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
+        ours = update(gradient, *ours)
+        change, state = tx.update(gradient, theirs[1], theirs[0])
+        theirs = optax.apply_updates(theirs[0], change), state
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
+    assert np.abs(ours[0]["a"] - params["a"]).max() > 0.05
+
+
+def test_update_makes_no_copy_of_the_state():
+    """In place: besides the donated state only scalars."""
+    tx = make(OptimizerConfig())
+    params = {"a": jax.ShapeDtypeStruct((512, 640), jnp.float32)}
+    state = jax.eval_shape(tx.init, params)
+    step = jax.jit(
+        lambda p, s, g: apply(tx, g, s, p), donate_argnums=(0, 1)
+    ).lower(params, state, params)  # fmt: skip
+    memory = step.compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 4 * 512 * 640 / 10

@@ -22,6 +22,7 @@ from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingCon
 from automoe_jax.training.step import TrainState, batch_loss, make_eval_step, make_train_step
 
 SPACE = elastic_space(
+    encoder_embed_dims=(16,),  # every width is compiled: the model's tests have two
     encoder_depths=(1, 2), decoder_depths=(1, 2), cross_spans=(1, 2),
 )  # fmt: skip
 HULL = SPACE.hull()

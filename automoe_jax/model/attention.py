@@ -1,16 +1,30 @@
 """Multi-head attention with an elastic number of heads at a fixed Q/K/V width.
 
-Letters: B batch, T queries, S keys, H sub-heads, K sub-head size, D embedding, Q the Q/K/V width.
+Letters: B batch, T queries, P segments of S keys each, M = P * S, H sub-heads, K sub-head size,
+D embedding, Q the Q/K/V width.
 """
+
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
+from automoe_jax.choice import Array
 from automoe_jax.formulas import MASKED
 from automoe_jax.model.layers import Width, cut, keep_mask, xavier
+from automoe_jax.ops.gated_dot import gated_dot
 
-# Added to masked scores: finite, so that a row with nothing to attend to stays finite too.
+_PROBS = "attention probabilities"
+
+
+class Segments(NamedTuple):
+    """How much of a memory is active, so that no product is made with the rest of it."""
+
+    span: Array  # [], active segments
+    dim: Array  # [], active width
 
 
 class Linear(nn.Module):
@@ -20,10 +34,19 @@ class Linear(nn.Module):
     fans: tuple[int, int]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        segments: Segments | None = None,
+        dims: tuple[int, ...] = (),
+    ) -> jax.Array:
+        """With `segments`, the leading axis of x is that of segments; `dims` its widths."""
         kernel = self.param("kernel", xavier(*self.fans), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return x @ kernel + bias
+        if segments is None:
+            return x @ kernel + bias
+        y: Any = gated_dot(dims, segments.span, segments.dim, x, kernel)
+        return y + bias
 
 
 class Attention(nn.Module):
@@ -31,63 +54,92 @@ class Attention(nn.Module):
 
     With active heads, scores are computed at the finest split (`n_heads` sub-heads) and those of
     one head are added up: a dot product over a head is the sum of those over its parts.
+
+    Attributes:
+      n_heads: sub-heads.
+      qkv_dim: Q.
+      dropout_rate: on attention probabilities.
+      memory_dims: the widths that a memory given with `segments` can have.
     """
 
     n_heads: int
     qkv_dim: int
     dropout_rate: float
+    memory_dims: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
         self,
         x_BTD: jax.Array,
-        memory_BSD: jax.Array,
-        mask_BTS: jax.Array,
+        memory_PBSD: jax.Array | None,
+        mask_BTM: jax.Array,
         *,
         active: Width | None = None,
-        heads: jax.Array | None = None,
-        bits_BHTS: jax.Array | None = None,
+        heads: Array | None = None,
+        segments: Segments | None = None,
+        bits_BHTM: jax.Array | None = None,
     ) -> jax.Array:
-        """Attends from `x_BTD` to `memory_BSD`.
+        """Attends from `x_BTD` to `memory_PBSD`, or to itself where that is None.
 
         Args:
           x_BTD: queries' input, cut to its active width.
-          memory_BSD: keys' and values' input, cut to its own.
-          mask_BTS: true where a query may look; broadcastable.
+          memory_PBSD: keys' and values' input, cut to its own.
+          mask_BTM: true where a query may look; broadcastable.
           active: width of the output.
           heads: [], active heads; None for `n_heads`.
-          bits_BHTS: random bits for dropout on the probabilities; None to leave it out.
+          segments: active part of the memory; None to compute all of it.
+          bits_BHTM: random bits for dropout on the probabilities; None to leave it out.
 
         Returns:
           (B, T, D), cut to `active`.
         """
         n, q = self.n_heads, self.qkv_dim
         d = x_BTD.shape[-1]
-        d_memory = memory_BSD.shape[-1]
+        memory = x_BTD if memory_PBSD is None else memory_PBSD
+        d_memory = memory.shape[-1]
         # The published models have Q, K and V as one matrix where their inputs are of one width.
         fan_out = 3 * q if d == d_memory else q
         q_BTQ = Linear(q, (d, fan_out), name="query")(x_BTD)
-        k_BSQ = Linear(q, (d_memory, fan_out), name="key")(memory_BSD)
-        v_BSQ = Linear(q, (d_memory, fan_out), name="value")(memory_BSD)
-        q_BTHK, k_BSHK, v_BSHK = (y.reshape(*y.shape[:2], n, q // n) for y in (q_BTQ, k_BSQ, v_BSQ))
+        own = (segments, self.memory_dims)
+        k_PBSQ = Linear(q, (d_memory, fan_out), name="key")(memory, *own)
+        v_PBSQ = Linear(q, (d_memory, fan_out), name="value")(memory, *own)
+        if memory_PBSD is None:
+            k_PBSQ, v_PBSQ = k_PBSQ[None], v_PBSQ[None]
+        q_BTHK, k_PBSHK, v_PBSHK = (
+            y.reshape(*y.shape[:-1], n, q // n) for y in (q_BTQ, k_PBSQ, v_PBSQ)
+        )
 
-        scale = (q / (n if heads is None else heads)) ** -0.5
-        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK * scale, k_BSHK)
+        # For the backward pass only the probabilities are kept besides what comes in: what is
+        # between them is element-wise, or as small as a mask.
+        core = jax.checkpoint(
+            functools.partial(self._core, heads),
+            prevent_cse=False,
+            policy=jax.checkpoint_policies.save_only_these_names(_PROBS),
+        )
+        y_BTHK = core(q_BTHK, k_PBSHK, v_PBSHK, mask_BTM, bits_BHTM)
+        y_BTD = Linear(d, (q, d), name="out")(y_BTHK.reshape(q_BTQ.shape))
+        return cut(y_BTD, active)
+
+    def _core(self, heads, q_BTHK, k_PBSHK, v_PBSHK, mask_BTM, bits_BHTM) -> jax.Array:
+        """Each query's mean of values, (B, T, H, K)."""
+        b, t, n, k = q_BTHK.shape
+        scale = (n * k / (n if heads is None else heads)) ** -0.5
+        scores_BHTPS = jnp.einsum("BTHK,PBSHK->BHTPS", q_BTHK * scale, k_PBSHK)
+        scores_BHTM = scores_BHTPS.reshape(b, n, t, -1)
         head_H = None
         if heads is not None:
             head_H = jnp.arange(n) // (n // heads)  # the head of each sub-head
-            same_HH = (head_H[:, None] == head_H[None, :]).astype(scores_BHTS.dtype)
+            same_HH = (head_H[:, None] == head_H[None, :]).astype(scores_BHTM.dtype)
             # As a batched product: without the batch axis on both sides, the result comes out
             # with the heads last and has to be transposed.
-            same_BHH = jnp.broadcast_to(same_HH, (scores_BHTS.shape[0], n, n))
-            scores_BHTS = jnp.einsum("BGH,BHTS->BGTS", same_BHH, scores_BHTS)
-        scores_BHTS = jnp.where(mask_BTS[:, None], scores_BHTS, MASKED)
-        probs_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)
-        if bits_BHTS is not None:
-            keep_BHTS = keep_mask(bits_BHTS, self.dropout_rate)
+            same_BHH = jnp.broadcast_to(same_HH, (b, n, n))
+            scores_BHTM = jnp.einsum("BGH,BHTM->BGTM", same_BHH, scores_BHTM)
+        scores_BHTM = jnp.where(mask_BTM[:, None], scores_BHTM, MASKED)
+        probs_BHTM = checkpoint_name(jax.nn.softmax(scores_BHTM, axis=-1), _PROBS)
+        if bits_BHTM is not None:
+            keep_BHTM = keep_mask(bits_BHTM, self.dropout_rate)
             if head_H is not None:  # the sub-heads of a head drop together
-                keep_BHTS = keep_BHTS[:, head_H]
-            probs_BHTS = jnp.where(keep_BHTS, probs_BHTS / (1 - self.dropout_rate), 0)
-        y_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS, v_BSHK)
-        y_BTD = Linear(d, (q, d), name="out")(y_BTHK.reshape(q_BTQ.shape))
-        return cut(y_BTD, active)
+                keep_BHTM = keep_BHTM[:, head_H]
+            probs_BHTM = jnp.where(keep_BHTM, probs_BHTM / (1 - self.dropout_rate), 0)
+        probs_BHTPS = probs_BHTM.reshape(scores_BHTPS.shape)
+        return jnp.einsum("BHTPS,PBSHK->BTHK", probs_BHTPS, v_PBSHK)

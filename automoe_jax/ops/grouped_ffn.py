@@ -1,229 +1,205 @@
 """The grouped expert FFN: each row through its own expert, at the cost of that expert's size.
 
-Letters: N rows, D embedding, F FFN columns of all experts together, E experts, R rows of a block,
-C columns of a slice.
+One function with a backend per platform: loops with data-dependent trip counts on CPUs, ragged
+products on GPUs and TPUs. Letters: A rows, D embedding, F FFN columns of all experts, E experts.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
 from automoe_jax.choice import Array
+from automoe_jax.ops import grouped_loop, grouped_ragged
+from automoe_jax.ops.grouping import Active, ExpertWeights, Groups, group, put_back
 
-BLOCK_ROWS = 128
-SLICE_COLUMNS = 1024
+BACKENDS = ("loop", "ragged_dot", "tokamax", "blocked")
+_PRODUCTS = {
+    "ragged_dot": grouped_ragged.native,
+    "tokamax": grouped_ragged.tokamax,
+    "blocked": grouped_ragged.blocked,
+}
 
 
-class ExpertWeights(NamedTuple):
-    """Experts side by side along F: expert e owns `sizes_E[e]` rows from `offsets_E[e]` on.
-
-    Shapes: fc1_FD, fc1_bias_F, fc2_FD, fc2_bias_ED. The layout serves the supernet (every expert
-    at the largest size, its front rows active) and a stand-alone subnet (exact sizes) alike.
-    """
-
-    fc1_FD: jax.Array
-    fc1_bias_F: jax.Array
-    fc2_FD: jax.Array
-    fc2_bias_ED: jax.Array
+def default_backend() -> str:
+    """The fastest that the platform of the default device has."""
+    platform = jax.default_backend()
+    if platform == "tpu":
+        return "ragged_dot"
+    if platform == "gpu":
+        return "tokamax" if grouped_ragged.has_tokamax() else "blocked"
+    return "loop"
 
 
 def grouped_ffn(
-    x_ND: jax.Array,
-    expert_N: jax.Array,
+    x_AD: jax.Array,
+    expert_A: jax.Array,
     weights: ExpertWeights,
-    offsets_E: Array,
     sizes_E: Array,
-    columns: int = SLICE_COLUMNS,
+    slots: tuple[int, ...],
+    backend: str | None = None,
 ) -> jax.Array:
     """fc2(relu(fc1(x))) of each row's expert; a row of an expert of size 0 is returned as it is.
 
-    Rows are sorted by expert and worked off in blocks of rows and slices of columns, with trip
-    counts that depend on the data: the cost follows the rows and the sizes of their experts. No
-    row is dropped.
+    The cost follows the rows and the sizes of their experts. No row is dropped. Products take the
+    dtype of x and weights and add up in fp32.
 
     Args:
-      x_ND: the rows.
-      expert_N: int, the expert of each row; a row with E or more goes to none and gives zeros.
-      weights: the experts.
-      offsets_E: int, first row of each expert in `weights`.
-      sizes_E: int, active FFN size of each expert; may be traced.
-      columns: most FFN columns worked on at a time; no more than the largest expert has is best.
+      x_AD: the rows.
+      expert_A: int, the expert of each row; a row with E or more goes to none and gives zeros.
+      weights: the experts, side by side.
+      sizes_E: int, active FFN size of each expert, at most its slot; may be traced.
+      slots: rows of each expert in `weights`.
+      backend: one of `BACKENDS`; None for the platform's.
 
     Returns:
-      y_ND. Differentiable in `x_ND` and `weights`; entries of weights that no row used get a
+      y_AD. Differentiable in `x_AD` and `weights`; entries of weights that no row used get a
       gradient of exactly zero.
+
+    Raises:
+      ValueError: the backend is unknown or not installed, or the slots are not those of `weights`.
     """
-    block = min(BLOCK_ROWS, _round_up(x_ND.shape[0], 8))
-    columns = min(columns, SLICE_COLUMNS, weights.fc1_FD.shape[0])
-    weights, offsets_E, sizes_E = jax.tree.map(jnp.asarray, (weights, offsets_E, sizes_E))
-    return _grouped_ffn(block, columns, x_ND, expert_N, weights, offsets_E, sizes_E)
+    backend = backend or default_backend()
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
+    grouped_ragged.check_installed(backend, BACKENDS)
+    if sum(slots) != weights.fc1_FD.shape[0] or len(slots) != sizes_E.shape[0]:
+        raise ValueError(
+            f"slots are {slots}; weights have {weights.fc1_FD.shape[0]} rows of "
+            f"{sizes_E.shape[0]} experts"
+        )
+    weights = jax.tree.map(jnp.asarray, weights)
+    offsets_E = jnp.asarray(np.cumsum([0, *slots[:-1]]), jnp.int32)
+    active = Active(offsets_E, jnp.int32(0), jnp.asarray(sizes_E))
+    return _grouped_ffn(backend, slots, jnp.asarray(x_AD), jnp.asarray(expert_A), weights, active)
 
 
 def dense_reference(
-    x_ND: jax.Array,
-    expert_N: jax.Array,
+    x_AD: jax.Array,
+    expert_A: jax.Array,
     weights: ExpertWeights,
-    offsets_E: Array,
     sizes_E: Array,
+    slots: tuple[int, ...],
 ) -> jax.Array:
-    """The same function, every row through every expert and masked: slow, plain, for tests."""
-    column_F = jnp.arange(weights.fc1_FD.shape[0])
-    y_ND = jnp.zeros_like(x_ND)
-    for e in range(sizes_E.shape[0]):
-        own_F = (column_F >= offsets_E[e]) & (column_F < offsets_E[e] + sizes_E[e])
-        h_NF = jax.nn.relu(x_ND @ weights.fc1_FD.T + weights.fc1_bias_F) * own_F
-        ffn_ND = h_NF @ weights.fc2_FD + weights.fc2_bias_ED[e]
-        y_e_ND = jnp.where(sizes_E[e] > 0, ffn_ND, x_ND)
-        y_ND = jnp.where((expert_N == e)[:, None], y_e_ND, y_ND)
-    return y_ND
+    """The same function, every row through every expert and masked: plain, slow, for comparison."""
+    column_F = np.arange(sum(slots)) - np.repeat(np.cumsum([0, *slots[:-1]]), slots)
+    expert_F = np.repeat(np.arange(len(slots)), slots)
+    own_AF = (expert_A[:, None] == expert_F) & (column_F < jnp.asarray(sizes_E)[expert_F])
+    h_AF = jax.nn.relu(x_AD @ weights.fc1_FD.T + weights.fc1_bias_F) * own_AF
+    one_AE = expert_A[:, None] == np.arange(len(slots))
+    y_AD = h_AF @ weights.fc2_FD + one_AE.astype(x_AD.dtype) @ weights.fc2_bias_ED
+    return jnp.where(identity(expert_A, sizes_E)[:, None], x_AD, y_AD)
 
 
-class _Groups(NamedTuple):
-    """Rows sorted by expert, cut into blocks of one expert each."""
-
-    order_N: jax.Array  # sorted position -> row
-    expert_N: jax.Array  # of the sorted rows
-    end_E: jax.Array  # one past the last sorted row of each expert
-    n_blocks: jax.Array  # [], of experts of size above 0
-    block_expert_B: jax.Array
-    block_start_B: jax.Array  # first sorted row of each block
+def identity(expert_A: jax.Array, sizes_E: Array) -> jax.Array:
+    """Which rows go to an expert of size 0."""
+    return jnp.append(jnp.asarray(sizes_E) == 0, False)[jnp.minimum(expert_A, sizes_E.shape[0])]
 
 
-def _group(expert_N: jax.Array, sizes_E: Array, block: int) -> _Groups:
-    n, n_experts = expert_N.shape[0], sizes_E.shape[0]
-    expert_N = jnp.minimum(expert_N, n_experts)
-    order_N = jnp.argsort(expert_N, stable=True)
-    count_E = jnp.bincount(expert_N, length=n_experts + 1)[:n_experts]
-    end_E = jnp.cumsum(count_E)
-    # Identity experts have rows but nothing to compute.
-    blocks_E = jnp.where(sizes_E > 0, (count_E + block - 1) // block, 0)
-    first_E = jnp.cumsum(blocks_E) - blocks_E
-    most = -(-n // block) + n_experts
-    index_B = jnp.arange(most)
-    block_expert_B = jnp.minimum(
-        jnp.searchsorted(jnp.cumsum(blocks_E), index_B, side="right"), n_experts - 1
-    )
-    start_E = end_E - count_E
-    block_start_B = start_E[block_expert_B] + (index_B - first_E[block_expert_B]) * block
-    return _Groups(
-        order_N, expert_N[order_N], end_E, jnp.sum(blocks_E), block_expert_B, block_start_B
-    )
+def sort(expert_A: jax.Array, sizes_E: jax.Array, backend: str) -> Groups:
+    """Rows sorted as the backend wants them."""
+    rank_E = None if backend == "loop" else grouped_ragged.largest_first(sizes_E)
+    return group(expert_A, sizes_E.shape[0], rank_E)
 
 
-def _slice(j, expert, offsets_E, sizes_E, columns: int, total: int):
-    """(first row of slice j of an expert in the weights, which of its columns are its own)."""
-    low = offsets_E[expert] + j * columns
-    start = jnp.minimum(low, total - columns)
-    column_C = start + jnp.arange(columns)
-    own_C = (column_C >= low) & (column_C < offsets_E[expert] + sizes_E[expert])
-    return start, own_C
+def kept_shape(
+    n_rows: int, n_experts: int, sizes: tuple[int, ...], backend: str
+) -> tuple[int, ...]:
+    """Shape of what `forward` keeps for `backward` of one layer; (0,) for nothing."""
+    return grouped_loop.kept_shape(n_rows, n_experts, sizes) if backend == "loop" else (0,)
 
 
-def _n_slices(expert, sizes_E, columns: int):
-    return (sizes_E[expert] + columns - 1) // columns
+def forward(
+    backend: str,
+    x_AD: jax.Array,
+    expert_A: jax.Array,
+    weights: ExpertWeights,
+    active: Active,
+    sizes: tuple[int, ...],
+    kept: jax.Array | None,
+    layer: Array | int = 0,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The operator on a part of larger weights, for callers that bring their own backward pass.
+
+    Args:
+      backend: one of `BACKENDS`.
+      x_AD: rows, cut to their width; columns of `weights` beyond it are left alone.
+      expert_A: as in `grouped_ffn`.
+      weights: experts of this layer and of others.
+      active: which ones.
+      sizes: every FFN size that an expert may have; the largest is the slot of each.
+      kept: (L, *kept_shape) to write to at `layer`; None where no backward pass follows.
+      layer: [], may be traced.
+
+    Returns:
+      y_AD and `kept`.
+    """
+    groups = sort(expert_A, active.sizes_E, backend)
+    x_sorted = x_AD[groups.order_A]
+    if backend == "loop":
+        y_AD, kept = grouped_loop.forward(x_sorted, groups, weights, active, sizes, kept, layer)
+    else:
+        y_AD = grouped_ragged.forward(_PRODUCTS[backend], x_sorted, groups, weights, active, sizes)
+    y_AD = put_back(y_AD, groups)
+    return jnp.where(identity(expert_A, active.sizes_E)[:, None], x_AD, y_AD), kept
+
+
+def backward(
+    backend: str,
+    x_AD: jax.Array,
+    expert_A: jax.Array,
+    weights: ExpertWeights,
+    active: Active,
+    sizes: tuple[int, ...],
+    kept: Any,
+    dy_AD: jax.Array,
+    dw: ExpertWeights,
+    layer: Array | int = 0,
+) -> tuple[jax.Array, ExpertWeights]:
+    """Gradients of `forward`.
+
+    Args:
+      dy_AD: cotangent of y.
+      dw: gradients of all of `weights`, zero so far at this layer's place.
+      (others as in `forward`)
+
+    Returns:
+      dx_AD, and dw with this layer's gradients in their place.
+    """
+    groups = sort(expert_A, active.sizes_E, backend)
+    x_sorted, dy_sorted = x_AD[groups.order_A], dy_AD[groups.order_A]
+    if backend == "loop":
+        dx_AD, dw = grouped_loop.backward(
+            x_sorted, groups, weights, active, sizes, dy_sorted, dw, kept, layer
+        )
+    else:
+        dx_AD, dw = grouped_ragged.backward(
+            _PRODUCTS[backend], x_sorted, groups, weights, active, sizes, dy_sorted, dw
+        )
+    dx_AD = put_back(dx_AD, groups)
+    return jnp.where(identity(expert_A, active.sizes_E)[:, None], dy_AD, dx_AD), dw
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _grouped_ffn(block, columns, x_ND, expert_N, weights, offsets_E, sizes_E):
-    return _forward(block, columns, x_ND, expert_N, weights, offsets_E, sizes_E)[0]
+def _grouped_ffn(backend, slots, x_AD, expert_A, weights, active):
+    return forward(backend, x_AD, expert_A, weights, active, slots, None)[0]
 
 
-def _forward(block, columns, x_ND, expert_N, weights, offsets_E, sizes_E):
-    n, d = x_ND.shape
-    total = weights.fc1_FD.shape[0]
-    groups = _group(expert_N, sizes_E, block)
-    # The last block may reach past the end: pad instead of letting the slice be moved.
-    x_sorted = jnp.pad(x_ND[groups.order_N], ((0, block), (0, 0)))
-
-    def one_block(b, y_sorted):
-        expert, start = groups.block_expert_B[b], groups.block_start_B[b]
-        x_RD = lax.dynamic_slice(x_sorted, (start, 0), (block, d))
-
-        def one_slice(j, y_RD):
-            at, own_C = _slice(j, expert, offsets_E, sizes_E, columns, total)
-            fc1_CD = lax.dynamic_slice(weights.fc1_FD, (at, 0), (columns, d))
-            bias_C = lax.dynamic_slice(weights.fc1_bias_F, (at,), (columns,))
-            fc2_CD = lax.dynamic_slice(weights.fc2_FD, (at, 0), (columns, d))
-            h_RC = jnp.where(own_C, jax.nn.relu(x_RD @ fc1_CD.T + bias_C), 0)
-            return y_RD + h_RC @ fc2_CD
-
-        y_RD = jnp.broadcast_to(weights.fc2_bias_ED[expert], (block, d))
-        y_RD = lax.fori_loop(0, _n_slices(expert, sizes_E, columns), one_slice, y_RD)
-        # Rows past the end of the group belong to the next one, which adds its own result.
-        mine_R = start + jnp.arange(block) < groups.end_E[expert]
-        old_RD = lax.dynamic_slice(y_sorted, (start, 0), (block, d))
-        new_RD = jnp.where(mine_R[:, None], y_RD, old_RD)
-        return lax.dynamic_update_slice(y_sorted, new_RD, (start, 0))
-
-    y_sorted = jnp.zeros((n + block, d), x_ND.dtype)
-    y_sorted = lax.fori_loop(0, groups.n_blocks, one_block, y_sorted)[:n]
-    y_sorted = jnp.where(_identity(groups, sizes_E)[:, None], x_sorted[:n], y_sorted)
-    y_ND = jnp.zeros_like(x_ND).at[groups.order_N].set(y_sorted, unique_indices=True)
-    return y_ND, (x_sorted, groups, weights, offsets_E, sizes_E)
+def _fwd(backend, slots, x_AD, expert_A, weights, active):
+    shape = kept_shape(x_AD.shape[0], len(slots), slots, backend)
+    kept = jax.lax.empty((1, *shape), x_AD.dtype)
+    y_AD, kept = forward(backend, x_AD, expert_A, weights, active, slots, kept)
+    return y_AD, (x_AD, expert_A, weights, active, kept)
 
 
-def _identity(groups: _Groups, sizes_E: Array) -> jax.Array:
-    """Which sorted rows go to an expert of size 0."""
-    n_experts = sizes_E.shape[0]
-    zero_N = sizes_E[jnp.minimum(groups.expert_N, n_experts - 1)] == 0
-    return zero_N & (groups.expert_N < n_experts)
+def _bwd(backend, slots, residuals, dy_AD):
+    x_AD, expert_A, weights, active, kept = residuals
+    dw = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
+    dx_AD, dw = backward(backend, x_AD, expert_A, weights, active, slots, kept, dy_AD, dw)
+    dw = jax.tree.map(lambda g, w: g.astype(w.dtype), dw, weights)
+    return dx_AD, None, dw, None
 
 
-def _backward(block, columns, residuals, dy_ND):
-    x_sorted, groups, weights, offsets_E, sizes_E = residuals
-    n, d = dy_ND.shape
-    total = weights.fc1_FD.shape[0]
-    dy_sorted = jnp.pad(dy_ND[groups.order_N], ((0, block), (0, 0)))
-
-    def one_block(b, carry):
-        dx_sorted, dw = carry
-        expert, start = groups.block_expert_B[b], groups.block_start_B[b]
-        mine_R = start + jnp.arange(block) < groups.end_E[expert]
-        x_RD = lax.dynamic_slice(x_sorted, (start, 0), (block, d))
-        dy_RD = lax.dynamic_slice(dy_sorted, (start, 0), (block, d)) * mine_R[:, None]
-
-        def one_slice(j, carry):
-            dx_RD, dw = carry
-            at, own_C = _slice(j, expert, offsets_E, sizes_E, columns, total)
-            fc1_CD = lax.dynamic_slice(weights.fc1_FD, (at, 0), (columns, d))
-            bias_C = lax.dynamic_slice(weights.fc1_bias_F, (at,), (columns,))
-            fc2_CD = lax.dynamic_slice(weights.fc2_FD, (at, 0), (columns, d))
-            # Computed again rather than kept: an (N, F) array per layer would be the largest
-            # thing in memory.
-            h_RC = jnp.where(own_C, jax.nn.relu(x_RD @ fc1_CD.T + bias_C), 0)
-            dh_RC = jnp.where(h_RC > 0, dy_RD @ fc2_CD.T, 0)
-            dw = ExpertWeights(
-                _add_at(dw.fc1_FD, dh_RC.T @ x_RD, (at, 0)),
-                _add_at(dw.fc1_bias_F, jnp.sum(dh_RC, axis=0), (at,)),
-                _add_at(dw.fc2_FD, h_RC.T @ dy_RD, (at, 0)),
-                dw.fc2_bias_ED,
-            )
-            return dx_RD + dh_RC @ fc1_CD, dw
-
-        dw = dw._replace(
-            fc2_bias_ED=_add_at(dw.fc2_bias_ED, jnp.sum(dy_RD, 0, keepdims=True), (expert, 0))
-        )
-        n_slices = _n_slices(expert, sizes_E, columns)
-        dx_RD, dw = lax.fori_loop(0, n_slices, one_slice, (jnp.zeros_like(x_RD), dw))
-        return _add_at(dx_sorted, dx_RD, (start, 0)), dw
-
-    carry = jnp.zeros_like(dy_sorted), jax.tree.map(jnp.zeros_like, weights)
-    dx_sorted, dw = lax.fori_loop(0, groups.n_blocks, one_block, carry)
-    dx_sorted = jnp.where(_identity(groups, sizes_E)[:, None], dy_sorted[:n], dx_sorted[:n])
-    dx_ND = jnp.zeros_like(dy_ND).at[groups.order_N].set(dx_sorted, unique_indices=True)
-    return dx_ND, None, dw, None, None
-
-
-def _add_at(array, update, at):
-    old = lax.dynamic_slice(array, at, update.shape)
-    return lax.dynamic_update_slice(array, old + update, at)
-
-
-_grouped_ffn.defvjp(_forward, _backward)
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
+_grouped_ffn.defvjp(_fwd, _bwd)

@@ -15,6 +15,7 @@ import numpy as np
 
 from automoe_jax.errors import UserError
 from automoe_jax.extract import Params
+from automoe_jax.model import stacked
 from automoe_jax.space import SearchSpace
 from automoe_jax.subnet import DecoderLayer, EncoderLayer
 
@@ -87,7 +88,11 @@ def to_params(state: Mapping[str, np.ndarray], space: SearchSpace) -> tuple[Para
         rows = state[piece.key][piece.rows]
         flat[piece.path][piece.place] = rows.T if piece.transposed else rows
     ignored = [key for key in state if key not in layout.keys]
-    return _nested(flat), sorted(ignored)
+    params = _nested(flat)
+    for side, experts in _experts_of(space).items():
+        layers = [params[side][f"layer_{i}"] for i in range(len(experts))]
+        params[side] = {stacked.LAYERS: stacked.join(layers, experts)}
+    return params, sorted(ignored)
 
 
 def from_params(params: Params, space: SearchSpace) -> State:
@@ -106,6 +111,10 @@ def from_params(params: Params, space: SearchSpace) -> State:
     source, target = (params[name]["table"].shape[0] for name in names)
     moe = {side: space.max_experts(side) > 1 for side in ("encoder", "decoder")}
     layout = _layout(space, (source, target), moe)
+    params = {
+        **params,
+        **{s: stacked.per_layer(params[s], experts) for s, experts in _experts_of(space).items()},
+    }
     state = {key: np.zeros(shape, np.float32) for key, (shape, _) in layout.keys.items()}
     for piece in layout.pieces:
         array = params
@@ -117,6 +126,14 @@ def from_params(params: Params, space: SearchSpace) -> State:
     if space.share_embeddings == "all":
         state[TARGET] = state[SOURCE]
     return state
+
+
+def _experts_of(space: SearchSpace) -> dict[str, list[tuple[int, ...]]]:
+    hull = space.hull()
+    return {
+        side: [layer.experts for layer in getattr(hull, side).layers]
+        for side in ("encoder", "decoder")
+    }
 
 
 def vocab_sizes(state: Mapping[str, np.ndarray]) -> tuple[int, int]:

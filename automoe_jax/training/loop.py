@@ -18,7 +18,7 @@ from automoe_jax.data.plan import Plan, choose_buckets
 from automoe_jax.data.tokens import Side, TokenPairs
 from automoe_jax.errors import UserError
 from automoe_jax.extract import extract
-from automoe_jax.model.transformer import Transformer
+from automoe_jax.model.transformer import Transformer, choices_of
 from automoe_jax.prepare import Prepared
 from automoe_jax.progress import Progress
 from automoe_jax.space import SearchSpace
@@ -64,8 +64,7 @@ class Trained:
             decoder_base_dim=hull.decoder.embed_dim,
             dropout=self.model.dropout,
             attention_dropout=self.model.attention_dropout,
-            min_encoder_depth=min(self.space.encoder_depths),
-            min_decoder_depth=min(self.space.decoder_depths),
+            choices=choices_of(self.space) if self.subnet is None else None,
             share_embeddings=self.space.share_embeddings,
         )
 
@@ -252,7 +251,7 @@ def train(
         if init_params is not None:
             state = with_params(state, init_params, config)
     start = int(state.step)
-    state = parallel.replicate(state)
+    state = parallel.replicate(state, consume=True)
     step_fn = parallel.map_train_step(
         make_train_step(
             trained.module(), optimizer.make(config), config.label_smoothing, config.load_balance

@@ -36,13 +36,24 @@ def map_eval_step(step: Callable) -> Callable:
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None))
 
 
-def replicate(tree: Any) -> Any:
+def replicate(tree: Any, consume: bool = False) -> Any:
     """One copy on each local device.
+
+    With `consume` an array of the tree is given up as soon as it is copied, so that the state of a
+    large model is not in memory twice.
 
     Under the axis name of the steps: with another one, a step's second call would see its own
     output as an argument of a new kind and compile again.
     """
-    return flax.jax_utils.replicate(tree, axis_name=AXIS)
+
+    def one(x):
+        copy = flax.jax_utils.replicate(x, axis_name=AXIS)
+        if consume and isinstance(x, jax.Array):
+            jax.block_until_ready(copy)
+            x.delete()
+        return copy
+
+    return jax.tree.map(one, tree)
 
 
 def one_copy(tree: Any) -> Any:

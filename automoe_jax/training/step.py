@@ -9,8 +9,10 @@ import optax
 
 from automoe_jax.choice import Array, Choice
 from automoe_jax.ids import PAD_ID
-from automoe_jax.model.transformer import Transformer
-from automoe_jax.training.loss import LossSums, decoder_input, smoothed_cross_entropy
+from automoe_jax.model.transformer import Transformer, output_table
+from automoe_jax.ops.cross_entropy import chunked_cross_entropy
+from automoe_jax.training import optimizer
+from automoe_jax.training.loss import LossSums, decoder_input
 
 AXIS = "data"
 Batch = dict[str, jax.Array]  # "source", "target"
@@ -65,9 +67,22 @@ def batch_loss(
         choice,
         key,
     )
-    return smoothed_cross_entropy(
-        output.logits_BTV, batch["target"], smoothing
-    ), output.load_balance
+    target_N = batch["target"].reshape(-1)
+    real_N = target_N != PAD_ID
+    dim, dims = None, ()
+    if choice is not None:
+        assert model.choices is not None
+        dim, dims = choice.decoder.embed_dim, model.choices.decoder_dims
+    loss, nll = chunked_cross_entropy(
+        output.hidden_BTD.reshape(target_N.shape[0], -1),
+        output_table(params),
+        target_N,
+        real_N,
+        smoothing,
+        dim,
+        dims,
+    )
+    return LossSums(loss, nll, jnp.sum(real_N).astype(jnp.float32)), output.load_balance
 
 
 def make_train_step(
@@ -84,11 +99,11 @@ def make_train_step(
     *summed* loss, over the sum of target tokens. It must run under axis `AXIS`.
     """
 
-    def micro_batch(params, batch, choice, key):
+    def micro_batch(params, batch, choice, key, scale):
         def objective(params):
             sums, balance = batch_loss(model, params, batch, choice, key, smoothing)
             total = sums.loss + load_balance_weight * balance * sums.tokens
-            return total, (sums, balance * sums.tokens)
+            return total * scale, (sums, balance * sums.tokens)
 
         gradient, (sums, balance) = jax.grad(objective, has_aux=True)(params)
         return gradient, (sums, balance)
@@ -98,10 +113,17 @@ def make_train_step(
     ) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         inputs = (batch, choices, jnp.arange(batch["source"].shape[0]))
+        source_tokens, target_tokens = _sum_devices(
+            tuple(
+                jnp.sum(batch[side] != PAD_ID).astype(jnp.float32) for side in ("source", "target")
+            )
+        )
+        # Known before the loss is: gradients come out scaled and are not passed over once more.
+        tokens = jnp.maximum(target_tokens, 1)
 
         def one(inputs):
             batch, choice, i = inputs
-            return micro_batch(state.params, batch, choice, jax.random.fold_in(key, i))
+            return micro_batch(state.params, batch, choice, jax.random.fold_in(key, i), 1 / tokens)
 
         # No collective in here: devices may be at different subnets. One micro-batch needs no
         # loop, and more share one compiled body.
@@ -116,23 +138,24 @@ def make_train_step(
                 zeros,
                 inputs,
             )
-        source_tokens = jnp.sum(batch["source"] != PAD_ID).astype(jnp.float32)
-        (gradient, (sums, balance)), source_tokens = jax.lax.psum((total, source_tokens), AXIS)
-        tokens = jnp.maximum(sums.tokens, 1)
-        gradient = jax.tree.map(lambda g: g / tokens, gradient)
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        gradient, (sums, balance) = _sum_devices(total)
+        params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params)
         metrics = StepMetrics(
             loss=sums.loss / tokens,
             nll=sums.nll / tokens,
             load_balance=balance / tokens,
-            target_tokens=sums.tokens,
+            target_tokens=target_tokens,
             source_tokens=source_tokens,
             gradient_norm=jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient))),
         )
-        params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def _sum_devices(tree: Any) -> Any:
+    """The sum over all devices; over one it would be a copy of all gradients."""
+    return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.psum(tree, AXIS)
 
 
 def make_eval_step(model: Transformer) -> Callable[..., LossSums]:
@@ -143,6 +166,6 @@ def make_eval_step(model: Transformer) -> Callable[..., LossSums]:
 
     def step(params: Any, batch: Batch, choice: Choice | None) -> LossSums:
         sums, _ = batch_loss(model, params, batch, choice, None, 0.0)
-        return jax.lax.psum(sums, AXIS)
+        return _sum_devices(sums)
 
     return step

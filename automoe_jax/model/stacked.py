@@ -1,0 +1,86 @@
+"""The weights of a supernet's stack: one array for all layers, and per layer again.
+
+What every layer has in one shape gets a leading layer axis. The experts of all layers lie one
+after the other in `fc1`, `fc1_bias`, `fc2` and `fc2_bias`, since layers can differ in how many
+they have; routers are as wide as that of the layer with the most.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = dict[str, Any]
+LAYERS = "layers"
+FLAT = ("fc1", "fc1_bias", "fc2", "fc2_bias")
+_ROUTER = ("router", "router_bias")
+
+
+def rows_of(experts: Sequence[tuple[int, ...]]) -> list[int]:
+    """Where each layer's experts begin in `fc1` and `fc2`, and the end."""
+    return [int(n) for n in np.cumsum([0, *(sum(sizes) for sizes in experts)])]
+
+
+def bias_rows_of(experts: Sequence[tuple[int, ...]]) -> list[int]:
+    """The same in `fc2_bias`."""
+    return [int(n) for n in np.cumsum([0, *(len(sizes) for sizes in experts)])]
+
+
+def join(layers: Sequence[Tree], experts: Sequence[tuple[int, ...]]) -> Tree:
+    """One tree of stacked arrays out of the trees of the layers.
+
+    Args:
+      layers: params of `Block`, as JAX or NumPy arrays.
+      experts: `experts` of each layer.
+    """
+    most = max(len(sizes) for sizes in experts)
+
+    def wide(layer: Tree, name: str) -> Any:
+        """A router as wide as the widest; zeros where a layer has none."""
+        d = layer["experts_norm"]["scale"].shape[0]
+        array = layer["experts"].get(name)
+        if array is None:
+            return np.zeros((d, most) if name == "router" else (most,), np.float32)
+        xp = jnp if isinstance(array, jax.Array) else np
+        return xp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, most - array.shape[-1])])
+
+    def xp(arrays: Sequence[Any]):
+        return np if all(isinstance(a, np.ndarray) for a in arrays) else jnp
+
+    rest = [{k: v for k, v in layer.items() if k != "experts"} for layer in layers]
+    out = jax.tree.map(lambda *arrays: xp(arrays).stack(arrays), *rest)
+    out["experts"] = {}
+    for name in FLAT:
+        arrays = [layer["experts"][name] for layer in layers if name in layer["experts"]]
+        out["experts"][name] = xp(arrays).concatenate(arrays)
+    if most > 1:
+        for name in _ROUTER:
+            arrays = [wide(layer, name) for layer in layers]
+            out["experts"][name] = xp(arrays).stack(arrays)
+    return out
+
+
+def split(stacked: Tree, experts: Sequence[tuple[int, ...]]) -> dict[str, Tree]:
+    """`join` backwards: {"layer_0": ..., ...}; a layer of one expert has no router."""
+    rows, bias_rows = rows_of(experts), bias_rows_of(experts)
+
+    def layer(i: int) -> Tree:
+        own = {k: v for k, v in stacked.items() if k != "experts"}
+        out = jax.tree.map(lambda array: array[i], own)
+        there, n = stacked["experts"], len(experts[i])
+        out["experts"] = {
+            name: there[name][rows[i] : rows[i + 1]] for name in FLAT if name != "fc2_bias"
+        }
+        out["experts"]["fc2_bias"] = there["fc2_bias"][bias_rows[i] : bias_rows[i + 1]]
+        if n > 1:
+            out["experts"] |= {name: there[name][i][..., :n] for name in _ROUTER}
+        return out
+
+    return {f"layer_{i}": layer(i) for i in range(len(experts))}
+
+
+def per_layer(params: Tree, experts: Sequence[tuple[int, ...]]) -> dict[str, Tree]:
+    """The layers of a stack's params, whichever way they are stored."""
+    return split(params[LAYERS], experts) if LAYERS in params else params

@@ -1,0 +1,63 @@
+"""Rows sorted by expert: what every backend of the grouped FFN starts from.
+
+Letters: A rows (assignments of tokens to experts), E experts, F FFN columns, D embedding.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from automoe_jax.choice import Array
+
+
+class ExpertWeights(NamedTuple):
+    """Experts side by side along F; each has a slot of rows, of which the front ones are active.
+
+    Shapes: fc1_FD, fc1_bias_F, fc2_FD, fc2_bias_ED. The layout serves all layers of a supernet in
+    one array (slots of the largest size) and one layer of a stand-alone subnet (exact sizes) alike.
+    """
+
+    fc1_FD: jax.Array
+    fc1_bias_F: jax.Array
+    fc2_FD: jax.Array
+    fc2_bias_ED: jax.Array
+
+
+class Active(NamedTuple):
+    """Which part of the weights a layer uses; traced values, so that one program serves all."""
+
+    offsets_E: jax.Array  # first row in F of each of the layer's experts
+    bias_row: jax.Array  # [], row of the layer's first expert in fc2_bias_ED
+    sizes_E: jax.Array  # active FFN size; 0 is an identity expert
+
+
+class Groups(NamedTuple):
+    """Assignments sorted by expert; those of no expert come last."""
+
+    order_A: jax.Array  # sorted position -> row
+    expert_A: jax.Array  # of the sorted rows; E for none
+    start_E: jax.Array  # first sorted row of each expert
+    count_E: jax.Array
+
+
+def group(expert_A: jax.Array, n_experts: int, rank_E: Array | None = None) -> Groups:
+    """Sorts assignments by expert.
+
+    Args:
+      expert_A: expert of each row; `n_experts` or more for none.
+      n_experts: E.
+      rank_E: a permutation: experts are laid out in the order of their ranks; None for their own.
+    """
+    expert_A = jnp.minimum(expert_A, n_experts)
+    rank_E = jnp.arange(n_experts) if rank_E is None else rank_E
+    order_A = jnp.argsort(jnp.append(rank_E, n_experts)[expert_A], stable=True)
+    count_E = jnp.bincount(expert_A, length=n_experts + 1)[:n_experts]
+    ranked_E = jnp.argsort(rank_E)
+    end_E = jnp.cumsum(count_E[ranked_E])[rank_E]
+    return Groups(order_A, expert_A[order_A], end_E - count_E, count_E)
+
+
+def put_back(y_sorted_AD: jax.Array, groups: Groups) -> jax.Array:
+    """Sorted rows at their own places again."""
+    return jnp.zeros_like(y_sorted_AD).at[groups.order_A].set(y_sorted_AD, unique_indices=True)

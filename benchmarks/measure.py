@@ -1,0 +1,102 @@
+"""What the benchmarks share: interleaved timing, the machine's rates, goals and the last line."""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def interleaved(
+    programs: dict[str, Callable[[], Any]], runs: int, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of `runs` calls of each program, in turns; results are waited for."""
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for run in range(warmup + runs):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program())
+            if run >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def matmul_rate(dtype: Any = jnp.float32, size: int = 2048, runs: int = 8) -> float:
+    """FLOP/s of a square product."""
+    key = jax.random.key(0)
+    a, b = (jax.random.normal(k, (size, size), dtype) for k in jax.random.split(key))
+    f = jax.jit(jnp.matmul)
+    seconds = interleaved({"matmul": lambda: f(a, b)}, runs)["matmul"]
+    return 2 * size**3 / float(np.median(seconds))
+
+
+def memory_bandwidth(elements: int = 1 << 26, runs: int = 8) -> float:
+    """Bytes/s, read and written, of an in-place update x <- x - c * y of large arrays.
+
+    That is the kind of traffic an optimizer makes; it has no other work to do.
+    """
+    f = jax.jit(lambda x, y: x - 0.001 * y, donate_argnums=0)
+    x, y = jnp.ones((elements,)), jnp.ones((elements,))
+    times = []
+    for run in range(runs + 2):
+        start = time.perf_counter()
+        x = jax.block_until_ready(f(x, y))
+        if run >= 2:
+            times.append(time.perf_counter() - start)
+    return 3 * 4 * elements / float(np.median(times))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {
+        "median": float(np.median(values)),
+        "min": float(np.min(values)),
+        "max": float(np.max(values)),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has had at once: of the device where it says, else of the
+    process."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def machine() -> dict[str, Any]:
+    """What a figure belongs to."""
+    return {
+        "machine": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.machine()
+
+
+def goal(value: float, limit: float, at_most: bool = True) -> dict[str, Any]:
+    """An entry of "goals"."""
+    met = value <= limit if at_most else value >= limit
+    return {"value": round(value, 4), "goal": limit, "met": bool(met)}
+
+
+def finish(result: dict[str, Any], goals: dict[str, dict[str, Any]]):
+    """Prints the one line and exits with 1 where a goal is missed."""
+    print(json.dumps({**result, "goals": goals}))
+    sys.exit(0 if all(g["met"] for g in goals.values()) else 1)
