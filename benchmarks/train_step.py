@@ -136,11 +136,9 @@ def main():
             state, _, seconds = step(state, batch, subnet)
             if run:
                 times[name].append(seconds)
-    # Before the masked step takes more. Making the first weights needs less than a step.
+    # Before the masked step takes more.
     peak = measure.peak_memory_bytes()
 
-    # Compilations of the jitted function over many subnets: traced once, run once for each of the
-    # small ones that make a different choice of everything; the step itself is timed above.
     compilations = _compilations(space, args.subnets)
 
     masked: dict[str, list[float]] = {name: [] for name in ("largest", "smallest")}

@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import contextlib
 import runpy
 from pathlib import Path
 
@@ -20,7 +21,9 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+from automoe_jax import compile_cache
 from automoe_jax.choice import to_choice
 from automoe_jax.model import stacked
 from automoe_jax.model.transformer import Transformer, choices_of
@@ -32,6 +35,21 @@ hypothesis.settings.load_profile("here")
 
 ROOT = Path(__file__).parent.parent
 VOCAB = 64
+
+
+@contextlib.contextmanager
+def compiled_once(folder: Path):
+    """The compile cache that the programs use: what is started again need not compile again."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in names:
+            monkeypatch.setenv(name.upper(), "")
+        compile_cache.enable(folder)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

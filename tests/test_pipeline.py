@@ -6,10 +6,9 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import shipped_config
-from jax.experimental.compilation_cache import compilation_cache
+from conftest import compiled_once, shipped_config
 
-from automoe_jax import compile_cache, phases, pipeline, search_phase, subnet_files
+from automoe_jax import phases, pipeline, search_phase, subnet_files
 from automoe_jax.config import base, resolve
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.translator import Translator
@@ -61,20 +60,12 @@ class KillAt(Silent):
 
 
 @pytest.fixture
-def compiled_once(tmp_path, monkeypatch):
-    """The compile cache that the programs use: a restart need not compile again."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name in names:
-        monkeypatch.setenv(name.upper(), "")
-    compile_cache.enable(tmp_path / phases.CACHE)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def cached(tmp_path):
+    with compiled_once(tmp_path / phases.CACHE):
+        yield
 
 
-@pytest.mark.usefixtures("compiled_once")
+@pytest.mark.usefixtures("cached")
 def test_pipeline_survives_kills(tmp_path):
     config = tiny_config()
     for words in ("train: ", "iteration 1", "finalist 2: validation", "measuring latency"):

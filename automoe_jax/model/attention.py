@@ -122,10 +122,15 @@ class Attention(nn.Module):
 
     def _core(self, heads, q_BTHK, k_PBSHK, v_PBSHK, mask_BTM, bits_BHTM) -> jax.Array:
         """Each query's mean of values, (B, T, H, K)."""
-        b, t, n, k = q_BTHK.shape
+        b, _, n, k = q_BTHK.shape
         scale = (n * k / (n if heads is None else heads)) ** -0.5
-        scores_BHTPS = jnp.einsum("BTHK,PBSHK->BHTPS", q_BTHK * scale, k_PBSHK)
-        scores_BHTM = scores_BHTPS.reshape(b, n, t, -1)
+        # Transposed before the products: of this layout XLA makes plain batches of matrices, where
+        # it would transpose the longer operand again for each product.
+        q_BHTK = (q_BTHK * scale).transpose(0, 2, 1, 3)
+        k_BHMK, v_BHMK = (
+            x.transpose(1, 3, 0, 2, 4).reshape(b, n, -1, k) for x in (k_PBSHK, v_PBSHK)
+        )
+        scores_BHTM = jnp.einsum("BHTK,BHMK->BHTM", q_BHTK, k_BHMK)
         head_H = None
         if heads is not None:
             head_H = jnp.arange(n) // (n // heads)  # the head of each sub-head
@@ -141,5 +146,4 @@ class Attention(nn.Module):
             if head_H is not None:  # the sub-heads of a head drop together
                 keep_BHTM = keep_BHTM[:, head_H]
             probs_BHTM = jnp.where(keep_BHTM, probs_BHTM / (1 - self.dropout_rate), 0)
-        probs_BHTPS = probs_BHTM.reshape(scores_BHTPS.shape)
-        return jnp.einsum("BHTPS,PBSHK->BTHK", probs_BHTPS, v_PBSHK)
+        return jnp.einsum("BHTM,BHMK->BHTK", probs_BHTM, v_BHMK).transpose(0, 2, 1, 3)

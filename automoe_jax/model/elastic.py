@@ -308,7 +308,6 @@ def run_masked(
     rate = elastic.rate(side.embed_dim)
     slot = max(elastic.ffn_dims)
     outputs, logits, experts, balance = [], [], [], jnp.float32(0)
-    n_experts = len(elastic.most.experts)
     for i in range(len(elastic.specs)):
         row = layer_row(side, i)
         own_small = small(params, jnp.int32(i), x_BTD.shape[-1])
@@ -325,14 +324,10 @@ def run_masked(
             weights.fc1_FD[rows], weights.fc1_bias_F[rows], weights.fc2_FD[rows],
             weights.fc2_bias_ED[bias : bias + len(own_experts)],
         )  # fmt: skip
-        # Tokens of no expert have the number of the layer with the most.
-        expert_A = expert_NK.reshape(-1)
-        expert_A = jnp.where(expert_A < n_experts, expert_A, len(own_experts))
         y_AD = grouped_ffn.dense_reference(
-            per_token(x1_BTD, elastic.most.top_k), expert_A, weights,
+            per_token(x1_BTD, elastic.most.top_k), expert_NK.reshape(-1), weights,
             row.sizes_LE[: len(own_experts)], (slot,) * len(own_experts),
         )  # fmt: skip
-        y_AD = jnp.where((expert_A < len(own_experts))[:, None], y_AD, 0)
         x2_BTD, _ = finish(
             elastic, row, expert_NK, bits, active, rate, own_small, x1_BTD, p_NK, y_AD
         )
