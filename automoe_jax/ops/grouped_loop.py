@@ -18,7 +18,8 @@ from automoe_jax.ops.grouping import Active, ExpertWeights, Groups
 
 # Rows of a block. On 2 AVX-512 cores products of fewer than 256 rows lose up to a third of their
 # speed, and blocks above 512 gain nothing; steps of a third or less keep the padding small, and
-# every size is compiled.
+# every size is compiled. Batches of no more rows than the largest block are those of small models,
+# where compiling takes longer than steps: powers of 2 do for them.
 ROWS = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 # Wide enough for the products, small enough that a slice of both matrices stays in the cache.
 MOST_COLUMNS, LEAST_COLUMNS = 1024, 256
@@ -38,8 +39,10 @@ def block_rows(n_rows: int) -> list[int]:
     """The block sizes that are compiled for so many rows."""
     if n_rows < ROWS[0]:
         return [-(-n_rows // 8) * 8]
-    enough = next((i for i, rows in enumerate(ROWS) if rows >= n_rows), len(ROWS) - 1)
-    return list(ROWS[: enough + 1])
+    if n_rows > ROWS[-1]:
+        return list(ROWS)
+    powers = [rows for rows in ROWS if rows & (rows - 1) == 0 and rows < n_rows]
+    return [*powers, -(-n_rows // ROWS[0]) * ROWS[0]]
 
 
 def most_padding(rows: list[int]) -> int:
