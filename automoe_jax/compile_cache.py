@@ -8,16 +8,16 @@ from pathlib import Path
 
 import jax
 
-SECONDS_WORTH_KEEPING = 0.5
+SECONDS_WORTH_KEEPING = 0.1
 
 
-def enable(folder: Path):
-    """Keeps compiled programs in `folder`, for this process and its children.
+def enable(folder: Path, environment: bool = True):
+    """Keeps compiled programs in `folder`, for this process and, with `environment`, its children.
 
     Code compiled for one CPU need not run on another, so each kind of machine has a folder of its
     own.
     """
-    path = folder / _machine()
+    path = folder / machine()
     path.mkdir(parents=True, exist_ok=True)
     settings = {
         "jax_compilation_cache_dir": str(path),
@@ -25,10 +25,16 @@ def enable(folder: Path):
     }
     for name, value in settings.items():
         jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
+        if environment:
+            os.environ[name.upper()] = str(value)
 
 
-def _machine() -> str:
+def enabled() -> bool:
+    """Whether this process keeps compiled programs already."""
+    return bool(jax.config.values["jax_compilation_cache_dir"])
+
+
+def machine() -> str:
     """Changes with the CPU's model and features and with the version of jaxlib."""
     about = [platform.machine(), platform.processor(), importlib.metadata.version("jaxlib")]
     try:

@@ -1,7 +1,8 @@
 """Writes a stand-alone subnet as a folder that translates without the training code.
 
-The folder holds `manifest.json` (what it is), `subnet.json`, `weights.safetensors`, one serialized
-`jax.export` program per beam size and, where there is one, `tokenizer/`. No pickle.
+The folder holds `manifest.json` (what it is), `subnet.json`, `weights.safetensors`, serialized
+`jax.export` programs and, where there is one, `tokenizer/`. No pickle. Each beam size has a program
+of XLA's operations alone, for every platform, and for CPUs one that calls the project's kernels.
 """
 
 import functools
@@ -9,27 +10,28 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
-from safetensors.numpy import save_file
 
 from automoe_jax import files, subnet_files, workdir
 from automoe_jax.data.tokenizer import INFO
-from automoe_jax.decoding import beam
+from automoe_jax.decoding import beam, model, native, native_model, weight_file
+from automoe_jax.decoding.batching import SOURCE_BUCKETS, TIME_BUCKETS
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.model import Spec
 from automoe_jax.decoding.translator import (
+    KERNELS,
     KIND,
+    LAYOUT,
     PROGRAM,
-    SOURCE_BUCKETS,
-    TIME_BUCKETS,
     WEIGHTS,
 )
-from automoe_jax.decoding.weights import Weights, prepare, tables
+from automoe_jax.decoding.weights import Weights, pack, prepare, quantize, tables, unpack
 from automoe_jax.errors import UserError
 from automoe_jax.extract import Params
 from automoe_jax.subnet import to_json
@@ -45,33 +47,46 @@ def export(
     languages: tuple[str, str] | None = None,
     samples: Sequence[str] = (),
     made_by: dict[str, Any] | None = None,
+    kernels: Sequence[str] = KERNELS,
 ):
     """Writes an export, beside its name and then renamed.
 
     Args:
       params: of `Transformer(arch=spec.subnet)`.
       spec: the architecture and its base widths.
-      config: beam sizes and platforms.
+      config: beam sizes, platforms and quantisation.
       folder: where; an export that is there is replaced.
       origin: where the weights come from, in words, for the manifest.
       tokenizer: folder to copy; None for an export that is run on token ids.
       languages: source and target.
       samples: source sentences for benchmarking on real text.
       made_by: the config of the run, seed and space included, for the manifest.
+      kernels: which kinds of programs to write: "native", "xla" (where export time matters, the
+        one that will be run is enough).
 
     Raises:
       UserError: `folder` holds something else.
     """
     check_target(folder)
-    weights = prepare(params, spec.subnet)
-    words = tables(weights)
+    dense = prepare(params, spec.subnet)
+    words = tables(dense)
+    vocab_sizes = (int(words.source.shape[0]), int(words.output.shape[0]))
+    if config.quantize == "int8":
+        dense = quantize(dense)
+    packed = pack(dense)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    programs = {}
+    if "native" in kernels and "cpu" in config.platforms:
+        programs["native"] = (native_model, packed, ("cpu",))
+    if "xla" in kernels:
+        programs["xla"] = (model, unpack(packed, vocab_sizes[1]), config.platforms)
     for n_beams in config.beam_sizes:
-        path = temporary / PROGRAM.format(n_beams)
-        path.write_bytes(program(weights, spec, n_beams, config.platforms))
-    save_file(weights, temporary / WEIGHTS)
+        for kind, (engine, weights, platforms) in programs.items():
+            path = temporary / PROGRAM.format(n_beams, kind)
+            path.write_bytes(program(engine, weights, spec, vocab_sizes[1], n_beams, platforms))
+    weight_file.save(temporary / WEIGHTS, packed)
     subnet_files.save(spec.subnet, temporary / "subnet.json")
     if tokenizer is not None:
         shutil.copytree(tokenizer, temporary / "tokenizer")
@@ -81,16 +96,18 @@ def export(
         {
             "subnet": to_json(spec.subnet),
             "base_dims": [spec.encoder_base_dim, spec.decoder_base_dim],
-            "vocab_sizes": [int(words.source.shape[0]), int(words.output.shape[0])],
+            "vocab_sizes": list(vocab_sizes),
             "beam_sizes": list(config.beam_sizes),
             "source_buckets": list(SOURCE_BUCKETS),
             "time_buckets": list(TIME_BUCKETS),
             "platforms": list(config.platforms),
-            "quantization": "none (fp32)",
+            "quantization": config.quantize,
+            "kernels": list(programs),
+            "layout": LAYOUT,
             "tokenizer": None if tokenizer is None else _tokenizer_kind(tokenizer),
             "languages": None if languages is None else list(languages),
             "weights_from": origin,
-            "weights_bytes": sum(w.nbytes for w in weights.values()),
+            "weights_bytes": sum(w.nbytes for w in packed.values()),
             "samples": list(samples),
             "scores": {},
             "config": made_by or {},
@@ -116,7 +133,14 @@ def _tokenizer_kind(folder: Path) -> str:
     return files.read_json(folder / INFO, "tokenizer")["kind"]
 
 
-def program(weights: Weights, spec: Spec, n_beams: int, platforms: Sequence[str]) -> bytes:
+def program(
+    engine: ModuleType,
+    weights: Weights,
+    spec: Spec,
+    n_words: int,
+    n_beams: int,
+    platforms: Sequence[str],
+) -> bytes:
     """The serialized program: one for all batch sizes, source lengths and cache times.
 
     It takes (weights, source ids (b, s), arange (t,), minimum length, maximum length, length
@@ -124,7 +148,7 @@ def program(weights: Weights, spec: Spec, n_beams: int, platforms: Sequence[str]
     """
 
     def run(weights, source_BS, time_T, min_length, max_length, length_penalty):
-        search = functools.partial(beam.search, weights, spec, n_beams)
+        search = functools.partial(beam.search, engine, weights, spec, n_words, n_beams)
         return search(source_BS, time_T, min_length, max_length, length_penalty)._asdict()
 
     b, s, t = jax_export.symbolic_shape("b, s, t")
@@ -137,7 +161,11 @@ def program(weights: Weights, spec: Spec, n_beams: int, platforms: Sequence[str]
         jax.ShapeDtypeStruct((), ints),
         jax.ShapeDtypeStruct((), floats),
     )
-    exported = jax_export.export(jax.jit(run), platforms=list(platforms))(*arguments)
+    exported = jax_export.export(
+        jax.jit(run),
+        platforms=list(platforms),
+        disabled_checks=[jax_export.DisabledSafetyCheck.custom_call(n) for n in native.TARGETS],
+    )(*arguments)
     return bytes(exported.serialize())
 
 

@@ -36,6 +36,7 @@ class LatencyConfig:
       beam_size: one of the export's.
       words: "mixed" draws the source's words at random; "repeated" is one word over and over, as
         in the published scripts, which sends nearly all tokens to one expert.
+      kernels: "native", "xla", or "auto" for the first where it can be had.
     """
 
     runs: int = GOLD_RUNS
@@ -46,6 +47,7 @@ class LatencyConfig:
     target_length: int = 30
     beam_size: int = 5
     words: str = "mixed"
+    kernels: str = "auto"
 
     def __post_init__(self):
         for name in ("runs", "source_length", "target_length", "beam_size"):
@@ -56,6 +58,8 @@ class LatencyConfig:
                 raise UserError(f"latency.{name} is {getattr(self, name)}; it cannot be negative")
         if self.words not in WORDS:
             raise UserError(f"latency.words is {self.words!r}; allowed: {', '.join(WORDS)}")
+        if self.kernels not in ("auto", "native", "xla"):
+            raise UserError(f"latency.kernels is {self.kernels!r}; allowed: auto, native, xla")
         if self.platform not in ("cpu", "gpu"):
             raise UserError(f"latency.platform is {self.platform!r}; allowed: cpu, gpu")
 

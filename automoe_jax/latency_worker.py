@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-_LOADED: dict[tuple[str, str], Any] = {}
+_LOADED: dict[tuple[str, str, str], Any] = {}
 _MOST_LOADED = 4
 
 
@@ -33,7 +33,7 @@ def main():
 
 
 def _serve(request: dict[str, Any]) -> list[list[float]]:
-    exports = [_load(path, request["platform"]) for path in request["exports"]]
+    exports = [_load(path, request["platform"], request["kernels"]) for path in request["exports"]]
     calls = [_calls(translator, request) for translator in exports]
     n = max(len(c) for c in calls)
     for own in calls:
@@ -53,16 +53,16 @@ def _serve(request: dict[str, Any]) -> list[list[float]]:
     return times
 
 
-def _load(path: str, platform: str):
+def _load(path: str, platform: str, kernels: str):
     from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
 
-    key = (path, platform)
+    key = (path, platform, kernels)
     stamp = os.stat(path).st_mtime_ns if os.path.isdir(path) else 0
     if key in _LOADED and _LOADED[key][0] == stamp:
         return _LOADED[key][1]
     while len(_LOADED) >= _MOST_LOADED:
         del _LOADED[next(iter(_LOADED))]
-    _LOADED[key] = (stamp, Translator.load(path, platform))
+    _LOADED[key] = (stamp, Translator.load(path, platform, kernels))
     return _LOADED[key][1]
 
 
@@ -80,8 +80,7 @@ def _calls(translator, request: dict[str, Any]) -> list:
             for text in request["sentences"]
         ]
     n, words = request["source_length"], request["target_length"] - 1
-    manifest = translator.manifest  # older exports have one size
-    vocab = manifest["vocab_sizes"][0] if "vocab_sizes" in manifest else manifest["vocab_size"]
+    vocab = translator.manifest["vocab_sizes"][0]
     rng = np.random.default_rng(0)
     ids = rng.integers(min(UNK_ID + 1, vocab - 1), vocab, n)
     if request["words"] == "repeated":

@@ -14,7 +14,7 @@ from automoe_jax import evaluate, files, prepare, workdir
 from automoe_jax.config import RunConfig
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.corpus import DataConfig
-from automoe_jax.decoding.config import ExportConfig
+from automoe_jax.decoding import native
 from automoe_jax.decoding.model import Spec
 from automoe_jax.errors import UserError
 from automoe_jax.export import export, random_params
@@ -314,11 +314,16 @@ class Inherited:
         """A whole export; `beam_sizes` in place of the config's where given."""
         config = self._config
         if beam_sizes:
-            programs = ExportConfig(tuple(beam_sizes), config.export.platforms)
+            programs = dataclasses.replace(config.export, beam_sizes=tuple(beam_sizes))
             config = dataclasses.replace(config, export=programs)
         export_params(config, self._run, self.params(subnet), subnet, folder, self._origin)
 
     def export_for_timing(self, subnet: Subnet, folder: Path, beam_size: int):
         """The program of one beam size and the weights; no tokenizer."""
-        programs = ExportConfig((beam_size,), self._config.export.platforms)
-        export(self.params(subnet), spec(self._config, subnet), programs, folder, self._origin)
+        config = self._config
+        programs = dataclasses.replace(config.export, beam_sizes=(beam_size,))
+        own = spec(config, subnet)
+        # Only the program that will be timed: a search writes hundreds of exports.
+        native_too = config.latency.platform == "cpu" and native.available()
+        kernels = ("native",) if native_too and config.latency.kernels != "xla" else ("xla",)
+        export(self.params(subnet), own, programs, folder, self._origin, kernels=kernels)

@@ -53,6 +53,19 @@ def memory_bandwidth(elements: int = 1 << 26, runs: int = 8) -> float:
     return 3 * 4 * elements / float(np.median(times))
 
 
+def read_bandwidth(elements: int = 1 << 26) -> Callable[[], float]:
+    """A function that measures the bytes/s at which all cores read a large array once."""
+    f = jax.jit(jnp.sum)
+    x = jnp.ones((elements,)) + jnp.arange(2.0)[0]
+
+    def measured() -> float:
+        start = time.perf_counter()
+        f(x).block_until_ready()
+        return 4 * elements / (time.perf_counter() - start)
+
+    return measured
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest."""
     return {

@@ -3,14 +3,17 @@
 python launch/export.py --config FILE --workdir DIR                        # the trained subnet
 python launch/export.py --config FILE --workdir DIR --subnet best_1.json   # inherited weights
 python launch/export.py --config FILE --subnet x.json --random_weights --out x
+python launch/export.py --config FILE --workdir DIR --quantize=int8         # smaller and faster
 """
 
+import dataclasses
 from pathlib import Path
 
 import common
 from absl import flags
 from ml_collections import config_flags
 
+from automoe_jax.decoding.config import QUANTIZATIONS
 from automoe_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
@@ -27,11 +30,17 @@ _OUT = flags.DEFINE_string("out", None, "folder to write (default: export/ in th
 _RANDOM = flags.DEFINE_bool(
     "random_weights", False, "export --subnet with random weights and no tokenizer, for timing"
 )
+_QUANTIZE = flags.DEFINE_enum(
+    "quantize", None, QUANTIZATIONS, "matrices in int8, or none (default: what the config says)"
+)
 
 
 def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
+    if _QUANTIZE.value:
+        programs = dataclasses.replace(config.export, quantize=_QUANTIZE.value)
+        config = dataclasses.replace(config, export=programs)
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
@@ -70,6 +79,16 @@ def main():
     out = workdir.resolve(_OUT.value) if _OUT.value else Path(run) / phases.EXPORT
     phases.export_params(config, run, params, subnet, out, origin)
     print(f"exported ({origin}): {out}")
+    if config.export.quantize == "none":
+        return
+    if not (run / "tokens").is_dir():
+        print("the run has no corpus: what quantising costs in BLEU was not measured")
+        return
+    from automoe_jax import quantized  # noqa: PLC0415
+
+    progress = common.TerminalProgress()
+    difference = quantized.measure(config, run, params, subnet, out, progress)
+    print(f"BLEU on validation text, {config.export.quantize} minus fp32: {difference:+.2f}")
 
 
 if __name__ == "__main__":

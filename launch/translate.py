@@ -2,15 +2,24 @@
 
 echo "The meeting is on Monday, 3 March 2025." | python launch/translate.py --export=DIR
 python launch/translate.py --export=DIR --input=a.txt --output=a.de
+
+Translations are written as their lines come: what stands in a pipe is translated without waiting
+for more. No line stops it: an empty one gives an empty one, zero bytes and what is not UTF-8 are
+replaced by U+FFFD, more than 1,024 tokens are cut; the two last are counted at the end.
 """
 
 import contextlib
+import io
+import os
+import select
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import common
 from absl import flags
 
+from automoe_jax.decoding.batching import BATCH_TOKENS, MAX_SOURCE
 from automoe_jax.errors import UserError
 
 _EXPORT = flags.DEFINE_string("export", None, "export folder")
@@ -22,67 +31,123 @@ _BEAM = flags.DEFINE_integer(
 _PENALTY = flags.DEFINE_float(
     "length_penalty", 0.6, "power of the length that scores are divided by"
 )
+_HYPOTHESES = flags.DEFINE_integer(
+    "num_hypotheses", 1, "translations of each line, best first, each on a line of its own"
+)
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 200, "most tokens of a translation")
+_BATCH = flags.DEFINE_integer(
+    "batch_tokens", BATCH_TOKENS, "source tokens translated together on a core", lower_bound=1
+)
 _PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what to run on")
+_KERNELS = flags.DEFINE_enum(
+    "kernels", "auto", ["auto", "native", "xla"], "native needs a CPU and a C compiler"
+)
 _SCORES = flags.DEFINE_bool("scores", False, "write the score and a tab before each translation")
 
 # Lines translated together: sorted by length within, written in order.
 CHUNK = 2048
+READ_BYTES = 1 << 16
 
 
 def main():
     if not _EXPORT.value:
         raise UserError("--export is missing; give an export folder")
-    from automoe_jax.decoding.translator import MAX_SOURCE, Translator  # noqa: PLC0415
+    from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
 
     progress = common.TerminalProgress()
     with contextlib.ExitStack() as stack:
-        source, lines = _lines()
-        translator = Translator.load(_EXPORT.value, _PLATFORM.value)
-        # A wrong beam size is told before anything is written.
-        beam = translator.beam_size(_BEAM.value)
+        source = _Source(stack)
+        translator = Translator.load(
+            _EXPORT.value,
+            _PLATFORM.value,
+            _KERNELS.value,
+            lambda what: progress.note(f"compiling for {what}; kept for the next time"),
+        )
+        if translator.why_xla:
+            progress.note(f"slower than it could be, on XLA's operations: {translator.why_xla}")
+        # A wrong option is told before anything is read or written.
+        settings = translator.check(
+            _BEAM.value, _PENALTY.value, _HYPOTHESES.value, _MAX_LENGTH.value
+        )
         out = _output(stack)
-        task = progress.task("translating", len(lines)) if len(lines) > CHUNK else None
-        mended = cut = 0
-        for at in range(0, len(lines), CHUNK):
+        lines = source.lines()
+        task = progress.task("translating", lines) if lines > CHUNK else None
+        done = mended = cut = 0
+        for chunk in source.chunks():
             texts = []
-            for line in lines[at : at + CHUNK]:
-                text = line.decode("utf-8", errors="replace")
+            for line in chunk:
+                text = line.decode("utf-8", errors="replace").replace("\0", "\ufffd")
                 mended += "\ufffd" in text and b"\xef\xbf\xbd" not in line
                 texts.append(text)
-            found = translator.translate(texts, beam, _PENALTY.value, max_length=_MAX_LENGTH.value)
+
+            def show(n: int, total: int, before: int = done):
+                if task:
+                    task.update(before + n)
+
+            found = translator.translate(texts, *settings, batch_tokens=_BATCH.value, progress=show)
             for translation in found:
                 cut += translation.cut
-                score = f"{translation.score:.4f}\t" if _SCORES.value else ""
-                print(score + translation.text, file=out)
-            if task:
-                task.update(min(at + CHUNK, len(lines)))
-        out.flush()
+                for hypothesis in translation.hypotheses:
+                    score = f"{hypothesis.score:.4f}\t" if _SCORES.value else ""
+                    print(score + hypothesis.text, file=out)
+            out.flush()
+            done += len(chunk)
         if task:
             task.close()
     if mended:
-        progress.note(f"{source}: {mended} line(s) not UTF-8; the bad bytes were replaced")
+        progress.note(
+            f"{source.name}: {mended} line(s) not UTF-8 text; the bad bytes were replaced"
+        )
     if cut:
-        progress.note(f"{source}: {cut} line(s) longer than {MAX_SOURCE} tokens were cut")
+        progress.note(f"{source.name}: {cut} line(s) longer than {MAX_SOURCE} tokens were cut")
 
 
-def _lines() -> tuple[str, list[bytes]]:
-    """Name and lines of the source; refuses what is not text."""
-    if _INPUT.value is None:
-        name, data = "standard input", sys.stdin.buffer.read()
-    else:
-        name = _INPUT.value
+class _Source:
+    """A file or standard input, line by line."""
+
+    def __init__(self, stack: contextlib.ExitStack):
+        self.name = _INPUT.value or "standard input"
+        path = _INPUT.value
         try:
-            data = Path(name).read_bytes()
+            self._file: io.RawIOBase = stack.enter_context(
+                open(path or sys.stdin.fileno(), "rb", 0, closefd=path is not None)  # noqa: SIM115
+            )
         except OSError as e:
-            raise UserError(f"--input {name} cannot be read: {e.strerror}") from None
-    if b"\0" in data:
-        at = data[: data.index(b"\0")].count(b"\n") + 1
-        raise UserError(f"{name} is not text: line {at} has a zero byte; give UTF-8 text")
-    lines = data.split(b"\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    return name, [line.rstrip(b"\r") for line in lines]
+            raise UserError(f"--input {self.name} cannot be read: {e.strerror}") from None
+
+    def lines(self) -> int:
+        """How many lines there are, where that can be told beforehand; else 0."""
+        if _INPUT.value is None or not Path(_INPUT.value).is_file():
+            return 0
+        with open(_INPUT.value, "rb") as f:
+            return sum(block.count(b"\n") for block in iter(lambda: f.read(1 << 20), b""))
+
+    def chunks(self) -> Iterator[list[bytes]]:
+        """Lines as they come, up to `CHUNK` at a time; no longer than needed is waited."""
+        rest, lines = b"", []
+        while True:
+            if lines and not self._waiting():
+                yield lines
+                lines = []
+            block = self._file.read(READ_BYTES)
+            if not block:
+                break
+            *whole, rest = (rest + block).split(b"\n")
+            lines += [line.rstrip(b"\r") for line in whole]
+            while len(lines) >= CHUNK:
+                yield lines[:CHUNK]
+                lines = lines[CHUNK:]
+        if rest:
+            lines.append(rest)
+        if lines:
+            yield lines
+
+    def _waiting(self) -> bool:
+        """Whether there is more to read at once (always, for a file)."""
+        try:
+            return bool(select.select([self._file], [], [], 0)[0])
+        except (OSError, ValueError):  # where only sockets can be asked
+            return True
 
 
 def _output(stack):
@@ -90,6 +155,9 @@ def _output(stack):
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         return sys.stdout
     path = Path(_OUTPUT.value)
+    same = _INPUT.value and path.exists() and os.path.samefile(path, _INPUT.value)
+    if same:
+        raise UserError(f"--output {path} is the input; name another file")
     try:
         return stack.enter_context(path.open("w", encoding="utf-8"))
     except OSError as e:

@@ -125,7 +125,6 @@ def test_searching_before_training(tmp_path):
 def test_export_and_translation_mistakes(tmp_path):
     assert "--export is missing" in mistake("translate")
     assert "does not exist" in mistake("translate", f"--export={tmp_path}/none", stdin=b"a\n")
-    assert "zero byte" in mistake("translate", "--export=x", stdin=b"a\0b")
     assert "does not exist" in mistake("benchmark", f"--export={tmp_path}/none")
     assert "either --workdir, or --source" in mistake("evaluate", "--export=x", "--source=a")
     assert "unexpected argument 'x'" in mistake("describe", "x")

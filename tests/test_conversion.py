@@ -21,7 +21,9 @@ from automoe_jax import conversion, files, phases, subnet_files
 from automoe_jax.config import base, resolve
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.tokenizer import TokenizerConfig
+from automoe_jax.decoding import weight_file
 from automoe_jax.decoding.translator import Translator
+from automoe_jax.decoding.weights import unpack
 from automoe_jax.errors import UserError
 from automoe_jax.extract import extract
 from automoe_jax.progress import Silent
@@ -281,8 +283,11 @@ def test_supernet_and_subnet(tmp_path, shared, super_a):
     (translation,) = translator.translate(["5 6 7 8 2"], max_length=6)
     assert translation.hypotheses[0].ids == tuple(map(int, translation.text.split()))
     used = sum(x.size for x in jax.tree.leaves(own))
-    with (tmp_path / "export/manifest.json").open() as f:
-        stored = json.load(f)["weights_bytes"] / 4
+    words = translator.manifest["vocab_sizes"][1]
+    packed = weight_file.load(tmp_path / "export/weights.safetensors")
+    stored = sum(
+        w.size for w in unpack(packed, words).values()
+    )  # without what panels are padded by
     # No more than the subnet's weights, with the output layer where the table is wider than it.
     assert used <= stored <= used + 64 * subnet.decoder.embed_dim
     with pytest.raises(UserError, match=r"back\.safetensors exists; name a new file"):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import VOCAB, elastic_space, random_params, standalone_of, token_batch
 
-from automoe_jax.decoding import beam, model
-from automoe_jax.decoding.model import Spec
-from automoe_jax.decoding.weights import prepare
+from automoe_jax.decoding import beam, model, native, native_model
+from automoe_jax.decoding.model import Request, Spec
+from automoe_jax.decoding.weights import pack, prepare
 from automoe_jax.extract import extract
 from automoe_jax.ids import EOS_ID, PAD_ID
 
@@ -25,14 +25,22 @@ def subnets():
     return {"largest": SPACE.largest(), "smallest": SPACE.smallest(), "a": drawn[0], "b": drawn[1]}
 
 
+ENGINES = {"xla": model, "native": native_model}
+needs_kernels = pytest.mark.skipif(not native.available(), reason=native.reason())
+KERNELS = [pytest.param("native", marks=needs_kernels), "xla"]
+
+
 class Model:
     """A subnet ready to decode, with its teacher-forced model beside it."""
 
-    def __init__(self, subnet):
+    def __init__(self, subnet, kernels):
+        self.engine = ENGINES[kernels]
         self.params = jax.tree.map(jnp.asarray, extract(PARAMS, subnet, HULL))
         self.linen = standalone_of(SPACE, subnet)
         self.spec = Spec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
-        self.weights = {k: jnp.asarray(v) for k, v in prepare(self.params, subnet).items()}
+        weights = prepare(self.params, subnet)
+        weights = pack(weights) if kernels == "native" else weights
+        self.weights = {k: jnp.asarray(v) for k, v in weights.items()}
         self.forced = jax.jit(
             lambda src, tgt: self.linen.apply({"params": self.params}, src, tgt).logits_BTV
         )
@@ -40,7 +48,8 @@ class Model:
 
     def search(self, source, j=4, time=24, low=1, high=20, penalty=0.6):
         if j not in self._search:
-            self._search[j] = jax.jit(functools.partial(beam.search, self.weights, self.spec, j))
+            of = (self.engine, self.weights, self.spec, VOCAB, j)
+            self._search[j] = jax.jit(functools.partial(beam.search, *of))
         out = self._search[j](
             source, np.arange(time, dtype=np.int32), np.int32(low), np.int32(high),
             np.float32(penalty),
@@ -48,14 +57,19 @@ class Model:
         return jax.tree.map(np.asarray, out)
 
 
+@pytest.fixture(scope="module", params=KERNELS)
+def kernels(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module", params=sorted(subnets()))
-def small(request) -> Model:
-    return Model(subnets()[request.param])
+def small(request, kernels) -> Model:
+    return Model(subnets()[request.param], kernels)
 
 
 @pytest.fixture(scope="module")
-def one() -> Model:
-    return Model(subnets()["a"])
+def one(kernels) -> Model:
+    return Model(subnets()["a"], kernels)
 
 
 def test_cached_logits_equal_teacher_forced_ones(small):
@@ -63,23 +77,33 @@ def test_cached_logits_equal_teacher_forced_ones(small):
     src, tgt = token_batch(rng)
     tgt = rng.integers(4, VOCAB, tgt.shape).astype(np.int32)
     tgt[:, 0] = EOS_ID
-    forced = np.asarray(small.forced(src, tgt))
+    logits = np.asarray(small.forced(src, tgt))
+    forced = np.asarray(jax.nn.log_softmax(logits))
 
     @jax.jit
     def cached(src, tgt):
-        encoded = model.encode(small.weights, small.spec, src)
-        memory = model.memories(small.weights, small.spec, encoded, src)
-        caches = model.empty_caches(small.spec, src.shape[0], tgt.shape[1])
+        """Log probabilities, from all words as candidates."""
+        memory = small.engine.start(small.weights, small.spec, src)
+        rows, time = tgt.shape
+        caches = small.engine.empty_caches(small.spec, rows, time)
+        own = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32)[:, None, None], (rows, 1, time))
         steps = []
-        for i in range(tgt.shape[1]):
-            logits, caches = model.decode_step(
-                small.weights, small.spec, tgt[:, i : i + 1], jnp.int32(i), caches, memory
-            )
-            steps.append(logits[:, 0])
+        for i in range(time):
+            never = jnp.bool_(False)
+            request = Request(
+                tgt[:, i : i + 1], jnp.int32(i), own[:, 0, 0], own, jnp.int32(rows), never, never,
+                VOCAB, VOCAB,
+            )  # fmt: skip
+            found, caches = small.engine.step(small.weights, small.spec, request, caches, memory)
+            log_p = (found.logit_BJC - found.log_z_BJ[..., None])[:, 0]
+            by_word = jnp.full((rows, VOCAB), model.NEVER)
+            steps.append(by_word.at[jnp.arange(rows)[:, None], found.word_BJC[:, 0]].max(log_p))
         return jnp.stack(steps, axis=1)
 
     got = np.asarray(cached(src, tgt))
-    np.testing.assert_allclose(got, forced, atol=1e-5 * np.abs(forced).max(), rtol=0)
+    words = np.arange(VOCAB) != PAD_ID  # never a candidate
+    tolerance = 1e-5 * np.abs(logits).max()
+    np.testing.assert_allclose(got[..., words], forced[..., words], atol=tolerance, rtol=0)
 
 
 def forced_log_p(m: Model, source_row, tokens) -> np.ndarray:

@@ -10,16 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import VOCAB, elastic_space, random_params
+from conftest import ROOT, VOCAB, elastic_space, random_params
+from programs import launch
+from safetensors.numpy import load_file
 
 from automoe_jax.data import phrases
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.sentence_piece import train
 from automoe_jax.data.tokenizer import TokenizerConfig
-from automoe_jax.decoding import beam
+from automoe_jax.decoding import beam, model, native, weight_file
+from automoe_jax.decoding.batching import pad
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.model import Spec
-from automoe_jax.decoding.translator import Translator, pad
+from automoe_jax.decoding.translator import Translator
 from automoe_jax.decoding.weights import prepare
 from automoe_jax.errors import UserError
 from automoe_jax.export import export
@@ -38,6 +41,7 @@ SUBNET = next(
         for side in (s.encoder, s.decoder)
     )
 )
+needs_kernels = pytest.mark.skipif(not native.available(), reason=native.reason())
 SPEC = Spec(SUBNET, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
 
 
@@ -77,7 +81,7 @@ def test_export_gives_the_tokens_of_the_model(translator, own_params):
     """Every sentence alone through the model, all together through the export."""
     texts = sources()
     weights = jax.tree.map(jnp.asarray, prepare(own_params, SUBNET))
-    search = jax.jit(functools.partial(beam.search, weights, SPEC, 3))
+    search = jax.jit(functools.partial(beam.search, model, weights, SPEC, VOCAB, 3))
     found = translator.translate_ids(texts, beam_size=3, max_length=30, num_hypotheses=3)
     different = 0
     for source, translation in zip(texts, found, strict=True):
@@ -90,6 +94,86 @@ def test_export_gives_the_tokens_of_the_model(translator, own_params):
         different += list(translation.hypotheses[0].ids) != expected.tolist()
         assert len(translation.hypotheses) <= 3
     assert different == 0
+
+
+@pytest.fixture(scope="module")
+def quantized(folder, own_params):
+    path = folder.with_name("int8")
+    config = ExportConfig((3,), quantize="int8")
+    export(own_params, SPEC, config, path, "test", folder.with_name("tokenizer"), ("en", "de"))
+    return path
+
+
+@needs_kernels
+def test_both_kinds_of_programs_give_the_same(translator, folder, quantized):
+    texts = sources(30, seed=2)
+    for path, tolerance in ((folder, 1e-4), (quantized, 1e-3)):
+        found = [
+            Translator.load(path, kernels=kernels).translate_ids(texts, 3, max_length=30)
+            for kernels in ("native", "xla")
+        ]
+        scores = [[t.score for t in translations] for translations in found]
+        np.testing.assert_allclose(*scores, atol=tolerance)
+        ids = [[t.hypotheses[0].ids for t in translations] for translations in found]
+        assert sum(a != b for a, b in zip(*ids, strict=True)) <= (0 if path == folder else 3)
+
+
+def test_quantized(folder, quantized, translator):
+    """Smaller, and still the same model: scores of the same tokens are close."""
+    small, large = (json.loads((f / "manifest.json").read_text()) for f in (quantized, folder))
+    assert small["quantization"] == "int8"
+    assert large["quantization"] == "none"
+    weights = weight_file.load(quantized / "weights.safetensors")
+    assert weights["decoder.0.qkv.kernel"].dtype == np.int8
+    assert weights["embedding"].dtype == np.float32
+    texts = sources(30, seed=2)
+    plain = translator.translate_ids(texts, 3, max_length=30)
+    found = Translator.load(quantized).translate_ids(texts, 3, max_length=30)
+    difference = [a.score - b.score for a, b in zip(plain, found, strict=True)]
+    assert np.abs(np.mean(difference)) < 0.05
+    assert any(difference)  # it is another program
+
+
+def test_without_kernels(folder, monkeypatch):
+    """No compiler: XLA's operations, and the reason at hand."""
+    monkeypatch.setattr(native, "reason", lambda: "no C compiler was found")
+    fallen_back = Translator.load(folder)
+    assert (fallen_back.kernels, fallen_back.why_xla) == ("xla", "no C compiler was found")
+    assert fallen_back.translate_ids(sources(2), 3, max_length=5)[0].score < 0
+    with pytest.raises(UserError, match="no C compiler was found; use --kernels=xla"):
+        Translator.load(folder, kernels="native")
+    with pytest.raises(UserError, match="allowed: auto, native, xla"):
+        Translator.load(folder, kernels="fast")
+
+
+def test_exported_for_one_kind_only(own_params, tmp_path):
+    export(own_params, SPEC, ExportConfig((1,)), tmp_path / "x", "test", kernels=("xla",))
+    translator = Translator.load(tmp_path / "x")
+    assert translator.kernels == "xla"
+    assert "has no program for them" in translator.why_xla
+
+
+def test_weights_are_mapped(folder, tmp_path):
+    """As the library reads them, aligned, and not copied on the way to the device."""
+    path = folder / "weights.safetensors"
+    mapped = weight_file.load(path)
+    expected = load_file(path)
+    assert mapped.keys() == expected.keys()
+    for name, array in mapped.items():
+        np.testing.assert_array_equal(array, expected[name])
+        assert not array.flags.writeable
+    large = {"x": np.arange(64, dtype=np.float32).reshape(16, 4), "y": np.ones(3, np.int8)}
+    weight_file.save(tmp_path / "w", large)
+    x = weight_file.load(tmp_path / "w")["x"]
+    assert x.ctypes.data % 64 == 0
+    assert jax.device_put(x).unsafe_buffer_pointer() == x.ctypes.data
+
+
+def test_hypotheses_are_ranked(translator):
+    for found in translator.translate_ids(sources(10), 3, max_length=20, num_hypotheses=3):
+        scores = [h.score for h in found.hypotheses]
+        assert scores == sorted(scores, reverse=True)
+        assert len({h.ids for h in found.hypotheses}) == len(scores)
 
 
 def test_order_batch_and_time_do_not_matter(translator):
@@ -111,7 +195,7 @@ def test_a_few_long_sentences_among_many_short_ones(translator):
 
 
 def test_strange_lines(translator):
-    lines = ["", "  ", "today is monday.", "\u2603 \U0001f600", "a " * 3000]
+    lines = ["", "  ", "today is monday.", "\u2603 \U0001f600", "a " * 10_000]
     found = translator.translate(lines, beam_size=1, max_length=5)
     assert [t.text for t in found[:2]] == ["", ""]
     assert [t.cut for t in found] == [False, False, False, False, True]
@@ -148,7 +232,7 @@ def test_what_is_refused(translator, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["weights.safetensors", "program_beam3.jaxexport", "manifest.json"]
+    "name", ["weights.safetensors", "program_beam3_native.jaxexport", "manifest.json"]
 )
 def test_damaged_export_is_one_line(folder, tmp_path, name):
     shutil.copytree(folder, tmp_path / "x")
@@ -164,9 +248,9 @@ def test_nothing_of_training_is_imported(folder):
     """A fresh process loads the export and translates without the training code."""
     code = f"""
 import sys
-from automoe_jax.decoding.translator import Translator
+from automoe_jax import Translator
 out = Translator.load({str(folder)!r}).translate(["today is monday."], beam_size=1, max_length=8)
-heavy = ["flax", "optax", "orbax", "tensorflow_datasets", "grain", "tensorflow", "torch"]
+heavy = ["flax", "safetensors", "optax", "orbax", "tensorflow_datasets", "grain", "torch"]
 print([m for m in heavy if m in sys.modules], repr(out[0].text))
 """
     result = subprocess.run(
@@ -184,3 +268,43 @@ def test_manifest_says_what_it_is(folder):
     assert manifest["languages"] == ["en", "de"]
     assert tokenizers.load(folder / "tokenizer").vocab_sizes == (VOCAB, VOCAB)
     assert not list(folder.rglob("*.pkl"))
+
+
+def test_strange_lines_from_a_pipe(folder):
+    """Each line gives one line; what was wrong with it is counted."""
+    lines = [
+        b"",
+        b"today is monday.",
+        b"\xff\xfe",
+        b"a\0b",
+        "\u2603 \U0001f600".encode(),
+        b"a " * 9000,
+    ]
+    done = launch(
+        "translate",
+        f"--export={folder}",
+        "--beam_size=1",
+        "--max_length=4",
+        stdin=b"\n".join(lines),
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    out = done.stdout.decode().split("\n")
+    assert len(out) == len(lines) + 1
+    assert out[0] == ""
+    assert "2 line(s) not UTF-8 text" in done.stderr.decode()
+    assert "1 line(s) longer than 1024 tokens were cut" in done.stderr.decode()
+
+
+def test_translations_come_as_lines_come(folder):
+    """A program at the other end of the pipe can wait for each translation."""
+    command = [sys.executable, ROOT / "launch/translate.py", f"--export={folder}", "--beam_size=1"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--max_length=4"], **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdin.write(b"today is monday.\n")
+            process.stdin.flush()
+            assert process.stdout.readline().endswith(b"\n")
+        rest, _ = process.communicate()
+    assert rest == b""

@@ -158,9 +158,11 @@ def test_cached_decoding(shared, supernets, name):
     encoded = decoder.encode(weights, spec, jnp.asarray(case.source))
     memory = decoder.memories(weights, spec, encoded, jnp.asarray(case.source))
     step = jax.jit(functools.partial(decoder.decode_step, weights, spec))
+    own = jnp.broadcast_to(jnp.arange(rows)[:, None, None], (rows, 1, time))
     caches, logits = decoder.empty_caches(spec, rows, time), []
     for t in range(time):
-        one, caches = step(jnp.asarray(case.target_in[:, t : t + 1]), t, caches, memory)
+        ids = jnp.asarray(case.target_in[:, t : t + 1])
+        one, caches = step(ids, t, own, caches, memory)
         logits.append(np.asarray(one)[:, 0])
     ours = np.stack(logits, axis=1)
     difference = largest_difference(ours, case.arrays["incremental_logits"], case.target != 1)

@@ -2,21 +2,20 @@
 
 As fairseq's generator does it: 2 * J candidates per step, a hypothesis ends when eos is among the
 best J, a sentence ends when J hypotheses have ended, and the score is the sum of log probabilities
-over (length with eos) ** length penalty. Letters: B sentences, J beams, C = 2 * J candidates,
-T cache time, S source time, V vocabulary.
+over (length with eos) ** length penalty. Nothing is moved when beams change places: each hypothesis
+remembers in which row its earlier words were decoded. Letters: B sentences, J beams, C = 2 * J
+candidates, T cache time, S source time.
 """
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.decoding import model
-from automoe_jax.decoding.model import Cache, Spec
+from automoe_jax.decoding.model import NEVER, Request, Spec
 from automoe_jax.ids import EOS_ID, PAD_ID
-
-NEVER = -1e30  # finite: sums of it stay comparable
 
 
 class Result(NamedTuple):
@@ -33,20 +32,29 @@ class Result(NamedTuple):
     complete_B: jax.Array
 
 
-class _State(NamedTuple):
-    step: jax.Array
-    tokens_BJT: jax.Array  # of running hypotheses
+class _Sentences(NamedTuple):
+    """State of each sentence; the rows of running hypotheses and of those that have ended."""
+
+    sentence_B: jax.Array  # which it is
+    history_BJ2T: jax.Array  # words so far, and the rows in which they were decoded
     log_p_BJ: jax.Array
-    caches: list[Cache]
     ended_tokens_BJT: jax.Array
     ended_score_BJ: jax.Array
     ended_length_BJ: jax.Array
     n_ended_B: jax.Array
 
 
+class _State(NamedTuple):
+    step: jax.Array
+    sentences: _Sentences
+    caches: Any
+
+
 def search(
+    engine: ModuleType,
     weights: dict[str, Any],
     spec: Spec,
+    n_words: int,
     n_beams: int,
     source_BS: jax.Array,
     time_T: jax.Array,
@@ -57,8 +65,10 @@ def search(
     """Translates a batch.
 
     Args:
-      weights: of `weights.prepare`.
+      engine: `model` for dense weights, `native_model` for packed ones.
+      weights: of `weights`.
       spec: what they are.
+      n_words: of the output layer.
       n_beams: J.
       source_BS: token ids with eos, padded.
       time_T: int32 arange; its length is the longest output that fits, eos included.
@@ -67,89 +77,94 @@ def search(
       length_penalty: [].
     """
     b, t, j = source_BS.shape[0], time_T.shape[0], n_beams
-    encoded = model.encode(weights, spec, source_BS)
-    memory = model.memories(weights, spec, encoded, source_BS)
+    memory = engine.start(weights, spec, source_BS)
     real_B = jnp.any(source_BS != PAD_ID, axis=1)  # rows that only fill up the batch end at once
+    b1 = jnp.arange(b)[:, None]
 
     def running(state: _State) -> jax.Array:
-        return (state.step < t) & jnp.any(state.n_ended_B < j)
+        return (state.step < t) & jnp.any(state.sentences.n_ended_B < j)
 
     def advance(state: _State) -> _State:
-        step = state.step
-        last_BJ = jnp.where(
-            step == 0,
-            EOS_ID,
-            lax.dynamic_index_in_dim(
-                state.tokens_BJT, jnp.maximum(step - 1, 0), axis=2, keepdims=False
-            ),
+        step, s = state.step, state.sentences
+        if engine.COMPACTS:  # unfinished sentences to the front
+            order_B = jnp.argsort(s.n_ended_B >= j, stable=True)
+            s = jax.tree.map(lambda x: x[order_B], s)
+        last_BJ = lax.dynamic_index_in_dim(
+            s.history_BJ2T[:, :, 0], jnp.maximum(step - 1, 0), axis=2, keepdims=False
         )
-        logits_BJV, caches = model.decode_step(weights, spec, last_BJ, step, state.caches, memory)
-        log_z_BJ = jax.nn.logsumexp(logits_BJV, axis=-1)
-        v = jnp.arange(logits_BJV.shape[-1])
-        barred_V = (v == PAD_ID) | jnp.where(v == EOS_ID, step < min_length, step >= max_length)
-        scores_BJV = jnp.where(barred_V, NEVER, logits_BJV)
-        # The best C of each beam hold the best C of all.
-        each = min(2 * j, v.size)
-        best_BJC, token_BJC = lax.top_k(scores_BJV, each)
-        total_BJC = jnp.maximum(best_BJC - log_z_BJ[..., None] + state.log_p_BJ[..., None], NEVER)
-        log_p_BC, flat_BC = lax.top_k(total_BJC.reshape(b, j * each), 2 * j if j > 1 else each)
+        request = Request(
+            ids_BJ=jnp.where(step == 0, EOS_ID, last_BJ),
+            step=step,
+            sentence_B=s.sentence_B,
+            ancestor_BJT=s.history_BJ2T[:, :, 1],
+            n_live=jnp.sum(s.n_ended_B < j, dtype=jnp.int32),
+            eos_barred=step < min_length,
+            only_eos=step >= max_length,
+            n_candidates=2 * j,  # the best of each beam hold the best of all
+            n_words=n_words,
+        )
+        found, caches = engine.step(weights, spec, request, state.caches, memory)
+        each = found.logit_BJC.shape[2]
+        log_p_BJC = found.logit_BJC + (s.log_p_BJ - found.log_z_BJ)[..., None]
+        total_BJC = jnp.maximum(log_p_BJC, NEVER)
+        n_candidates = 2 * j if j > 1 else each
+        log_p_BC, flat_BC = lax.top_k(total_BJC.reshape(b, j * each), n_candidates)
         beam_BC = flat_BC // each
-        token_BC = jnp.take_along_axis(token_BJC.reshape(b, j * each), flat_BC, axis=1)
-        possible_BC = log_p_BC > NEVER / 2
-        is_eos_BC = (token_BC == EOS_ID) & possible_BC
+        token_BC = jnp.take_along_axis(found.word_BJC.reshape(b, j * each), flat_BC, axis=1)
+        is_eos_BC = (token_BC == EOS_ID) & (log_p_BC > NEVER / 2)
+        at_step_T = time_T == step
 
         # Ends: eos among the best J, in order, while there is room.
-        ends_BJ = is_eos_BC[:, :j] & (state.n_ended_B < j)[:, None]
-        slot_BJ = state.n_ended_B[:, None] + jnp.cumsum(ends_BJ, axis=1) - 1
+        ends_BJ = is_eos_BC[:, :j] & (s.n_ended_B < j)[:, None]
+        slot_BJ = s.n_ended_B[:, None] + jnp.cumsum(ends_BJ, axis=1) - 1
         ends_BJ &= slot_BJ < j
         slot_BJ = jnp.where(ends_BJ, slot_BJ, j)  # out of range: dropped
-        sentence_B1 = jnp.arange(b)[:, None]
-        parent_BJT = jnp.take_along_axis(state.tokens_BJT, beam_BC[:, :j, None], axis=1)
-        with_eos_BJT = jnp.where(time_T == step, EOS_ID, parent_BJT)
+        parent_BJT = s.history_BJ2T[b1, beam_BC[:, :j], 0]
+        with_eos_BJT = jnp.where(at_step_T, EOS_ID, parent_BJT)
         score_BJ = log_p_BC[:, :j] / (step + 1.0) ** length_penalty
 
         def put(old, new):
-            return old.at[sentence_B1, slot_BJ].set(new, mode="drop")
+            return old.at[b1, slot_BJ].set(new, mode="drop")
 
         # Goes on: the best J that are not eos.
-        n_candidates = log_p_BC.shape[1]
         rank_BC = jnp.where(is_eos_BC, n_candidates, 0) + jnp.arange(n_candidates)
         _, keep_BJ = lax.top_k(-rank_BC, j)
         beam_BJ = jnp.take_along_axis(beam_BC, keep_BJ, axis=1)
         token_BJ = jnp.take_along_axis(token_BC, keep_BJ, axis=1)
-        tokens_BJT = jnp.take_along_axis(state.tokens_BJT, beam_BJ[..., None], axis=1)
-        row_R = (sentence_B1 * j + beam_BJ).reshape(b * j)
-        return _State(
-            step=step + 1,
-            tokens_BJT=jnp.where(time_T == step, token_BJ[..., None], tokens_BJT),
+        new_BJ2 = jnp.stack([token_BJ, b1 * j + beam_BJ], axis=-1)
+        goes_on = _Sentences(
+            sentence_B=s.sentence_B,
+            history_BJ2T=jnp.where(at_step_T, new_BJ2[..., None], s.history_BJ2T[b1, beam_BJ]),
             log_p_BJ=jnp.take_along_axis(log_p_BC, keep_BJ, axis=1),
-            caches=[Cache(c.key[row_R], c.value[row_R]) for c in caches],
-            ended_tokens_BJT=put(state.ended_tokens_BJT, with_eos_BJT),
-            ended_score_BJ=put(state.ended_score_BJ, score_BJ),
-            ended_length_BJ=put(state.ended_length_BJ, jnp.full_like(slot_BJ, step + 1)),
+            ended_tokens_BJT=put(s.ended_tokens_BJT, with_eos_BJT),
+            ended_score_BJ=put(s.ended_score_BJ, score_BJ),
+            ended_length_BJ=put(s.ended_length_BJ, jnp.full_like(slot_BJ, step + 1)),
             n_ended_B=jnp.where(
-                step >= max_length, j, state.n_ended_B + jnp.sum(ends_BJ, axis=1, dtype=jnp.int32)
+                step >= max_length, j, s.n_ended_B + jnp.sum(ends_BJ, axis=1, dtype=jnp.int32)
             ),
         )
+        return _State(step + 1, goes_on, caches)
 
-    pads_BJT = jnp.full((b, j, 1), PAD_ID, jnp.int32) + 0 * time_T
+    zeros_BJT = jnp.zeros((b, j, 1), jnp.int32) + 0 * time_T
     # At first all beams of a sentence are the same: only one of them may count.
     first_BJ = jnp.zeros((b, 1)) + jnp.where(jnp.arange(j) == 0, 0.0, NEVER)
-    state = _State(
-        step=jnp.int32(0),
-        tokens_BJT=pads_BJT,
+    sentences = _Sentences(
+        sentence_B=jnp.arange(b, dtype=jnp.int32),
+        history_BJ2T=jnp.stack([zeros_BJT + PAD_ID, zeros_BJT], axis=2),
         log_p_BJ=first_BJ,
-        caches=model.empty_caches(spec, b * j, t),
-        ended_tokens_BJT=pads_BJT,
+        ended_tokens_BJT=zeros_BJT + PAD_ID,
         ended_score_BJ=jnp.full((b, j), NEVER, jnp.float32),
         ended_length_BJ=jnp.zeros((b, j), jnp.int32),
         n_ended_B=jnp.where(real_B, 0, j).astype(jnp.int32),
     )
-    state = lax.while_loop(running, advance, state)
-    score_BJ, order_BJ = lax.top_k(state.ended_score_BJ, j)
+    caches = engine.empty_caches(spec, b * j, t)
+    s = lax.while_loop(running, advance, _State(jnp.int32(0), sentences, caches)).sentences
+    if engine.COMPACTS:  # back to their places
+        s = jax.tree.map(lambda x: x[jnp.argsort(s.sentence_B)], s)
+    score_BJ, order_BJ = lax.top_k(s.ended_score_BJ, j)
     return Result(
-        jnp.take_along_axis(state.ended_tokens_BJT, order_BJ[..., None], axis=1),
+        jnp.take_along_axis(s.ended_tokens_BJT, order_BJ[..., None], axis=1),
         score_BJ,
-        jnp.take_along_axis(state.ended_length_BJ, order_BJ, axis=1),
-        state.n_ended_B >= j,
+        jnp.take_along_axis(s.ended_length_BJ, order_BJ, axis=1),
+        s.n_ended_B >= j,
     )

@@ -5,6 +5,7 @@ import dataclasses
 from automoe_jax.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+QUANTIZATIONS = ("none", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +15,13 @@ class ExportConfig:
     Attributes:
       beam_sizes: beam sizes that the export can run; each is a program of its own.
       platforms: what the programs run on: cpu, cuda, rocm, tpu.
+      quantize: "int8" for 8-bit matrices and activations (embeddings, norms and routers stay fp32),
+        "none" for fp32.
     """
 
     beam_sizes: tuple[int, ...] = (1, 4, 5)
     platforms: tuple[str, ...] = ("cpu",)
+    quantize: str = "none"
 
     def __post_init__(self):
         if not self.beam_sizes or any(b < 1 for b in self.beam_sizes):
@@ -25,4 +29,8 @@ class ExportConfig:
         if not self.platforms or any(p not in PLATFORMS for p in self.platforms):
             raise UserError(
                 f"export.platforms is {self.platforms}; allowed: {', '.join(PLATFORMS)}"
+            )
+        if self.quantize not in QUANTIZATIONS:
+            raise UserError(
+                f"export.quantize is {self.quantize!r}; allowed: {', '.join(QUANTIZATIONS)}"
             )

@@ -1,9 +1,10 @@
 """Inference of one subnet: encoder, and a decoder that takes one step at a time from a cache.
 
-Plain functions over the dict of `weights.prepare`; exact shapes, no masks. Letters: B sentences,
-J beams per sentence, R = B * J rows, S source time, T cache time, M memory time (source time times
-cross-attention span), H heads, K head size, D embedding, Q the Q/K/V width, V vocabulary,
-N tokens, E experts.
+Plain functions over dense weights (`weights.prepare`, `weights.quantize`), by XLA's operations
+alone: for accelerators, and for CPUs without a C compiler (`native_model` for the others). Letters:
+B sentences, J beams per sentence, R = B * J rows, S source time, T cache time, M memory time
+(source time times cross-attention span), H heads, K head size, D embedding, Q the Q/K/V width,
+V vocabulary, C candidates, N tokens, E experts.
 """
 
 import dataclasses
@@ -14,11 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.decoding.weights import tables
+from automoe_jax.decoding.weights import STEPS, tables
 from automoe_jax.formulas import LAYER_NORM_EPS, MASKED, frequencies
-from automoe_jax.ids import PAD_ID
+from automoe_jax.ids import EOS_ID, PAD_ID
 from automoe_jax.subnet import DecoderLayer, EncoderLayer, Subnet
 
+# Finite, so that sums of it stay comparable; LOWEST in native/kernels.c.
+NEVER = -1e30
+# The beam search leaves sentences in their places.
+COMPACTS = False
 # Rows of one expert that the encoder works on at a time.
 BLOCK_ROWS = 32
 
@@ -47,6 +52,33 @@ class Memory(NamedTuple):
     real_BM: jax.Array
 
 
+class Request(NamedTuple):
+    """What a step of the decoder is asked.
+
+    ids_BJ: the last word of each hypothesis, eos at step 0. sentence_B: which sentence each group
+    of J hypotheses belongs to. ancestor_BJT: the row in which each earlier word of a hypothesis was
+    decoded. n_live: groups, from the front, whose results are wanted.
+    """
+
+    ids_BJ: jax.Array
+    step: jax.Array  # []
+    sentence_B: jax.Array
+    ancestor_BJT: jax.Array
+    n_live: jax.Array  # []
+    eos_barred: jax.Array  # []
+    only_eos: jax.Array  # []
+    n_candidates: int
+    n_words: int
+
+
+class Candidates(NamedTuple):
+    """The best next words of each hypothesis, best first, pad never; log_z of all words."""
+
+    logit_BJC: jax.Array  # `NEVER` where there is none
+    word_BJC: jax.Array
+    log_z_BJ: jax.Array
+
+
 class _Scope:
     """Weights under a prefix."""
 
@@ -56,8 +88,14 @@ class _Scope:
     def __call__(self, name: str) -> jax.Array:
         return self._weights[f"{self._prefix}.{name}"]
 
+    def product(self, name: str, x: jax.Array) -> jax.Array:
+        kernel_KN = self(f"{name}.kernel")
+        if kernel_KN.dtype != jnp.int8:
+            return x @ kernel_KN
+        return _int8_product(x, kernel_KN, self(f"{name}.scale"))
+
     def linear(self, name: str, x: jax.Array) -> jax.Array:
-        return x @ self(f"{name}.kernel") + self(f"{name}.bias")
+        return self.product(name, x) + self(f"{name}.bias")
 
     def add_norm(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
         """LayerNorm(x + y)."""
@@ -66,6 +104,20 @@ class _Scope:
         variance = jnp.mean(centred * centred, -1, keepdims=True)
         unit = centred * lax.rsqrt(variance + LAYER_NORM_EPS)
         return unit * self(f"{name}.scale") + self(f"{name}.bias")
+
+
+def _int8_product(x: jax.Array, kernel_KN: jax.Array, scale_N: jax.Array) -> jax.Array:
+    """Product with an int8 matrix: each row of x is quantised by its largest value."""
+    top = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    q = jnp.round(x * jnp.where(top > 0, STEPS / top, 0)).astype(jnp.int8)
+    rows = q.reshape(-1, q.shape[-1])
+    # XLA has no fast product for a single row.
+    single = isinstance(rows.shape[0], int) and rows.shape[0] == 1
+    rows = jnp.pad(rows, ((0, int(single)), (0, kernel_KN.shape[0] - rows.shape[1])))
+    dims = (((1,), (0,)), ((), ()))
+    y = lax.dot_general(rows, kernel_KN, dims, preferred_element_type=jnp.int32)
+    y = y[:1] if single else y
+    return y.reshape(*x.shape[:-1], scale_N.size) * (top / STEPS * scale_N)
 
 
 def sinusoid(positions: jax.Array, base_dim: int, dim: int) -> jax.Array:
@@ -110,6 +162,11 @@ def encode(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> list[ja
     return outputs
 
 
+def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> list[Memory]:
+    """Runs the encoder; returns what the decoder reads of it, made once per sentence."""
+    return memories(weights, spec, encode(weights, spec, source_BS), source_BS)
+
+
 def memories(
     weights: dict[str, Any], spec: Spec, outputs: list[jax.Array], source_BS: jax.Array
 ) -> list[Memory]:
@@ -142,17 +199,19 @@ def decode_step(
     spec: Spec,
     ids_BJ: jax.Array,
     step: jax.Array,
+    ancestor_BJT: jax.Array,
     caches: list[Cache],
     memory: list[Memory],
 ) -> tuple[jax.Array, list[Cache]]:
     """One step of the decoder.
 
     Args:
-      weights: of `weights.prepare`.
+      weights: dense.
       spec: what they are.
       ids_BJ: the last token of each hypothesis; eos at step 0.
       step: [], how many tokens stand before it.
-      caches: of the steps before, rows in the order of `ids_BJ`.
+      ancestor_BJT: the row in which each earlier token of a hypothesis was decoded.
+      caches: of the steps before.
       memory: of `memories`.
 
     Returns:
@@ -165,7 +224,10 @@ def decode_step(
     position = jnp.full((rows,), 1) * (step + PAD_ID + 1)
     x_RD = embed(tables(weights).target, ids_BJ.reshape(rows), position, spec.decoder_base_dim, d)
     time = caches[0].key.shape[1]
-    past_T = jnp.arange(time) <= step
+    time_T = jnp.arange(time)
+    past_T = time_T <= step
+    own_R1 = jnp.arange(rows)[:, None]
+    row_RT = jnp.where(time_T == step, own_R1, ancestor_BJT.reshape(rows, time))
     new_caches = []
     for i, layer in enumerate(subnet.decoder.layers):
         scope = _Scope(weights, f"decoder.{i}")
@@ -176,9 +238,10 @@ def decode_step(
             lax.dynamic_update_slice_in_dim(caches[i].value, qkv[:, None, 2], step, axis=1),
         )
         new_caches.append(cache)
-        scores_RHT = jnp.einsum("RHK,RTHK->RHT", qkv[:, 0] * k**-0.5, cache.key)
+        key_RTHK, value_RTHK = (part[row_RT, time_T] for part in cache)
+        scores_RHT = jnp.einsum("RHK,RTHK->RHT", qkv[:, 0] * k**-0.5, key_RTHK)
         probs_RHT = _softmax(scores_RHT, past_T)
-        y_RQ = jnp.einsum("RHT,RTHK->RHK", probs_RHT, cache.value).reshape(rows, q)
+        y_RQ = jnp.einsum("RHT,RTHK->RHK", probs_RHT, value_RTHK).reshape(rows, q)
         x_RD = scope.add_norm("self_attention_norm", x_RD, scope.linear("self_out", y_RQ))
 
         h, k = layer.cross_heads, q // layer.cross_heads
@@ -190,8 +253,32 @@ def decode_step(
 
         y_RD = experts_by_branch(scope, layer, x_RD)
         x_RD = scope.add_norm("experts_norm", x_RD, y_RD)
-    logits_RV = lax.dot_general(x_RD, tables(weights).output, (((1,), (1,)), ((), ())))
+    if "output.kernel" in weights:
+        scale_V = weights["output.scale"]
+        logits_RV = _int8_product(x_RD, weights["output.kernel"], scale_V)
+    else:
+        logits_RV = lax.dot_general(x_RD, tables(weights).output, (((1,), (1,)), ((), ())))
     return logits_RV.reshape(b, j, logits_RV.shape[-1]), new_caches
+
+
+def step(
+    weights: dict[str, Any],
+    spec: Spec,
+    request: Request,
+    caches: list[Cache],
+    memory: list[Memory],
+) -> tuple[Candidates, list[Cache]]:
+    """One step of the decoder, and the candidates that come of it."""
+    logits_BJV, caches = decode_step(
+        weights, spec, request.ids_BJ, request.step, request.ancestor_BJT, caches, memory
+    )
+    log_z_BJ = jax.nn.logsumexp(logits_BJV, axis=-1)
+    v = jnp.arange(logits_BJV.shape[-1])
+    barred_V = (v == PAD_ID) | jnp.where(v == EOS_ID, request.eos_barred, request.only_eos)
+    best_BJC, word_BJC = lax.top_k(
+        jnp.where(barred_V, NEVER, logits_BJV), min(request.n_candidates, v.size)
+    )
+    return Candidates(best_BJC, word_BJC, log_z_BJ), caches
 
 
 # --- experts ---------------------------------------------------------------------------------
@@ -204,8 +291,8 @@ def _route(scope: _Scope, layer: EncoderLayer | DecoderLayer, x_ND: jax.Array):
 
 
 def _expert(scope: _Scope, e: int, x_RD: jax.Array) -> jax.Array:
-    h_RF = jax.nn.relu(x_RD @ scope(f"expert_{e}.fc1") + scope(f"expert_{e}.fc1_bias"))
-    return h_RF @ scope(f"expert_{e}.fc2") + scope(f"expert_{e}.fc2_bias")
+    h_RF = jax.nn.relu(scope.linear(f"expert_{e}.fc1", x_RD))
+    return scope.linear(f"expert_{e}.fc2", h_RF)
 
 
 def experts_by_branch(

@@ -1,46 +1,48 @@
 """`Translator`: loads an export and translates with it.
 
-Imports no training code: what it needs is JAX, safetensors and the tokenizer's library.
+Imports no training code: what it needs is JAX and the tokenizer's library.
 """
 
-import collections
+import contextlib
 import dataclasses
+import os
+import threading
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax import export as jax_export
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from automoe_jax import files, subnet, workdir
+from automoe_jax import compile_cache, files, subnet, workdir
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.tokenizer import Tokenizer
-from automoe_jax.decoding.beam import NEVER
+from automoe_jax.decoding import native, weight_file
+from automoe_jax.decoding.batching import BATCH_TOKENS, MAX_SOURCE, Batch, batches, stragglers
+from automoe_jax.decoding.model import NEVER
+from automoe_jax.decoding.weights import unpack
 from automoe_jax.errors import UserError
-from automoe_jax.ids import EOS_ID, PAD_ID
+from automoe_jax.ids import EOS_ID
 from automoe_jax.subnet import Subnet
 
 KIND = "export"
-PROGRAM = "program_beam{}.jaxexport"
+KERNELS = ("native", "xla")
+# Beam size and kernels.
+PROGRAM = "program_beam{}_{}.jaxexport"
+# How the weights are laid out; an export with another layout cannot be run.
+LAYOUT = f"panels of {native.PANEL}"
+# JAX's compilation cache, beside the programs.
+COMPILED = "compiled"
+SLOW_COMPILE_S = 0.4
 WEIGHTS = "weights.safetensors"
 DEFAULT_BEAM = 5
-# Longest source in tokens; what is longer is cut.
-MAX_SOURCE = 1024
 # Most words of a translation, as in the published scripts.
 MAX_LENGTH = 200
 # What `translate` takes at most; more would be a slip of the hand.
 MOST_LENGTH = 4096
 MOST_PENALTY = 10.0
-# Shapes that programs are compiled for.
-SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
-TIME_BUCKETS = (16, 32, 64, 128)
-# A bucket of so few sentences, among many others, gets no shape of its own.
-FEW = 8
-# Source positions of a batch; more gains nothing on a few cores.
-BATCH_TOKENS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,15 @@ EMPTY = Translation((Hypothesis("", 0.0, ()),))
 
 
 class Translator:
-    """An exported subnet, ready to run. Made by `Translator.load`."""
+    """An exported subnet, ready to run. Made by `Translator.load`.
+
+    Attributes:
+      manifest: what the export says of itself.
+      subnet: its architecture.
+      tokenizer: None for an export that is run on token ids.
+      kernels: what it runs on: "native", the project's kernels for CPUs, or "xla".
+      why_xla: why not on the kernels, in one line; "" where it does, or was not to.
+    """
 
     def __init__(
         self,
@@ -90,25 +100,46 @@ class Translator:
         weights: dict[str, Any],
         tokenizer: Tokenizer | None,
         device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
+        kernels: str,
+        why_xla: str,
+        on_compile: Callable[[str], None],
     ):
         self._folder = folder
         self.manifest = manifest
         self.subnet: Subnet = subnet.from_json(manifest["subnet"])
         self.tokenizer = tokenizer
+        self.kernels = kernels
+        self.why_xla = why_xla
         self._device = device
         self._weights = jax.device_put(weights, device)
         self._programs: dict[int, Callable] = {}
+        self._on_compile = on_compile
+        self._compiling = threading.RLock()
+        self._compiled: set[tuple[int, ...]] = set()
 
     @classmethod
-    def load(cls, folder: str | Path, platform: str = "cpu") -> "Translator":
+    def load(
+        cls,
+        folder: str | Path,
+        platform: str = "cpu",
+        kernels: str = "auto",
+        on_compile: Callable[[str], None] = lambda what: None,
+    ) -> "Translator":
         """Reads an export.
+
+        Where JAX has no persistent compilation cache yet, it gets one in the export, if that can be
+        written: the second start is then fast.
 
         Args:
           folder: of the export.
           platform: "cpu" or "gpu"; what to run on.
+          kernels: "native" for the project's kernels, which need a CPU and, once, a C compiler;
+            "xla" for XLA's operations alone; "auto" for the first where it can be had.
+          on_compile: called with what is being compiled, where that takes a while (it is not in the
+            cache).
 
         Raises:
-          UserError: no export, one that is damaged, or not made for this platform.
+          UserError: no export, one that is damaged, or not made for this platform or kernels.
         """
         folder = files.expanded(folder)
         manifest = read_manifest(folder)
@@ -120,16 +151,23 @@ class Translator:
                 f"export {folder} was made for {', '.join(manifest['platforms'])}; export it "
                 f"again with --config.export.platforms=cpu,{names[0]}"
             )
+        if manifest.get("layout") != LAYOUT:
+            raise UserError(
+                f"export {folder} was written by another version; write it again with "
+                "launch/export.py"
+            )
+        kernels, why_xla = _kernels(kernels, platform, manifest, folder)
         try:
             device = jax.local_devices(backend=platform)[0]
         except RuntimeError:
             raise UserError(f"JAX finds no {platform} here; use --platform=cpu") from None
-        try:
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as e:
-            raise UserError(f"weights {folder / WEIGHTS} cannot be read: {e}") from None
+        weights = weight_file.load(folder / WEIGHTS)
+        if kernels == "xla":
+            weights = unpack(weights, manifest["vocab_sizes"][1])
         tokenizer = tokenizers.load(folder / "tokenizer") if manifest["tokenizer"] else None
-        return cls(folder, manifest, weights, tokenizer, device)
+        if not compile_cache.enabled() and os.access(folder, os.W_OK):
+            compile_cache.enable(folder / COMPILED, environment=False)
+        return cls(folder, manifest, weights, tokenizer, device, kernels, why_xla, on_compile)
 
     def translate(
         self,
@@ -138,6 +176,7 @@ class Translator:
         length_penalty: float = 0.6,
         num_hypotheses: int = 1,
         max_length: int = MAX_LENGTH,
+        batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Translation]:
         """Translates sentences, in their order.
@@ -148,6 +187,7 @@ class Translator:
           length_penalty: power of the length that scores are divided by.
           num_hypotheses: how many to return, at most `beam_size`.
           max_length: most tokens of a translation.
+          batch_tokens: source tokens, padding included, that are translated together on a core.
           progress: called with (sentences done, all).
 
         Raises:
@@ -162,7 +202,7 @@ class Translator:
         full = [i for i, text in enumerate(texts) if text]
         ids = self.tokenizer.encode([texts[i] for i in full])
         found = self.translate_ids(
-            ids, beam_size, length_penalty, num_hypotheses, max_length, progress
+            ids, beam_size, length_penalty, num_hypotheses, max_length, batch_tokens, progress
         )
         results = [EMPTY] * len(texts)
         for i, translation in zip(full, found, strict=True):
@@ -181,9 +221,55 @@ class Translator:
         length_penalty: float = 0.6,
         num_hypotheses: int = 1,
         max_length: int = MAX_LENGTH,
+        batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Translation]:
         """As `translate`, from and to token ids; sources end with eos, texts stay empty."""
+        if batch_tokens < 1:
+            raise UserError(f"batch_tokens is {batch_tokens}; at least 1 is needed")
+        beam_size, length_penalty, num_hypotheses, max_length = self.check(
+            beam_size, length_penalty, num_hypotheses, max_length
+        )
+        cut = [len(s) > MAX_SOURCE for s in sources]
+        sources = [s if len(s) <= MAX_SOURCE else [*s[: MAX_SOURCE - 1], EOS_ID] for s in sources]
+        results: list[Translation] = [EMPTY] * len(sources)
+        # First with a cache for usual lengths; what does not end in it is run again with a full
+        # one. The result is that of the full one.
+        full = max_length + 1
+        step_bytes = 8 * beam_size * self.subnet.qkv_dim * len(self.subnet.decoder.layers)
+        left, done = list(range(len(sources))), 0
+        for last in (False, True):
+            unfinished = [] if last else stragglers(sources)
+            left = sorted(set(left) - set(unfinished))
+            work = list(batches(sources, left, full, step_bytes, last, batch_tokens))
+
+            def run(batch: Batch) -> dict[str, np.ndarray]:
+                numbers = (batch.time, 1, max_length, length_penalty)
+                return {
+                    name: np.asarray(value)
+                    for name, value in self.run(batch.source_BS, beam_size, *numbers).items()
+                }
+
+            for batch, out in self._in_parallel(run, work):
+                for row, i in enumerate(batch.rows):
+                    if out["complete_B"][row] or batch.time == full:
+                        hypotheses = _hypotheses(out, row)[:num_hypotheses]
+                        results[i] = Translation(tuple(hypotheses), cut[i])
+                        done += 1
+                    else:
+                        unfinished.append(i)
+                progress(done, len(sources))
+            left = unfinished
+        return results
+
+    def check(
+        self, beam_size: int | None, length_penalty: float, num_hypotheses: int, max_length: int
+    ) -> tuple[int, float, int, int]:
+        """The same settings, with a beam size where none is given.
+
+        Raises:
+          UserError: one of them is not allowed.
+        """
         beam_size = self.beam_size(beam_size)
         if not 1 <= num_hypotheses <= beam_size:
             raise UserError(
@@ -195,31 +281,30 @@ class Translator:
             raise UserError(
                 f"length_penalty is {length_penalty}; allowed: -{MOST_PENALTY} to {MOST_PENALTY}"
             )
-        cut = [len(s) > MAX_SOURCE for s in sources]
-        sources = [s if len(s) <= MAX_SOURCE else [*s[: MAX_SOURCE - 1], EOS_ID] for s in sources]
-        results: list[Translation] = [EMPTY] * len(sources)
-        # First with a cache for usual lengths; what does not end in it is run again with a full
-        # one. The result is that of the full one.
-        full = max_length + 1
-        left, done = list(range(len(sources))), 0
-        for last in (False, True):
-            unfinished = [] if last else _stragglers(sources)
-            left = [i for i in left if i not in unfinished]
-            for rows, source_BS in _batches(sources, left, one_bucket=last):
-                usual = _bucket(3 * source_BS.shape[1] // 2, TIME_BUCKETS)
-                time = full if last else min(usual, full)
-                out = self.run(source_BS, beam_size, time, 1, max_length, length_penalty)
-                out = {name: np.asarray(value) for name, value in out.items()}
-                for row, i in enumerate(rows):
-                    if out["complete_B"][row] or time == full:
-                        hypotheses = _hypotheses(out, row)[:num_hypotheses]
-                        results[i] = Translation(tuple(hypotheses), cut[i])
-                    else:
-                        unfinished.append(i)
-                done += len(rows) if time == full else int(out["complete_B"][: len(rows)].sum())
-                progress(done, len(sources))
-            left = unfinished
-        return results
+        return beam_size, length_penalty, num_hypotheses, max_length
+
+    def _in_parallel(self, run: Callable[[Batch], Any], work: Sequence[Batch]):
+        """(batch, result) of each batch, as they come.
+
+        Several batches at a time, a core for each, pass by what cores spend waiting for each
+        other within one.
+        """
+        threads = min(native.n_threads(), len(work) // 2) if self.kernels == "native" else 1
+        if threads < 2:
+            for batch in work:
+                yield batch, run(batch)
+            return
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(native.one_thread_a_call())
+            pool = stack.enter_context(futures.ThreadPoolExecutor(threads))
+            # What takes longest first, so that all end at about the same time.
+            order = sorted(work, key=lambda batch: -batch.source_BS.size)
+            running = {pool.submit(run, batch): batch for batch in order}
+            try:
+                for future in futures.as_completed(running):
+                    yield running[future], future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def beam_size(self, wanted: int | None = None) -> int:
         """The beam size to use; `UserError` where the export does not have the wanted one."""
@@ -238,7 +323,7 @@ class Translator:
         """The exported program of a beam size, compiled once per shape when it is called."""
         beam_size = self.beam_size(beam_size)
         if beam_size not in self._programs:
-            path = self._folder / PROGRAM.format(beam_size)
+            path = self._folder / PROGRAM.format(beam_size, self.kernels)
             try:
                 exported = jax_export.deserialize(bytearray(path.read_bytes()))
             except Exception as e:  # the reader of jax.export raises whatever it stumbles over
@@ -264,34 +349,45 @@ class Translator:
             np.int32(max_length),
             np.float32(length_penalty),
         )
-        return self.program(beam_size)(self._weights, *jax.device_put(arguments, self._device))
+        arguments = jax.device_put(arguments, self._device)
+        shape = (beam_size, *source_BS.shape, time)
+        if shape in self._compiled:
+            return self._programs[beam_size](self._weights, *arguments)
+        rows, length = source_BS.shape
+        what = f"{rows} sentence(s) of up to {length} tokens, beam {beam_size}"
+        with self._compiling:  # one shape at a time, and each once
+            program = self.program(beam_size)
+            # From the cache it comes faster than that.
+            note = threading.Timer(SLOW_COMPILE_S, lambda: self._on_compile(what))
+            note.start()
+            try:
+                out = program(self._weights, *arguments)
+            finally:
+                note.cancel()
+            self._compiled.add(shape)
+        return out
 
 
-def _batches(sources: Sequence[Sequence[int]], chosen: Sequence[int], one_bucket: bool):
-    """(indices, padded ids) of batches: by length, few different shapes.
-
-    `one_bucket` puts all sentences into the bucket of the longest: for few of them, compiling for
-    several shapes would cost more than their padding.
-    """
-    by_time: dict[int, list[int]] = {}
-    for i in sorted(chosen, key=lambda i: len(sources[i])):
-        by_time.setdefault(_bucket(len(sources[i]), SOURCE_BUCKETS), []).append(i)
-    if one_bucket and by_time:
-        by_time = {max(by_time): [i for own in by_time.values() for i in own]}
-    for time, own in by_time.items():
-        # Powers of two, and all batches of a bucket alike: few shapes to compile. Rows that only
-        # fill up are all padding and end at once.
-        n_rows = min(1 << (len(own) - 1).bit_length(), BATCH_TOKENS // time)
-        for at in range(0, len(own), n_rows):
-            rows = own[at : at + n_rows]
-            yield rows, pad([sources[i] for i in rows], n_rows, time)
-
-
-def _stragglers(sources: Sequence[Sequence[int]]) -> list[int]:
-    """Sentences of buckets too small to be worth a shape of their own: they are run at the end."""
-    buckets = [_bucket(len(source), SOURCE_BUCKETS) for source in sources]
-    few = {b for b, n in collections.Counter(buckets).items() if n <= FEW < len(sources) / 16}
-    return [i for i, bucket in enumerate(buckets) if bucket in few]
+def _kernels(wanted: str, platform: str, manifest: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """The kernels to run on, and why not the native ones."""
+    if wanted not in ("auto", *KERNELS):
+        raise UserError(f"kernels is {wanted!r}; allowed: auto, {', '.join(KERNELS)}")
+    why = ""
+    if platform != "cpu":
+        why = f"they run on CPUs, not on {platform}"
+    elif "native" not in manifest["kernels"]:
+        why = f"export {folder} has no program for them"
+    elif wanted != "xla":
+        why = native.reason()
+    if wanted == "native" and why:
+        raise UserError(f"the native kernels cannot be used: {why}; use --kernels=xla")
+    chosen = "xla" if why or wanted == "xla" else "native"
+    if chosen not in manifest["kernels"]:
+        raise UserError(
+            f"export {folder} has programs for {', '.join(manifest['kernels'])} only, and these "
+            f"cannot be used: {why or 'xla was asked for'}; write it again with launch/export.py"
+        )
+    return chosen, why if wanted == "auto" and platform == "cpu" else ""
 
 
 def _hypotheses(out: dict[str, np.ndarray], row: int) -> list[Hypothesis]:
@@ -302,16 +398,3 @@ def _hypotheses(out: dict[str, np.ndarray], row: int) -> list[Hypothesis]:
         for tokens, score, length in found
         if score > NEVER / 2
     ]
-
-
-def pad(sources: Sequence[Sequence[int]], rows: int, time: int) -> np.ndarray:
-    """Token ids (rows, time), int32, padded on the right."""
-    out = np.full((rows, time), PAD_ID, np.int32)
-    for row, ids in zip(out, sources, strict=False):
-        row[: len(ids)] = ids
-    return out
-
-
-def _bucket(length: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds a length, or the largest."""
-    return next((b for b in buckets if b >= length), buckets[-1])

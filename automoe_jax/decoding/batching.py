@@ -1,0 +1,91 @@
+"""Which sentences are translated together, and in what shapes.
+
+Programs are compiled for few shapes: sentences are sorted by length into buckets, and batches of a
+bucket have the same number of rows.
+"""
+
+import collections
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from automoe_jax.ids import PAD_ID
+
+# Longest source in tokens; what is longer is cut.
+MAX_SOURCE = 1024
+SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
+TIME_BUCKETS = (16, 32, 64, 128)
+# A bucket of so few sentences, among many others, gets no shape of its own.
+FEW = 8
+# Source positions of a batch; more gains nothing on a few cores.
+BATCH_TOKENS = 2048
+# Bytes of a batch's self-attention caches.
+CACHE_BYTES = 96 << 20
+
+
+class Batch(NamedTuple):
+    """`rows`: indices of its sentences. `source_BS`: padded ids. `time`: steps of its caches."""
+
+    rows: list[int]
+    source_BS: np.ndarray
+    time: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.source_BS.shape, self.time)
+
+
+def batches(
+    sources: Sequence[Sequence[int]],
+    chosen: Sequence[int],
+    most_time: int,
+    step_bytes: int,
+    last: bool,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Iterator[Batch]:
+    """Batches of some of the sentences.
+
+    Args:
+      sources: token ids.
+      chosen: indices of those to translate.
+      most_time: steps of the longest translation.
+      step_bytes: of the caches, for each sentence and step.
+      last: whether to put all into the bucket of the longest, with caches for `most_time`: for few
+        of them, compiling for several shapes would cost more than their padding.
+      batch_tokens: source positions of a batch.
+    """
+    by_bucket: dict[int, list[int]] = {}
+    for i in sorted(chosen, key=lambda i: len(sources[i])):
+        by_bucket.setdefault(bucket(len(sources[i]), SOURCE_BUCKETS), []).append(i)
+    if last and by_bucket:
+        by_bucket = {max(by_bucket): [i for own in by_bucket.values() for i in own]}
+    for length, own in by_bucket.items():
+        time = most_time if last else min(bucket(3 * length // 2, TIME_BUCKETS), most_time)
+        # Powers of two, and all batches of a bucket alike: few shapes to compile. Rows that only
+        # fill up are all padding and end at once.
+        room = min(batch_tokens // length, CACHE_BYTES // (step_bytes * time))
+        n_rows = min(1 << (len(own) - 1).bit_length(), 1 << (max(room, 1).bit_length() - 1))
+        for at in range(0, len(own), n_rows):
+            rows = own[at : at + n_rows]
+            yield Batch(rows, pad([sources[i] for i in rows], n_rows, length), time)
+
+
+def stragglers(sources: Sequence[Sequence[int]]) -> list[int]:
+    """Sentences of buckets too small to be worth a shape of their own: they are run at the end."""
+    own = [bucket(len(source), SOURCE_BUCKETS) for source in sources]
+    few = {b for b, n in collections.Counter(own).items() if n <= FEW < len(sources) / 16}
+    return [i for i, b in enumerate(own) if b in few]
+
+
+def pad(sources: Sequence[Sequence[int]], rows: int, time: int) -> np.ndarray:
+    """Token ids (rows, time), int32, padded on the right."""
+    out = np.full((rows, time), PAD_ID, np.int32)
+    for row, ids in zip(out, sources, strict=False):
+        row[: len(ids)] = ids
+    return out
+
+
+def bucket(length: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds a length, or the largest."""
+    return next((b for b in buckets if b >= length), buckets[-1])

@@ -1,0 +1,61 @@
+"""Weights in a safetensors file that is mapped into memory, not read.
+
+The library's own writer leaves tensors wherever they fall, and its reader copies. Here the header
+is padded and what is a multiple of 64 bytes comes first, so that XLA takes it as it lies there.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automoe_jax.errors import UserError
+
+ALIGNMENT = 64
+_NAMES = {"F32": np.float32, "I8": np.int8, "I32": np.int32}
+_DTYPES = {np.dtype(dtype): name for name, dtype in _NAMES.items()}
+_PREFIX = 8  # bytes of the header's length
+
+
+def save(path: Path, weights: dict[str, np.ndarray]):
+    """Writes float32, int8 and int32 arrays."""
+    order = sorted(weights, key=lambda name: (weights[name].nbytes % ALIGNMENT > 0, name))
+    header: dict[str, Any] = {}
+    at = 0
+    for name in order:
+        array = weights[name]
+        header[name] = {
+            "dtype": _DTYPES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [at, at + array.nbytes],
+        }
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(_PREFIX + len(text)) % ALIGNMENT)
+    with path.open("wb") as f:
+        f.write(len(text).to_bytes(_PREFIX, "little") + text)
+        for name in order:
+            f.write(np.ascontiguousarray(weights[name]).data)
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """Read-only arrays in the mapped file; `UserError` where it is damaged.
+
+    The file must not be overwritten while they are in use; replacing it by another one is safe.
+    """
+    try:
+        mapped = np.memmap(path, np.uint8, "r")
+        start = _PREFIX + int.from_bytes(mapped[:_PREFIX].tobytes(), "little")
+        header = json.loads(mapped[_PREFIX:start].tobytes())
+        header.pop("__metadata__", None)
+        return {name: _view(mapped[start:], **entry) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        reason = str(e) or type(e).__name__
+        raise UserError(f"weights {path} cannot be read: {reason}") from None
+
+
+def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+    start, end = data_offsets
+    # asarray: a plain array, not a memmap, whose every slice would be one too.
+    return np.asarray(data[start:end]).view(_NAMES[dtype]).reshape(shape)

@@ -1,0 +1,66 @@
+"""What quantising an export costs in translation quality, measured and written into it."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from automoe_jax import evaluate, files, phases, prepare, workdir
+from automoe_jax.config import RunConfig
+from automoe_jax.decoding.translator import Translator
+from automoe_jax.extract import Params
+from automoe_jax.progress import Progress
+from automoe_jax.subnet import Subnet
+
+# Validation sentences that both are scored on.
+SENTENCES = 1000
+SCORES = "quantization"
+
+
+def measure(
+    config: RunConfig, run: Path, params: Params, subnet: Subnet, folder: Path, progress: Progress
+) -> float:
+    """BLEU of a quantised export minus that of the same weights in fp32, on validation text.
+
+    Both scores are written into the export's manifest, under `scores`.
+
+    Args:
+      config: of the run.
+      run: its workdir, with the corpus.
+      params: of the export.
+      subnet: its architecture.
+      folder: the quantised export.
+      progress: shows how far translating is.
+    """
+    valid = prepare.corpus_split(config.data, run, "valid")
+    sources, references = evaluate.read_split(valid, SENTENCES)
+    beam = Translator.load(folder).beam_size()
+    programs = dataclasses.replace(config.export, beam_sizes=(beam,), quantize="none")
+    plain = folder.with_name(f".{folder.name}.fp32")
+    fp32 = dataclasses.replace(config, export=programs)
+    phases.export_params(fp32, run, params, subnet, plain, "for comparison")
+    try:
+        bleu = {}
+        for name, path in (("fp32", plain), (config.export.quantize, folder)):
+            task = progress.task(f"translating in {name}", len(sources))
+            scores, _ = evaluate.evaluate(
+                Translator.load(path),
+                sources,
+                references,
+                beam,
+                progress=lambda done, total, task=task: task.update(done),
+            )
+            task.close()
+            bleu[name] = scores.bleu
+    finally:
+        shutil.rmtree(plain, ignore_errors=True)
+    difference = bleu[config.export.quantize] - bleu["fp32"]
+    manifest = files.read_json(folder / workdir.MANIFEST, "export manifest")
+    manifest["scores"][SCORES] = {
+        "bleu": bleu,
+        "difference": difference,
+        "split": "valid",
+        "sentences": len(sources),
+        "beam_size": beam,
+    }
+    files.write_json(folder / workdir.MANIFEST, manifest)
+    return difference
