@@ -335,26 +335,38 @@ typedef struct {
 
 // x in 1..255 is 128 more than the value meant; w in -127..127.
 #if defined(__AVX512VNNI__)
+// Sums are variables of their own, and the instruction is written out: with an array or the
+// compiler's own function all sums are copied at every turn of the loop.
+#define ADD_DOTS(sums, x, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w))
+#define EACH_1(F) F(0)
+#define EACH_2(F) EACH_1(F) F(1)
+#define EACH_3(F) EACH_2(F) F(2)
+#define EACH_4(F) EACH_3(F) F(3)
+#define EACH_5(F) EACH_4(F) F(4)
+#define EACH_6(F) EACH_5(F) F(5)
+#define EACH_7(F) EACH_6(F) F(6)
+#define EACH_8(F) EACH_7(F) F(7)
+#define BEGIN(r)                                              \
+  __m512i a##r = _mm512_setzero_si512(), b##r = a##r;         \
+  const uint8_t* x##r = x[r];
+#define ADD(r)                                                \
+  memcpy(&four, x##r + 4 * i, 4);                             \
+  s = _mm512_set1_epi32(four);                                \
+  ADD_DOTS(a##r, s, w0);                                      \
+  ADD_DOTS(b##r, s, w1);
+#define STORE(r)                                              \
+  _mm512_storeu_si512(tile + r * PANEL, a##r);                \
+  _mm512_storeu_si512(tile + r * PANEL + 16, b##r);
 #define INT_ROWS(R)                                                                            \
   static void int_rows_##R(const uint8_t* const* x, const int8_t* w, int64_t k4, int32_t* tile) { \
-    __m512i a[R][2];                                                                           \
-    for (int r = 0; r < R; r++) a[r][0] = a[r][1] = _mm512_setzero_si512();                    \
-    for (int64_t i = 0; i < k4; i++) {                                                         \
-      __m512i w0 = _mm512_loadu_si512(w + i * 128), w1 = _mm512_loadu_si512(w + i * 128 + 64); \
+    EACH_##R(BEGIN) for (int64_t i = 0; i < k4; i++) {                                         \
+      __m512i w0 = _mm512_loadu_si512(w + i * 128), w1 = _mm512_loadu_si512(w + i * 128 + 64), s; \
+      int32_t four;                                                                            \
       __builtin_prefetch(w + i * 128 + 4096);                                                  \
       __builtin_prefetch(w + i * 128 + 4096 + 64);                                             \
-      for (int r = 0; r < R; r++) {                                                            \
-        int32_t four;                                                                          \
-        memcpy(&four, x[r] + 4 * i, 4);                                                        \
-        __m512i s = _mm512_set1_epi32(four);                                                   \
-        a[r][0] = _mm512_dpbusd_epi32(a[r][0], s, w0);                                         \
-        a[r][1] = _mm512_dpbusd_epi32(a[r][1], s, w1);                                         \
-      }                                                                                        \
+      EACH_##R(ADD)                                                                            \
     }                                                                                          \
-    for (int r = 0; r < R; r++) {                                                              \
-      _mm512_storeu_si512(tile + r * PANEL, a[r][0]);                                          \
-      _mm512_storeu_si512(tile + r * PANEL + 16, a[r][1]);                                     \
-    }                                                                                          \
+    EACH_##R(STORE)                                                                            \
   }
 #elif defined(__AVX2__)
 // Pairs of 16-bit products: the 8-bit instruction would saturate.
@@ -504,10 +516,25 @@ static void quantize_item(void* job, int64_t item, int slot) {
     const float* x = p->x + r * p->k;
     uint8_t* q = p->q + r * p->k4 * 4;
     float top = 0;
-    for (int64_t i = 0; i < p->k; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+    vec tops = {};
+    int64_t i = 0;
+    for (; i + LANES <= p->k; i += LANES) {
+      vec v = *(const vec*)(x + i);
+      tops = larger(tops, larger(v, -v));
+    }
+    for (; i < p->k; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+    top = fmaxf(top, largest(tops));
     float inverse = top > 0 ? 127.0f / top : 0;
-    for (int64_t i = 0; i < p->k; i++) q[i] = (uint8_t)((int32_t)rintf(x[i] * inverse) + 128);
-    for (int64_t i = p->k; i < p->k4 * 4; i++) q[i] = 128;
+    i = 0;
+#if defined(__AVX512F__)
+    for (; i + LANES <= p->k; i += LANES) {
+      __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse)));
+      __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(128)));
+      _mm_storeu_si128((__m128i*)(q + i), bytes);
+    }
+#endif
+    for (; i < p->k; i++) q[i] = (uint8_t)((int32_t)rintf(x[i] * inverse) + 128);
+    for (; i < p->k4 * 4; i++) q[i] = 128;
     p->scale[r] = top / 127.0f;
   }
 }
