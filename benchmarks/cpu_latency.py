@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -42,12 +41,13 @@ CTRANSLATE2_TYPES = ("float32", "int8_float32")
 # A decoder layer: 5 rows through one of 6 experts of this size, 512 wide.
 EXPERTS, EXPERT_SIZE, WIDTH, COPIES = 6, 3072, 512, 8
 STARTUP = """
-import json, resource, sys
-from automoe_jax.decoding.translator import Translator
+import json, sys
+from automoe_jax import Translator
 translator = Translator.load(sys.argv[1])
 translator.translate_ids([json.loads(sys.argv[2])], max_length=30)
-print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                  translator.manifest["weights_bytes"]]))
+with open("/proc/self/status") as f:
+    peak = next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM"))
+print(json.dumps([peak, translator.manifest["weights_bytes"]]))
 """
 
 
@@ -236,7 +236,6 @@ def main():
     result = {
         "benchmark": "cpu_latency",
         **machine(),
-        "peak_of_this_process_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
         "rounds": options.rounds,
         "ms": {name: spread(t) for name, t in times.items()},
         "read_bandwidth_gb_s": bandwidth / 1e9,

@@ -4,7 +4,7 @@ python benchmarks/cpu_throughput.py --json [--workdir=runs/multi30k_dense]
 
 3,000 sentences of Multi30k (all of its validation and test text), beam 5, to their natural ends,
 with the model of configs/multi30k_dense.py, which is trained first where the workdir does not hold
-it. Each engine has a process of its own for each number of threads; on 600 sentences it tries batch
+it. Each engine has a process of its own for each number of threads; on 300 sentences it tries batch
 sizes and keeps the best; then all are timed in turns. The translations of both are compared, and
 those in int8 are scored against those in fp32. Needs the shared data; CTranslate2 takes part where
 it is installed (`pip install ctranslate2`).
@@ -29,7 +29,7 @@ from translators import write_ctranslate2 as convert
 
 ROOT = Path(__file__).parent.parent
 CONFIG, SUBNET = "configs/multi30k_dense.py", "configs/subnets/multi30k_dense.json"
-SENTENCES, SAMPLE = 3000, 600
+SENTENCES, SAMPLE = 3000, 300
 SPLITS = ("test", "test2017_flickr", "valid")  # the test set first: it is scored alone too
 N_TEST = 1000
 BATCHES = (256, 512, 1024, 2048, 4096)
@@ -87,7 +87,7 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="only the JSON line on stdout")
     parser.add_argument("--workdir", default=str(ROOT / "runs" / "multi30k_dense"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
     from automoe_jax.data import tokenizer as tokenizers  # noqa: PLC0415
