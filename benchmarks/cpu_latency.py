@@ -68,13 +68,10 @@ def expert_layers() -> dict[str, Callable[[], Any]]:
     import jax  # noqa: PLC0415
     import jax.numpy as jnp  # noqa: PLC0415
 
-    from automoe_jax.decoding.native import available, reason  # noqa: PLC0415
     from automoe_jax.decoding.native_model import _Scope  # noqa: PLC0415
     from automoe_jax.decoding.weights import pack  # noqa: PLC0415
     from automoe_jax.subnet import DecoderLayer  # noqa: PLC0415
 
-    if not available():
-        sys.exit(f"the kernels cannot be used here: {reason()}")
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((BEAM, WIDTH), np.float32))
     programs = {}
@@ -156,6 +153,10 @@ def main():
         if not options.json:
             print(text, file=sys.stderr)
 
+    from automoe_jax.decoding import native  # noqa: PLC0415
+
+    if not native.available():
+        sys.exit(f"the kernels cannot be used here: {native.reason()}")
     cpus = sorted(os.sched_getaffinity(0))
     threads = sorted({1, min(2, len(cpus))})
     with tempfile.TemporaryDirectory() as temporary:

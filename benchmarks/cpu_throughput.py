@@ -28,7 +28,7 @@ from translators import Engine
 from translators import write_ctranslate2 as convert
 
 ROOT = Path(__file__).parent.parent
-CONFIG, SUBNET = "configs/multi30k_dense.py", "configs/subnets/multi30k_dense.json"
+CONFIG, SUBNET = "configs/multi30k_dense.py", "configs/multi30k_dense.json"
 SENTENCES, SAMPLE = 3000, 300
 SPLITS = ("test", "test2017_flickr", "valid")  # the test set first: it is scored alone too
 N_TEST = 1000
@@ -96,6 +96,10 @@ def main():
     run = Path(options.workdir).absolute()
     flags = (f"--config={CONFIG}", f"--workdir={run}")
     launch("train", *flags, f"--subnet={SUBNET}")  # at once where it has been
+    from automoe_jax.decoding import native  # noqa: PLC0415
+
+    if not native.available():
+        sys.exit(f"the kernels cannot be used here: {native.reason()}")
     cpus = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -179,7 +179,7 @@ class Ours:
         from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
 
         if path not in self._loaded:
-            self._loaded[path] = Translator.load(path)
+            self._loaded[path] = Translator.load(path, kernels="native")
         return self._loaded[path]
 
     def latency(self, path: str, compute: str, source: list[int]) -> float:
@@ -255,9 +255,8 @@ class CTranslate2:
 
 
 def _number(word: str) -> int:
-    return {"<s>": 0, "<blank>": PAD, "</s>": EOS, "<unk>": 3}.get(word) or int(
-        word if word.isdigit() else 0
-    )
+    special = {"<s>": 0, "<blank>": PAD, "</s>": EOS, "<unk>": 3}
+    return special[word] if word in special else int(word)
 
 
 class PyTorch:

@@ -1,7 +1,7 @@
 """One dense Transformer on Multi30k, 512 wide: what benchmarks/cpu_throughput.py translates with.
 
 python launch/train.py --config configs/multi30k_dense.py \\
-    --subnet=configs/subnets/multi30k_dense.json
+    --subnet=configs/multi30k_dense.json
 
 29,000 pairs, 8,000 subwords, 3 + 3 layers, 800 steps of 2,048 target tokens: about 18 minutes on 2
 cores.

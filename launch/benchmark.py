@@ -25,6 +25,9 @@ _RUNS = flags.DEFINE_integer(
 )
 _THREADS = flags.DEFINE_integer("threads", 0, "CPU cores to use; 0 for all")
 _PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what to run on")
+_KERNELS = flags.DEFINE_enum(
+    "kernels", _DEFAULT.kernels, ["auto", "native", "xla"], "native needs a CPU and a C compiler"
+)
 _BEAM = flags.DEFINE_integer("beam_size", _DEFAULT.beam_size, "beam size")
 _SOURCE = flags.DEFINE_integer("source_length", _DEFAULT.source_length, "tokens in")
 _TARGET = flags.DEFINE_integer("target_length", _DEFAULT.target_length, "tokens out")
@@ -42,6 +45,7 @@ def main():
         runs=_RUNS.value,
         threads=_THREADS.value,
         platform=_PLATFORM.value,
+        kernels=_KERNELS.value,
         source_length=_SOURCE.value,
         target_length=_TARGET.value,
         beam_size=_BEAM.value,
@@ -69,6 +73,7 @@ def main():
         "themselves",
         "threads": threads,
         "platform": config.platform,
+        "kernels": _used(config),
         "machine": _machine(),
     }
     rows = [_row(i, path, results) for i, path in enumerate(exports)]
@@ -86,7 +91,8 @@ def main():
                 f"{value:.3f} [{low:.3f}, {high:.3f}]",
             )
     Console(width=None if Console().is_terminal else 120).print(table)
-    print(f"{about['protocol']}; {threads} thread(s), {config.platform}, {about['machine']}")
+    kernels = about["kernels"]
+    print(f"{about['protocol']}; {threads} thread(s), {kernels} kernels, {about['machine']}")
 
 
 def _sentences(manifests) -> list[str]:
@@ -107,6 +113,15 @@ def _row(i: int, path: str, results) -> dict:
             "ratio_to_first": ratio(times[i], times[0]),
         }
     return {"export": path, "inputs": inputs}
+
+
+def _used(config: LatencyConfig) -> str:
+    """What the exports were timed on."""
+    from automoe_jax.decoding import native  # noqa: PLC0415
+
+    if config.kernels == "xla" or config.platform != "cpu":
+        return "xla"
+    return "native" if native.available() else f"xla ({native.reason()})"
 
 
 def _machine() -> str:

@@ -24,6 +24,9 @@ _BEAM = flags.DEFINE_integer(
 _PENALTY = flags.DEFINE_float(
     "length_penalty", 0.6, "power of the length that scores are divided by"
 )
+_KERNELS = flags.DEFINE_enum(
+    "kernels", "auto", ["auto", "native", "xla"], "native needs a CPU and a C compiler"
+)
 _OUTPUT = flags.DEFINE_string("output", None, "file for the translations")
 _JSON = flags.DEFINE_bool("json", False, "print the scores as one JSON line")
 
@@ -41,7 +44,7 @@ def main():
         raise UserError(f"--limit is {_LIMIT.value}; it cannot be negative")
     if _OUTPUT.value and Path(_OUTPUT.value).is_dir():
         raise UserError(f"--output {_OUTPUT.value} is a folder; name a file")
-    translator = Translator.load(_EXPORT.value)
+    translator = Translator.load(_EXPORT.value, kernels=_KERNELS.value)
     if _WORKDIR.value is None:
         texts = [files.read_text(f.value or "", f.name) for f in (_SOURCE, _REFERENCE)]
         sources, references = ([t.strip() for t in files.lines(text)] for text in texts)

@@ -44,7 +44,7 @@ def main():
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from automoe_jax import phases, subnet_files, workdir  # noqa: PLC0415
+    from automoe_jax import compile_cache, phases, subnet_files, workdir  # noqa: PLC0415
     from automoe_jax.data import tokenizer as tokenizers  # noqa: PLC0415
     from automoe_jax.extract import extract  # noqa: PLC0415
 
@@ -67,6 +67,7 @@ def main():
             "launch/convert.py (--random_weights needs none)"
         )
     run = phases.open_run(config, run)
+    compile_cache.enable(run / phases.CACHE)
     if subnet is None:
         folder = _TRAINED.value or phases.trained_folder(run)
         params, subnet, step = phases.subnet_params(config, run, folder)

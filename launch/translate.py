@@ -32,7 +32,10 @@ _PENALTY = flags.DEFINE_float(
     "length_penalty", 0.6, "power of the length that scores are divided by"
 )
 _HYPOTHESES = flags.DEFINE_integer(
-    "num_hypotheses", 1, "translations of each line, best first, each on a line of its own"
+    "num_hypotheses",
+    1,
+    "translations of each line, best first, each on a line of its own; "
+    "empty lines where there are fewer",
 )
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 200, "most tokens of a translation")
 _BATCH = flags.DEFINE_integer(
@@ -69,7 +72,7 @@ def main():
         settings = translator.check(
             _BEAM.value, _PENALTY.value, _HYPOTHESES.value, _MAX_LENGTH.value
         )
-        out = _output(stack)
+        out = _output(stack, source.file)
         lines = source.lines()
         task = progress.task("translating", lines) if lines > CHUNK else None
         done = mended = cut = 0
@@ -87,9 +90,12 @@ def main():
             found = translator.translate(texts, *settings, batch_tokens=_BATCH.value, progress=show)
             for translation in found:
                 cut += translation.cut
-                for hypothesis in translation.hypotheses:
-                    score = f"{hypothesis.score:.4f}\t" if _SCORES.value else ""
-                    print(score + hypothesis.text, file=out)
+                # As many lines for each, so that they can be told apart.
+                missing = _HYPOTHESES.value - len(translation.hypotheses)
+                for hypothesis in (*translation.hypotheses, *[None] * missing):
+                    text = "" if hypothesis is None else hypothesis.text
+                    score = float("-inf") if hypothesis is None else hypothesis.score
+                    print(f"{score:.4f}\t{text}" if _SCORES.value else text, file=out)
             out.flush()
             done += len(chunk)
         if task:
@@ -109,7 +115,7 @@ class _Source:
         self.name = _INPUT.value or "standard input"
         path = _INPUT.value
         try:
-            self._file: io.RawIOBase = stack.enter_context(
+            self.file: io.RawIOBase = stack.enter_context(
                 open(path or sys.stdin.fileno(), "rb", 0, closefd=path is not None)  # noqa: SIM115
             )
         except OSError as e:
@@ -124,39 +130,46 @@ class _Source:
 
     def chunks(self) -> Iterator[list[bytes]]:
         """Lines as they come, up to `CHUNK` at a time; no longer than needed is waited."""
-        rest, lines = b"", []
+        begun: list[bytes] = []  # pieces of a line whose end has not come
+        lines: list[bytes] = []
         while True:
             if lines and not self._waiting():
                 yield lines
                 lines = []
-            block = self._file.read(READ_BYTES)
+            block = self.file.read(READ_BYTES)
+            if block is None:  # a pipe that does not wait by itself
+                select.select([self.file], [], [])
+                continue
             if not block:
                 break
-            *whole, rest = (rest + block).split(b"\n")
-            lines += [line.rstrip(b"\r") for line in whole]
+            *whole, rest = block.split(b"\n")
+            if whole:
+                whole[0] = b"".join([*begun, whole[0]])
+                begun = []
+            begun.append(rest)
+            lines += whole
             while len(lines) >= CHUNK:
                 yield lines[:CHUNK]
                 lines = lines[CHUNK:]
-        if rest:
-            lines.append(rest)
+        if any(begun):
+            lines.append(b"".join(begun))
         if lines:
             yield lines
 
     def _waiting(self) -> bool:
         """Whether there is more to read at once (always, for a file)."""
         try:
-            return bool(select.select([self._file], [], [], 0)[0])
+            return bool(select.select([self.file], [], [], 0)[0])
         except (OSError, ValueError):  # where only sockets can be asked
             return True
 
 
-def _output(stack):
+def _output(stack: contextlib.ExitStack, source: io.RawIOBase):
     if _OUTPUT.value is None:
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         return sys.stdout
     path = Path(_OUTPUT.value)
-    same = _INPUT.value and path.exists() and os.path.samefile(path, _INPUT.value)
-    if same:
+    if path.is_file() and os.path.samestat(path.stat(), os.fstat(source.fileno())):
         raise UserError(f"--output {path} is the input; name another file")
     try:
         return stack.enter_context(path.open("w", encoding="utf-8"))

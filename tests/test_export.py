@@ -213,7 +213,16 @@ def test_only_an_export_is_replaced(own_params, folder, tmp_path):
     assert Translator.load(tmp_path / "x").manifest["weights_from"] == "new weights"
 
 
+def test_no_words_at_all(translator):
+    found = translator.translate_ids([[], [5, EOS_ID], []], beam_size=3, max_length=4)
+    assert [t.text for t in found] == ["", "", ""]
+    assert [bool(t.hypotheses[0].ids) for t in found] == [False, True, False]
+
+
 def test_what_is_refused(translator, folder, tmp_path):
+    for ids in ([-1, EOS_ID], [VOCAB, EOS_ID]):
+        with pytest.raises(UserError, match=f"the model has 0 to {VOCAB - 1}"):
+            translator.translate_ids([[5, EOS_ID], ids], beam_size=3)
     with pytest.raises(UserError, match="beam size 7 is not in export"):
         translator.translate(["a"], beam_size=7)
     for value in (float("nan"), -100.0):

@@ -259,6 +259,26 @@ def test_packing_and_back(kind):
         assert dense["a.router.kernel"].dtype == np.float32
 
 
+def test_jobs_of_few_and_many_items_in_turns():
+    """Whoever comes late to a job must not touch the next one."""
+    shapes = [(5, 16, 40), (5, 16, 3000), (40, 16, 100), (5, 16, 64)]
+    work = [(floats(r, k), floats(k, n, seed=1), floats(n, seed=2)) for r, k, n in shapes]
+    packs = [packed(w) for _, w, _ in work]
+
+    @jax.jit
+    def run():
+        return [
+            _call("linear", (r, n), jnp.int32(r), x, *matrix, b)
+            for _ in range(50)
+            for (r, _, n), (x, _, b), matrix in zip(shapes, work, packs, strict=True)
+        ]
+
+    expected = [x @ w + b for x, w, b in work]
+    for _ in range(20):
+        for i, y in enumerate(run()):
+            np.testing.assert_allclose(y, expected[i % len(work)], atol=2e-5)
+
+
 def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(native.Unavailable, match="no C compiler was found"):

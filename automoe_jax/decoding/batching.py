@@ -18,6 +18,7 @@ SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
 TIME_BUCKETS = (16, 32, 64, 128)
 # A bucket of so few sentences, among many others, gets no shape of its own.
 FEW = 8
+FEW_LAST = 32
 # Source positions of a batch; more gains nothing on a few cores.
 BATCH_TOKENS = 2048
 # Bytes of a batch's self-attention caches.
@@ -30,10 +31,6 @@ class Batch(NamedTuple):
     rows: list[int]
     source_BS: np.ndarray
     time: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (*self.source_BS.shape, self.time)
 
 
 def batches(
@@ -51,14 +48,14 @@ def batches(
       chosen: indices of those to translate.
       most_time: steps of the longest translation.
       step_bytes: of the caches, for each sentence and step.
-      last: whether to put all into the bucket of the longest, with caches for `most_time`: for few
-        of them, compiling for several shapes would cost more than their padding.
+      last: whether caches are for `most_time`; few sentences are then all put into the bucket of
+        the longest, for compiling for several shapes would cost more than their padding.
       batch_tokens: source positions of a batch.
     """
     by_bucket: dict[int, list[int]] = {}
     for i in sorted(chosen, key=lambda i: len(sources[i])):
         by_bucket.setdefault(bucket(len(sources[i]), SOURCE_BUCKETS), []).append(i)
-    if last and by_bucket:
+    if last and 0 < len(chosen) <= FEW_LAST:
         by_bucket = {max(by_bucket): [i for own in by_bucket.values() for i in own]}
     for length, own in by_bucket.items():
         time = most_time if last else min(bucket(3 * length // 2, TIME_BUCKETS), most_time)

@@ -99,8 +99,8 @@ def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> Memory:
     d, q = subnet.encoder.embed_dim, subnet.qkv_dim
     real_BS = source_BS != PAD_ID
     length_B = jnp.sum(real_BS, axis=1, dtype=jnp.int32)
-    start_B = jnp.cumsum(length_B) - length_B
-    count = jnp.sum(length_B)
+    start_B = jnp.cumsum(length_B, dtype=jnp.int32) - length_B
+    count = jnp.sum(length_B, dtype=jnp.int32)
     # Words are written one after the other, wherever padding stands.
     time_BS = jnp.cumsum(real_BS, axis=1, dtype=jnp.int32) - 1
     place_BS = jnp.where(real_BS, start_B[:, None] + time_BS, n)

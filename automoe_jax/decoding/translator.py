@@ -32,7 +32,7 @@ KERNELS = ("native", "xla")
 # Beam size and kernels.
 PROGRAM = "program_beam{}_{}.jaxexport"
 # How the weights are laid out; an export with another layout cannot be run.
-LAYOUT = f"panels of {native.PANEL}"
+LAYOUT = f"panels of {native.PANEL}, calls {native.CALLS}"
 # JAX's compilation cache, beside the programs.
 COMPILED = "compiled"
 SLOW_COMPILE_S = 0.4
@@ -114,7 +114,7 @@ class Translator:
         self._weights = jax.device_put(weights, device)
         self._programs: dict[int, Callable] = {}
         self._on_compile = on_compile
-        self._compiling = threading.RLock()
+        self._compiling = threading.Lock()
         self._compiled: set[tuple[int, ...]] = set()
 
     @classmethod
@@ -127,8 +127,9 @@ class Translator:
     ) -> "Translator":
         """Reads an export.
 
-        Where JAX has no persistent compilation cache yet, it gets one in the export, if that can be
-        written: the second start is then fast.
+        Where this process has no compilation cache of JAX's yet, it gets one in this export, if
+        that can be written: the second start is then fast. Like the programs beside it, what stands
+        there is run: load exports of people you trust.
 
         Args:
           folder: of the export.
@@ -136,7 +137,7 @@ class Translator:
           kernels: "native" for the project's kernels, which need a CPU and, once, a C compiler;
             "xla" for XLA's operations alone; "auto" for the first where it can be had.
           on_compile: called with what is being compiled, where that takes a while (it is not in the
-            cache).
+            cache), from a thread of its own.
 
         Raises:
           UserError: no export, one that is damaged, or not made for this platform or kernels.
@@ -166,7 +167,8 @@ class Translator:
             weights = unpack(weights, manifest["vocab_sizes"][1])
         tokenizer = tokenizers.load(folder / "tokenizer") if manifest["tokenizer"] else None
         if not compile_cache.enabled() and os.access(folder, os.W_OK):
-            compile_cache.enable(folder / COMPILED, environment=False)
+            with contextlib.suppress(OSError):  # translating does without
+                compile_cache.enable(folder / COMPILED, environment=False)
         return cls(folder, manifest, weights, tokenizer, device, kernels, why_xla, on_compile)
 
     def translate(
@@ -230,6 +232,13 @@ class Translator:
         beam_size, length_penalty, num_hypotheses, max_length = self.check(
             beam_size, length_penalty, num_hypotheses, max_length
         )
+        words = self.manifest["vocab_sizes"][0]
+        for i, source in enumerate(sources):
+            if source and not 0 <= min(source) <= max(source) < words:
+                raise UserError(
+                    f"sentence {i + 1} has token ids {min(source)} to {max(source)}; the model has "
+                    f"0 to {words - 1}"
+                )
         cut = [len(s) > MAX_SOURCE for s in sources]
         sources = [s if len(s) <= MAX_SOURCE else [*s[: MAX_SOURCE - 1], EOS_ID] for s in sources]
         results: list[Translation] = [EMPTY] * len(sources)
@@ -237,7 +246,8 @@ class Translator:
         # one. The result is that of the full one.
         full = max_length + 1
         step_bytes = 8 * beam_size * self.subnet.qkv_dim * len(self.subnet.decoder.layers)
-        left, done = list(range(len(sources))), 0
+        left = [i for i, source in enumerate(sources) if source]
+        done = len(sources) - len(left)
         for last in (False, True):
             unfinished = [] if last else stragglers(sources)
             left = sorted(set(left) - set(unfinished))
@@ -375,10 +385,10 @@ def _kernels(wanted: str, platform: str, manifest: dict[str, Any], folder: Path)
     why = ""
     if platform != "cpu":
         why = f"they run on CPUs, not on {platform}"
-    elif "native" not in manifest["kernels"]:
-        why = f"export {folder} has no program for them"
     elif wanted != "xla":
         why = native.reason()
+    if not why and "native" not in manifest["kernels"]:
+        why = f"export {folder} has no program for them"
     if wanted == "native" and why:
         raise UserError(f"the native kernels cannot be used: {why}; use --kernels=xla")
     chosen = "xla" if why or wanted == "xla" else "native"

@@ -21,6 +21,9 @@ import jax
 from automoe_jax.compile_cache import machine
 
 SOURCE = Path(__file__).with_name("kernels.c")
+HEADERS = ("pool.h", "memory.h", "vectors.h", "products.h", "calls.h")
+# Goes up when a kernel takes other operands: exported programs name them in order.
+CALLS = 1
 FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-fvisibility=hidden", "-shared", "-fPIC",
@@ -51,7 +54,7 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(build(cache_folder())))
         for name in TARGETS:
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library[name]), platform="cpu")
-    except (Unavailable, OSError) as e:
+    except (Unavailable, OSError, RuntimeError, ValueError) as e:
         return None, " ".join(str(e).split())
     return library, ""
 
@@ -67,10 +70,9 @@ def reason() -> str:
 
 
 def n_threads() -> int:
-    """CPUs that this process may use: what the kernels share their work among."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = os.environ.get("NPROC", "")  # what XLA's own threads obey
-    return min(cpus, int(limit)) if limit.isdigit() and int(limit) else cpus
+    """What the kernels share their work among: CPUs that this process may use, `$NPROC` at most."""
+    library, _ = _library()
+    return 1 if library is None else library.automoe_threads()
 
 
 @contextlib.contextmanager
@@ -95,7 +97,7 @@ def cache_folder() -> Path:
 def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
     """The compiled library, made in `folder` where it is not there yet.
 
-    Its name changes with the source, the flags, the compiler and the machine.
+    Its name changes with the source, the flags, the compiler's name and the machine.
 
     Raises:
       Unavailable: there is no C compiler, or it failed.
@@ -105,7 +107,8 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
     ]
     if not compiler[0] or not shutil.which(compiler[0]):
         raise Unavailable("no C compiler was found (cc, gcc, clang, or what $CC names)")
-    about = [SOURCE.read_text(encoding="utf-8"), *flags, *compiler, machine()]
+    sources = [SOURCE, *map(SOURCE.with_name, HEADERS)]
+    about = [*(path.read_text(encoding="utf-8") for path in sources), *flags, *compiler, machine()]
     name = f"kernels-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
     if (folder / name).exists():
         return folder / name
@@ -113,7 +116,9 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         handle, made = tempfile.mkstemp(suffix=".so", dir=folder)
     except OSError:  # a home that cannot be written
-        folder = Path(tempfile.mkdtemp(prefix="automoe_jax-"))
+        folder = _temporary_folder()
+        if (folder / name).exists():
+            return folder / name
         handle, made = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(handle)
     include = ["-I", jax.ffi.include_dir()]
@@ -128,3 +133,13 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
         raise Unavailable(f"{compiler[0]} could not compile {SOURCE.name}: {failed}")
     os.replace(made, folder / name)  # two processes may build at the same time
     return folder / name
+
+
+def _temporary_folder() -> Path:
+    """A folder of this user's alone: what is loaded from it is run."""
+    folder = Path(tempfile.gettempdir()) / f"automoe_jax-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise Unavailable(f"{folder} belongs to somebody else or can be written by others")
+    return folder
