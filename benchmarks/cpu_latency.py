@@ -3,7 +3,8 @@
 python benchmarks/cpu_latency.py --json
 
 One sentence, 30 tokens in, 30 out, beam 5, random weights, 32,768 words. Each engine has a process
-of its own for each number of threads; all are timed in turns, in one run. The floor of a model is
+of its own for each number of threads; all are timed in turns, in one run, each after a run that
+does not count. The floor of a model is
 what its decoder has to read at every step (the weights one token uses and the output layer), times
 30 steps, at the memory bandwidth measured between the rounds; a cache of the size of the weights
 can beat it. CTranslate2 and PyTorch take part where they are installed
@@ -146,7 +147,7 @@ def timed(program: Callable[[], Any]) -> float:
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="only the JSON line")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
 
     def note(text: str):
