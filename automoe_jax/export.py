@@ -19,6 +19,7 @@ import numpy as np
 from jax import export as jax_export
 
 from automoe_jax import files, subnet_files, workdir
+from automoe_jax.data.lexicon import Lexicon
 from automoe_jax.data.tokenizer import INFO
 from automoe_jax.decoding import beam, model, native, native_model, weight_file
 from automoe_jax.decoding.batching import SOURCE_BUCKETS, TIME_BUCKETS
@@ -31,7 +32,16 @@ from automoe_jax.decoding.translator import (
     PROGRAM,
     WEIGHTS,
 )
-from automoe_jax.decoding.weights import Weights, pack, prepare, quantize, tables, unpack
+from automoe_jax.decoding.weights import (
+    COMMON,
+    LISTED,
+    Weights,
+    pack,
+    prepare,
+    quantize,
+    tables,
+    unpack,
+)
 from automoe_jax.errors import UserError
 from automoe_jax.extract import Params
 from automoe_jax.subnet import to_json
@@ -48,6 +58,7 @@ def export(
     samples: Sequence[str] = (),
     made_by: dict[str, Any] | None = None,
     kernels: Sequence[str] = KERNELS,
+    lexicon: Lexicon | None = None,
 ):
     """Writes an export, beside its name and then renamed.
 
@@ -63,6 +74,7 @@ def export(
       made_by: the config of the run, seed and space included, for the manifest.
       kernels: which kinds of programs to write: "native", "xla" (where export time matters, the
         one that will be run is enough).
+      lexicon: restricts the output layer, sentence by sentence; None for all words.
 
     Raises:
       UserError: `folder` holds something else.
@@ -71,6 +83,8 @@ def export(
     dense = prepare(params, spec.subnet)
     words = tables(dense)
     vocab_sizes = (int(words.source.shape[0]), int(words.output.shape[0]))
+    if lexicon is not None:
+        dense |= {LISTED: lexicon.words_VN, COMMON: lexicon.common_F}
     if config.quantize == "int8":
         dense = quantize(dense)
     packed = pack(dense)
@@ -102,6 +116,7 @@ def export(
             "time_buckets": list(TIME_BUCKETS),
             "platforms": list(config.platforms),
             "quantization": config.quantize,
+            "shortlist": 0 if lexicon is None else int(lexicon.words_VN.shape[1]),
             "kernels": list(programs),
             "layout": LAYOUT,
             "tokenizer": None if tokenizer is None else _tokenizer_kind(tokenizer),

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from automoe_jax import evaluate, files, prepare, workdir
 from automoe_jax.config import RunConfig
+from automoe_jax.data import lexicon, tokens
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.corpus import DataConfig
 from automoe_jax.decoding import native
@@ -278,6 +279,13 @@ def export_params(
     if (run / "tokens").is_dir():  # converted weights can be exported without a corpus
         valid = prepare.corpus_split(config.data, run, "valid")
         samples, _ = evaluate.read_split(valid, N_SAMPLES)
+    translations = None
+    if config.export.shortlist:
+        if not (run / "tokens" / "train").is_dir():
+            raise UserError(f"{run} has no training text to count a shortlist from; leave it out")
+        vocab_sizes = tokenizers.load(run / "tokenizer").vocab_sizes
+        pairs = tokens.load(run / "tokens" / "train")
+        translations = lexicon.build(pairs, *vocab_sizes, config.export.shortlist)
     export(
         params,
         spec(config, subnet),
@@ -288,6 +296,7 @@ def export_params(
         (config.data.source_lang, config.data.target_lang),
         samples,
         config.groups(*(field.name for field in dataclasses.fields(config))),
+        lexicon=translations,
     )
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax import (
+    approximation,
     complexity,
     evaluate,
     files,
     phases,
     prepare,
-    quantized,
     search_phase,
     workdir,
 )
@@ -151,10 +151,10 @@ def _choose(config: RunConfig, path: Path, finalists: list[Subnet], progress: Pr
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary)
     temporary.rename(path / phases.EXPORT)
-    if config.export.quantize != "none":
+    if not config.export.exact:
         params, *_ = phases.subnet_params(config, path, f"{phases.SUBNET}/{chosen + 1}")
         export, subnet = path / phases.EXPORT, finalists[chosen]
-        quantized.measure(config, path, params, subnet, export, progress)
+        approximation.measure(config, path, params, subnet, export, progress)
     files.write_json(choice_file, {"version": 1, "chosen": chosen, "finalists": rows})
     return chosen
 

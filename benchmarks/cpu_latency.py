@@ -4,11 +4,11 @@ python benchmarks/cpu_latency.py --json
 
 One sentence, 30 tokens in, 30 out, beam 5, random weights, 32,768 words. Each engine has a process
 of its own for each number of threads; all are timed in turns, in one run, each after a run that
-does not count. The floor of a model is
-what its decoder has to read at every step (the weights one token uses and the output layer), times
-30 steps, at the memory bandwidth measured between the rounds; a cache of the size of the weights
-can beat it. CTranslate2 and PyTorch take part where they are installed
-(`pip install ctranslate2 torch==2.13.0`); goals that compare with CTranslate2 need it.
+does not count. The floor of a model is what its decoder has to read at every step (the weights one
+token uses and the output layer), times 30 steps, at the memory bandwidth measured between the
+rounds; a cache of the size of the weights can beat it. CTranslate2 and PyTorch take part where
+they are installed (`pip install ctranslate2 torch==2.13.0`); goals that compare with CTranslate2
+need it.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 python launch/export.py --config FILE --workdir DIR                        # the trained subnet
 python launch/export.py --config FILE --workdir DIR --subnet best_1.json   # inherited weights
 python launch/export.py --config FILE --subnet x.json --random_weights --out x
-python launch/export.py --config FILE --workdir DIR --quantize=int8         # smaller and faster
+python launch/export.py --config FILE --workdir DIR --quantize=int8 --shortlist=30   # faster
 """
 
 import dataclasses
@@ -33,14 +33,18 @@ _RANDOM = flags.DEFINE_bool(
 _QUANTIZE = flags.DEFINE_enum(
     "quantize", None, QUANTIZATIONS, "matrices in int8, or none (default: what the config says)"
 )
+_SHORTLIST = flags.DEFINE_integer(
+    "shortlist", None, "target words for each source word that the output layer is restricted to, "
+    "by a lexicon of the training text; 0 for all words (default: what the config says)"
+)  # fmt: skip
 
 
 def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
-    if _QUANTIZE.value:
-        programs = dataclasses.replace(config.export, quantize=_QUANTIZE.value)
-        config = dataclasses.replace(config, export=programs)
+    given = {"quantize": _QUANTIZE.value, "shortlist": _SHORTLIST.value}
+    given = {name: value for name, value in given.items() if value is not None}
+    config = dataclasses.replace(config, export=dataclasses.replace(config.export, **given))
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
@@ -80,16 +84,16 @@ def main():
     out = workdir.resolve(_OUT.value) if _OUT.value else Path(run) / phases.EXPORT
     phases.export_params(config, run, params, subnet, out, origin)
     print(f"exported ({origin}): {out}")
-    if config.export.quantize == "none":
+    if config.export.exact:
         return
     if not (run / "tokens").is_dir():
-        print("the run has no corpus: what quantising costs in BLEU was not measured")
+        print("the run has no corpus: what not being exact costs in BLEU was not measured")
         return
-    from automoe_jax import quantized  # noqa: PLC0415
+    from automoe_jax import approximation  # noqa: PLC0415
 
     progress = common.TerminalProgress()
-    difference = quantized.measure(config, run, params, subnet, out, progress)
-    print(f"BLEU on validation text, {config.export.quantize} minus fp32: {difference:+.2f}")
+    difference = approximation.measure(config, run, params, subnet, out, progress)
+    print(f"BLEU on validation text, this export minus the exact one: {difference:+.2f}")
 
 
 if __name__ == "__main__":

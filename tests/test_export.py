@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from automoe_jax.data import phrases
 from automoe_jax.data import tokenizer as tokenizers
+from automoe_jax.data.lexicon import Lexicon
 from automoe_jax.data.sentence_piece import train
 from automoe_jax.data.tokenizer import TokenizerConfig
 from automoe_jax.decoding import beam, model, native, weight_file
@@ -132,6 +133,33 @@ def test_quantized(folder, quantized, translator):
     difference = [a.score - b.score for a, b in zip(plain, found, strict=True)]
     assert np.abs(np.mean(difference)) < 0.05
     assert any(difference)  # it is another program
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_shortlist(own_params, tmp_path, quantize):
+    """Only words of the lists come; both kinds of programs agree; a list of all words is exact."""
+    rng = np.random.default_rng(0)
+    words = np.stack([rng.permutation(VOCAB)[:4] for _ in range(VOCAB)]).astype(np.int32)
+    words[::5, 2:] = -1
+    some = Lexicon(words, np.array([EOS_ID, 3, 7], np.int32))
+    every = Lexicon(words, np.arange(VOCAB, dtype=np.int32))
+    config = ExportConfig((3,), quantize=quantize)
+    for name, lexicon in (("some", some), ("every", every), ("none", None)):
+        export(own_params, SPEC, config, tmp_path / name, "test", lexicon=lexicon)
+    texts = sources(20, seed=3)
+
+    def found(name, kernels="auto"):
+        return Translator.load(tmp_path / name, kernels=kernels).translate_ids(texts, 3, 0.6, 3, 20)
+
+    listed, by_xla = found("some"), found("some", "xla")
+    tolerance = 1e-4 if quantize == "none" else 1e-2
+    for source, ours, theirs in zip(texts, listed, by_xla, strict=True):
+        allowed = {*some.common_F.tolist(), *words[source].ravel().tolist()}
+        assert all(set(h.ids) <= allowed for h in ours.hypotheses)
+        assert ours.score == pytest.approx(theirs.score, abs=tolerance)
+    if quantize == "none":  # the output layer of a shortlist stays fp32
+        scores = [[t.score for t in found(name)] for name in ("every", "none")]
+        np.testing.assert_allclose(*scores, atol=1e-4)
 
 
 def test_without_kernels(folder, monkeypatch):

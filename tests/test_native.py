@@ -221,6 +221,43 @@ def test_top_words(variant, kind, words):
     assert (best[:, 1:] < NEVER / 2).all()
 
 
+@pytest.mark.parametrize("length", [20, 200])
+def test_top_listed(variant, length):
+    groups, j, d, words, c = 3, 2, 24, 300, 6
+    rng = np.random.default_rng(0)
+    x, table = floats(groups * j, d), floats(words, d, seed=1)
+    listed = np.sort(np.stack([4 + rng.permutation(words - 4)[:length] for _ in range(4)])).astype(
+        np.int32
+    )
+    listed[:, ::7] = -1
+    listed[:, 1] = EOS_ID
+    sentence = np.array([2, 0, 3], np.int32)  # of four; one has ended
+    rows = groups * j
+    shapes = [((rows, c), jnp.float32), ((rows, c), jnp.int32), ((rows,), jnp.float32)]
+
+    def run(barred, only):
+        return map(np.asarray, _calls(
+            f"{variant}top_listed", [jax.ShapeDtypeStruct(*s) for s in shapes], jnp.int32(rows),
+            sentence, x, table, listed, jnp.int32(barred), jnp.int32(only), words=np.int64(words),
+            pad=np.int64(PAD_ID), eos=np.int64(EOS_ID), beams=np.int64(j),
+        ))  # fmt: skip
+
+    logits = np.full((rows, words), NEVER, np.float32)
+    for r in range(rows):
+        own = listed[sentence[r // j]]
+        own = own[own >= 0]
+        logits[r, own] = (x[r] @ table.T)[own]
+    best, word, log_z = run(barred=1, only=0)
+    log_sum = np.log(np.exp(logits.astype(np.float64)).sum(1))
+    np.testing.assert_allclose(log_z, log_sum, atol=1e-5)
+    logits[:, [PAD_ID, EOS_ID]] = NEVER
+    np.testing.assert_array_equal(word, np.argsort(-logits, axis=1, kind="stable")[:, :c])
+    np.testing.assert_allclose(best, np.take_along_axis(logits, word, 1), atol=1e-5)
+    best, word, _ = run(barred=0, only=1)
+    assert (word[:, 0] == EOS_ID).all()
+    assert (best[:, 1:] < NEVER / 2).all()
+
+
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
 def test_a_row_does_not_depend_on_others_or_on_threads(kind):
     x, w, b = floats(150, 64), floats(64, 96, seed=1), floats(96, seed=2)

@@ -20,9 +20,9 @@ TIME_BUCKETS = (16, 32, 64, 128)
 FEW = 8
 FEW_LAST = 32
 # Source positions of a batch; more gains nothing on a few cores.
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 512
 # Bytes of a batch's self-attention caches.
-CACHE_BYTES = 96 << 20
+CACHE_BYTES = 32 << 20
 
 
 class Batch(NamedTuple):

@@ -17,11 +17,14 @@ class ExportConfig:
       platforms: what the programs run on: cpu, cuda, rocm, tpu.
       quantize: "int8" for 8-bit matrices and activations (embeddings, norms and routers stay fp32),
         "none" for fp32.
+      shortlist: target words allowed for each source word, beside the most frequent ones, by a
+        lexicon counted from the training text; 0 for all words, which alone is exact.
     """
 
     beam_sizes: tuple[int, ...] = (1, 4, 5)
     platforms: tuple[str, ...] = ("cpu",)
     quantize: str = "none"
+    shortlist: int = 0
 
     def __post_init__(self):
         if not self.beam_sizes or any(b < 1 for b in self.beam_sizes):
@@ -30,7 +33,14 @@ class ExportConfig:
             raise UserError(
                 f"export.platforms is {self.platforms}; allowed: {', '.join(PLATFORMS)}"
             )
+        if self.shortlist < 0:
+            raise UserError(f"export.shortlist is {self.shortlist}; it cannot be negative")
         if self.quantize not in QUANTIZATIONS:
             raise UserError(
                 f"export.quantize is {self.quantize!r}; allowed: {', '.join(QUANTIZATIONS)}"
             )
+
+    @property
+    def exact(self) -> bool:
+        """Whether exports compute what the model they come from computes."""
+        return self.quantize == "none" and not self.shortlist

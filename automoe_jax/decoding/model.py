@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.decoding.weights import STEPS, tables
+from automoe_jax.decoding.weights import COMMON, LISTED, STEPS, tables
 from automoe_jax.formulas import LAYER_NORM_EPS, MASKED, frequencies
 from automoe_jax.ids import EOS_ID, PAD_ID
 from automoe_jax.subnet import DecoderLayer, EncoderLayer, Subnet
@@ -50,6 +50,13 @@ class Memory(NamedTuple):
     key: jax.Array
     value: jax.Array
     real_BM: jax.Array
+
+
+class Encoded(NamedTuple):
+    """What the decoder reads of the encoder; which words each sentence may use, None for all."""
+
+    memory: list[Memory]
+    allowed_BV: jax.Array | None
 
 
 class Request(NamedTuple):
@@ -162,9 +169,27 @@ def encode(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> list[ja
     return outputs
 
 
-def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> list[Memory]:
+def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> Encoded:
     """Runs the encoder; returns what the decoder reads of it, made once per sentence."""
-    return memories(weights, spec, encode(weights, spec, source_BS), source_BS)
+    memory = memories(weights, spec, encode(weights, spec, source_BS), source_BS)
+    if LISTED not in weights:
+        return Encoded(memory, None)
+    listed_BL = listed(weights, source_BS)
+    b, n_words = source_BS.shape[0], tables(weights).output.shape[0]
+    place_BL = jnp.where(listed_BL < 0, n_words, listed_BL)  # out of range: dropped
+    nobody_BV = jnp.zeros((b, n_words), bool)
+    return Encoded(memory, nobody_BV.at[jnp.arange(b)[:, None], place_BL].set(True, mode="drop"))
+
+
+def listed(weights: dict[str, Any], source_BS: jax.Array) -> jax.Array:
+    """The words that each sentence may use (B, L), int32, each once; -1 elsewhere."""
+    b, s = source_BS.shape
+    own_BSN = jnp.where((source_BS != PAD_ID)[..., None], weights[LISTED][source_BS], -1)
+    own_BL = own_BSN.reshape(b, s * own_BSN.shape[2])
+    common_BL = jnp.broadcast_to(weights[COMMON], (b, weights[COMMON].shape[0]))
+    all_BL = jnp.sort(jnp.concatenate([common_BL, own_BL], axis=1), axis=1)
+    again_BL = jnp.pad(all_BL[:, 1:] == all_BL[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(again_BL, -1, all_BL)
 
 
 def memories(
@@ -266,12 +291,14 @@ def step(
     spec: Spec,
     request: Request,
     caches: list[Cache],
-    memory: list[Memory],
+    encoded: Encoded,
 ) -> tuple[Candidates, list[Cache]]:
     """One step of the decoder, and the candidates that come of it."""
     logits_BJV, caches = decode_step(
-        weights, spec, request.ids_BJ, request.step, request.ancestor_BJT, caches, memory
+        weights, spec, request.ids_BJ, request.step, request.ancestor_BJT, caches, encoded.memory
     )
+    if encoded.allowed_BV is not None:
+        logits_BJV = jnp.where(encoded.allowed_BV[:, None], logits_BJV, NEVER)
     log_z_BJ = jax.nn.logsumexp(logits_BJV, axis=-1)
     v = jnp.arange(logits_BJV.shape[-1])
     barred_V = (v == PAD_ID) | jnp.where(v == EOS_ID, request.eos_barred, request.only_eos)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automoe_jax.decoding.model import Candidates, Request, Spec, sinusoid
-from automoe_jax.decoding.weights import output_name, tables
+from automoe_jax.decoding.model import Candidates, Request, Spec, listed, sinusoid
+from automoe_jax.decoding.weights import LISTED, output_name, tables
 from automoe_jax.ids import EOS_ID, PAD_ID
 from automoe_jax.subnet import DecoderLayer, EncoderLayer
 
@@ -23,11 +23,13 @@ COMPACTS = True
 
 
 class Memory(NamedTuple):
-    """Cross-attention keys and values of each decoder layer and each layer that it attends to."""
+    """Cross-attention keys and values of each decoder layer and each layer that it attends to; the
+    words that each sentence may use, None for all."""
 
     start_B: jax.Array  # first word of each sentence
     length_B: jax.Array
     kv_NQ: list[list[jax.Array]]  # (N, 2 Q)
+    listed_BL: jax.Array | None
 
 
 class Caches(NamedTuple):
@@ -126,7 +128,8 @@ def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> Memory:
         ]
         for i, layer in enumerate(subnet.decoder.layers)
     ]
-    return Memory(start_B, length_B, kv_NQ)
+    listed_BL = listed(weights, source_BS) if LISTED in weights else None
+    return Memory(start_B, length_B, kv_NQ, listed_BL)
 
 
 def empty_caches(spec: Spec, rows, time) -> Caches:
@@ -172,14 +175,20 @@ def step(
         x_RD = scope.experts_add_norm(layer, x_RD)
     words = request.n_words
     c = min(request.n_candidates, words)
-    quantized = "output.kernel" in weights
-    names = ("output.kernel", "output.scale", "output.total")
-    output = [weights[n] for n in (names if quantized else [output_name(weights)])]
     results = [_floats((rows, c)), jax.ShapeDtypeStruct((rows, c), jnp.int32), _floats((rows,))]
-    best_RC, word_RC, log_z_R = _calls(
-        "top_words", results, count, x_RD,
-        *output, request.eos_barred.astype(jnp.int32), request.only_eos.astype(jnp.int32),
-        words=np.int64(words), pad=np.int64(PAD_ID), eos=np.int64(EOS_ID),
-    )  # fmt: skip
+    eos = (request.eos_barred.astype(jnp.int32), request.only_eos.astype(jnp.int32))
+    numbers = {"words": np.int64(words), "pad": np.int64(PAD_ID), "eos": np.int64(EOS_ID)}
+    if memory.listed_BL is None:
+        quantized = "output.kernel" in weights
+        names = ("output.kernel", "output.scale", "output.total")
+        output = [weights[n] for n in (names if quantized else [output_name(weights)])]
+        best_RC, word_RC, log_z_R = _calls(
+            "top_words", results, count, x_RD, *output, *eos, **numbers
+        )
+    else:
+        best_RC, word_RC, log_z_R = _calls(
+            "top_listed", results, count, request.sentence_B, x_RD, tables(weights).output,
+            memory.listed_BL, *eos, beams=np.int64(j), **numbers,
+        )  # fmt: skip
     found = Candidates(best_RC.reshape(b, j, c), word_RC.reshape(b, j, c), log_z_R.reshape(b, j))
     return found, Caches(layers, caches.positions_TD)

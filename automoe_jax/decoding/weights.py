@@ -21,6 +21,9 @@ from automoe_jax.subnet import DecoderLayer, EncoderLayer, Subnet
 
 Weights = dict[str, np.ndarray]
 KERNEL = ".kernel"
+# Of a lexicon: target words of each source word (V, n), -1 where there are fewer; those that any
+# sentence may use.
+LISTED, COMMON = "shortlist.words", "shortlist.common"
 TABLES = ("embedding", "source_embedding", "target_embedding", "output")
 # int8 goes from -127 to 127: the range is symmetric.
 STEPS = 127
@@ -85,12 +88,14 @@ def is_matrix(name: str) -> bool:
 def quantize(weights: Weights) -> Weights:
     """Dense weights with int8 matrices: symmetric, a scale for each output (column).
 
-    The output layer becomes the matrix `output` (D, V); embeddings, routers, norms and biases stay
-    fp32. Nothing is calibrated: activations are quantised row by row as they come.
+    The output layer becomes the matrix `output` (D, V), unless a shortlist leaves little of it to
+    compute; embeddings, routers, norms and biases stay fp32. Nothing is calibrated: activations are
+    quantised row by row as they come.
     """
-    table = output_name(weights)
-    result = {name: w for name, w in weights.items() if name != "output"}
-    result[f"output{KERNEL}"] = weights[table].T
+    result = dict(weights)
+    if LISTED not in weights:
+        result[f"output{KERNEL}"] = weights[output_name(weights)].T
+        result.pop("output", None)
     for name in [n for n in result if is_matrix(n)]:
         w_KN = result[name]
         scale_N = np.abs(w_KN).max(axis=0) / STEPS
@@ -101,9 +106,10 @@ def quantize(weights: Weights) -> Weights:
 
 
 def pack(weights: Weights) -> Weights:
-    """Dense weights in the kernels' layout."""
+    """Dense weights in the kernels' layout; with a shortlist, the output layer stays a table."""
     result: Weights = {}
-    table = None if f"output{KERNEL}" in weights else output_name(weights)
+    whole = f"output{KERNEL}" in weights or LISTED in weights
+    table = None if whole else output_name(weights)
     for name, w in weights.items():
         if name == table:
             result[name] = _panels(w.T)

@@ -23,7 +23,7 @@ from automoe_jax.compile_cache import machine
 SOURCE = Path(__file__).with_name("kernels.c")
 HEADERS = ("pool.h", "memory.h", "vectors.h", "products.h", "calls.h")
 # Goes up when a kernel takes other operands: exported programs name them in order.
-CALLS = 1
+CALLS = 2
 FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-fvisibility=hidden", "-shared", "-fPIC",
@@ -37,6 +37,7 @@ TARGETS = (
     "automoe_self_attention",
     "automoe_experts_add_norm",
     "automoe_top_words",
+    "automoe_top_listed",
 )
 # Columns of a panel of a matrix; PANEL in kernels.c.
 PANEL = 32

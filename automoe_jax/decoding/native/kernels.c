@@ -461,3 +461,103 @@ HANDLER(automoe_top_words) {
   }
   return NULL;
 }
+
+// --- output layer of a shortlist ---------------------------------------------------------------
+
+#define WORDS_PER_PART 64
+
+typedef struct {
+  const float *x, *table;
+  const int32_t *list, *sentence;
+  int64_t d, length, parts, beams, candidates;
+  int32_t barred[2], only;
+  float *top, *total;  // (groups, parts, J)
+  float* best;         // (groups, parts, J, C), falling
+  int32_t* word;
+} Listed;
+
+// Some words of the list of one sentence, for all its beams.
+static void listed_item(void* job, int64_t item, int slot) {
+  (void)slot;
+  const Listed* p = job;
+  int64_t group = item / p->parts, from = item % p->parts * WORDS_PER_PART, c = p->candidates;
+  int64_t n = least(WORDS_PER_PART, p->length - from);
+  const int32_t* list = p->list + p->sentence[group] * p->length + from;
+  for (int64_t r = 0; r < p->beams; r++) {
+    int64_t at = item * p->beams + r;
+    const float* x = p->x + (group * p->beams + r) * p->d;
+    float* best = p->best + at * c;
+    int32_t* word = p->word + at * c;
+    float logits[WORDS_PER_PART];
+    for (int64_t i = 0; i < c; i++) best[i] = LOWEST, word[i] = INT32_MAX;
+    for (int64_t i = 0; i < WORDS_PER_PART; i++) {
+      int32_t id = i < n ? list[i] : -1;
+      logits[i] = -INFINITY;
+      if (id < 0) continue;
+      logits[i] = dot(x, p->table + id * p->d, p->d);
+      int barred = id == p->barred[0] || id == p->barred[1] || (p->only >= 0 && id != p->only);
+      if (!barred) keep(best, word, c, logits[i], id);
+    }
+    vec tops = *(vec*)logits, sums = {};
+    for (int64_t i = LANES; i < WORDS_PER_PART; i += LANES) tops = larger(tops, *(vec*)(logits + i));
+    p->top[at] = largest(tops);
+    p->total[at] = 0;
+    if (p->top[at] == -INFINITY) continue;
+    for (int64_t i = 0; i < WORDS_PER_PART; i += LANES)
+      sums += exponential(*(vec*)(logits + i) - p->top[at]);
+    p->total[at] = sum(sums);
+  }
+}
+
+// [n], sentence of each group of beams (B), x (R, D), table (V, D), words that each sentence may use
+// (B, L), -1 for none, [whether eos is barred], [whether only eos is allowed] -> as automoe_top_words
+HANDLER(automoe_top_listed) {
+  if (answered(f)) return NULL;
+  Arguments a = {.frame = f};
+  int64_t n = next_count(&a);
+  Listed job = {.sentence = next_data(&a), .beams = number(f, "beams")};
+  const XLA_FFI_Buffer* x = next(&a);
+  job.x = x->data;
+  job.d = dim(x, 1);
+  job.table = next_data(&a);
+  const XLA_FFI_Buffer* list = next(&a);
+  job.list = list->data;
+  job.length = dim(list, 1);
+  int64_t barred = next_count(&a), only = next_count(&a), eos = number(f, "eos");
+  int64_t c = dim(f->rets.rets[0], 1), words = number(f, "words");
+  job.candidates = c;
+  job.barred[0] = number(f, "pad");
+  job.barred[1] = barred ? eos : -1;
+  job.only = only ? eos : -1;
+  job.parts = up(job.length, WORDS_PER_PART);
+  int64_t groups = n / job.beams, cells = groups * job.parts * job.beams;
+  float* memory = scratch(PARTS, cells * (2 + 2 * c) * 4);
+  if (!memory) return NO_MEMORY(f);
+  job.top = memory;
+  job.total = job.top + cells;
+  job.best = job.total + cells;
+  job.word = (int32_t*)(job.best + cells * c);
+  share(groups * job.parts, listed_item, &job);
+  float* best = result(f, 0);
+  int32_t* word = result(f, 1);
+  float* log_sum = result(f, 2);
+  for (int64_t r = 0; r < n; r++) {
+    int64_t first = r / job.beams * job.parts * job.beams + r % job.beams;
+    float m = -INFINITY;
+    double total = 0;
+    for (int64_t i = 0; i < c; i++) best[r * c + i] = LOWEST, word[r * c + i] = INT32_MAX;
+    for (int64_t i = 0; i < job.parts; i++) {
+      int64_t at = first + i * job.beams;
+      m = fmaxf(m, job.top[at]);
+      for (int64_t k = 0; k < c; k++)
+        keep(best + r * c, word + r * c, c, job.best[at * c + k], job.word[at * c + k]);
+    }
+    for (int64_t i = 0; i < job.parts; i++) {
+      int64_t at = first + i * job.beams;
+      if (job.total[at] > 0) total += (double)job.total[at] * exp((double)(job.top[at] - m));
+    }
+    for (int64_t i = 0; i < c; i++) word[r * c + i] = least(word[r * c + i], words - 1);
+    log_sum[r] = m + (float)log(total);
+  }
+  return NULL;
+}

@@ -1,4 +1,6 @@
-"""What quantising an export costs in translation quality, measured and written into it."""
+"""What an export that is not exact (int8, a shortlist) costs in quality, measured and written
+into it.
+"""
 
 import dataclasses
 import shutil
@@ -13,13 +15,14 @@ from automoe_jax.subnet import Subnet
 
 # Validation sentences that both are scored on.
 SENTENCES = 1000
-SCORES = "quantization"
+SCORES = "approximation"
+EXACT = "exact"
 
 
 def measure(
     config: RunConfig, run: Path, params: Params, subnet: Subnet, folder: Path, progress: Progress
 ) -> float:
-    """BLEU of a quantised export minus that of the same weights in fp32, on validation text.
+    """BLEU of an export minus that of the same weights exported exactly, on validation text.
 
     Both scores are written into the export's manifest, under `scores`.
 
@@ -28,20 +31,20 @@ def measure(
       run: its workdir, with the corpus.
       params: of the export.
       subnet: its architecture.
-      folder: the quantised export.
+      folder: the export.
       progress: shows how far translating is.
     """
     valid = prepare.corpus_split(config.data, run, "valid")
     sources, references = evaluate.read_split(valid, SENTENCES)
     beam = Translator.load(folder).beam_size()
-    programs = dataclasses.replace(config.export, beam_sizes=(beam,), quantize="none")
-    plain = folder.with_name(f".{folder.name}.fp32")
-    fp32 = dataclasses.replace(config, export=programs)
-    phases.export_params(fp32, run, params, subnet, plain, "for comparison")
+    programs = dataclasses.replace(config.export, beam_sizes=(beam,), quantize="none", shortlist=0)
+    plain = folder.with_name(f".{folder.name}.{EXACT}")
+    exact = dataclasses.replace(config, export=programs)
+    phases.export_params(exact, run, params, subnet, plain, "for comparison")
     try:
         bleu = {}
-        for name, path in (("fp32", plain), (config.export.quantize, folder)):
-            task = progress.task(f"translating in {name}", len(sources))
+        for name, path in ((EXACT, plain), ("export", folder)):
+            task = progress.task(f"translating ({name})", len(sources))
             scores, _ = evaluate.evaluate(
                 Translator.load(path),
                 sources,
@@ -53,7 +56,7 @@ def measure(
             bleu[name] = scores.bleu
     finally:
         shutil.rmtree(plain, ignore_errors=True)
-    difference = bleu[config.export.quantize] - bleu["fp32"]
+    difference = bleu["export"] - bleu[EXACT]
     manifest = files.read_json(folder / workdir.MANIFEST, "export manifest")
     manifest["scores"][SCORES] = {
         "bleu": bleu,

@@ -1,0 +1,72 @@
+"""Which target words a source word is translated by, counted from the training text.
+
+IBM Model 1 (Brown et al., 1993) by expectation maximisation; the source's eos stands for its empty
+word. Letters: V source words, N target words for each, F frequent target words, O pairs of words
+that occur in the same pair of sentences.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from automoe_jax.data.tokens import TokenPairs
+from automoe_jax.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+
+# More text changes the lists little.
+MOST_PAIRS = 50_000
+ROUNDS = 4
+# Frequent target words that every sentence may use.
+COMMON = 256
+
+
+class Lexicon(NamedTuple):
+    """`words_VN`: best first, -1 where there are fewer. `common_F`: may stand anywhere."""
+
+    words_VN: np.ndarray
+    common_F: np.ndarray
+
+
+def build(
+    pairs: TokenPairs, n_source: int, n_target: int, per_word: int, common: int = COMMON
+) -> Lexicon:
+    """Translations of each source word.
+
+    Args:
+      pairs: training text.
+      n_source: V.
+      n_target: words of the output layer.
+      per_word: N.
+      common: how many of the most frequent target words every sentence may use; eos and the
+        unknown word are added.
+    """
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_PAIRS)).astype(np.int64))
+    sources, targets = [], []
+    for i in chosen:
+        # Once each: how often a word stands in a sentence says little of its translation.
+        source, target = np.unique(pairs.source[i]), np.unique(pairs.target[i])
+        sources.append(np.tile(source, len(target)).astype(np.int64))
+        targets.append(np.repeat(target, len(source)).astype(np.int64))
+    widths = [len(np.unique(pairs.source[i])) for i in chosen]
+    heights = [len(s) // w for s, w in zip(sources, widths, strict=True)]
+    # A target word's possible sources stand side by side; where each group begins:
+    group = np.repeat(np.array(widths), heights)
+    starts = np.concatenate([[0], np.cumsum(group)[:-1]])
+    source_O = np.concatenate(sources)
+    key_O = source_O * n_target + np.concatenate(targets)
+    keys, which_O = np.unique(key_O, return_inverse=True)
+    source_K = keys // n_target
+    p_K = np.ones(len(keys))
+    for _ in range(ROUNDS):
+        p_O = p_K[which_O]
+        share_O = p_O / np.repeat(np.add.reduceat(p_O, starts), group)
+        count_K = np.bincount(which_O, share_O)
+        p_K = count_K / np.bincount(source_K, count_K, n_source)[source_K]
+    order = np.lexsort((-p_K, source_K))
+    rank = np.arange(len(keys)) - np.searchsorted(source_K[order], source_K[order])
+    best = order[rank < per_word]
+    words_VN = np.full((n_source, per_word), -1, np.int32)
+    words_VN[source_K[best], rank[rank < per_word]] = keys[best] % n_target
+    frequency = np.bincount(pairs.target.ids, minlength=n_target)
+    frequency[[BOS_ID, PAD_ID, EOS_ID, UNK_ID]] = 0
+    frequent = np.argsort(-frequency, kind="stable")[: min(common, np.count_nonzero(frequency))]
+    return Lexicon(words_VN, np.concatenate([[EOS_ID, UNK_ID], frequent]).astype(np.int32))
