@@ -73,4 +73,10 @@ def _glibc() -> bool:
 
 def _trim(event: str, duration_secs: float, **kwargs: str | int):
     if event == COMPILED and duration_secs > _LONG_S:
+        trim()
+
+
+def trim():
+    """Has malloc give back what it keeps for the process."""
+    if _glibc():
         ctypes.CDLL(None).malloc_trim(0)

@@ -22,7 +22,7 @@ FEW_LAST = 32
 # Source positions of a batch; more gains nothing on a few cores.
 BATCH_TOKENS = 512
 # Bytes of a batch's self-attention caches.
-CACHE_BYTES = 32 << 20
+CACHE_BYTES = 16 << 20
 
 
 class Batch(NamedTuple):

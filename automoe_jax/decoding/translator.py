@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from automoe_jax import compile_cache, files, subnet, workdir
+from automoe_jax import compile_cache, files, huge_pages, subnet, workdir
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.tokenizer import Tokenizer
 from automoe_jax.decoding import native, weight_file
@@ -375,6 +375,7 @@ class Translator:
             finally:
                 note.cancel()
             self._compiled.add(shape)
+            huge_pages.trim()  # what compiling leaves is more than translating needs
         return out
 
 
