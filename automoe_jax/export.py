@@ -22,7 +22,7 @@ from automoe_jax import files, subnet_files, workdir
 from automoe_jax.data.lexicon import Lexicon
 from automoe_jax.data.tokenizer import INFO
 from automoe_jax.decoding import beam, model, native, native_model, weight_file
-from automoe_jax.decoding.batching import SOURCE_BUCKETS, TIME_BUCKETS
+from automoe_jax.decoding.batching import SOURCE_BUCKETS
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.model import Spec
 from automoe_jax.decoding.translator import (
@@ -113,7 +113,6 @@ def export(
             "vocab_sizes": list(vocab_sizes),
             "beam_sizes": list(config.beam_sizes),
             "source_buckets": list(SOURCE_BUCKETS),
-            "time_buckets": list(TIME_BUCKETS),
             "platforms": list(config.platforms),
             "quantization": config.quantize,
             "shortlist": 0 if lexicon is None else int(lexicon.words_VN.shape[1]),

@@ -15,7 +15,6 @@ from automoe_jax.ids import PAD_ID
 # Longest source in tokens; what is longer is cut.
 MAX_SOURCE = 1024
 SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
-TIME_BUCKETS = (16, 32, 64, 128)
 # A bucket of so few sentences, among many others, gets no shape of its own.
 FEW = 8
 FEW_LAST = 32
@@ -58,7 +57,7 @@ def batches(
     if last and 0 < len(chosen) <= FEW_LAST:
         by_bucket = {max(by_bucket): [i for own in by_bucket.values() for i in own]}
     for length, own in by_bucket.items():
-        time = most_time if last else min(bucket(3 * length // 2, TIME_BUCKETS), most_time)
+        time = most_time if last else min(3 * length // 2, most_time)
         # Powers of two, and all batches of a bucket alike: few shapes to compile. Rows that only
         # fill up are all padding and end at once.
         room = min(batch_tokens // length, CACHE_BYTES // (step_bytes * time))

@@ -370,12 +370,13 @@ class Translator:
             # From the cache it comes faster than that.
             note = threading.Timer(SLOW_COMPILE_S, lambda: self._on_compile(what))
             note.start()
+            huge_pages.trim()  # compiling takes more memory than translating
             try:
                 out = program(self._weights, *arguments)
             finally:
                 note.cancel()
             self._compiled.add(shape)
-            huge_pages.trim()  # what compiling leaves is more than translating needs
+            huge_pages.trim()
         return out
 
 
