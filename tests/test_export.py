@@ -281,6 +281,22 @@ def test_damaged_export_is_one_line(folder, tmp_path, name):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("kernels", ["native", "xla"])
+def test_export_replaced_while_it_is_loaded(folder, tmp_path, kernels):
+    if kernels == "native" and not native.available():
+        pytest.skip(native.reason())
+    copy = shutil.copytree(folder, tmp_path / "x")
+    translator = Translator.load(copy, kernels=kernels)
+    other = SPACE.sample(np.random.default_rng(5))
+    export(
+        jax.tree.map(np.asarray, extract(PARAMS, other, HULL)),
+        Spec(other, HULL.encoder.embed_dim, HULL.decoder.embed_dim),
+        ExportConfig((1, 3)), copy, "test", folder / "tokenizer", ("en", "de"), [],
+    )  # fmt: skip
+    with pytest.raises(UserError, match="load the export again"):
+        translator.translate(["today is monday."])
+
+
 def test_nothing_of_training_is_imported(folder):
     """A fresh process loads the export and translates without the training code."""
     code = f"""

@@ -1,5 +1,6 @@
 """The kernels against NumPy, in every variant that this machine can run."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -338,4 +339,19 @@ def test_threads_follow_nproc():
     done = subprocess.run(
         [sys.executable, "-c", code], env={"NPROC": "1"}, capture_output=True, text=True, check=True
     )
+    assert done.stdout == "1\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_works_alone():
+    code = """
+import os
+from automoe_jax.decoding import native
+native.n_threads()  # the workers are there
+child = os.fork()
+if not child:
+    os._exit(native.n_threads())
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

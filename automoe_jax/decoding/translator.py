@@ -339,6 +339,9 @@ class Translator:
             except Exception as e:  # the reader of jax.export raises whatever it stumbles over
                 reason = str(e) or type(e).__name__
                 raise UserError(f"program {path} cannot be read: {reason}") from None
+            given = [(x.shape, x.dtype) for x in jax.tree.leaves(self._weights)]
+            if given != [(x.shape, x.dtype) for x in exported.in_avals[: len(given)]]:
+                raise UserError(f"program {path} is of other weights; load the export again")
             self._programs[beam_size] = jax.jit(exported.call)
         return self._programs[beam_size]
 

@@ -71,7 +71,10 @@ def reason() -> str:
 
 
 def n_threads() -> int:
-    """What the kernels share their work among: CPUs that this process may use, `$NPROC` at most."""
+    """What the kernels share their work among: CPUs that this process may use.
+
+    Its affinity, the quota of its container and `$NPROC` each limit them.
+    """
     library, _ = _library()
     return 1 if library is None else library.automoe_threads()
 

@@ -73,18 +73,46 @@ static void* worker(void* argument) {
   return NULL;
 }
 
+#if defined(__linux__)
+// CPUs of a container's quota (cgroup 2, else 1), rounded up; 0 where there is none.
+static int quota(void) {
+  double allowed = -1, period = 0;
+  FILE* f = fopen("/sys/fs/cgroup/cpu.max", "r");
+  if (f) {
+    if (fscanf(f, "%lf %lf", &allowed, &period) != 2) allowed = -1;  // "max 100000": no limit
+    fclose(f);
+  } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
+    if (fscanf(f, "%lf", &allowed) != 1) allowed = -1;
+    fclose(f);
+    if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) {
+      if (fscanf(f, "%lf", &period) != 1) period = 0;
+      fclose(f);
+    }
+  }
+  return allowed > 0 && period > 0 ? (int)((allowed + period - 1) / period) : 0;
+}
+#endif
+
 static int count_threads(void) {
   int n = (int)sysconf(_SC_NPROCESSORS_ONLN);
 #if defined(__linux__)
   cpu_set_t set;
   if (!sched_getaffinity(0, sizeof set, &set)) n = CPU_COUNT(&set);
+  int most = quota();
+  if (most && most < n) n = most;
 #endif
   const char* limit = getenv("NPROC");  // what XLA's own pool obeys
   if (limit && atoi(limit) > 0 && atoi(limit) < n) n = atoi(limit);
   return n < 1 ? 1 : n > 64 ? 64 : n;
 }
 
+// A forked child has no workers, and the lock may have been held by a thread that it lacks.
+static void without_workers(void) {
+  pool.threads = 1;
+}
+
 static void start_pool(void) {
+  pthread_atfork(NULL, NULL, without_workers);
   pool.threads = count_threads();
   for (int i = 1; i < pool.threads; i++) {
     pthread_t thread;
