@@ -15,7 +15,8 @@ from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.errors import UserError
 from automoe_jax.latency import LatencyConfig
 from automoe_jax.pipeline_config import PipelineConfig
-from automoe_jax.search.config import ConstraintConfig, SearchConfig
+from automoe_jax.predictor.config import PredictorConfig
+from automoe_jax.search.config import SearchConfig
 from automoe_jax.space import SearchSpace
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 
@@ -33,8 +34,8 @@ class RunConfig:
       training: of the supernet.
       sampling: of subnets during it.
       subnet_training: of a stand-alone subnet.
-      search: the algorithm.
-      constraint: its limits.
+      search: the algorithm and its limits.
+      predictor: how a latency model is made.
       latency: how latency is measured.
       export: what an export holds.
       pipeline: how the phases are put together.
@@ -49,7 +50,7 @@ class RunConfig:
     sampling: SamplingConfig
     subnet_training: TrainingConfig
     search: SearchConfig
-    constraint: ConstraintConfig
+    predictor: PredictorConfig
     latency: LatencyConfig
     export: ExportConfig
     pipeline: PipelineConfig
@@ -69,7 +70,7 @@ _DEFAULTS = RunConfig(
     sampling=SamplingConfig(),
     subnet_training=TrainingConfig(),
     search=SearchConfig(),
-    constraint=ConstraintConfig(),
+    predictor=PredictorConfig(),
     latency=LatencyConfig(),
     export=ExportConfig(),
     pipeline=PipelineConfig(),
@@ -103,19 +104,22 @@ def resolve(config: ConfigDict) -> RunConfig:
                 raise UserError(f"config.seed is {value!r}; an integer of at least 0 is needed")
             values[name] = value
         else:
-            values[name] = _group(name, type(getattr(_DEFAULTS, name)), value)
+            values[name] = _group(name, getattr(_DEFAULTS, name), value)
     return RunConfig(**values)
 
 
-def _group(name: str, kind: type, group: Any):
+def _group(name: str, defaults: Any, group: Any):
+    kind = type(defaults)
     known = {f.name: f for f in dataclasses.fields(kind)}
-    defaults = getattr(_DEFAULTS, name)
     values = {}
     for field, given in group.items():
         if field not in known:
             raise UserError(f"config.{name}.{field} is not a field; fields: {', '.join(known)}")
         value: Any = given
         wanted = type(getattr(defaults, field))
+        if dataclasses.is_dataclass(wanted):
+            values[field] = _group(f"{name}.{field}", getattr(defaults, field), value)
+            continue
         if wanted is tuple:
             value = _as_tuple(value)
         if wanted is float and type(value) is int:
@@ -136,7 +140,7 @@ def _group(name: str, kind: type, group: Any):
     try:
         return kind(**values)
     except UserError as e:
-        where = str(e).removeprefix(f"{name}.")
+        where = str(e).removeprefix(f"{name.rsplit('.', maxsplit=1)[-1]}.")
         raise type(e)(f"config.{name}.{where}") from None
 
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 _LOADED: dict[tuple[str, str, str], Any] = {}
-_MOST_LOADED = 4
+_MOST_LOADED = 8
 
 
 def main():

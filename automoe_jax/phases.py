@@ -20,6 +20,9 @@ from automoe_jax.decoding.model import Spec
 from automoe_jax.errors import UserError
 from automoe_jax.export import export, random_params
 from automoe_jax.extract import Params, extract
+from automoe_jax.predictor import fit as predictor
+from automoe_jax.predictor import model as predictor_model
+from automoe_jax.predictor.model import LatencyModel
 from automoe_jax.progress import Progress
 from automoe_jax.search.history import HISTORY, MEASUREMENTS
 from automoe_jax.subnet import Subnet, from_json, to_json
@@ -29,6 +32,7 @@ from automoe_jax.training.loop import Trained
 SUPERNET, SUBNET, SEARCH, EXPORT = "supernet", "subnet", "search", "export"
 CHOSEN = "chosen.json"  # in subnet/, which finalist the pipeline keeps
 CACHE = ".jax_cache"  # compiled programs
+LATENCY_MODEL, LATENCY_MEASUREMENTS = "latency_model.json", "latency measurements"
 # Sentences kept in an export for benchmarking on real text.
 N_SAMPLES = 32
 
@@ -95,7 +99,7 @@ def claim_search(config: RunConfig, folder: Path, step: int | None):
       folder: of the search.
       step: of the supernet; None for random weights.
     """
-    groups = config.groups("seed", "data", "tokenizer", "space", "search", "constraint", "latency")
+    groups = config.groups("seed", "data", "tokenizer", "space", "search", "predictor", "latency")
     begun = (folder / HISTORY).exists()
     if not begun:
         (folder / MEASUREMENTS).unlink(missing_ok=True)  # of a search that came to nothing
@@ -306,6 +310,69 @@ def export_random(config: RunConfig, subnet: Subnet, folder: Path, vocab_sizes: 
     abstract = loop.abstract_state(what, config.subnet_training, config.seed).params
     params = random_params(abstract, config.seed)
     export(params, spec(config, subnet), config.export, folder, "random")
+
+
+def latency_model(
+    config: RunConfig,
+    run: Path,
+    inherited: "Inherited",
+    vocab_sizes: tuple[int, int],
+    progress: Progress,
+) -> LatencyModel:
+    """The latency model that a config names, or the run's, made now where it is missing.
+
+    Raises:
+      UserError: it is of another protocol than the config's.
+    """
+    latency, quantize = config.latency, config.export.quantize
+    path = Path(config.search.latency_model or run / LATENCY_MODEL)
+    task = predictor.task_of(latency, vocab_sizes[1], quantize)
+    if not path.exists() and not config.search.latency_model:
+        fit_latency_model(config, run, inherited, vocab_sizes, path, progress)
+    model = predictor_model.load(path)
+    for line in model.strange(predictor.made_for(latency)):
+        progress.note(f"warning: {line}")
+    same = None if model.task is None else dataclasses.replace(model.task, cache_bytes=0)
+    if same not in (None, dataclasses.replace(task, cache_bytes=0)):
+        raise UserError(
+            f"{path} is a latency model of {same}, and the config asks for {task}; fit another "
+            "one with launch/fit_latency.py"
+        )
+    progress.note(f"latency model {path}: {model.how}")
+    return model
+
+
+def fit_latency_model(
+    config: RunConfig,
+    run: Path,
+    inherited: "Inherited",
+    vocab_sizes: tuple[int, int],
+    path: Path,
+    progress: Progress,
+) -> LatencyModel:
+    """Times subnets, fits a model and writes it; goes on from what an earlier start has timed."""
+    folder = path.with_suffix(".measurements")
+    task = predictor.task_of(config.latency, vocab_sizes[1], config.export.quantize)
+    about = {
+        **config.groups("space", "latency", "predictor", "seed"),
+        "task": dataclasses.asdict(task),
+        "made_for": predictor.made_for(config.latency),
+    }
+    workdir.claim(folder, LATENCY_MEASUREMENTS, about, (folder / MEASUREMENTS).exists())
+    count = config.predictor.subnets + config.predictor.held_out
+    progress.note(f"making a latency model of this machine: {count} subnets are timed")
+    model = predictor.fit(
+        config.space,
+        config.latency,
+        config.predictor,
+        task,
+        inherited.export_for_timing,
+        folder,
+        progress,
+        config.seed,
+    )
+    model.save(path)
+    return model
 
 
 class Inherited:

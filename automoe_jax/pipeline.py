@@ -18,6 +18,7 @@ from automoe_jax import (
     phases,
     prepare,
     search_phase,
+    search_result,
     workdir,
 )
 from automoe_jax.config import RunConfig
@@ -70,9 +71,9 @@ def run(config: RunConfig, folder: str | Path, progress: Progress) -> dict[str, 
     search_folder = path / phases.SEARCH
     with seconds("search"):
         phases.claim_search(config, search_folder, step)
-        if not (search_folder / search_phase.RESULT).exists():
+        if not (search_folder / search_result.RESULT).exists():
             search_phase.run_search(config, path, search_folder, data, params, progress)
-    found = files.read_json(search_folder / search_phase.RESULT, "search result")
+    found = files.read_json(search_folder / search_result.RESULT, "search result")
     finalists = [load(search_folder / best["file"]) for best in found["best"]]
     finalists = finalists[: config.pipeline.finalists]
 
@@ -222,7 +223,7 @@ def _compare(
     scores, translations = evaluate.evaluate(translator, sources, references, beam)
     _add_scores(path / phases.EXPORT, {"test": dataclasses.asdict(scores)})
     shutil.rmtree(path / REPORT / ".exports", ignore_errors=True)
-    limit = config.constraint.latency_ratio
+    limit = config.search.constraint.latency_ratio
     return {
         "version": 1,
         "rows": rows,
@@ -231,7 +232,7 @@ def _compare(
         "limits": found["limits"],
         "limit_ratio": limit or None,
         "searched_loss": next(
-            b["loss"] for b in found["best"] if load(path / "search" / b["file"]) == chosen
+            b["sample_loss"] for b in found["best"] if load(path / "search" / b["file"]) == chosen
         ),
         "random": {k: found["random"][k] for k in ("count", "median_loss", "best_loss")},
         "examples": [

@@ -1,27 +1,34 @@
-"""The search phase: supernet and limits in, subnet files, history and plot out."""
+"""The search phase: supernet and limits in, subnet files, history and pictures out."""
 
 import dataclasses
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from automoe_jax import complexity, files, phases, subnet_files
+from automoe_jax import evaluate, phases, prepare, search_result, subnet_files
 from automoe_jax.config import RunConfig
+from automoe_jax.costs import HOW, Counted
 from automoe_jax.errors import UserError
 from automoe_jax.extract import Params
+from automoe_jax.latency import GOLD_RUNS
+from automoe_jax.latency_source import NAME, LatencySource
+from automoe_jax.objectives import Loss, Objective, Text
+from automoe_jax.predictor.model import LatencyModel
 from automoe_jax.prepare import Prepared
 from automoe_jax.progress import Progress
-from automoe_jax.report.plots import search_plot
+from automoe_jax.search.config import ConstraintConfig
 from automoe_jax.search.evolution import Candidate, InfeasibleError, Scored, search
+from automoe_jax.search.front import front
 from automoe_jax.search.history import History
 from automoe_jax.search.limits import Limit, Limits
-from automoe_jax.subnet import Subnet, from_json, short_name, to_json
+from automoe_jax.subnet import Subnet, short_name, to_json
 from automoe_jax.timing import SubnetTimer, Verdict
-from automoe_jax.training import loop, parallel
+from automoe_jax.training.population import PopulationScorer
 
-RESULT = "result.json"
+FULL = "full_score"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +36,9 @@ class Found:
     """A subnet that the search returns."""
 
     subnet: Subnet
-    loss: float
+    loss: float  # on the whole validation set
     costs: dict[str, float]
-    verdict: Verdict | None  # where latency is limited
+    verdict: Verdict | None  # where latency is limited and measured
 
 
 def run_search(
@@ -44,11 +51,11 @@ def run_search(
 ) -> list[Found]:
     """Searches with inherited weights; best first.
 
-    Writes into `folder`: `best_1.json` and on, `history.jsonl`, `measurements.jsonl`, `search.png`,
-    `result.json`. A search that was killed goes on where it was.
+    Writes into `folder`: `best_1.json` and on, `history.jsonl`, `measurements.jsonl`,
+    `front.json`, pictures, `result.json`. A search that was killed goes on where it was.
 
     Args:
-      config: groups `search`, `constraint`, `latency`.
+      config: groups `search`, `predictor`, `latency`.
       run: workdir.
       folder: of this search, `search/` in the workdir by default.
       data: validation pairs to score on.
@@ -59,207 +66,306 @@ def run_search(
       UserError: no limit is given.
       InfeasibleError: nothing within the limits.
     """
-    constraint = config.constraint
-    if not (constraint.latency_ms or constraint.latency_ratio or constraint.gflops):
+    if not (config.search.constraint.any or config.search.algorithm == "nsga2"):
         raise UserError(
-            "no limit for the search: set constraint.latency_ms, constraint.latency_ratio or "
-            "constraint.gflops"
+            "no limit for the search: set one of search.constraint, as "
+            "--config.search.constraint.latency_ratio=0.5 (latency_ms, gflops, active_params_m, "
+            "params_m and size_mb are the others), or draw a front with "
+            "--config.search.algorithm=nsga2"
         )
-    history = History(folder)
-    space = config.space
-    timer = None
-    try:
-        if constraint.latency_ms or constraint.latency_ratio:
-            inherited = phases.Inherited(config, run, params, "supernet")
-            known = history.value("latency_ms", space.smallest())
-            timer = SubnetTimer(
-                config.latency,
-                config.search.latency_runs,
+    return Search(config, run, folder, data, params, progress).run()
+
+
+class Search:
+    """One search: what its steps share."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Path,
+        folder: Path,
+        data: Prepared,
+        params: Params,
+        progress: Progress,
+    ):
+        self.config, self.folder, self.progress = config, folder, progress
+        self.space, self.search = config.space, config.search
+        self.history = History(folder)
+        self.start = subnet_files.load(self.search.start) if self.search.start else None
+        if self.start is not None:
+            self.space.validate(self.start)
+        self.counted = Counted(self.space, config.export, data.tokenizer.vocab_sizes)
+        trained = phases.trained(config, data.tokenizer.vocab_sizes)
+        self.scorer = PopulationScorer(trained, config.training, params)
+        inherited = phases.Inherited(config, run, params, "supernet")
+        self.objective = self._objective(inherited, run, data)
+        self.latency = self._latency(inherited, run, data) if self.search.needs_latency else None
+
+    def _objective(self, inherited: phases.Inherited, run: Path, data: Prepared) -> Objective:
+        if self.search.objective == "loss":
+            import jax  # noqa: PLC0415
+
+            count = self.search.eval_pairs
+            return Loss(self.scorer, data.valid, count, jax.local_device_count())
+        valid = prepare.corpus_split(self.config.data, run, "valid")
+        sources, references = evaluate.read_split(valid)
+        beam = min(self.config.export.beam_sizes)
+        return Text(
+            self.search.objective,
+            lambda subnet, folder: inherited.export(subnet, folder, (beam,)),
+            self.folder / ".objective",
+            sources,
+            references,
+            self.search.objective_sentences,
+            beam,
+        )
+
+    def _latency(self, inherited: phases.Inherited, run: Path, data: Prepared) -> LatencySource:
+        mode = self.search.latency
+
+        def make_model() -> LatencyModel:
+            vocab_sizes = data.tokenizer.vocab_sizes
+            return phases.latency_model(self.config, run, inherited, vocab_sizes, self.progress)
+
+        runs = GOLD_RUNS if mode == "gold" else self.search.latency_runs
+
+        def start_timer(reference_ms: float | None) -> SubnetTimer:
+            return SubnetTimer(
+                self.config.latency,
+                runs,
                 inherited.export_for_timing,
-                space.smallest(),
-                known[0] if known else None,
-                folder / ".timing",
+                self.space.smallest(),
+                reference_ms,
+                self.folder / ".timing",
             )
-        return _search(config, folder, history, timer, data, params, progress)
-    finally:
-        if timer is not None:
-            timer.close()
 
+        budget = self.search.measurements if mode == "verified" else float("inf")
+        smallest = self.space.smallest()
+        return LatencySource(mode, self.history, start_timer, make_model, smallest, budget)
 
-def _gflops(subnet: Subnet) -> float:
-    return complexity.count(subnet).flops / 1e9
+    # --- limits and costs --------------------------------------------------------------------
 
-
-def _limits(config: RunConfig, history: History, timer: SubnetTimer | None) -> list[Limit]:
-    """The limits of the config; a ratio becomes a number of ms here."""
-    constraint = config.constraint
-    limits = []
-    if constraint.gflops:
-        how = "counted: 30 tokens in and out, uniform routing"
-        limits.append(Limit("gflops", constraint.gflops, _gflops, how, "gflops"))
-    if timer is not None:
-        most, field = constraint.latency_ms, "latency_ms"
-        limit = Limit("latency_ms", most, timer.measure, timer.how, field)
-        if constraint.latency_ratio:
-            largest = Limits([limit], history).value(limit, config.space.largest())
-            limit = dataclasses.replace(
-                limit, most=constraint.latency_ratio * largest, field="latency_ratio"
-            )
-        limits.append(limit)
-    return limits
-
-
-def _search(
-    config: RunConfig,
-    folder: Path,
-    history: History,
-    timer: SubnetTimer | None,
-    data: Prepared,
-    params: Params,
-    progress: Progress,
-) -> list[Found]:
-    space = config.space
-    limits_list = _limits(config, history, timer)
-    limits = Limits(limits_list, history)
-    for limit in limits_list:
-        progress.note(f"limit: {limit.name} <= {limit.most:.4g} ({limit.how})")
-    limits.require(space.smallest())
-
-    what = phases.trained(config, data.tokenizer.vocab_sizes)
-    evaluator = loop.Evaluator(what, data.valid, config.training, config.search.eval_pairs)
-    replicated = parallel.replicate(params)
-
-    def loss_of(subnet: Subnet) -> float:
-        return evaluator.loss(replicated, subnet)
-
-    task = progress.task("searching", config.search.samples)
-    counts = {"drawn": 0, "within": 0, "best": float("inf")}
-
-    def score(candidates: list[Candidate]) -> list[float]:
-        losses = []
-        for candidate in candidates:
-            loss = history.loss(candidate.subnet)
-            if loss is None:
-                loss = loss_of(candidate.subnet)
-                history.scored(candidate.subnet, loss, **_about(candidate, limits))
-            counts["best"] = min(counts["best"], loss)
-            losses.append(loss)
-            task.update(counts["within"], best=f"{counts['best']:.4f}")
-        return losses
-
-    def told(iteration: int, scored: list[Scored]):
-        median = statistics.median(s.loss for s in scored)
-        progress.note(
-            f"iteration {iteration}: {len(scored)} subnets, best loss {scored[0].loss:.4f}, "
-            f"median {median:.4f}"
-        )
-
-    def within(subnet: Subnet) -> bool:
-        inside = limits.within(subnet)
-        counts["drawn"] += 1
-        counts["within"] += inside
-        task.update(counts["within"], drawn=counts["drawn"])
-        return inside
-
-    rng = np.random.default_rng([0x5EA2C4, config.seed])
-    try:
-        scored = search(space, config.search, rng, within, score, told)
-    finally:
-        task.close()
-    found = _verify(config, scored, limits, timer, progress)
-    _write(config, folder, found, scored, history, limits_list, loss_of)
-    return found
-
-
-def _about(candidate: Candidate, limits: Limits) -> dict[str, Any]:
-    """What the history says of a candidate besides its loss."""
-    return {
-        "iteration": candidate.iteration,
-        "origin": candidate.origin,
-        "parents": [to_json(p) for p in candidate.parents],
-        "constraints": limits.about(candidate.subnet),
-        "costs": _costs(candidate.subnet, limits),
-    }
-
-
-def _costs(subnet: Subnet, limits: Limits) -> dict[str, float]:
-    """FLOPs and whatever else is limited, by name."""
-    return {
-        "gflops": _gflops(subnet),
-        **{name: about["value"] for name, about in limits.about(subnet).items()},
-    }
-
-
-def _verify(
-    config: RunConfig,
-    scored: list[Scored],
-    limits: Limits,
-    timer: SubnetTimer | None,
-    progress: Progress,
-) -> list[Found]:
-    """The best `keep` that also pass a final measurement beside the largest subnet."""
-    found: list[Found] = []
-    constraint, space = config.constraint, config.space
-    for s in scored:
-        if len(found) == config.search.keep:
-            break
-        subnet = s.candidate.subnet
-        verdict = None
-        if timer is not None:
-            verdict = timer.verify(subnet, space.largest())
-            value, most, unit = verdict.latency.mean_ms, constraint.latency_ms, "ms"
+    def _limits(self) -> Limits:
+        """The limits of the config; a ratio becomes a number of ms here."""
+        constraint = self.search.constraint
+        limits = []
+        for name, how in HOW.items():
+            most = getattr(constraint, name)
+            if most:
+                limits.append(Limit(name, most, self._counter(name), lambda _, h=how: h, name))
+        if self.latency is not None:
+            self.latency.begin()
+            bounds = []
+            if constraint.latency_ms:
+                bounds.append((constraint.latency_ms, "latency_ms"))
             if constraint.latency_ratio:
-                # The upper end of its interval: so that it also holds when measured again.
-                value, most = verdict.ratio_high, constraint.latency_ratio
-                unit = "of the largest subnet's latency at the upper end of its interval"
-            if value > most:
-                progress.note(
-                    f"{short_name(subnet)} (loss {s.loss:.4f}) fails the final measurement: "
-                    f"{value:.3g} {unit}, limit {most:.3g}; going on to the next"
+                largest = self.space.largest()
+                measured = self.latency.measures
+                ms = self.latency.measure(largest) if measured else self.latency.value(largest)
+                bounds.append((constraint.latency_ratio * ms, "latency_ratio"))
+            if bounds:
+                most, field = min(bounds)
+                self.latency.most = most
+                limits.append(Limit(NAME, most, self.latency.value, self.latency.how, field))
+        return Limits(limits)
+
+    def _counter(self, name: str) -> Callable[[Subnet], float]:
+        return lambda subnet: self.counted(subnet)[name]
+
+    def costs(self, subnet: Subnet) -> dict[str, float]:
+        """Everything known of what a subnet costs, by name."""
+        found = dict(self.counted(subnet))
+        if self.latency is not None:
+            found[NAME] = self.latency.value(subnet)
+        return found
+
+    def _front_costs(self, subnet: Subnet) -> tuple[float, ...]:
+        known = self.costs(subnet)
+        return tuple(known[name] for name in self.search.front)
+
+    # --- the search --------------------------------------------------------------------------
+
+    def run(self) -> list[Found]:
+        """All of it."""
+        try:
+            limits = self._limits()
+            limits.require(self.space.smallest())
+            for limit in limits.all:
+                how = limit.how(self.space.largest())
+                self.progress.note(f"limit: {limit.name} <= {limit.most:.4g} ({how})")
+            scored = self._run(limits)
+            finalists = self._rescored(scored, limits)
+            on_front = self._front(scored)
+            if self.search.algorithm == "nsga2":
+                finalists = [s for s in finalists if s in on_front] or on_front
+            found = self._verify(finalists, scored, limits)
+            return search_result.write(self, limits, scored, on_front, found)
+        finally:
+            if self.latency is not None:
+                self.latency.close()
+
+    def _run(self, limits: Limits) -> list[Scored]:
+        task = self.progress.task("searching", self.search.samples)
+        counts = {"drawn": 0, "scored": 0, "best": float("inf")}
+
+        def score(candidates: list[Candidate]) -> list[float]:
+            losses: dict[Subnet, float] = {}
+            at_once = self.objective.at_once
+            missing = [c for c in candidates if self.history.loss(c.subnet) is None]
+            for start in range(0, len(missing), at_once):
+                group = missing[start : start + at_once]
+                values = self.objective.crowd([c.subnet for c in group])
+                for candidate, loss in zip(group, values, strict=True):
+                    self.history.scored(candidate.subnet, loss, **self._about(candidate, limits))
+                    counts["best"] = min(counts["best"], loss)
+                task.update(counts["scored"] + start + len(group), best=f"{counts['best']:.4f}")
+            for candidate in candidates:
+                loss = self.history.loss(candidate.subnet)
+                assert loss is not None
+                losses[candidate.subnet] = loss
+            counts["scored"] += len(candidates)
+            counts["best"] = min([counts["best"], *losses.values()])
+            task.update(counts["scored"], best=f"{counts['best']:.4f}")
+            return [losses[c.subnet] for c in candidates]
+
+        def told(iteration: int, scored: list[Scored]):
+            median = statistics.median(s.loss for s in scored)
+            measured = "" if self.latency is None else f", {self.latency.used} latencies measured"
+            self.progress.note(
+                f"iteration {iteration}: {len(scored)} subnets, best {scored[0].loss:.4f}, "
+                f"median {median:.4f}{measured}"
+            )
+
+        def within(subnet: Subnet) -> bool:
+            counts["drawn"] += 1
+            return limits.within(subnet)
+
+        choose: dict[str, Any] = {}
+        if self.latency is not None and self.search.limits_latency:
+            iterations = self.search.iterations + 1
+            choose["select"] = self.latency.select(limits.within, self.search.keep, iterations)
+        rng = np.random.default_rng([0x5EA2C4, self.config.seed, self.search.seed])
+        try:
+            return search(
+                self.space, self.search, rng, within, score, told,
+                costs=self._front_costs, start=self.start, **choose,
+            )  # fmt: skip
+        finally:
+            task.close()
+
+    def _about(self, candidate: Candidate, limits: Limits) -> dict[str, Any]:
+        """What the history says of a candidate besides its score."""
+        about = {
+            "iteration": candidate.iteration,
+            "origin": candidate.origin,
+            "parents": [to_json(p) for p in candidate.parents],
+            "constraints": limits.about(candidate.subnet),
+            "costs": self.costs(candidate.subnet),
+        }
+        if self.search.objective != "loss":
+            about["objective"] = self.search.objective
+        return about
+
+    def full(self, subnet: Subnet) -> float:
+        """The score on the whole validation set."""
+        known = self.history.value(FULL, subnet)
+        if known is None:
+            known = (self.objective.full(subnet), self.objective.label)
+            self.history.measured(FULL, subnet, *known)
+        return known[0]
+
+    def _rescored(self, scored: list[Scored], limits: Limits) -> list[Scored]:
+        """The best that are still within the limits, by their score on all validation pairs."""
+        most = max(self.search.parents, 2 * self.search.keep)
+        best = [s for s in scored if limits.within(s.candidate.subnet)][:most]
+        self.progress.note(f"scoring the last {len(best)} on the whole validation set")
+        again = [Scored(s.candidate, self.full(s.candidate.subnet)) for s in best]
+        return sorted(again, key=lambda s: s.loss)
+
+    def _front(self, scored: list[Scored]) -> list[Scored]:
+        """What nothing scored beats in score and cost; measured, where the mode says so."""
+        names = self.front_names
+        measures = (
+            self.search.algorithm == "nsga2"
+            and self.latency is not None
+            and self.latency.mode == "verified"
+        )
+        while True:
+            points = []
+            for s in scored:
+                known = self.costs(s.candidate.subnet)
+                points.append((s.loss, *(known[name] for name in names)))
+            on_front = [scored[i] for i in front(points)]
+            if not measures or self.latency is None or self.latency.left <= 0:
+                return on_front
+            predicted = [s for s in on_front if not self.latency.knows(s.candidate.subnet)]
+            if not predicted:
+                return on_front
+            spread = np.linspace(0, len(predicted) - 1, min(len(predicted), int(self.latency.left)))
+            for i in sorted(set(spread.round().astype(int).tolist())):
+                self.latency.measure(predicted[i].candidate.subnet)
+
+    @property
+    def front_names(self) -> tuple[str, ...]:
+        """Costs that the front is over, beside the score."""
+        if self.search.algorithm == "nsga2":
+            return self.search.front
+        constraint = self.search.constraint
+        if self.latency is not None:
+            return (NAME,)
+        return (next(name for name in HOW if getattr(constraint, name)),)
+
+    def _verify(self, finalists: list[Scored], scored: list[Scored], limits: Limits) -> list[Found]:
+        """The best `keep` that also pass a final measurement beside the largest subnet."""
+        if self.latency is None or not self.latency.measures or not self.search.limits_latency:
+            best = finalists[: self.search.keep]
+            return [self._found(s, None) for s in best]
+        found: list[Found] = []
+        slower = 1.0  # than when the candidates were timed
+        tried: set[Subnet] = set()
+        order = finalists + [s for s in scored if limits.within(s.candidate.subnet)]
+        for s in order:
+            subnet = s.candidate.subnet
+            if len(found) == self.search.keep or (found and self.latency.left <= 0):
+                break
+            if subnet in tried:
+                continue
+            tried.add(subnet)
+            if self.latency.value(subnet) * slower > self.latency.most:
+                continue
+            if self.latency.left > 1 or not found:
+                self.latency.measure(subnet)
+            if self.latency.value(subnet) * slower > self.latency.most:
+                continue
+            verdict = self.latency.verify(subnet, self.space.largest())
+            failed = _failed(verdict, self.search.constraint)
+            if failed:
+                slower = max(slower, verdict.high_ms / self.latency.value(subnet))
+                self.progress.note(
+                    f"{short_name(subnet)} (score {s.loss:.4f}) fails the final measurement: "
+                    f"{failed}; going on to the next"
                 )
                 continue
-        found.append(Found(subnet, s.loss, _costs(subnet, limits), verdict))
-    if not found:
-        raise InfeasibleError(
-            f"none of the {len(scored)} candidates passed the final latency measurement; raise "
-            "the limit a little or search longer"
-        )
-    return found
+            found.append(self._found(s, verdict))
+        if not found:
+            fastest = min(tried, key=self.latency.value)
+            raise InfeasibleError(
+                f"none of the {len(tried)} best candidates passed the final latency measurement; "
+                f"the fastest of them is {short_name(fastest)} with "
+                f"{self.latency.value(fastest):.4g} ms; raise the limit a little or search longer"
+            )
+        return sorted(found, key=lambda f: f.loss)
+
+    def _found(self, s: Scored, verdict: Verdict | None) -> Found:
+        subnet = s.candidate.subnet
+        return Found(subnet, self.full(subnet), self.costs(subnet), verdict)
 
 
-def _write(config, folder, found, scored, history, limits_list, loss_of):
-    for i, f in enumerate(found, 1):
-        subnet_files.save(f.subnet, folder / f"best_{i}.json")
-    space = config.space
-    first = [s for s in scored if s.candidate.iteration == 0 and s.candidate.origin == "sample"]
-    # The random baseline is the first one drawn, not the best of them.
-    order = {from_json(line["subnet"]): i for i, line in enumerate(history.lines)}
-    first.sort(key=lambda s: order[s.candidate.subnet])
-    losses = [s.loss for s in first]
-    result = {
-        "version": 1,
-        "limits": {x.name: {"most": x.most, "how": x.how} for x in limits_list},
-        "best": [
-            {
-                "file": f"best_{i}.json",
-                "loss": f.loss,
-                "costs": f.costs,
-                "verified": None if f.verdict is None else dataclasses.asdict(f.verdict),
-            }
-            for i, f in enumerate(found, 1)
-        ],
-        "scored": len(scored),
-        "random": {
-            "count": len(first),
-            "median_loss": statistics.median(losses) if losses else None,
-            "best_loss": min(losses) if losses else None,
-            "first": to_json(first[0].candidate.subnet) if first else None,
-        },
-        "largest_loss": loss_of(space.largest()),
-        "smallest_loss": loss_of(space.smallest()),
-    }
-    x_name = "latency_ms" if any(x.name == "latency_ms" for x in limits_list) else "gflops"
-    most = next((x.most for x in limits_list if x.name == x_name), None)
-    marked = {"found": (found[0].costs[x_name], found[0].loss)}
-    search_plot(history.lines, x_name, folder / "search.png", most, marked)
-    files.write_json(folder / RESULT, result)
+def _failed(verdict: Verdict, limit: ConstraintConfig) -> str:
+    """Which limit the upper end of a final measurement's interval is beyond, or nothing."""
+    at = "at the upper end of its interval, limit"
+    if limit.latency_ms and verdict.high_ms > limit.latency_ms:
+        return f"{verdict.high_ms:.4g} ms {at} {limit.latency_ms:.4g}"
+    if limit.latency_ratio and verdict.ratio_high > limit.latency_ratio:
+        return f"{verdict.ratio_high:.4g} of the largest's {at} {limit.latency_ratio:.4g}"
+    return ""

@@ -1,15 +1,28 @@
 """Latency of subnets that still live in a supernet: exported, timed, corrected for drift."""
 
 import dataclasses
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from automoe_jax.latency import Latency, LatencyConfig, Timer, ratio, summarise
+from automoe_jax.latency import Latency, LatencyConfig, Timer, interval, ratio, summarise
 from automoe_jax.subnet import Subnet
 
 # Writes an export of a subnet for one beam size.
 ExportForTiming = Callable[[Subnet, Path, int], None]
+# Runs after which it is looked whether more are needed; exports timed in turns.
+CHUNK, GROUP = 10, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One subnet's latency in ms: the protocol's mean, corrected for drift, its 95 % interval."""
+
+    ms: float
+    low: float
+    high: float
+    runs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +31,15 @@ class Verdict:
 
     latency: Latency
     largest: Latency
+    low_ms: float  # 95 % interval of the latency
+    high_ms: float
     ratio: float
     ratio_low: float  # 95 % interval
     ratio_high: float
 
 
 class SubnetTimer:
-    """Measures subnets one after the other on a machine whose speed drifts.
+    """Measures subnets on a machine whose speed drifts.
 
     Each is timed in turns with a reference, the smallest subnet, and its latency is what it would
     have been had the reference run as fast as when it was first measured.
@@ -43,10 +58,11 @@ class SubnetTimer:
 
         Args:
           config: the protocol.
-          runs: timed runs per candidate.
+          runs: timed runs per candidate at most.
           write: exports a subnet.
           reference: the smallest subnet.
-          reference_ms: its latency where that has been measured before (a resumed search).
+          reference_ms: its latency where that has been measured before (a resumed search, a
+            latency model).
           folder: for exports that are only timed; removed by `close`.
         """
         self._config = dataclasses.replace(config, runs=runs)
@@ -60,6 +76,11 @@ class SubnetTimer:
         self._largest: Path | None = None
 
     @property
+    def threads(self) -> int:
+        """CPU cores used."""
+        return self._timer.threads
+
+    @property
     def how(self) -> str:
         """How `measure` gets its values."""
         c = self._config
@@ -69,18 +90,53 @@ class SubnetTimer:
             "the smallest subnet timed in turns"
         )
 
-    def measure(self, subnet: Subnet) -> float:
-        """Latency in ms: the protocol's mean, corrected for drift."""
+    @property
+    def reference_ms(self) -> float:
+        """The reference's latency, by which drift is corrected."""
         if self._reference_ms is None:
-            times = self._timer.time([self._reference], self._config)
-            self._reference_ms = summarise(times[0]).mean_ms
+            runs = max(self._config.runs, self._final.runs)
+            config = dataclasses.replace(self._config, runs=runs)
+            self._reference_ms = summarise(self._timer.time([self._reference], config)[0]).mean_ms
+        return self._reference_ms
+
+    def measure(self, subnet: Subnet, limit: float = math.inf) -> Measured:
+        """Latency of one subnet.
+
+        Args:
+          subnet: which.
+          limit: ms; the runs end as soon as the interval is clear of it.
+        """
         if subnet == self._first:
-            return self._reference_ms
+            return Measured(self.reference_ms, self.reference_ms, self.reference_ms, 0)
         candidate = self._export(subnet, "candidate")
-        own, reference = self._timer.time([candidate, self._reference], self._config)
-        shutil.rmtree(candidate)
-        drift = self._reference_ms / summarise(reference).mean_ms
-        return summarise(own).mean_ms * drift
+        own: list[float] = []
+        reference: list[float] = []
+        while True:
+            left = self._config.runs - len(own)
+            stops = limit < math.inf and left > CHUNK
+            warmup = 0 if own else self._config.warmup
+            config = dataclasses.replace(self._config, runs=CHUNK if stops else left, warmup=warmup)
+            times = self._timer.time([candidate, self._reference], config)
+            own += times[0]
+            reference += times[1]
+            measured = self._measured(own, reference)
+            clear = measured.high < limit or measured.low > limit
+            if len(own) >= self._config.runs or (stops and clear):
+                shutil.rmtree(candidate)
+                return measured
+
+    def measure_all(self, subnets: Sequence[Subnet]) -> list[Measured]:
+        """Latency of up to `GROUP` subnets, timed in turns with each other."""
+        paths = [self._export(s, f"candidate_{i}") for i, s in enumerate(subnets)]
+        *own, reference = self._timer.time([*paths, self._reference], self._config)
+        for path in paths:
+            shutil.rmtree(path)
+        return [self._measured(times, reference) for times in own]
+
+    def _measured(self, own: list[float], reference: list[float]) -> Measured:
+        value, low, high = ratio(own, reference, resamples=300)
+        base = self.reference_ms
+        return Measured(base * value, base * low, base * high, len(own))
 
     def verify(self, subnet: Subnet, largest: Subnet) -> Verdict:
         """Times a subnet and the largest one in turns, with the protocol's number of runs."""
@@ -88,8 +144,8 @@ class SubnetTimer:
             self._largest = self._export(largest, "largest")
         pair = [self._export(subnet, "candidate"), self._largest]
         own, other = self._timer.time(pair, self._final)
-        value, low, high = ratio(own, other)
-        return Verdict(summarise(own), summarise(other), value, low, high)
+        shutil.rmtree(pair[0])
+        return Verdict(summarise(own), summarise(other), *interval(own), *ratio(own, other))
 
     def _export(self, subnet: Subnet, name: str) -> Path:
         path = self._folder / name

@@ -110,7 +110,8 @@ def with_defaults(stored: Any, like: Any) -> Any:
         return stored
     fields = {f.name: f.default for f in dataclasses.fields(like)}
     defaults = {name: x for name, x in fields.items() if x is not dataclasses.MISSING}
-    return {**_as_json(defaults), **stored}
+    known = {k: with_defaults(v, getattr(like, k, None)) for k, v in stored.items()}
+    return {**_as_json(defaults), **known}
 
 
 def same(stored: Any, like: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import resource
 import sys
 import time
@@ -12,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from automoe_jax.machine import cpu_name
 
 
 def interleaved(
@@ -87,20 +88,11 @@ def peak_memory_bytes() -> int:
 def machine() -> dict[str, Any]:
     """What a figure belongs to."""
     return {
-        "machine": _cpu(),
+        "machine": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
-
-
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.machine()
 
 
 def goal(value: float, limit: float, at_most: bool = True) -> dict[str, Any]:

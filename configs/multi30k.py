@@ -58,6 +58,6 @@ def get_config():
     search.crossovers = 8
     search.keep = 2
     search.latency_runs = 50
-    config.constraint.latency_ratio = 0.7
+    config.search.constraint.latency_ratio = 0.7
     config.pipeline.inherit = True
     return config

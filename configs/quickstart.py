@@ -59,7 +59,8 @@ def get_config():
     search.keep = 2
     search.eval_pairs = 150
     search.latency_runs = 15
-    config.constraint.latency_ratio = 0.7
+    search.latency = "partially_gold"  # a latency model would take longer than the search
+    config.search.constraint.latency_ratio = 0.7
     config.latency.runs = 100
 
     config.export.beam_sizes = (1, 5)

@@ -17,5 +17,5 @@ def get_config():
     config.data.kind = "tfds"
     config.data.name = "wmt14_translate/de-en"
     config.data.max_length = 175
-    config.constraint.latency_ratio = 0.5
+    config.search.constraint.latency_ratio = 0.5
     return config

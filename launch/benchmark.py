@@ -5,14 +5,13 @@ python launch/benchmark.py --export=A,B --threads=1 --json
 """
 
 import dataclasses
-import platform
 
 import common
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax import files
+from automoe_jax import files, machine
 from automoe_jax.errors import UserError
 from automoe_jax.latency import LatencyConfig, Timer, ratio, summarise
 
@@ -74,7 +73,7 @@ def main():
         "threads": threads,
         "platform": config.platform,
         "kernels": _used(config),
-        "machine": _machine(),
+        "machine": machine.cpu_name(),
     }
     rows = [_row(i, path, results) for i, path in enumerate(exports)]
     if _JSON.value:
@@ -122,16 +121,6 @@ def _used(config: LatencyConfig) -> str:
     if config.kernels == "xla" or config.platform != "cpu":
         return "xla"
     return "native" if native.available() else f"xla ({native.reason()})"
-
-
-def _machine() -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as f:
-            name = next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return name
 
 
 if __name__ == "__main__":

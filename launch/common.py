@@ -114,11 +114,14 @@ def _fields() -> dict[str, Any]:
     """Default by name of every field of a config, as "training.steps"."""
     from automoe_jax.config import base  # noqa: PLC0415
 
-    fields = {}
-    for group, values in base().items():
-        inner = values.items() if hasattr(values, "items") else None
-        fields |= {group: values} if inner is None else {f"{group}.{k}": v for k, v in inner}
-    return fields
+    def flat(group: Any, prefix: str) -> dict[str, Any]:
+        fields = {}
+        for name, value in group.items():
+            nested = hasattr(value, "items")
+            fields |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        return fields
+
+    return flat(base(), "")
 
 
 def load_config(holder) -> Any:

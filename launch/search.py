@@ -1,9 +1,20 @@
-"""Searches a supernet for the best subnet within a limit.
+"""Searches a supernet for the best subnet within limits, or for a whole front.
 
 python launch/search.py --config configs/multi30k.py --workdir runs/multi30k
 python launch/search.py --config configs/multi30k.py --workdir runs/multi30k --out=search_60ms \
-    --config.constraint.latency_ratio=0 --config.constraint.latency_ms=60
+    --config.search.constraint.latency_ratio=0 --config.search.constraint.latency_ms=60
+python launch/search.py --config configs/multi30k.py --workdir runs/multi30k --out=front \
+    --config.search.algorithm=nsga2 --config.search.constraint.latency_ratio=0
+python launch/search.py --config configs/multi30k.py --workdir runs/multi30k --out=seeds \
+    --seeds=1,2,3
+
+A latency limit needs a latency model of this machine (launch/fit_latency.py); where the workdir has
+none, it is made first.
 """
+
+import dataclasses
+from pathlib import Path
+from typing import Any
 
 import common
 from absl import flags
@@ -11,7 +22,9 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax import huge_pages
+from automoe_jax import files, huge_pages, search_phase, search_result
+from automoe_jax.config import RunConfig
+from automoe_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
@@ -21,6 +34,9 @@ _OUT = flags.DEFINE_string(
 _RANDOM = flags.DEFINE_bool(
     "random_weights", False, "search with an untrained supernet: for trying out limits and speed"
 )
+_SEEDS = flags.DEFINE_list(
+    "seeds", None, "search once per seed, each in seed_N under --out, and compare the fronts"
+)
 _JSON = flags.DEFINE_bool("json", False, "print the result as one JSON line")
 
 
@@ -28,10 +44,11 @@ def main():
     huge_pages.use()
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
+    seeds = _seeds()
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from automoe_jax import compile_cache, files, phases, search_phase  # noqa: PLC0415
+    from automoe_jax import compile_cache, phases, search_seeds  # noqa: PLC0415
     from automoe_jax.training import loop  # noqa: PLC0415
 
     progress = common.TerminalProgress()
@@ -45,29 +62,85 @@ def main():
         params, step = jax.tree.map(np.asarray, state.params), None
     else:
         params, step = phases.supernet_params(config, run, vocab_sizes)
+
+    def one(own: RunConfig, folder: Path) -> dict[str, Any]:
+        phases.claim_search(own, folder, step)
+        if not (folder / search_result.RESULT).exists():
+            search_phase.run_search(own, run, folder, data, params, progress)
+        return files.read_json(folder / search_result.RESULT, "search result")
+
     folder = run / _OUT.value
-    phases.claim_search(config, folder, step)
-    if not (folder / search_phase.RESULT).exists():
-        search_phase.run_search(config, run, folder, data, params, progress)
-    result = files.read_json(folder / search_phase.RESULT, "search result")
-    if _JSON.value:
-        common.print_json(result)
+    if not seeds:
+        result = one(config, folder)
+        if _JSON.value:
+            common.print_json(result)
+            return
+        _show(result, folder)
         return
+    results = {}
+    for seed in seeds:
+        progress.note(f"seed {seed}")
+        own = dataclasses.replace(config, search=dataclasses.replace(config.search, seed=seed))
+        results[seed] = one(own, folder / f"seed_{seed}")
+    compared = search_seeds.compare(folder, seeds)
+    if _JSON.value:
+        common.print_json(compared)
+        return
+    _show_seeds(compared, folder)
+
+
+def _seeds() -> list[int]:
+    seeds = []
+    for text in _SEEDS.value or ():
+        if not text.strip().isdecimal():
+            raise UserError(f"--seeds has {text!r}; give integers, as --seeds=1,2,3")
+        seeds.append(int(text))
+    return list(dict.fromkeys(seeds))
+
+
+def _show(result: dict[str, Any], folder: Path):
     costs = list(result["best"][0]["costs"])
-    table = Table("file", "loss", *costs, "of the largest's latency")
+    table = Table("file", "score", *costs, "of the largest's latency")
     for best in result["best"]:
         verified = best["verified"]
         share = "" if verified is None else f"{verified['ratio']:.3f}"
         row = [f"{best['costs'][c]:.4g}" for c in costs]
         table.add_row(str(folder / best["file"]), f"{best['loss']:.4f}", *row, share)
-    Console(width=None if Console().is_terminal else 120).print(table)
+    _print(table)
+    print(f"score: {result['objective']['label']}, on the whole validation set")
     random = result["random"]
     if random["median_loss"] is not None:
         print(
-            f"{random['count']} random subnets within the limit: median loss "
-            f"{random['median_loss']:.4f}, best {random['best_loss']:.4f}"
+            f"{random['count']} random subnets within the limits, on the sample: median "
+            f"{random['median_loss']:.4f}, best {random['best_loss']:.4f}; the first of the table "
+            f"{result['best'][0]['sample_loss']:.4f}"
         )
-    print(f"plot: {folder / 'search.png'}   history: {folder / 'history.jsonl'}")
+    if result["measurements"] is not None:
+        print(f"latencies measured: {result['measurements']}")
+    print(f"front: {result['front']} subnets in {folder / search_result.FRONT}")
+    print(f"pictures: {folder}/*.png   history: {folder / 'history.jsonl'}")
+
+
+def _show_seeds(compared: dict[str, Any], folder: Path):
+    table = Table("seed", "best score", compared["cost"], "subnets on the front", "hypervolume")
+    for seed, row in compared["seeds"].items():
+        table.add_row(
+            seed,
+            f"{row['best']:.4f}",
+            f"{row['cost_of_best']:.4g}",
+            str(row["front"]),
+            f"{row['hypervolume_share']:.4f}",
+        )
+    _print(table)
+    print(
+        f"best score: mean {compared['best_mean']:.4f}, standard deviation "
+        f"{compared['best_std']:.4f}; hypervolume as a share of that of all fronts together"
+    )
+    print(f"picture: {folder / 'seeds.png'}")
+
+
+def _print(table: Table):
+    Console(width=None if Console().is_terminal else 120).print(table)
 
 
 if __name__ == "__main__":

@@ -80,13 +80,13 @@ def test_a_file_in_the_way(tmp_path):
 
 def test_impossible_limits(tmp_path):
     flags = text_run(tmp_path)
-    common = [*flags, "--random_weights", "--config.constraint.latency_ratio=0"]
-    result = launch("search", *common, "--config.constraint.gflops=1e-6")
+    common = [*flags, "--random_weights", "--config.search.constraint.latency_ratio=0"]
+    result = launch("search", *common, "--config.search.constraint.gflops=1e-6")
     assert result.returncode == 2
     line = result.stderr.decode().strip().splitlines()[-1]
     assert "no subnet can meet gflops <= 1e-06: the smallest one has" in line
     result = launch(
-        "search", *common, "--config.constraint.latency_ms=0.001",
+        "search", *common, "--config.search.constraint.latency_ms=0.001",
         "--config.search.latency_runs=3",
     )  # fmt: skip
     assert result.returncode == 2
@@ -98,8 +98,12 @@ def test_impossible_limits(tmp_path):
 @pytest.mark.parametrize(
     ("program", "change", "words"),
     [
-        ("search", "constraint.latency_ms=nan", "config.constraint.latency_ms is nan"),
-        ("search", "constraint.latency_ms=5", "latency_ms is 5 and constraint.latency_ratio is"),
+        (
+            "search",
+            "search.constraint.latency_ms=nan",
+            "config.search.constraint.latency_ms is nan",
+        ),
+        ("search", "search.latency=guess", "config.search.latency is 'guess'; allowed: verified"),
         ("train", "training.peak_rate=-1", "config.training.peak_rate is -1.0"),
         ("train", "subnet_training.log_every=0", "config.subnet_training.log_every is 0"),
         ("export", "export.beam_sizes=a,b", "config.export.beam_sizes"),

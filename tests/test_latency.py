@@ -12,7 +12,15 @@ from automoe_jax.decoding.model import Spec
 from automoe_jax.errors import UserError
 from automoe_jax.export import export
 from automoe_jax.extract import extract
-from automoe_jax.latency import LatencyConfig, Timer, available_cpus, ratio, summarise, trim
+from automoe_jax.latency import (
+    LatencyConfig,
+    Timer,
+    available_cpus,
+    interval,
+    ratio,
+    summarise,
+    trim,
+)
 from automoe_jax.timing import SubnetTimer
 
 SPACE = elastic_space(qkv_dim=32)
@@ -91,15 +99,58 @@ class ScriptedTimer:
         pass
 
 
-def test_drift_is_corrected(tmp_path, monkeypatch):
-    answers = [[[10.0] * 10], [[30.0] * 10, [20.0] * 10]]  # at twice the reference's first time
-    monkeypatch.setattr("automoe_jax.timing.Timer", lambda *a: ScriptedTimer(answers))
+def scripted(monkeypatch, tmp_path, answers, runs=10):
+    """A timer that gives these times, one list for each export of each request."""
+    script = ScriptedTimer(answers)
+    monkeypatch.setattr("automoe_jax.timing.Timer", lambda *a: script)
 
     def no_export(subnet, folder, beam_size):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
-    timer = SubnetTimer(QUICK, 10, no_export, SPACE.smallest(), None, tmp_path / "t")
-    assert timer.measure(SPACE.smallest()) == 10.0
-    assert timer.measure(SPACE.largest()) == pytest.approx(15.0)
+    return SubnetTimer(QUICK, runs, no_export, SPACE.smallest(), None, tmp_path / "t")
+
+
+def test_drift_is_corrected(tmp_path, monkeypatch):
+    answers = [[[10.0] * 10], [[30.0] * 10, [20.0] * 10]]  # at twice the reference's first time
+    timer = scripted(monkeypatch, tmp_path, answers)
+    assert timer.measure(SPACE.smallest()).ms == 10.0
+    assert timer.measure(SPACE.largest()).ms == pytest.approx(15.0)
     timer.close()
     assert not (tmp_path / "t").exists()
+
+
+def test_runs_end_when_the_interval_is_clear_of_the_limit(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+
+    def around(ms):
+        return list(ms + 0.3 * rng.normal(size=10))
+
+    first = [[[10.0] * 10]]
+    clear = [*first, [around(30), around(10)]]
+    timer = scripted(monkeypatch, tmp_path, clear, runs=100)
+    measured = timer.measure(SPACE.largest(), limit=20.0)
+    assert measured.runs == 10
+    assert 20 < measured.low < measured.ms < measured.high
+    # Near the limit it takes all of them.
+    near = [*first, *[[around(20), around(10)] for _ in range(10)]]
+    timer = scripted(monkeypatch, tmp_path, near, runs=100)
+    measured = timer.measure(SPACE.largest(), limit=20.02)
+    assert measured.runs == 100
+    assert measured.low < 20 < measured.high
+
+
+def test_several_in_turns(tmp_path, monkeypatch):
+    answers = [[[10.0] * 10], [[30.0] * 10, [40.0] * 10, [20.0] * 10]]
+    timer = scripted(monkeypatch, tmp_path, answers)
+    found = timer.measure_all([SPACE.largest(), SPACE.hull()])
+    assert [m.ms for m in found] == pytest.approx([15.0, 20.0])
+
+
+def test_interval_holds_the_mean():
+    """Of 200 samples of known mean, the 95 % interval misses some, and few."""
+    rng = np.random.default_rng(0)
+    missed = 0
+    for i in range(200):
+        low, high = interval(10 + rng.normal(size=60), seed=i, resamples=300)
+        missed += not low <= 10 <= high
+    assert 2 <= missed <= 24

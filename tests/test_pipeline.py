@@ -37,7 +37,7 @@ def tiny_config(**constraint):
         iterations=2, population=6, parents=2, mutations=2, crossovers=2, keep=2, eval_pairs=20,
         latency_runs=3,
     )  # fmt: skip
-    config.constraint.update(constraint or {"gflops": 2.5e-4})
+    config.search.constraint.update(constraint or {"gflops": 2.5e-4})
     config.latency.update(runs=6, warmup=1, source_length=8, target_length=6, beam_size=2)
     config.export.beam_sizes = (2,)
     config.pipeline.update(inherit=True, valid_sentences=6)
@@ -102,7 +102,7 @@ def test_pipeline_survives_kills(tmp_path):
 
     # Everything is done: again costs nothing and changes nothing.
     assert pipeline.run(config, tmp_path, KillAt("step ")) == results
-    with pytest.raises(UserError, match=r"constraint\.gflops is 0\.00025 there"):
+    with pytest.raises(UserError, match=r"search\.constraint\.gflops is 0\.00025 there"):
         pipeline.run(tiny_config(gflops=1e-3), tmp_path, Silent())
     other = dataclasses.replace(config, model=ModelConfig(0.4, 0.1))
     with pytest.raises(UserError, match=r"model\.dropout is 0\.3 there and 0\.4 here"):

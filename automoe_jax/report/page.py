@@ -51,12 +51,14 @@ def write(folder: Path, results: dict[str, Any], lines: list[dict[str, Any]], fo
       found: the search's result.
     """
     limits = found["limits"]
-    x_name = "latency_ms" if "latency_ms" in limits else "gflops"
+    x_name = "latency_ms" if "latency_ms" in limits else next(iter(limits), "latency_ms")
     marked = {
-        f"best {i}": (best["costs"][x_name], best["loss"])
+        f"best {i}": (best["costs"][x_name], best["sample_loss"])
         for i, best in enumerate(found["best"][:3], 1)
     }
-    search_plot(lines, x_name, folder / "search.png", limits[x_name]["most"], marked)
+    most = limits[x_name]["most"] if x_name in limits else None
+    label = found["objective"]["label"]
+    search_plot(lines, x_name, folder / "search.png", most, marked, label)
     files.write_text(folder / "index.html", _page(results, found))
 
 

@@ -1,81 +1,36 @@
-"""Groups `search` and `constraint` of a config."""
+"""Group `search` of a config, with its limits in `search.constraint`."""
 
 import dataclasses
 import math
 
 from automoe_jax.errors import UserError
 
-ALGORITHMS = ("evolution", "random_search", "random_sample")
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-    """The paper's Algorithm 1 with its settings.
-
-    Attributes:
-      algorithm: "evolution"; "random_search", the best of as many random subnets as evolution's
-        populations would hold; "random_sample", one random subnet within the limit (the paper's
-        baseline).
-      iterations: rounds of selection; the last population is scored too.
-      population: subnets of the first one, all within the limit.
-      parents: best ones kept each round.
-      mutations, crossovers: children of each kind per round.
-      mutation_probability: of each dimension.
-      max_tries: draws in a row without a new subnet within the limits before a round goes on with
-        fewer.
-      keep: how many of the best to verify and write.
-      eval_pairs: validation pairs to score on; 0 for all.
-      latency_runs: timed runs per candidate where latency is limited (100: partially gold).
-    """
-
-    algorithm: str = "evolution"
-    iterations: int = 15
-    population: int = 125
-    parents: int = 25
-    mutations: int = 50
-    crossovers: int = 50
-    mutation_probability: float = 0.3
-    max_tries: int = 100
-    keep: int = 5
-    eval_pairs: int = 0
-    latency_runs: int = 100
-
-    def __post_init__(self):
-        if self.algorithm not in ALGORITHMS:
-            raise UserError(
-                f"search.algorithm is {self.algorithm!r}; allowed: {', '.join(ALGORITHMS)}"
-            )
-        for name in ("population", "parents", "max_tries", "keep", "latency_runs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"search.{name} is {getattr(self, name)}; at least 1 is needed")
-        for name in ("iterations", "mutations", "crossovers", "eval_pairs"):
-            if getattr(self, name) < 0:
-                raise UserError(f"search.{name} is {getattr(self, name)}; it cannot be negative")
-        if not 0 < self.mutation_probability <= 1:
-            raise UserError(
-                f"search.mutation_probability is {self.mutation_probability}; allowed: above 0 "
-                "up to 1"
-            )
-
-    @property
-    def samples(self) -> int:
-        """Subnets that evolution scores at most, and random search draws."""
-        return self.population + self.iterations * (self.mutations + self.crossovers)
+ALGORITHMS = ("evolution", "random_search", "random_sample", "nsga2", "local")
+OBJECTIVES = ("loss", "bleu", "chrf")
+LATENCIES = ("verified", "predicted", "partially_gold", "gold")
+# Costs that a front may be drawn over, beside the objective.
+COSTS = ("latency_ms", "gflops", "active_params_m", "params_m", "size_mb")
 
 
 @dataclasses.dataclass(frozen=True)
 class ConstraintConfig:
-    """Limits of the search; 0 leaves one out.
+    """Limits of the search, any of them together; 0 leaves one out.
 
     Attributes:
-      latency_ms: measured latency of the exported subnet, as `latency` says how.
+      latency_ms: of the exported subnet, as groups `latency` and `search.latency` say how.
       latency_ratio: the same, as a share of the largest subnet's.
       gflops: FLOPs of one forward pass of 30 and 30 tokens, in billions.
+      active_params_m: parameters that one token uses, in millions, embeddings left out.
+      params_m: all parameters, in millions, embeddings left out.
+      size_mb: the exported weights, embeddings included, in MB (10^6 bytes).
     """
 
     latency_ms: float = 0.0
     latency_ratio: float = 0.0
     gflops: float = 0.0
+    active_params_m: float = 0.0
+    params_m: float = 0.0
+    size_mb: float = 0.0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -84,8 +39,110 @@ class ConstraintConfig:
                     f"constraint.{field.name} is {getattr(self, field.name)}; a limit above 0 is "
                     "needed, or 0 for none"
                 )
-        if self.latency_ms and self.latency_ratio:
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return any(dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """The paper's Algorithm 1 with its settings, and what else there is.
+
+    Attributes:
+      algorithm: "evolution"; "random_search", the best of as many random subnets as evolution's
+        populations would hold; "random_sample", one random subnet within the limits (the paper's
+        baseline); "nsga2", a front over the objective and `front` in one run; "local", evolution
+        around the subnet `start`.
+      objective: "loss" on validation pairs; "bleu" or "chrf" of translated validation sentences.
+      iterations: rounds of selection; the last population is scored too.
+      population: subnets of the first one, all within the limits.
+      parents: best ones kept each round; of nsga2 the survivors of a round are `population`.
+      mutations, crossovers: children of each kind per round.
+      mutation_probability: of each dimension.
+      max_tries: draws in a row without a new subnet within the limits before a round goes on with
+        fewer.
+      keep: how many of the best to verify and write.
+      seed: of the draws; the config's own seed is that of data and training.
+      eval_pairs: validation pairs, drawn once, that every candidate is scored on; 0 for all. The
+        last parents are scored on all.
+      objective_sentences: validation sentences translated for BLEU and chrF.
+      latency: "verified" predicts latency, measures the parents of each round and the result;
+        "predicted" only predicts; "partially_gold" and "gold" measure every candidate.
+      latency_runs: timed runs of a measured candidate at most; "gold" takes the 300 of the name.
+      measurements: of a verified search at most, the result's included.
+      latency_model: file of `launch/fit_latency.py`; "" for the workdir's, made where it is
+        missing.
+      front: costs beside the objective that nsga2 trades off: latency_ms, gflops,
+        active_params_m, params_m, size_mb.
+      start: subnet file that "local" starts from.
+      constraint: the limits.
+    """
+
+    algorithm: str = "evolution"
+    objective: str = "loss"
+    iterations: int = 15
+    population: int = 125
+    parents: int = 25
+    mutations: int = 50
+    crossovers: int = 50
+    mutation_probability: float = 0.3
+    max_tries: int = 100
+    keep: int = 5
+    seed: int = 0
+    eval_pairs: int = 256
+    objective_sentences: int = 64
+    latency: str = "verified"
+    latency_runs: int = 100
+    measurements: int = 60
+    latency_model: str = ""
+    front: tuple[str, ...] = ("latency_ms",)
+    start: str = ""
+    constraint: ConstraintConfig = ConstraintConfig()
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("algorithm", ALGORITHMS), ("objective", OBJECTIVES), ("latency", LATENCIES)
+        ):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"search.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
+                )
+        for name in (
+            "population", "parents", "max_tries", "keep", "latency_runs", "objective_sentences",
+            "measurements",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"search.{name} is {getattr(self, name)}; at least 1 is needed")
+        for name in ("iterations", "mutations", "crossovers", "eval_pairs", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"search.{name} is {getattr(self, name)}; it cannot be negative")
+        if not 0 < self.mutation_probability <= 1:
             raise UserError(
-                f"constraint.latency_ms is {self.latency_ms:g} and constraint.latency_ratio is "
-                f"{self.latency_ratio:g}; set one of them to 0"
+                f"search.mutation_probability is {self.mutation_probability}; allowed: above 0 "
+                "up to 1"
             )
+        for name in self.front:
+            if name not in COSTS:
+                raise UserError(f"search.front has {name!r}; allowed: {', '.join(COSTS)}")
+        if self.algorithm == "nsga2" and not self.front:
+            raise UserError("search.front is empty; nsga2 needs a cost, as latency_ms")
+        if self.algorithm == "local" and not self.start:
+            raise UserError("search.start is empty; the local search needs a subnet file")
+
+    @property
+    def samples(self) -> int:
+        """Subnets that evolution scores at most, and random search draws."""
+        return self.population + self.iterations * (self.mutations + self.crossovers)
+
+    @property
+    def limits_latency(self) -> bool:
+        """Whether latency is limited."""
+        return bool(self.constraint.latency_ms or self.constraint.latency_ratio)
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether candidates need a latency: it is limited, or one side of a front."""
+        on_front = self.algorithm == "nsga2" and "latency_ms" in self.front
+        return self.limits_latency or on_front

@@ -1,6 +1,6 @@
-"""Evolutionary search (the paper's Algorithm 1) and its two random baselines.
+"""Evolutionary search (the paper's Algorithm 1), its random baselines, a local search, NSGA-II.
 
-Knows nothing of how a loss or a limit is computed: it is handed functions.
+Knows nothing of how a score or a cost is computed: it is handed functions.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import numpy as np
 
 from automoe_jax.errors import UserError
 from automoe_jax.search.config import SearchConfig
+from automoe_jax.search.front import crowding, ranked
 from automoe_jax.space import SearchSpace
 from automoe_jax.subnet import Subnet
 
@@ -30,6 +31,8 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
+    """A candidate and its score, smaller is better: a loss, or 100 less a BLEU or chrF."""
+
     candidate: Candidate
     loss: float
 
@@ -37,6 +40,15 @@ class Scored:
 Within = Callable[[Subnet], bool]
 Score = Callable[[list[Candidate]], list[float]]
 Told = Callable[[int, list[Scored]], None]
+# Up to so many parents out of a scored population, best first.
+Select = Callable[[list[Scored], int, int], list[Scored]]
+# What a front trades off against the score.
+Costs = Callable[[Subnet], tuple[float, ...]]
+
+
+def best_first(scored: list[Scored], count: int, iteration: int) -> list[Scored]:
+    """The plain selection of parents."""
+    return scored[:count]
 
 
 def search(
@@ -46,6 +58,9 @@ def search(
     within: Within,
     score: Score,
     told: Told = lambda iteration, scored: None,
+    select: Select = best_first,
+    costs: Costs | None = None,
+    start: Subnet | None = None,
 ) -> list[Scored]:
     """Runs the configured algorithm.
 
@@ -54,8 +69,11 @@ def search(
       config: the algorithm and its settings.
       rng: fixes all draws.
       within: whether a subnet satisfies the limits.
-      score: losses of candidates, in their order.
+      score: scores of candidates, in their order.
       told: called with each scored population.
+      select: takes the parents out of a population; not asked by nsga2.
+      costs: of a subnet, for nsga2.
+      start: where "local" starts.
 
     Returns:
       Every candidate scored, each once, best first.
@@ -73,30 +91,77 @@ def search(
         told(iteration, scored)
         return scored
 
-    draw = _Draw(space, rng, within, config)
+    draw = _Draw(space, rng, within, config, start)
     if config.algorithm == "random_sample":
         score_all(draw.population(1), 0)
     elif config.algorithm == "random_search":
         score_all(draw.population(config.samples), 0)
+    elif config.algorithm == "nsga2":
+        assert costs is not None
+        survivors = score_all(draw.population(config.population), 0)
+        for iteration in range(1, config.iterations + 1):
+            parents = _tournaments(survivors, costs, rng, 2 * config.parents)
+            children = draw.children(parents, iteration, [s.candidate for s in survivors])
+            known = [s.candidate for s in survivors]
+            survivors = _survivors(score_all(known + children, iteration), costs, config.population)
     else:
         population = draw.population(config.population)
         for iteration in range(config.iterations):
-            best = score_all(population, iteration)[: config.parents]
-            population = draw.next_population([s.candidate for s in best], iteration + 1)
-        score_all(population, config.iterations)
+            best = select(score_all(population, iteration), config.parents, iteration)
+            parents = [s.candidate for s in best]
+            population = parents + draw.children(parents, iteration + 1, parents)
+        select(score_all(population, config.iterations), config.parents, config.iterations)
     return sorted(seen.values(), key=lambda s: s.loss)
+
+
+def _points(scored: list[Scored], costs: Costs) -> list[tuple[float, ...]]:
+    return [(s.loss, *costs(s.candidate.subnet)) for s in scored]
+
+
+def _survivors(scored: list[Scored], costs: Costs, count: int) -> list[Scored]:
+    """NSGA-II's selection: whole fronts, then those of the last one with the most room."""
+    points = _points(scored, costs)
+    ranks = np.array(ranked(points))
+    kept: list[int] = []
+    for rank in range(int(ranks.max()) + 1):
+        own = np.flatnonzero(ranks == rank)
+        if len(kept) + len(own) > count:
+            room = crowding([points[i] for i in own])
+            own = own[np.argsort(-room, kind="stable")][: count - len(kept)]
+        kept += own.tolist()
+    return [scored[i] for i in kept]
+
+
+def _tournaments(
+    scored: list[Scored], costs: Costs, rng: np.random.Generator, count: int
+) -> list[Candidate]:
+    """Parents by binary tournaments: the lower rank wins, then the more room."""
+    points = _points(scored, costs)
+    ranks = np.array(ranked(points))
+    room = np.zeros(len(scored))
+    for rank in set(ranks.tolist()):
+        own = np.flatnonzero(ranks == rank)
+        room[own] = crowding([points[i] for i in own])
+    pairs = rng.integers(len(scored), size=(count, 2))
+    winners = [min(pair, key=lambda i: (ranks[i], -room[i])) for pair in pairs.tolist()]
+    return [scored[i].candidate for i in winners]
 
 
 class _Draw:
     """Draws populations whose members are different and within the limits, in bounded tries."""
 
-    def __init__(self, space: SearchSpace, rng, within: Within, config: SearchConfig):
+    def __init__(
+        self, space: SearchSpace, rng, within: Within, config: SearchConfig, start: Subnet | None
+    ):
         self._space, self._rng, self._within, self._config = space, rng, within, config
+        self._start = start
 
     def population(self, size: int) -> list[Candidate]:
         """Random subnets. Where a limit is so tight that samples do not meet it, subnets that do
         (the smallest to begin with) are mutated instead.
         """
+        if self._start is not None:
+            return self._around(self._start, size)
         found = self._fill(
             size, lambda: Candidate(self._space.sample(self._rng), "sample", 0), set()
         )
@@ -118,8 +183,32 @@ class _Draw:
             )
         return found
 
-    def next_population(self, parents: list[Candidate], iteration: int) -> list[Candidate]:
-        """The parents, then mutated ones, then crossed ones."""
+    def _around(self, start: Subnet, size: int) -> list[Candidate]:
+        """The start, where it is within the limits, and neighbours of what has been found."""
+        found = self._fill(1, lambda: Candidate(start, "start", 0), set())
+        if not found:  # the limits may be more than a step away
+
+            def far() -> Candidate:
+                child = self._space.mutate(start, self._rng, self._config.mutation_probability)
+                return Candidate(child, "mutation", 0, (start,))
+
+            found = self._fill(1, far, set())
+        if not found:
+            raise InfeasibleError(
+                f"neither the start nor one of {self._config.max_tries} mutations of it is within "
+                "the limits; start from a smaller subnet"
+            )
+        first = found[0].subnet
+
+        def neighbour() -> Candidate:
+            return Candidate(self._mutate(first), "mutation", 0, (first,))
+
+        return found + self._fill(size - 1, neighbour, {first})
+
+    def children(
+        self, parents: list[Candidate], iteration: int, known: list[Candidate]
+    ) -> list[Candidate]:
+        """Mutated ones, then crossed ones; none of them among `known`."""
 
         def one() -> Subnet:
             return parents[self._rng.integers(len(parents))].subnet
@@ -133,16 +222,19 @@ class _Draw:
             child = self._space.crossover(a, b, self._rng)
             return Candidate(child, "crossover", iteration, (a, b))
 
-        population = list(parents)
+        children: list[Candidate] = []
         for count, make in (
             (self._config.mutations, mutation),
-            (self._config.crossovers, crossover),
+            (self._config.crossovers, crossover if self._start is None else mutation),
         ):
-            population += self._fill(count, make, {c.subnet for c in population})
-        return population
+            children += self._fill(count, make, {c.subnet for c in [*known, *children]})
+        return children
 
     def _mutate(self, subnet: Subnet) -> Subnet:
-        return self._space.mutate(subnet, self._rng, self._config.mutation_probability)
+        probability = self._config.mutation_probability
+        if self._start is not None:  # a step to a neighbour changes a dimension or two
+            probability = min(probability, 1.5 / _dimensions(subnet))
+        return self._space.mutate(subnet, self._rng, probability)
 
     def _fill(
         self, count: int, make: Callable[[], Candidate], taken: set[Subnet]
@@ -160,11 +252,7 @@ class _Draw:
         return found
 
 
-def front(points: list[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other is better than in both coordinates, by the first."""
-    order = sorted(range(len(points)), key=lambda i: points[i])
-    kept: list[int] = []
-    for i in order:
-        if not kept or points[i][1] < points[kept[-1]][1]:
-            kept.append(i)
-    return kept
+def _dimensions(subnet: Subnet) -> int:
+    """How many choices a subnet is made of."""
+    own = sum(3 + len(x.experts) for x in subnet.encoder.layers)
+    return 4 + own + sum(5 + len(x.experts) for x in subnet.decoder.layers)

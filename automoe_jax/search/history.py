@@ -18,12 +18,13 @@ class History:
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._paths = {name: folder / name for name in (HISTORY, MEASUREMENTS)}
         self.lines = _read(self._paths[HISTORY])
         self._losses = {from_json(line["subnet"]): line["loss"] for line in self.lines}
         self._values = {
-            (line["constraint"], from_json(line["subnet"])): (line["value"], line["how"])
+            (line["constraint"], from_json(line["subnet"])): line
             for line in _read(self._paths[MEASUREMENTS])
         }
 
@@ -32,12 +33,22 @@ class History:
 
     def value(self, constraint: str, subnet: Subnet) -> tuple[float, str] | None:
         """(value, how it was got) of a constraint, or None."""
-        return self._values.get((constraint, subnet))
+        line = self._values.get((constraint, subnet))
+        return None if line is None else (line["value"], line["how"])
 
-    def measured(self, constraint: str, subnet: Subnet, value: float, how: str):
-        """Records a constraint's value."""
-        self._values[constraint, subnet] = (value, how)
-        line = {"constraint": constraint, "value": value, "how": how, "subnet": to_json(subnet)}
+    def about(self, constraint: str, subnet: Subnet) -> dict[str, Any]:
+        """Everything recorded with a value; nothing where there is none."""
+        return self._values.get((constraint, subnet), {})
+
+    def records(self, constraint: str) -> list[dict[str, Any]]:
+        """Everything recorded of a constraint, in the order that it came."""
+        return [line for (name, _), line in self._values.items() if name == constraint]
+
+    def measured(self, constraint: str, subnet: Subnet, value: float, how: str, **about: Any):
+        """Records a constraint's value, with whatever else is to be known of it."""
+        line = {"constraint": constraint, "value": value, "how": how, **about}
+        line["subnet"] = to_json(subnet)
+        self._values[constraint, subnet] = line
         self._append(MEASUREMENTS, line)
 
     def scored(self, subnet: Subnet, loss: float, **about: Any):

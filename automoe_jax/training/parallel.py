@@ -36,6 +36,11 @@ def map_eval_step(step: Callable) -> Callable:
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None))
 
 
+def map_population_step(step: Callable) -> Callable:
+    """(params, batch, choice), all with a device axis: each device has a subnet of its own."""
+    return jax.pmap(step, in_axes=(0, 0, 0))
+
+
 def replicate(tree: Any, consume: bool = False) -> Any:
     """One copy on each local device.
 

@@ -1,0 +1,197 @@
+"""Latency of a search's candidates: measured, predicted, or predicted and verified."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from automoe_jax.latency import Latency
+from automoe_jax.predictor.model import LatencyModel
+from automoe_jax.search.evolution import Scored
+from automoe_jax.search.history import History
+from automoe_jax.subnet import Subnet
+from automoe_jax.timing import SubnetTimer, Verdict
+
+NAME = "latency_ms"
+FINAL = "final_ms"
+# Measurements of a verified search kept for its result, beside one for each subnet to return.
+SPARE = 3
+
+
+class LatencySource:
+    """Gives the latency of subnets, each measured at most once in the life of a search.
+
+    What was measured is in the history; a search that was killed and started again asks for the
+    same in the same order and counts it again, so it takes the same decisions.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        history: History,
+        start_timer: Callable[[float | None], SubnetTimer],
+        make_model: Callable[[], LatencyModel] | None,
+        smallest: Subnet,
+        budget: float,
+    ):
+        """Measures nothing yet.
+
+        Args:
+          mode: `search.latency`.
+          history: of the search.
+          start_timer: starts the timing process; takes the smallest subnet's latency where known.
+          make_model: loads or makes the latency model, for "verified" and "predicted"; called when
+            the first prediction is wanted.
+          smallest: by which drift is corrected.
+          budget: measurements of a verified search at most.
+        """
+        self.mode, self._history, self._make_model = mode, history, make_model
+        self._model: LatencyModel | None = None
+        self._start_timer, self._smallest, self._budget = start_timer, smallest, budget
+        self._timer: SubnetTimer | None = None
+        self._asked: dict[Subnet, float] = {}
+        self._finals = 0
+        self.most = math.inf
+        self.correction = 1.0  # of predictions
+
+    @property
+    def measures(self) -> bool:
+        """Whether this machine is timed at all."""
+        return self.mode != "predicted"
+
+    @property
+    def used(self) -> int:
+        """Measurements so far, those that an earlier start of this search made included."""
+        return len(self._asked) + self._finals
+
+    @property
+    def left(self) -> float:
+        """Measurements that the budget still has."""
+        return self._budget - self.used
+
+    def close(self):
+        """Ends the timing process."""
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    @property
+    def timer(self) -> SubnetTimer:
+        """The timing process, started when first needed."""
+        if self._timer is None:
+            known = self._history.value(NAME, self._smallest)
+            self._timer = self._start_timer(known[0] if known else None)
+        return self._timer
+
+    @property
+    def model(self) -> LatencyModel:
+        """The latency model."""
+        if self._model is None:
+            assert self._make_model is not None
+            self._model = self._make_model()
+            self._correct()
+        return self._model
+
+    def value(self, subnet: Subnet) -> float:
+        """Latency in ms, as far as the mode knows it."""
+        if self.mode in ("gold", "partially_gold"):
+            return self.measure(subnet)
+        if subnet in self._asked:
+            return self._asked[subnet]
+        return self.model.predict(subnet) * self.correction
+
+    def how(self, subnet: Subnet) -> str:
+        """How `value` was got."""
+        if subnet in self._asked:
+            return self._history.about(NAME, subnet)["how"]
+        if self.mode in ("gold", "partially_gold"):
+            return self.timer.how
+        if self.correction == 1:
+            return self.model.how
+        return f"{self.model.how}; times {self.correction:.3f}, as measured in this search"
+
+    def knows(self, subnet: Subnet) -> bool:
+        """Whether it is measured."""
+        return subnet in self._asked
+
+    def predicted(self, subnet: Subnet) -> float | None:
+        """The model's latency, where there is a model."""
+        return None if self._model is None else self._model.predict(subnet)
+
+    def _correct(self):
+        """Sets measured over predicted latency: the median of what this search has measured."""
+        if self._model is not None and self._asked:
+            ratios = sorted(ms / self._model.predict(s) for s, ms in self._asked.items())
+            self.correction = ratios[len(ratios) // 2]
+
+    def measure(self, subnet: Subnet) -> float:
+        """Latency in ms, timed where the history has none."""
+        if subnet in self._asked:
+            return self._asked[subnet]
+        known = self._history.value(NAME, subnet)
+        if known is None:
+            timer = self.timer
+            m = timer.measure(subnet, self.most)
+            how = f"{timer.how}; {m.runs} runs" if m.runs else timer.how
+            predicted = self.predicted(subnet)
+            self._history.measured(
+                NAME, subnet, m.ms, how, low=m.low, high=m.high, predicted=predicted
+            )
+            known = (m.ms, how)
+        self._asked[subnet] = known[0]
+        self._correct()
+        return known[0]
+
+    def begin(self):
+        """Measures what corrections start from."""
+        if self.mode == "verified":
+            self.measure(self._smallest)
+
+    def select(self, within: Callable[[Subnet], bool], keep: int, rounds: int):
+        """A selection of parents that measures the best of them, as far as the budget reaches.
+
+        What is measured above the limit is no parent; each round has its share of the budget.
+
+        Args:
+          within: the limits.
+          keep: subnets to return, for which measurements are left.
+          rounds: of the search.
+        """
+
+        def chosen(scored: list[Scored], count: int, iteration: int) -> list[Scored]:
+            if self.mode != "verified":
+                return scored[:count]
+            spare = self.left - 2 * keep - SPARE
+            share = max(0, math.ceil(spare / max(1, rounds - iteration)))
+            share = min(share, spare)
+            parents: list[Scored] = []
+            for s in scored:
+                if len(parents) == count:
+                    break
+                if s.candidate.subnet not in self._asked and share > 0:
+                    self.measure(s.candidate.subnet)
+                    share -= 1
+                if within(s.candidate.subnet):
+                    parents.append(s)
+            return parents or scored[:1]
+
+        return chosen
+
+    def verify(self, subnet: Subnet, largest: Subnet) -> Verdict:
+        """The final measurement, beside the largest subnet; once in the life of a search."""
+        known = self._history.about(FINAL, subnet)
+        self._finals += 1
+        if known:
+            return verdict_of(known["verdict"])
+        verdict = self.timer.verify(subnet, largest)
+        self._history.measured(
+            FINAL, subnet, verdict.latency.mean_ms, "final measurement",
+            verdict=dataclasses.asdict(verdict),
+        )  # fmt: skip
+        return verdict
+
+
+def verdict_of(stored: dict[str, Any]) -> Verdict:
+    """A `Verdict` from its JSON."""
+    both = {name: Latency(**stored[name]) for name in ("latency", "largest")}
+    return Verdict(**{**stored, **both})

@@ -1,0 +1,26 @@
+"""What is known of the machine that a latency belongs to."""
+
+import platform
+from pathlib import Path
+
+
+def cpu_name() -> str:
+    """The CPU as it calls itself; elsewhere than on Linux, its architecture."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def cache_bytes() -> int:
+    """Size of the largest cache of the first CPU; 0 where it is not told."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            text = path.read_text().strip()
+            sizes.append(int(text.rstrip("KMG")) * units.get(text[-1:], 1))
+        except (OSError, ValueError):
+            continue
+    return max(sizes)

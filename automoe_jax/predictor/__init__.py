@@ -1,0 +1,1 @@
+"""Latency of a subnet predicted from a few dozen timed ones."""

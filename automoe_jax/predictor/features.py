@@ -1,0 +1,165 @@
+"""What the latency of an exported subnet is made of, as numbers that add up.
+
+`work` follows the translator: the encoder runs once, the cross-attention's keys and values are made
+once, a decoder step reads its layers' weights and the output layer, `target_length` times. Its
+features are in millions of multiply-adds or of weights read, or counts, so that a coefficient is
+milliseconds per million or per piece. `averages` are the ten of HAT's tables.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from automoe_jax.subnet import Subnet
+
+WORK = (
+    "constant",
+    "encoder layers",
+    "encoder attention",
+    "encoder heads",
+    "encoder experts",
+    "encoder expert weights",
+    "encoder expert calls",
+    "cross-attention set-up",
+    "decoder layers",
+    "decoder attention",
+    "decoder heads",
+    "cross-attention span",
+    "decoder expert",
+    "decoder expert weights",
+    "decoder expert calls",
+    "decoder routers",
+    "output layer",
+    "beyond the cache",
+)
+
+# HAT's names of what `averages` holds, in its order.
+AVERAGES = (
+    "encoder_embed_dim",
+    "encoder_layer_num",
+    "encoder_ffn_embed_dim_avg",
+    "encoder_self_attention_heads_avg",
+    "decoder_embed_dim",
+    "decoder_layer_num",
+    "decoder_ffn_embed_dim_avg",
+    "decoder_self_attention_heads_avg",
+    "decoder_ende_attention_heads_avg",
+    "decoder_arbitrary_ende_attn_avg",
+)
+# Of `products`.
+PRODUCTS = (
+    *AVERAGES,
+    "decoder layers x width",
+    "decoder layers x FFN size",
+    "decoder layers x FFN size x width",
+    "decoder layers x self-attention heads",
+    "decoder layers x cross-attention heads",
+    "decoder layers x span",
+    "decoder layers x span x encoder width",
+    "encoder layers x FFN size x width",
+    "encoder layers x heads",
+    "decoder layers x width x width",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is translated, and with what.
+
+    Attributes:
+      source_length, target_length: tokens.
+      beam_size: hypotheses.
+      vocab_size: words of the output layer.
+      weight_bytes: of one weight (4 in fp32, 1 in int8).
+      cache_bytes: of the largest cache; 0 where it is not known.
+    """
+
+    source_length: int
+    target_length: int
+    beam_size: int
+    vocab_size: int
+    weight_bytes: int
+    cache_bytes: int
+
+
+def work(subnet: Subnet, task: Task) -> np.ndarray:
+    """The features named by `WORK`, experts under uniform routing."""
+    n, steps = task.source_length, task.target_length
+    q, e, d = subnet.qkv_dim, subnet.encoder.embed_dim, subnet.decoder.embed_dim
+    value = dict.fromkeys(WORK, 0.0)
+    value["constant"] = 1.0
+    for layer in subnet.encoder.layers:
+        one, all_touched, calls = _experts(layer, n, e)
+        value["encoder layers"] += 1
+        value["encoder attention"] += n * 4 * e * q / 1e6
+        value["encoder heads"] += n * n * layer.heads / 1e6
+        value["encoder experts"] += n * one
+        value["encoder expert weights"] += all_touched
+        value["encoder expert calls"] += calls
+    read = 0.0  # by one step
+    for layer in subnet.decoder.layers:
+        one, all_touched, calls = _experts(layer, task.beam_size, d)
+        attention, span = 6 * d * q / 1e6, layer.cross_span * n * 2 * q / 1e6
+        value["cross-attention set-up"] += layer.cross_span * n * e * 2 * q / 1e6
+        value["decoder layers"] += steps
+        value["decoder attention"] += steps * attention
+        value["decoder heads"] += steps * (layer.self_heads + layer.cross_heads)
+        value["cross-attention span"] += steps * span
+        value["decoder expert"] += steps * one
+        value["decoder expert weights"] += steps * all_touched
+        value["decoder expert calls"] += steps * calls
+        value["decoder routers"] += steps * (len(layer.experts) > 1)
+        read += attention + span + all_touched
+    output = d * task.vocab_size / 1e6
+    value["output layer"] = steps * output
+    cache = task.cache_bytes / task.weight_bytes / 1e6
+    if cache:
+        value["beyond the cache"] = steps * max(0.0, read + output - cache)
+    return np.array([value[name] for name in WORK])
+
+
+def _experts(layer: Any, rows: int, dim: int) -> tuple[float, float, float]:
+    """Of one layer: millions of weights of `top_k` mean experts; of those that `rows` rows touch;
+    how many are touched.
+    """
+    sizes = np.array(layer.experts, float)
+    count = len(sizes)
+    touched = 1 - (1 - layer.top_k / count) ** rows
+    one = layer.top_k * 2 * dim * sizes.mean() / 1e6
+    return one, touched * 2 * dim * sizes.sum() / 1e6, touched * np.count_nonzero(sizes)
+
+
+def averages(subnet: Subnet) -> np.ndarray:
+    """HAT's ten features. An expert counts as a part of its layer's mean FFN size."""
+
+    def mean(values: Sequence[float]) -> float:
+        return float(np.mean(values))
+
+    encoder, decoder = subnet.encoder, subnet.decoder
+    return np.array(
+        [
+            encoder.embed_dim,
+            len(encoder.layers),
+            mean([mean(x.experts) for x in encoder.layers]),
+            mean([x.heads for x in encoder.layers]),
+            decoder.embed_dim,
+            len(decoder.layers),
+            mean([mean(x.experts) for x in decoder.layers]),
+            mean([x.self_heads for x in decoder.layers]),
+            mean([x.cross_heads for x in decoder.layers]),
+            mean([x.cross_span for x in decoder.layers]),
+        ],
+        float,
+    )
+
+
+def products(averages_NF: np.ndarray) -> np.ndarray:
+    """`averages` with what layers times their sizes give: (N, 10) to (N, 20), as `PRODUCTS`."""
+    ed, el, ef, eh, dd, dl, df, dh, dx, da = np.asarray(averages_NF, float).T
+    more = (
+        dl * dd, dl * df, dl * df * dd, dl * dh, dl * dx, dl * da, dl * da * ed, el * ef * ed,
+        el * eh, dl * dd * dd,
+    )  # fmt: skip
+    return np.stack([ed, el, ef, eh, dd, dl, df, dh, dx, da, *more], axis=1)

@@ -1,0 +1,75 @@
+"""Regression for times: errors that grow with the time, outliers that count less, no negative
+price of work.
+"""
+
+import numpy as np
+from scipy.optimize import nnls
+
+ROUNDS = 10
+HUBER = 1.5  # standard deviations from which on an outlier's weight falls
+RIDGES = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+FOLDS = 5
+
+
+def non_negative(x_NF: np.ndarray, y_N: np.ndarray, deviation_N: np.ndarray) -> np.ndarray:
+    """Coefficients of at least zero, (F,).
+
+    Weighted least squares with Huber's weights; a ridge, chosen by cross-validation, shares what
+    features have in common among them.
+
+    Args:
+      x_NF: features.
+      y_N: times.
+      deviation_N: how far each time may be off (standard deviation, same unit).
+    """
+    ridge = 0.0
+    if len(y_N) >= 2 * FOLDS:
+        ridge = min(RIDGES, key=lambda r: _validation_error(x_NF, y_N, deviation_N, r))
+    return _fit(x_NF, y_N, deviation_N, ridge)
+
+
+def _validation_error(x_NF, y_N, deviation_N, ridge: float) -> float:
+    """Mean absolute error over `FOLDS` folds, in deviations."""
+    fold = np.arange(len(y_N)) % FOLDS
+    errors = []
+    for f in range(FOLDS):
+        rest, own = fold != f, fold == f
+        coefficients = _fit(x_NF[rest], y_N[rest], deviation_N[rest], ridge)
+        errors.append(np.abs(x_NF[own] @ coefficients - y_N[own]) / deviation_N[own])
+    return float(np.concatenate(errors).mean())
+
+
+def _fit(x_NF, y_N, deviation_N, ridge: float) -> np.ndarray:
+    scale_F = np.abs(x_NF).mean(axis=0)
+    used = scale_F > 0
+    x = x_NF[:, used] / scale_F[used] / deviation_N[:, None]
+    y = y_N / deviation_N
+    # As strong as if each feature alone were expected to explain its share of the times.
+    penalty = ridge * np.linalg.norm(x) * np.eye(x.shape[1])
+    weight_N = np.ones(len(y))
+    solution = np.zeros(x.shape[1])
+    for _ in range(ROUNDS):
+        solution, _ = nnls(
+            np.vstack([x * weight_N[:, None], penalty]),
+            np.concatenate([y * weight_N, np.zeros(len(penalty))]),
+        )
+        weight_N = np.sqrt(huber(y - x @ solution))
+    result = np.zeros(x_NF.shape[1])
+    result[used] = solution / scale_F[used]
+    return result
+
+
+def huber(residual_N: np.ndarray) -> np.ndarray:
+    """Weights: 1 within `HUBER` robust standard deviations, then falling with the distance."""
+    deviation = max(1.4826 * float(np.median(np.abs(residual_N))), 1e-6)  # 0 of a perfect fit
+    return np.minimum(1, HUBER * deviation / np.maximum(np.abs(residual_N), 1e-12))
+
+
+def least_squares(x_NF: np.ndarray, y_N: np.ndarray, deviation_N: np.ndarray) -> np.ndarray:
+    """Ordinary coefficients with an intercept first, (F + 1,); weighted where deviations differ."""
+    x = np.column_stack([np.ones(len(y_N)), x_NF])
+    scale = np.abs(x).max(axis=0)
+    solution, *_ = np.linalg.lstsq(
+        x / np.maximum(scale, 1e-12) / deviation_N[:, None], y_N / deviation_N, rcond=None
+    )
+    return solution / np.maximum(scale, 1e-12)

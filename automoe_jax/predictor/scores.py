@@ -1,0 +1,53 @@
+"""How well predicted values agree with measured ones."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import kendalltau, spearmanr
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Of predictions with measurements.
+
+    Attributes:
+      count: of pairs.
+      mape: mean absolute percentage error.
+      worst: largest percentage error.
+      rmse: root mean squared error, in the unit of the values.
+      tau: Kendall's rank correlation; None where there are no ranks.
+    """
+
+    count: int
+    mape: float
+    worst: float
+    rmse: float
+    tau: float | None
+
+
+def kendall(a: np.ndarray, b: np.ndarray) -> float:
+    """Kendall's rank correlation; not a number where all of one list are equal."""
+    result: Any = kendalltau(a, b)
+    return float(result.statistic)
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation."""
+    result: Any = spearmanr(a, b)
+    return float(result.statistic)
+
+
+def agreement(predicted: npt.ArrayLike, measured: npt.ArrayLike) -> Agreement:
+    """Compares two lists of the same length."""
+    p, m = np.asarray(predicted, float), np.asarray(measured, float)
+    percent = 100 * np.abs(p - m) / m
+    tau = kendall(p, m) if len(m) > 1 else float("nan")
+    return Agreement(
+        count=len(m),
+        mape=float(percent.mean()),
+        worst=float(percent.max()),
+        rmse=float(np.sqrt(((p - m) ** 2).mean())),
+        tau=None if np.isnan(tau) else tau,
+    )

@@ -1,0 +1,85 @@
+"""Models of tables of measured latencies, as HAT publishes them (CSV, a subnet a row)."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from automoe_jax import files
+from automoe_jax.errors import UserError
+from automoe_jax.predictor import features, regression
+from automoe_jax.predictor.model import AVERAGES, LatencyModel
+from automoe_jax.predictor.scores import Agreement, agreement
+
+LATENCIES = ("latency_mean_encoder", "latency_mean_decoder")
+MOST_TESTED = 0.5
+
+
+def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, 10) in `features.AVERAGES`' order, and latencies (N,) in ms.
+
+    Raises:
+      UserError: a column is missing, or a cell is no positive number; names column and line.
+    """
+    rows = list(csv.DictReader(files.lines(files.read_text(path, "table of latencies"))))
+    missing = [c for c in (*features.AVERAGES, *LATENCIES) if not rows or c not in rows[0]]
+    if missing:
+        raise UserError(f"{path} has no column {missing[0]}; HAT's tables have it")
+
+    def cell(line: int, row: dict[str, str], column: str) -> float:
+        try:
+            value = float(row[column])
+        except (TypeError, ValueError):
+            value = float("nan")
+        if not 0 < value < float("inf"):
+            raise UserError(
+                f"{path}, line {line}: {column} is {row[column]!r}; a number above 0 is needed"
+            )
+        return value
+
+    table = np.array(
+        [
+            [cell(i, row, c) for c in (*features.AVERAGES, *LATENCIES)]
+            for i, row in enumerate(rows, 2)
+        ]
+    )
+    return table[:, : len(features.AVERAGES)], table[:, len(features.AVERAGES) :].sum(axis=1)
+
+
+def fit(path: str | Path, seed: int = 0, held_out: float = 0.2) -> tuple[LatencyModel, Agreement]:
+    """A model of a table, and the error that ordinary least squares has on the same rows.
+
+    Args:
+      path: CSV.
+      seed: of the split.
+      held_out: share of the rows that the model is not fitted to, for its error.
+
+    Raises:
+      UserError: the table cannot be read, or has fewer rows than there are features to fit.
+    """
+    if not 0 < held_out <= MOST_TESTED:
+        raise UserError(f"held_out is {held_out}; allowed: above 0 up to {MOST_TESTED}")
+    x_NF, y_N = read(path)
+    order = np.random.default_rng(seed).permutation(len(y_N))
+    cut = len(y_N) - round(held_out * len(y_N))
+    train, test = order[:cut], order[cut:]
+    wide_NF = features.products(x_NF)
+    if cut <= wide_NF.shape[1] or not len(test):
+        raise UserError(
+            f"{path} has {len(y_N)} rows; more than {2 * wide_NF.shape[1]} are needed to fit it"
+        )
+    # Of long latencies as many ms are noise as their square root.
+    deviation = np.sqrt(y_N[train])
+    own = regression.least_squares(wide_NF[train], y_N[train], deviation)
+    ordinary = regression.least_squares(x_NF[train], y_N[train], np.ones(len(train)))
+    names = ("intercept", *features.PRODUCTS)
+    model = LatencyModel(
+        kind=AVERAGES,
+        coefficients=dict(zip(names, own.tolist(), strict=True)),
+        task=None,
+        made_for={"table": Path(path).name},
+        error=agreement(own[0] + wide_NF[test] @ own[1:], y_N[test]),
+        fitted=len(train),
+        reference=None,
+    )
+    return model, agreement(ordinary[0] + x_NF[test] @ ordinary[1:], y_N[test])

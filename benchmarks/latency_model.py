@@ -1,0 +1,128 @@
+"""How well latencies are predicted: of unseen subnets on this machine, and of published tables.
+
+python benchmarks/latency_model.py --json
+
+Makes a latency model of the paper's full-size space (random weights), then predicts random subnets
+that it has not seen and times them with 100 runs each; fits the published tables of latencies, and
+ordinary least squares on the same rows. Takes about half an hour on 2 cores.
+"""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+
+from automoe_jax import phases
+from automoe_jax.config import base, resolve
+from automoe_jax.predictor import design, tables
+from automoe_jax.predictor import fit as predictor
+from automoe_jax.predictor.scores import agreement
+from automoe_jax.report import plots
+from automoe_jax.search.history import History
+from automoe_jax.subnet import from_json
+from automoe_jax.training import loop
+
+VOCAB = 32_768
+# Unseen subnets are drawn with another seed than the model's own.
+SEED = 7
+TABLES = ("wmt14ende_cpu_xeon_all.csv", "wmt14ende_gpu_titanxp_all.csv")
+MINUTES, MAPE, TAU = 20, 5, 0.9
+
+
+class Notes:
+    """Progress on stderr."""
+
+    def note(self, text: str):
+        print(text, file=sys.stderr, flush=True)
+
+    def task(self, name: str, total: int):
+        return self
+
+    def update(self, done: int, **fields: object):
+        self.note(f"timed {done}")
+
+    def close(self):
+        pass
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="the last line is JSON in any case")
+    parser.add_argument("--subnets", type=int, default=40, help="unseen subnets to time")
+    parser.add_argument("--runs", type=int, default=100, help="timed runs of each")
+    parser.add_argument("--workdir", help="keep measurements there and go on from them")
+    args = parser.parse_args()
+    config = resolve(base())
+    folder = Path(args.workdir or tempfile.mkdtemp(prefix="latency_model_"))
+    vocab_sizes = (VOCAB, VOCAB)
+    notes = Notes()
+
+    start = time.monotonic()
+    what = phases.trained(config, vocab_sizes)
+    abstract = loop.abstract_state(what, config.training, config.seed).params
+    params = phases.random_params(abstract, config.seed)
+    inherited = phases.Inherited(config, folder, params, "random")
+    path = folder / phases.LATENCY_MODEL
+    model = phases.fit_latency_model(config, folder, inherited, vocab_sizes, path, notes)
+    minutes = (time.monotonic() - start) / 60
+
+    fitted_to = History(path.with_suffix(".measurements"))
+    seen = [from_json(line["subnet"]) for line in fitted_to.records(predictor.LATENCY)]
+    unseen = design.unseen(config.space, args.subnets, seen, SEED)
+    # The same reference, so that the drift since the model was made is taken out.
+    history = History(folder / "unseen")
+    assert model.reference is not None
+    smallest = config.space.smallest()
+    if history.value(predictor.LATENCY, smallest) is None:
+        history.measured(predictor.LATENCY, smallest, model.reference["ms"], "of the model")
+    values = predictor.measure_all(
+        unseen, smallest, config.latency, args.runs, inherited.export_for_timing, history, notes
+    )
+    predicted = [model.predict(s) for s in unseen]
+    measured = [values[s][0] for s in unseen]
+    found = agreement(predicted, measured)
+    pairs = [(model.predict(s), m, m - 1.96 * d, m + 1.96 * d) for s, (m, d) in values.items()]
+    plots.predicted_plot(pairs, folder / "latency.png")
+    goals = {
+        "MAPE %": measure.goal(found.mape, MAPE),
+        "Kendall's tau": measure.goal(found.tau or 0.0, TAU, at_most=False),
+        "minutes to make": measure.goal(minutes, MINUTES),
+    }
+    result = {
+        "benchmark": "latency_model",
+        **measure.machine(),
+        "made_for": model.made_for,
+        "fitted": model.fitted,
+        "held_out": dataclasses.asdict(model.error),
+        "unseen": dataclasses.asdict(found),
+        "runs": args.runs,
+        "unseen_ms": measure.spread(measured),
+        "coefficients": model.coefficients,
+        "tables": {},
+    }
+    shared = Path(os.environ.get("AUTOMOE_SHARED", "../shared")) / "published" / "latency"
+    for name in TABLES:
+        if not (shared / name).exists():
+            notes.note(f"{shared / name} is absent; left out")
+            continue
+        own, ordinary = tables.fit(shared / name)
+        result["tables"][name] = {
+            "ours": dataclasses.asdict(own.error),
+            "least_squares": dataclasses.asdict(ordinary),
+        }
+        kind = name.split("_")[2]
+        goals[f"{kind} RMSE ms"] = measure.goal(own.error.rmse, ordinary.rmse)
+        goals[f"{kind} MAPE %"] = measure.goal(own.error.mape, ordinary.mape)
+    if args.workdir is None:
+        shutil.rmtree(folder)
+    measure.finish(result, goals)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""A whole search on a tiny supernet: limits, kills, budgets of measurements, fronts, seeds."""
+
+import dataclasses
+import json
+import random
+from typing import ClassVar
+
+import jax
+import numpy as np
+import pytest
+from conftest import compiled_once
+from test_pipeline import Killed, tiny_config
+
+from automoe_jax import complexity, phases, search_phase, search_result, search_seeds, subnet_files
+from automoe_jax.latency import summarise
+from automoe_jax.predictor import features
+from automoe_jax.predictor import fit as predictor
+from automoe_jax.predictor.model import WORK, LatencyModel
+from automoe_jax.predictor.scores import agreement
+from automoe_jax.progress import Silent
+from automoe_jax.search.evolution import InfeasibleError
+from automoe_jax.search.front import front
+from automoe_jax.search.history import History
+from automoe_jax.subnet import from_json
+from automoe_jax.timing import Measured, Verdict
+from automoe_jax.training import loop
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cached(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A run with a corpus, and random weights."""
+    run = tmp_path_factory.mktemp("run")
+    config = tiny_config()
+    data = phases.prepare_run(config, run, Silent())
+    trained = phases.trained(config, data.tokenizer.vocab_sizes)
+    state = loop.initial_state(trained, config.training, config.seed)
+    return run, data, jax.tree.map(np.asarray, state.params)
+
+
+def configured(search=None, **constraint):
+    config = tiny_config(**constraint)
+    fields = {"iterations": 3, "population": 8, "parents": 3, "mutations": 3, "crossovers": 3}
+    own = dataclasses.replace(config.search, **{**fields, **(search or {})})
+    return dataclasses.replace(config, search=own)
+
+
+def search(prepared, config, folder):
+    run, data, params = prepared
+    return search_phase.run_search(config, run, folder, data, params, Silent())
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(search_result, "_pictures", lambda *args: None)
+
+
+def contents(folder):
+    return {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".json", ".jsonl")}
+
+
+def true_ms(subnet) -> float:
+    return complexity.count(subnet).flops / 1e4
+
+
+class FakeTimer:
+    """Latencies by a formula, a little above what the model predicts; counts what it times."""
+
+    timed: ClassVar[list] = []
+    finals: ClassVar[list] = []
+    threads, how = 1, "measured (fake)"
+    reference_ms = 1.0
+    slow = 1.0  # of the final measurements
+
+    def __init__(self, *args):
+        pass
+
+    def measure(self, subnet, limit):
+        self.timed.append(subnet)
+        ms = 1.03 * true_ms(subnet)
+        return Measured(ms, 0.99 * ms, 1.01 * ms, 20)
+
+    def verify(self, subnet, largest):
+        self.finals.append(subnet)
+        a, b = 1.03 * true_ms(subnet) * self.slow, 1.03 * true_ms(largest)
+        return Verdict(
+            summarise([a] * 10), summarise([b] * 10), a, 1.005 * a, a / b, a / b, 1.005 * a / b
+        )
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def fake_latency(monkeypatch):
+    """Latency without exports: the model knows FLOPs, the timer finds 3 % more."""
+
+    class Model(LatencyModel):
+        def predict(self, subnet):
+            return true_ms(subnet)
+
+    config = tiny_config()
+    task = predictor.task_of(config.latency, 300, "none")
+    model = Model(
+        WORK, dict.fromkeys(features.WORK, 0.0), task, predictor.made_for(config.latency),
+        agreement([1.0, 2.0], [1.0, 2.0]), 10, None,
+    )  # fmt: skip
+    monkeypatch.setattr(search_phase, "SubnetTimer", FakeTimer)
+    monkeypatch.setattr(phases, "latency_model", lambda *args: model)
+    FakeTimer.timed, FakeTimer.finals, FakeTimer.slow = [], [], 1.0
+    return model
+
+
+class KillAtWrite:
+    """Ends the program at some write of the history, once torn in the middle of its line."""
+
+    def __init__(self, monkeypatch, moment: int):
+        whole, self.left = History._append, moment
+
+        def append(history, name, line):
+            self.left -= 1
+            if self.left == 0:
+                path = history._paths[name]
+                with path.open("a") as f:
+                    f.write(json.dumps(line)[: 20 * (moment % 2)])
+                raise Killed
+            whole(history, name, line)
+
+        monkeypatch.setattr(History, "_append", append)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+@pytest.mark.parametrize("mode", ["flops", "predicted", "nsga2"])
+def test_killed_and_resumed_is_the_same(prepared, tmp_path, mode):
+    """At five random moments: the same history, byte for byte, and the same result."""
+    config = {
+        "flops": configured(),
+        "predicted": configured({"latency": "predicted"}, latency_ms=26.0),
+        "nsga2": configured({"algorithm": "nsga2", "latency": "predicted"}, size_mb=1.0),
+    }[mode]
+    search(prepared, config, tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    writes = sum(text.count("\n") for name, text in whole.items() if name.endswith("jsonl"))
+    assert writes > 15
+    moments = random.Random(mode).sample(range(1, writes), 5)
+    for moment in sorted(moments):
+        with pytest.MonkeyPatch.context() as patch:
+            KillAtWrite(patch, moment)
+            # Whatever an earlier kill left is there: it counts from where the search stands.
+            with pytest.raises(Killed):
+                search(prepared, config, tmp_path / f"at_{moment}")
+        search(prepared, config, tmp_path / f"at_{moment}")
+        assert contents(tmp_path / f"at_{moment}") == whole
+    assert FakeTimer.timed == FakeTimer.finals == []
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_verified_search(prepared, tmp_path):
+    """Within its budget, what it returns is measured; killed, it measures nothing twice."""
+    config = configured(
+        {"latency": "verified", "measurements": 16, "population": 12}, latency_ms=26.0
+    )
+    found = search(prepared, config, tmp_path / "whole")
+    assert found
+    assert all(f.verdict and f.verdict.high_ms <= 26.0 for f in found)
+    assert all(f.costs["latency_ms"] == 1.03 * true_ms(f.subnet) for f in found)
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert result["measurements"] == len(FakeTimer.timed) + len(FakeTimer.finals) <= 16
+    assert len(FakeTimer.timed) > 5
+    assert result["recompilations"] == 0
+    lines = History(tmp_path / "whole").lines
+    # Once it has seen that predictions are low, it draws with that in mind.
+    how = lines[-1]["constraints"]["latency_ms"]["how"]
+    assert "times 1.030, as measured" in how or "measured (fake)" in how
+
+    once = list(FakeTimer.timed), list(FakeTimer.finals)
+    whole = contents(tmp_path / "whole")
+    for moment in (2, 9, 20, 28, 33):
+        FakeTimer.timed, FakeTimer.finals = [], []
+        folder = tmp_path / f"at_{moment}"
+        with pytest.MonkeyPatch.context() as patch:
+            KillAtWrite(patch, moment)
+            with pytest.raises(Killed):
+                search(prepared, config, folder)
+        search(prepared, config, folder)
+        assert contents(folder) == whole
+        # The one whose line was being written is the only one that may have to be timed again.
+        for again, first in zip((FakeTimer.timed, FakeTimer.finals), once, strict=True):
+            assert len(again) <= len(first) + 1
+            assert len(set(again)) >= len(again) - 1
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_final_measurement_that_fails(prepared, tmp_path):
+    """The machine became slower: the search goes on to smaller subnets, or says the fastest."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ms=17.0)
+    FakeTimer.slow = 1.08  # only the smallest are fast enough
+    notes = []
+    progress = Silent()
+    progress.note = notes.append
+    run, data, params = prepared
+    found = search_phase.run_search(config, run, tmp_path / "a", data, params, progress)
+    assert all(f.verdict and f.verdict.high_ms <= 17.0 for f in found)
+    assert any("fails the final measurement" in n for n in notes)
+    FakeTimer.slow = 10.0
+    with pytest.raises(InfeasibleError, match=r"the fastest of them is .* with [\d.]+ ms"):
+        search(prepared, config, tmp_path / "b")
+
+
+def test_limits_together(prepared, tmp_path):
+    config = configured(size_mb=0.05, gflops=2.5e-4, params_m=0.006)
+    found = search(prepared, config, tmp_path)
+    for f in found:
+        assert f.costs["size_mb"] <= 0.05
+        assert f.costs["gflops"] <= 2.5e-4
+        assert f.costs["params_m"] <= 0.006
+        assert f.verdict is None
+    for name in ("search", "progress", "front", "best_1"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.usefixtures("fake_latency")
+def test_front_over_three(prepared, tmp_path):
+    config = configured(
+        {"algorithm": "nsga2", "front": ("latency_ms", "size_mb"), "latency": "verified",
+         "measurements": 12, "population": 10},
+        size_mb=1.0,
+    )  # fmt: skip
+    search(prepared, config, tmp_path)
+    stored = json.loads((tmp_path / "front.json").read_text())
+    assert stored["over"] == ["loss", "latency_ms", "size_mb"]
+    points = [
+        (x["loss"], x["costs"]["latency_ms"], x["costs"]["size_mb"]) for x in stored["subnets"]
+    ]
+    assert len(front(points)) == len(points)
+    measured = History(tmp_path).records("latency_ms")
+    assert 1 < len(measured) <= 12
+    on_front = {from_json(x["subnet"]) for x in stored["subnets"]}
+    assert on_front & {from_json(x["subnet"]) for x in measured}
+
+
+def test_bleu_as_objective(prepared, tmp_path):
+    config = configured(
+        {"objective": "chrf", "objective_sentences": 8, "iterations": 1, "population": 3,
+         "mutations": 1, "crossovers": 1, "parents": 1, "keep": 1}
+    )  # fmt: skip
+    found = search(prepared, config, tmp_path)
+    assert 0 < found[0].loss <= 100
+    assert json.loads((tmp_path / "result.json").read_text())["objective"]["name"] == "chrf"
+
+
+def test_seeds_are_compared(prepared, tmp_path):
+    for seed in (1, 2):
+        search(prepared, configured({"seed": seed}), tmp_path / f"seed_{seed}")
+    compared = search_seeds.compare(tmp_path, (1, 2))
+    assert set(compared["seeds"]) == {"1", "2"}
+    rows = compared["seeds"].values()
+    assert all(0 < row["hypervolume_share"] <= 1 for row in rows)
+    assert compared["best_mean"] == pytest.approx(np.mean([row["best"] for row in rows]))
+    histories = [(tmp_path / f"seed_{s}" / "history.jsonl").read_text() for s in (1, 2)]
+    assert histories[0] != histories[1]
+    assert (tmp_path / "seeds.png").stat().st_size > 10_000
+
+
+def test_local_search_from_a_file(prepared, tmp_path):
+    config = configured()
+    start = config.space.smallest()
+    subnet_files.save(start, tmp_path / "start.json")
+    config = configured({"algorithm": "local", "start": str(tmp_path / "start.json")})
+    found = search(prepared, config, tmp_path / "search")
+    lines = History(tmp_path / "search").lines
+    assert lines[0]["origin"] == "start"
+    assert from_json(lines[0]["subnet"]) == start
+    assert found[0].loss <= lines[0]["loss"] or len(lines) > 1
