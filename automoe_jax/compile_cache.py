@@ -63,6 +63,6 @@ class Compilations:
         self.count = Compilations._total - self._before
 
 
-def _count(event: str, duration: float, **about: object):
+def _count(event: str, duration_secs: float, **kwargs: str | int):
     if event == Compilations.EVENT:
         Compilations._total += 1

@@ -106,8 +106,9 @@ class SubnetTimer:
           subnet: which.
           limit: ms; the runs end as soon as the interval is clear of it.
         """
+        base = self.reference_ms
         if subnet == self._first:
-            return Measured(self.reference_ms, self.reference_ms, self.reference_ms, 0)
+            return Measured(base, base, base, 0)
         candidate = self._export(subnet, "candidate")
         own: list[float] = []
         reference: list[float] = []
@@ -119,7 +120,7 @@ class SubnetTimer:
             times = self._timer.time([candidate, self._reference], config)
             own += times[0]
             reference += times[1]
-            measured = self._measured(own, reference)
+            measured = _measured(own, reference, base)
             clear = measured.high < limit or measured.low > limit
             if len(own) >= self._config.runs or (stops and clear):
                 shutil.rmtree(candidate)
@@ -127,16 +128,12 @@ class SubnetTimer:
 
     def measure_all(self, subnets: Sequence[Subnet]) -> list[Measured]:
         """Latency of up to `GROUP` subnets, timed in turns with each other."""
+        base = self.reference_ms
         paths = [self._export(s, f"candidate_{i}") for i, s in enumerate(subnets)]
         *own, reference = self._timer.time([*paths, self._reference], self._config)
         for path in paths:
             shutil.rmtree(path)
-        return [self._measured(times, reference) for times in own]
-
-    def _measured(self, own: list[float], reference: list[float]) -> Measured:
-        value, low, high = ratio(own, reference, resamples=300)
-        base = self.reference_ms
-        return Measured(base * value, base * low, base * high, len(own))
+        return [_measured(times, reference, base) for times in own]
 
     def verify(self, subnet: Subnet, largest: Subnet) -> Verdict:
         """Times a subnet and the largest one in turns, with the protocol's number of runs."""
@@ -156,3 +153,8 @@ class SubnetTimer:
         """Ends the timing process and removes its files."""
         self._timer.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _measured(own: list[float], reference: list[float], reference_ms: float) -> Measured:
+    value, low, high = ratio(own, reference, resamples=300)
+    return Measured(reference_ms * value, reference_ms * low, reference_ms * high, len(own))
