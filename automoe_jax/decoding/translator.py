@@ -260,7 +260,7 @@ class Translator:
                     for name, value in self.run(batch.source_BS, beam_size, *numbers).items()
                 }
 
-            for batch, out in self._in_parallel(run, work):
+            for batch, out in self._in_parallel(run, work, beam_size):
                 for row, i in enumerate(batch.rows):
                     if out["complete_B"][row] or batch.time == full:
                         hypotheses = _hypotheses(out, row)[:num_hypotheses]
@@ -293,17 +293,24 @@ class Translator:
             )
         return beam_size, length_penalty, num_hypotheses, max_length
 
-    def _in_parallel(self, run: Callable[[Batch], Any], work: Sequence[Batch]):
+    def _in_parallel(self, run: Callable[[Batch], Any], work: Sequence[Batch], beam_size: int):
         """(batch, result) of each batch, as they come.
 
         Several batches at a time, a core for each, pass by what cores spend waiting for each
-        other within one.
+        other within one. What has to be compiled goes first, one after the other: a batch beside a
+        compilation is what would take most memory.
         """
         threads = min(native.n_threads(), len(work) // 2) if self.kernels == "native" else 1
         if threads < 2:
             for batch in work:
                 yield batch, run(batch)
             return
+        huge_pages.return_large_blocks()
+        shapes = {(beam_size, *batch.source_BS.shape, batch.time): batch for batch in work}
+        first = [batch for shape, batch in shapes.items() if shape not in self._compiled]
+        for batch in first:
+            yield batch, run(batch)
+        work = [batch for batch in work if not any(batch is other for other in first)]
         with contextlib.ExitStack() as stack:
             stack.enter_context(native.one_thread_a_call())
             pool = stack.enter_context(futures.ThreadPoolExecutor(threads))
