@@ -58,8 +58,8 @@ def batches(
         by_bucket = {max(by_bucket): [i for own in by_bucket.values() for i in own]}
     for length, own in by_bucket.items():
         time = most_time if last else min(3 * length // 2, most_time)
-        # All batches of a bucket alike, and few sizes: few shapes to compile. Rows that only fill up
-        # are all padding and end at once.
+        # All batches of a bucket alike, and few sizes: few shapes to compile. Rows that only fill
+        # up are all padding and end at once.
         room = min(batch_tokens // length, CACHE_BYTES // (step_bytes * time))
         most = room // 8 * 8 if room > 8 else 1 << (max(room, 1).bit_length() - 1)
         n_rows = min(1 << (len(own) - 1).bit_length(), most)
