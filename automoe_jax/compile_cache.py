@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from automoe_jax.huge_pages import COMPILED
+
 SECONDS_WORTH_KEEPING = 0.1
 
 
@@ -48,7 +50,6 @@ def machine() -> str:
 class Compilations:
     """Counts XLA's compilations in this process within a `with`, taken from a cache or made."""
 
-    EVENT = "/jax/core/compile/backend_compile_duration"
     _total = 0
     _listens = False
 
@@ -64,5 +65,5 @@ class Compilations:
 
 
 def _count(event: str, duration_secs: float, **kwargs: str | int):
-    if event == Compilations.EVENT:
+    if event == COMPILED:
         Compilations._total += 1

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from automoe_jax import huge_pages
+from automoe_jax.decoding import native
 from automoe_jax.errors import UserError
 
 GOLD_RUNS, PARTIALLY_GOLD_RUNS = 300, 100
@@ -79,6 +80,12 @@ class Latency:
     median_ms: float
     min_ms: float
     runs: int
+
+
+def kernels_used(config: LatencyConfig) -> str:
+    """Which kernels exports are timed on here: "native" or "xla"."""
+    wanted = config.platform == "cpu" and config.kernels != "xla"
+    return "native" if wanted and native.available() else "xla"
 
 
 def trim(times: npt.ArrayLike) -> np.ndarray:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from automoe_jax.latency import Latency
+from automoe_jax.predictor.fit import LATENCY as NAME
 from automoe_jax.predictor.model import LatencyModel
 from automoe_jax.search.evolution import Scored
 from automoe_jax.search.history import History
 from automoe_jax.subnet import Subnet
 from automoe_jax.timing import SubnetTimer, Verdict
 
-NAME = "latency_ms"
 FINAL = "final_ms"
 # Measurements of a verified search kept for its result, beside one for each subnet to return.
 SPARE = 3

@@ -33,9 +33,9 @@ class Objective(Protocol):
 class Loss:
     """Nats per target token with inherited weights."""
 
-    def __init__(self, scorer: PopulationScorer, pairs: TokenPairs, count: int, at_once: int):
+    def __init__(self, scorer: PopulationScorer, pairs: TokenPairs, count: int):
         self.label = "validation loss, inherited weights (nats a token)"
-        self.at_once = at_once
+        self.at_once = scorer.at_once
         self._scorer = scorer
         sample = sample_pairs(pairs, count, SAMPLE_SEED)
         self._sample = scorer.prepare(sample)

@@ -15,11 +15,11 @@ from automoe_jax.config import RunConfig
 from automoe_jax.data import lexicon, tokens
 from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data.corpus import DataConfig
-from automoe_jax.decoding import native
 from automoe_jax.decoding.model import Spec
 from automoe_jax.errors import UserError
 from automoe_jax.export import export, random_params
 from automoe_jax.extract import Params, extract
+from automoe_jax.latency import kernels_used
 from automoe_jax.predictor import fit as predictor
 from automoe_jax.predictor import model as predictor_model
 from automoe_jax.predictor.model import LatencyModel
@@ -304,11 +304,19 @@ def export_params(
     )
 
 
+def random_weights(
+    config: RunConfig, vocab_sizes: tuple[int, int], subnet: Subnet | None = None
+) -> Params:
+    """Weights that nobody has trained, of the supernet or of a subnet: for timing only."""
+    what = trained(config, vocab_sizes, subnet)
+    return random_params(
+        loop.abstract_state(what, config.training, config.seed).params, config.seed
+    )
+
+
 def export_random(config: RunConfig, subnet: Subnet, folder: Path, vocab_sizes: tuple[int, int]):
     """Exports an architecture with random weights and no tokenizer: for timing only."""
-    what = trained(config, vocab_sizes, subnet)
-    abstract = loop.abstract_state(what, config.subnet_training, config.seed).params
-    params = random_params(abstract, config.seed)
+    params = random_weights(config, vocab_sizes, subnet)
     export(params, spec(config, subnet), config.export, folder, "random")
 
 
@@ -400,6 +408,5 @@ class Inherited:
         programs = dataclasses.replace(config.export, beam_sizes=(beam_size,))
         own = spec(config, subnet)
         # Only the program that will be timed: a search writes hundreds of exports.
-        native_too = config.latency.platform == "cpu" and native.available()
-        kernels = ("native",) if native_too and config.latency.kernels != "xla" else ("xla",)
+        kernels = (kernels_used(config.latency),)
         export(self.params(subnet), own, programs, folder, self._origin, kernels=kernels)

@@ -103,10 +103,7 @@ class Search:
 
     def _objective(self, inherited: phases.Inherited, run: Path, data: Prepared) -> Objective:
         if self.search.objective == "loss":
-            import jax  # noqa: PLC0415
-
-            count = self.search.eval_pairs
-            return Loss(self.scorer, data.valid, count, jax.local_device_count())
+            return Loss(self.scorer, data.valid, self.search.eval_pairs)
         valid = prepare.corpus_split(self.config.data, run, "valid")
         sources, references = evaluate.read_split(valid)
         beam = min(self.config.export.beam_sizes)
@@ -181,7 +178,7 @@ class Search:
 
     def _front_costs(self, subnet: Subnet) -> tuple[float, ...]:
         known = self.costs(subnet)
-        return tuple(known[name] for name in self.search.front)
+        return tuple(known[name] for name in self.front_names)
 
     # --- the search --------------------------------------------------------------------------
 
@@ -206,10 +203,10 @@ class Search:
 
     def _run(self, limits: Limits) -> list[Scored]:
         task = self.progress.task("searching", self.search.samples)
-        counts = {"drawn": 0, "scored": 0, "best": float("inf")}
+        counts = {"scored": 0, "best": float("inf")}
 
         def score(candidates: list[Candidate]) -> list[float]:
-            losses: dict[Subnet, float] = {}
+            losses: list[float] = []
             at_once = self.objective.at_once
             missing = [c for c in candidates if self.history.loss(c.subnet) is None]
             for start in range(0, len(missing), at_once):
@@ -222,11 +219,11 @@ class Search:
             for candidate in candidates:
                 loss = self.history.loss(candidate.subnet)
                 assert loss is not None
-                losses[candidate.subnet] = loss
+                losses.append(loss)
             counts["scored"] += len(candidates)
-            counts["best"] = min([counts["best"], *losses.values()])
+            counts["best"] = min([counts["best"], *losses])
             task.update(counts["scored"], best=f"{counts['best']:.4f}")
-            return [losses[c.subnet] for c in candidates]
+            return losses
 
         def told(iteration: int, scored: list[Scored]):
             median = statistics.median(s.loss for s in scored)
@@ -236,10 +233,6 @@ class Search:
                 f"median {median:.4f}{measured}"
             )
 
-        def within(subnet: Subnet) -> bool:
-            counts["drawn"] += 1
-            return limits.within(subnet)
-
         choose: dict[str, Any] = {}
         if self.latency is not None and self.search.limits_latency:
             iterations = self.search.iterations + 1
@@ -247,7 +240,7 @@ class Search:
         rng = np.random.default_rng([0x5EA2C4, self.config.seed, self.search.seed])
         try:
             return search(
-                self.space, self.search, rng, within, score, told,
+                self.space, self.search, rng, limits.within, score, told,
                 costs=self._front_costs, start=self.start, **choose,
             )  # fmt: skip
         finally:
@@ -284,17 +277,13 @@ class Search:
 
     def _front(self, scored: list[Scored]) -> list[Scored]:
         """What nothing scored beats in score and cost; measured, where the mode says so."""
-        names = self.front_names
         measures = (
             self.search.algorithm == "nsga2"
             and self.latency is not None
             and self.latency.mode == "verified"
         )
         while True:
-            points = []
-            for s in scored:
-                known = self.costs(s.candidate.subnet)
-                points.append((s.loss, *(known[name] for name in names)))
+            points = [(s.loss, *self._front_costs(s.candidate.subnet)) for s in scored]
             on_front = [scored[i] for i in front(points)]
             if not measures or self.latency is None or self.latency.left <= 0:
                 return on_front

@@ -26,7 +26,6 @@ from automoe_jax.predictor.scores import agreement
 from automoe_jax.report import plots
 from automoe_jax.search.history import History
 from automoe_jax.subnet import from_json
-from automoe_jax.training import loop
 
 VOCAB = 32_768
 # Unseen subnets are drawn with another seed than the model's own.
@@ -64,9 +63,7 @@ def main():
     notes = Notes()
 
     start = time.monotonic()
-    what = phases.trained(config, vocab_sizes)
-    abstract = loop.abstract_state(what, config.training, config.seed).params
-    params = phases.random_params(abstract, config.seed)
+    params = phases.random_weights(config, vocab_sizes)
     inherited = phases.Inherited(config, folder, params, "random")
     path = folder / phases.LATENCY_MODEL
     model = phases.fit_latency_model(config, folder, inherited, vocab_sizes, path, notes)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from automoe_jax import files, machine
 from automoe_jax.errors import UserError
-from automoe_jax.latency import LatencyConfig, Timer, ratio, summarise
+from automoe_jax.latency import LatencyConfig, Timer, kernels_used, ratio, summarise
 
 _DEFAULT = LatencyConfig()
 _EXPORTS = flags.DEFINE_multi_string(
@@ -116,11 +116,12 @@ def _row(i: int, path: str, results) -> dict:
 
 def _used(config: LatencyConfig) -> str:
     """What the exports were timed on."""
+    used = kernels_used(config)
+    if used == "native" or config.kernels == "xla" or config.platform != "cpu":
+        return used
     from automoe_jax.decoding import native  # noqa: PLC0415
 
-    if config.kernels == "xla" or config.platform != "cpu":
-        return "xla"
-    return "native" if native.available() else f"xla ({native.reason()})"
+    return f"{used} ({native.reason()})"
 
 
 if __name__ == "__main__":

@@ -51,7 +51,6 @@ def main():
     import numpy as np  # noqa: PLC0415
 
     from automoe_jax import compile_cache, phases, workdir  # noqa: PLC0415
-    from automoe_jax.training import loop  # noqa: PLC0415
 
     progress = common.TerminalProgress()
     folder = _WORKDIR.value or common.default_workdir()
@@ -62,9 +61,7 @@ def main():
         run, vocab_sizes = workdir.resolve(folder), (_VOCAB.value, _VOCAB.value)
     compile_cache.enable(run / phases.CACHE)
     if _RANDOM.value:
-        what = phases.trained(config, vocab_sizes)
-        state = loop.abstract_state(what, config.training, config.seed)
-        params = phases.random_params(state.params, config.seed)
+        params = phases.random_weights(config, vocab_sizes)
     else:
         params, _ = phases.supernet_params(config, run, vocab_sizes)
         params = jax.tree.map(np.asarray, params)

@@ -22,8 +22,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax import files, huge_pages, search_phase, search_result
-from automoe_jax.config import RunConfig
+from automoe_jax import huge_pages
 from automoe_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
@@ -48,7 +47,15 @@ def main():
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from automoe_jax import compile_cache, phases, search_seeds  # noqa: PLC0415
+    from automoe_jax import (  # noqa: PLC0415
+        compile_cache,
+        files,
+        phases,
+        search_phase,
+        search_result,
+        search_seeds,
+    )
+    from automoe_jax.config import RunConfig  # noqa: PLC0415
     from automoe_jax.training import loop  # noqa: PLC0415
 
     progress = common.TerminalProgress()
@@ -117,7 +124,7 @@ def _show(result: dict[str, Any], folder: Path):
         )
     if result["measurements"] is not None:
         print(f"latencies measured: {result['measurements']}")
-    print(f"front: {result['front']} subnets in {folder / search_result.FRONT}")
+    print(f"front: {result['front']} subnets in {folder / 'front.json'}")
     print(f"pictures: {folder}/*.png   history: {folder / 'history.jsonl'}")
 
 

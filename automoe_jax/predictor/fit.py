@@ -1,6 +1,5 @@
 """Makes a latency model: times chosen subnets, fits, and measures its error on others."""
 
-import dataclasses
 import importlib.metadata
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from automoe_jax import __version__, machine
-from automoe_jax.decoding import native
 from automoe_jax.errors import UserError
-from automoe_jax.latency import LatencyConfig, available_cpus
+from automoe_jax.latency import LatencyConfig, available_cpus, kernels_used
 from automoe_jax.predictor import design, features, regression
 from automoe_jax.predictor.config import PredictorConfig
 from automoe_jax.predictor.features import Task
@@ -41,12 +39,11 @@ def task_of(config: LatencyConfig, vocab_size: int, quantize: str) -> Task:
 
 def made_for(config: LatencyConfig) -> dict[str, Any]:
     """What a latency measured here belongs to."""
-    on_kernels = config.platform == "cpu" and config.kernels != "xla" and native.available()
     return {
         "cpu": machine.cpu_name(),
         "threads": config.threads or len(available_cpus()),
         "platform": config.platform,
-        "kernels": "native" if on_kernels else "xla",
+        "kernels": kernels_used(config),
         "jax": importlib.metadata.version("jax"),
         "automoe_jax": __version__,
     }
@@ -94,17 +91,16 @@ def fit(
     x_NF = np.array([features.work(s, task) for s in train])
     deviation_N = np.hypot(deviation_N, OTHER_NOISE * y_N)
     coefficients = regression.non_negative(x_NF, y_N, deviation_N)
-    model = LatencyModel(
+    predicted = np.array([features.work(s, task) for s in test]) @ coefficients
+    return LatencyModel(
         kind=WORK,
         coefficients=dict(zip(features.WORK, coefficients.tolist(), strict=True)),
         task=task,
         made_for=made_for(latency),
-        error=agreement([0.0], [1.0]),
+        error=agreement(predicted, [values[s][0] for s in test]),
         fitted=len(train),
         reference={"subnet": to_json(reference), "ms": values[reference][0]},
     )
-    error = agreement([model.predict(s) for s in test], [values[s][0] for s in test])
-    return dataclasses.replace(model, error=error)
 
 
 def measure_all(

@@ -49,6 +49,7 @@ class PopulationScorer:
         self._trained, self._config = trained, config
         self._params = parallel.replicate(params)
         self._step = _mapped_step(trained)
+        self.at_once = jax.local_device_count()  # subnets that are scored together
         self._seen: set[tuple[int, ...]] = set()  # shapes of batches
         # Of the scoring step, beyond one compilation for each shape of batches.
         self.recompilations = 0
@@ -73,11 +74,10 @@ class PopulationScorer:
           batches: of `prepare`.
           subnets: any number; the devices take as many at a time as there are of them.
         """
-        at_once = jax.local_device_count()
         losses: list[float] = []
-        for start in range(0, len(subnets), at_once):
-            group = list(subnets[start : start + at_once])
-            filled = group + [group[-1]] * (at_once - len(group))
+        for start in range(0, len(subnets), self.at_once):
+            group = list(subnets[start : start + self.at_once])
+            filled = group + [group[-1]] * (self.at_once - len(group))
             choices = [to_choice(s, self._trained.hull) for s in filled]
             stacked = jax.tree.map(lambda *xs: np.stack(xs), *choices)
             sums = [self._run(batch, stacked) for batch in batches]
