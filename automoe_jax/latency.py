@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from automoe_jax import huge_pages
-from automoe_jax.decoding import native
 from automoe_jax.errors import UserError
 
 GOLD_RUNS, PARTIALLY_GOLD_RUNS = 300, 100
@@ -84,6 +83,8 @@ class Latency:
 
 def kernels_used(config: LatencyConfig) -> str:
     """Which kernels exports are timed on here: "native" or "xla"."""
+    from automoe_jax.decoding import native  # noqa: PLC0415 settings are read without JAX
+
     wanted = config.platform == "cpu" and config.kernels != "xla"
     return "native" if wanted and native.available() else "xla"
 
