@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ DRAWS = 40
 RESAMPLES = 2000
 # Kendall's tau from which on a search may believe a supernet, if its interval is above 0 too.
 FIT, SOME = 0.6, 0.3
+Correlation = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +74,15 @@ def spread(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
 
 def trust(inherited: np.ndarray, trained: np.ndarray, seed: int = 0) -> Trust:
     """Compares two lists of losses of the same subnets."""
-    tau = _tau(inherited, trained)
+    tau = _ranked(scores.kendall, inherited, trained)
     rows = np.random.default_rng(seed).integers(len(trained), size=(RESAMPLES, len(trained)))
-    taus = np.array([_tau(inherited[r], trained[r]) for r in rows if len(set(r.tolist())) > 2])
+    taus = np.array(
+        [
+            _ranked(scores.kendall, inherited[r], trained[r])
+            for r in rows
+            if len(set(r.tolist())) > 2
+        ]
+    )
     low, high = np.quantile(taus, [0.025, 0.975])
     regret = float(trained[inherited.argmin()] - trained.min())
     if tau >= FIT and low > 0:
@@ -89,16 +97,16 @@ def trust(inherited: np.ndarray, trained: np.ndarray, seed: int = 0) -> Trust:
         tau=tau,
         tau_low=float(low),
         tau_high=float(high),
-        spearman=scores.spearman(inherited, trained),
+        spearman=_ranked(scores.spearman, inherited, trained),
         offset=float((inherited - trained).mean()),
         regret=regret,
         verdict=verdict,
     )
 
 
-def _tau(a: np.ndarray, b: np.ndarray) -> float:
-    tau = scores.kendall(a, b)
-    return 0.0 if np.isnan(tau) else tau  # all of one value: nothing is ranked
+def _ranked(correlation: Correlation, a: np.ndarray, b: np.ndarray) -> float:
+    value = correlation(a, b)
+    return 0.0 if np.isnan(value) else value  # all of one value: nothing is ranked
 
 
 def rank(

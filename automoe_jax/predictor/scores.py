@@ -34,7 +34,9 @@ def kendall(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation."""
+    """Spearman's rank correlation; not a number where all of one list are equal."""
+    if not np.ptp(a) or not np.ptp(b):
+        return float("nan")
     result: Any = spearmanr(a, b)
     return float(result.statistic)
 
