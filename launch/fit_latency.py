@@ -114,12 +114,13 @@ def _about(model) -> dict[str, Any]:
 
 def _show(about: dict[str, Any]):
     error = about["held_out"]
+    tau = "unknown" if error["tau"] is None else f"{error['tau']:.3f}"
     print(f"{about['file']}: fitted to {about['fitted']} latencies")
     print(f"made for: {', '.join(f'{k} {v}' for k, v in about['made_for'].items())}")
     print(
         f"error on {error['count']} held out: {error['mape']:.2f} % mean absolute, "
         f"{error['worst']:.1f} % at worst, {error['rmse_ms']:.2f} ms root mean squared, "
-        f"Kendall's tau {error['tau']:.3f}"
+        f"Kendall's tau {tau}"
     )
 
 

@@ -126,6 +126,19 @@ def test_searching_before_training(tmp_path):
     assert b"has no checkpoint; train it first" in result.stderr
 
 
+def test_search_and_ranking_mistakes(tmp_path):
+    assert "--seeds has 'a'; give integers" in mistake("search", *QUICK, "--seeds=1,a")
+    assert "--subnets is 2; give at least 4" in mistake("rank", *QUICK, "--subnets=2")
+    assert "--vocab_size is 300; it goes with --random_weights" in mistake(
+        "fit_latency", *QUICK, "--vocab_size=300"
+    )
+    assert "--out is missing" in mistake("fit_latency", "--table=none.csv")
+    assert "none.csv does not exist" in mistake(
+        "fit_latency", f"--table={tmp_path}/none.csv", f"--out={tmp_path}/m.json"
+    )
+    assert not (tmp_path / "m.json").exists()
+
+
 def test_export_and_translation_mistakes(tmp_path):
     assert "--export is missing" in mistake("translate")
     assert "does not exist" in mistake("translate", f"--export={tmp_path}/none", stdin=b"a\n")
@@ -161,7 +174,9 @@ def test_describe(tmp_path, shared):
     [
         "prepare",
         "train",
+        "fit_latency",
         "search",
+        "rank",
         "export",
         "benchmark",
         "translate",

@@ -145,6 +145,23 @@ def test_quickstart_reaches_its_goals(tmp_path):
     assert minutes <= 8
 
 
+def test_rank_of_the_phrases_supernet(tmp_path):
+    """12 subnets trained from scratch are ranked, and a search is told what to think of it."""
+    flags = ["--config", "configs/quickstart.py", "--workdir", str(tmp_path / "run")]
+    checked("train", *flags)
+    result = json.loads(
+        checked("rank", *flags, "--subnets=12", "--config.subnet_training.steps=600", "--json")
+    )
+    assert len(result["subnets"]) == 12
+    assert result["tau"] > 0
+    assert result["tau_low"] <= result["tau"] <= result["tau_high"]
+    assert "fit for" in result["verdict"]
+    trained = [row["trained"] for row in result["subnets"]]
+    # Those with the most FLOPs learn more in the same steps: what is ranked are real differences.
+    assert np.mean(trained[-3:]) < np.mean(trained[:3])
+    assert (tmp_path / "run" / "rank" / "rank.png").exists()
+
+
 def test_multi30k_reaches_its_goals(tmp_path, shared):
     """Two bits a token better than a unigram model of the training text."""
     run = tmp_path / "run"
