@@ -109,26 +109,42 @@ def summarise(times_ms: Sequence[float]) -> Latency:
 
 
 def ratio(
-    times_ms: npt.ArrayLike, base_ms: npt.ArrayLike, seed: int = 0, resamples: int = 1000
+    times_ms: npt.ArrayLike,
+    base_ms: npt.ArrayLike,
+    seed: int = 0,
+    resamples: int = 1000,
+    confidence: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Trimmed mean over trimmed mean of the base, and its 95 % interval.
+    """Trimmed mean over trimmed mean of the base, and its interval.
 
     The two lists are of interleaved runs; rounds are resampled in pairs (bootstrap), so that what
     slowed both at a moment cancels.
     """
     a, b = np.asarray(times_ms, float), np.asarray(base_ms, float)
-    rounds = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
+    rounds = _resampled(len(a), seed, resamples)
     ratios = _trimmed_means(a[rounds]) / _trimmed_means(b[rounds])
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(trim(a).mean() / trim(b).mean()), float(low), float(high)
 
 
 def interval(times_ms: npt.ArrayLike, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
     """95 % interval of the protocol's mean, by bootstrap."""
     times = np.asarray(times_ms, float)
-    rows = np.random.default_rng(seed).integers(len(times), size=(resamples, len(times)))
-    low, high = np.quantile(_trimmed_means(times[rows]), [0.025, 0.975])
+    means = _trimmed_means(times[_resampled(len(times), seed, resamples)])
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _resampled(n: int, seed: int, resamples: int) -> np.ndarray:
+    """Indices of bootstrapped runs, a sample a row: blocks of runs that followed each other.
+
+    A machine that is slow at one run is slow at the next; runs drawn one by one would hide that.
+    """
+    block = round(n ** (1 / 3))  # longer ones leave too few of them
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(n, size=(resamples, -(-n // block)))
+    rows = (starts[:, :, None] + np.arange(block)) % n
+    return rows.reshape(resamples, -1)[:, :n]
 
 
 def _trimmed_means(times_RN: np.ndarray) -> np.ndarray:

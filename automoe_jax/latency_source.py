@@ -2,20 +2,25 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from automoe_jax.latency import Latency
 from automoe_jax.predictor.fit import LATENCY as NAME
 from automoe_jax.predictor.model import LatencyModel
 from automoe_jax.search.evolution import Scored
 from automoe_jax.search.history import History
-from automoe_jax.subnet import Subnet
+from automoe_jax.subnet import Subnet, from_json
 from automoe_jax.timing import SubnetTimer, Verdict
 
 FINAL = "final_ms"
 # Measurements of a verified search kept for its result, beside one for each subnet to return.
 SPARE = 3
+# Measurements from which on their median corrects predictions.
+FEWEST = 4
 
 
 class LatencySource:
@@ -119,10 +124,24 @@ class LatencySource:
         return None if self._model is None else self._model.predict(subnet)
 
     def _correct(self):
-        """Sets measured over predicted latency: the median of what this search has measured."""
-        if self._model is not None and self._asked:
-            ratios = sorted(ms / self._model.predict(s) for s, ms in self._asked.items())
-            self.correction = ratios[len(ratios) // 2]
+        """Sets measured over predicted latency.
+
+        It is the median of what this search has measured; with too few for a median, how much
+        slower the smallest subnet is than when the model was made.
+        """
+        if self._model is None or not self._asked:
+            return
+        made = self._model.reference
+        if (
+            len(self._asked) < FEWEST
+            and self._smallest in self._asked
+            and made is not None
+            and from_json(made["subnet"]) == self._smallest
+        ):
+            self.correction = self._asked[self._smallest] / made["ms"]
+            return
+        ratios = [ms / self._model.predict(s) for s, ms in self._asked.items()]
+        self.correction = statistics.median(ratios)
 
     def measure(self, subnet: Subnet) -> float:
         """Latency in ms, timed where the history has none."""
@@ -143,8 +162,8 @@ class LatencySource:
         return known[0]
 
     def begin(self):
-        """Measures what corrections start from."""
-        if self.mode == "verified":
+        """Measures the smallest subnet: what is timed later is corrected by it."""
+        if self.measures:
             self.measure(self._smallest)
 
     def select(self, within: Callable[[Subnet], bool], keep: int, rounds: int):
@@ -161,9 +180,7 @@ class LatencySource:
         def chosen(scored: list[Scored], count: int, iteration: int) -> list[Scored]:
             if self.mode != "verified":
                 return scored[:count]
-            spare = self.left - 2 * keep - SPARE
-            share = max(0, math.ceil(spare / max(1, rounds - iteration)))
-            share = min(share, spare)
+            share = self._share(keep, rounds - iteration)
             parents: list[Scored] = []
             for s in scored:
                 if len(parents) == count:
@@ -176,6 +193,36 @@ class LatencySource:
             return parents or scored[:1]
 
         return chosen
+
+    def probe(self, keep: int, rounds: int):
+        """Measures some of each round's front, evenly along it, as far as the budget reaches.
+
+        Args:
+          keep: subnets to return, for which measurements are left.
+          rounds: of the search.
+        """
+
+        def measured(on_front: list[Scored], iteration: int):
+            if self.mode == "verified":
+                self.measure_some(on_front, self._share(keep, rounds - iteration))
+
+        return measured
+
+    def measure_some(self, scored: list[Scored], count: int):
+        """Measures up to `count` of those that are not, evenly along the list."""
+        unknown = [s for s in scored if not self.knows(s.candidate.subnet)]
+        at = np.linspace(0, len(unknown) - 1, min(len(unknown), max(count, 0))).round().astype(int)
+        for i in at.tolist():
+            self.measure(unknown[i].candidate.subnet)
+
+    def reserved(self, keep: int) -> int:
+        """Measurements of the budget that are left for the result."""
+        return 2 * keep + SPARE
+
+    def _share(self, keep: int, rounds: int) -> int:
+        """Measurements of a round, `rounds` of which are still to come, itself included."""
+        spare = self.left - self.reserved(keep)
+        return int(max(0, min(spare, math.ceil(spare / max(1, rounds)))))
 
     def verify(self, subnet: Subnet, largest: Subnet) -> Verdict:
         """The final measurement, beside the largest subnet; once in the life of a search."""

@@ -99,11 +99,21 @@ def claim_search(config: RunConfig, folder: Path, step: int | None):
       folder: of the search.
       step: of the supernet; None for random weights.
     """
-    groups = config.groups("seed", "data", "tokenizer", "space", "search", "predictor", "latency")
-    begun = (folder / HISTORY).exists()
-    if not begun:
-        (folder / MEASUREMENTS).unlink(missing_ok=True)  # of a search that came to nothing
-    workdir.claim(folder, SEARCH, {**groups, "supernet_step": step}, begun)
+    about = {
+        **config.groups("seed", "data", "tokenizer", "space", "search", "predictor", "latency"),
+        # What is timed, and how large it is, follows from these.
+        "quantize": config.export.quantize,
+        "shortlist": config.export.shortlist,
+        "supernet_step": step,
+    }
+    scored, measured = ((folder / name).exists() for name in (HISTORY, MEASUREMENTS))
+    try:
+        workdir.claim(folder, SEARCH, about, scored or measured)
+    except UserError:
+        if scored:
+            raise
+        (folder / MEASUREMENTS).unlink()  # of a search that came to nothing
+        workdir.claim(folder, SEARCH, about, False)
 
 
 def trained(
@@ -358,8 +368,13 @@ def fit_latency_model(
     path: Path,
     progress: Progress,
 ) -> LatencyModel:
-    """Times subnets, fits a model and writes it; goes on from what an earlier start has timed."""
+    """Times subnets, fits a model and writes it.
+
+    Goes on from what a start that was killed has timed. Where there is a model, all is timed anew.
+    """
     folder = path.with_suffix(".measurements")
+    if path.exists():
+        shutil.rmtree(folder, ignore_errors=True)
     task = predictor.task_of(config.latency, vocab_sizes[1], config.export.quantize)
     about = {
         **config.groups("space", "latency", "predictor", "seed"),

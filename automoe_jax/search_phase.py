@@ -1,8 +1,9 @@
 """The search phase: supernet and limits in, subnet files, history and pictures out."""
 
 import dataclasses
+import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from automoe_jax.timing import SubnetTimer, Verdict
 from automoe_jax.training.population import PopulationScorer
 
 FULL = "full_score"
+LAST_RESORT = "last resort"  # where a candidate comes from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,11 +193,12 @@ class Search:
                 how = limit.how(self.space.largest())
                 self.progress.note(f"limit: {limit.name} <= {limit.most:.4g} ({how})")
             scored = self._run(limits)
-            finalists = self._rescored(scored, limits)
-            on_front = self._front(scored)
+            candidates = scored
             if self.search.algorithm == "nsga2":
-                finalists = [s for s in finalists if s in on_front] or on_front
+                candidates = self._front(scored, limits, set(), self._reserved)
+            finalists = self._rescored(candidates, limits)
             found = self._verify(finalists, scored, limits)
+            on_front = self._front(scored, limits, {f.subnet for f in found}, 0)
             return search_result.write(self, limits, scored, on_front, found)
         finally:
             if self.latency is not None:
@@ -234,9 +237,12 @@ class Search:
             )
 
         choose: dict[str, Any] = {}
-        if self.latency is not None and self.search.limits_latency:
-            iterations = self.search.iterations + 1
-            choose["select"] = self.latency.select(limits.within, self.search.keep, iterations)
+        if self.latency is not None:
+            keep = self.search.keep if self.search.limits_latency else 0
+            rounds = self.search.iterations + 1
+            choose["watch"] = self.latency.probe(keep, rounds)
+            if self.search.limits_latency:
+                choose["select"] = self.latency.select(limits.within, keep, rounds)
         rng = np.random.default_rng([0x5EA2C4, self.config.seed, self.search.seed])
         try:
             return search(
@@ -275,24 +281,36 @@ class Search:
         again = [Scored(s.candidate, self.full(s.candidate.subnet)) for s in best]
         return sorted(again, key=lambda s: s.loss)
 
-    def _front(self, scored: list[Scored]) -> list[Scored]:
-        """What nothing scored beats in score and cost; measured, where the mode says so."""
-        measures = (
-            self.search.algorithm == "nsga2"
-            and self.latency is not None
-            and self.latency.mode == "verified"
-        )
+    @property
+    def _reserved(self) -> int:
+        """Measurements that the result of the search will need."""
+        if self.latency is None or not self.search.limits_latency:
+            return 0
+        return self.latency.reserved(self.search.keep)
+
+    def _front(
+        self, scored: list[Scored], limits: Limits, found: set[Subnet], reserved: int
+    ) -> list[Scored]:
+        """What nothing else within the limits beats in score and cost.
+
+        A verified nsga2 measures it, but for `reserved` measurements; what it has `found` counts as
+        within the limits.
+        """
+        measures = self.search.algorithm == "nsga2"
         while True:
-            points = [(s.loss, *self._front_costs(s.candidate.subnet)) for s in scored]
-            on_front = [scored[i] for i in front(points)]
-            if not measures or self.latency is None or self.latency.left <= 0:
+            own = [
+                s
+                for s in scored
+                if s.candidate.subnet in found or limits.within(s.candidate.subnet)
+            ]
+            points = [(s.loss, *self._front_costs(s.candidate.subnet)) for s in own]
+            on_front = [own[i] for i in front(points)]
+            if not measures or self.latency is None or self.latency.mode != "verified":
                 return on_front
-            predicted = [s for s in on_front if not self.latency.knows(s.candidate.subnet)]
-            if not predicted:
+            room = int(self.latency.left) - reserved
+            if room <= 0 or all(self.latency.knows(s.candidate.subnet) for s in on_front):
                 return on_front
-            spread = np.linspace(0, len(predicted) - 1, min(len(predicted), int(self.latency.left)))
-            for i in sorted(set(spread.round().astype(int).tolist())):
-                self.latency.measure(predicted[i].candidate.subnet)
+            self.latency.measure_some(on_front, room)
 
     @property
     def front_names(self) -> tuple[str, ...]:
@@ -305,31 +323,38 @@ class Search:
         return (next(name for name in HOW if getattr(constraint, name)),)
 
     def _verify(self, finalists: list[Scored], scored: list[Scored], limits: Limits) -> list[Found]:
-        """The best `keep` that also pass a final measurement beside the largest subnet."""
-        if self.latency is None or not self.latency.measures or not self.search.limits_latency:
+        """The best `keep` that also pass a final measurement beside the largest subnet.
+
+        Where none does, the smallest subnet is tried too, whether it was drawn or not.
+        """
+        latency = self.latency
+        if latency is None or not latency.measures or not self.search.limits_latency:
             best = finalists[: self.search.keep]
             return [self._found(s, None) for s in best]
         found: list[Found] = []
-        slower = 1.0  # than when the candidates were timed
+        slower = 1.0  # in the final measurement than when the candidates were timed
         tried: set[Subnet] = set()
+        fails: set[Subnet] = set()
         order = finalists + [s for s in scored if limits.within(s.candidate.subnet)]
-        for s in order:
+        for s in itertools.chain(order, self._last_resort(scored, limits, found)):
             subnet = s.candidate.subnet
-            if len(found) == self.search.keep or (found and self.latency.left <= 0):
+            if len(found) == self.search.keep:
                 break
-            if subnet in tried:
+            if subnet in tried or latency.value(subnet) * slower > latency.most:
                 continue
+            if latency.left < (1 if latency.knows(subnet) else 2):
+                self.progress.note(
+                    f"all {self.search.measurements} measurements are used up (search.measurements)"
+                )
+                break
             tried.add(subnet)
-            if self.latency.value(subnet) * slower > self.latency.most:
+            if latency.measure(subnet) * slower > latency.most:
                 continue
-            if self.latency.left > 1 or not found:
-                self.latency.measure(subnet)
-            if self.latency.value(subnet) * slower > self.latency.most:
-                continue
-            verdict = self.latency.verify(subnet, self.space.largest())
-            failed = _failed(verdict, self.search.constraint)
+            verdict = latency.verify(subnet, self.space.largest())
+            beyond, failed = _failed(verdict, self.search.constraint)
             if failed:
-                slower = max(slower, verdict.high_ms / self.latency.value(subnet))
+                fails.add(subnet)
+                slower = max(slower, beyond * latency.most / latency.value(subnet))
                 self.progress.note(
                     f"{short_name(subnet)} (score {s.loss:.4f}) fails the final measurement: "
                     f"{failed}; going on to the next"
@@ -337,24 +362,58 @@ class Search:
                 continue
             found.append(self._found(s, verdict))
         if not found:
-            fastest = min(tried, key=self.latency.value)
+            fastest = min(
+                (s.candidate.subnet for s in scored if latency.knows(s.candidate.subnet)),
+                key=latency.value,
+                default=self.space.smallest(),
+            )
             raise InfeasibleError(
-                f"none of the {len(tried)} best candidates passed the final latency measurement; "
-                f"the fastest of them is {short_name(fastest)} with "
-                f"{self.latency.value(fastest):.4g} ms; raise the limit a little or search longer"
+                f"none of {len(fails)} candidates passed the final latency measurement; the "
+                f"fastest that was measured is {short_name(fastest)} with "
+                f"{latency.value(fastest):.4g} ms, limit {latency.most:.4g}; raise the limit a "
+                "little, or search.measurements"
             )
         return sorted(found, key=lambda f: f.loss)
+
+    def _last_resort(
+        self, scored: list[Scored], limits: Limits, found: list[Found]
+    ) -> Iterator[Scored]:
+        """The smallest subnet, scored as the others are, if nothing else is found.
+
+        It joins `scored`.
+        """
+        if found:
+            return
+        smallest = self.space.smallest()
+        known = next((s for s in scored if s.candidate.subnet == smallest), None)
+        if known is None:
+            candidate = Candidate(smallest, LAST_RESORT, self.search.iterations)
+            loss = self.history.loss(smallest)
+            if loss is None:
+                loss = self.objective.crowd([smallest])[0]
+                self.history.scored(smallest, loss, **self._about(candidate, limits))
+            known = Scored(candidate, loss)
+            scored.append(known)
+        yield known
 
     def _found(self, s: Scored, verdict: Verdict | None) -> Found:
         subnet = s.candidate.subnet
         return Found(subnet, self.full(subnet), self.costs(subnet), verdict)
 
 
-def _failed(verdict: Verdict, limit: ConstraintConfig) -> str:
-    """Which limit the upper end of a final measurement's interval is beyond, or nothing."""
-    at = "at the upper end of its interval, limit"
-    if limit.latency_ms and verdict.high_ms > limit.latency_ms:
-        return f"{verdict.high_ms:.4g} ms {at} {limit.latency_ms:.4g}"
-    if limit.latency_ratio and verdict.ratio_high > limit.latency_ratio:
-        return f"{verdict.ratio_high:.4g} of the largest's {at} {limit.latency_ratio:.4g}"
-    return ""
+def _failed(verdict: Verdict, limit: ConstraintConfig) -> tuple[float, str]:
+    """How many times a limit the upper end of a final measurement's interval is, the worst of the
+    limits, and which in words; none where it is within.
+
+    A ratio is of two subnets timed in turns: that the machine has become slower does not matter.
+    """
+    bounds = [
+        (verdict.high_ms, limit.latency_ms, "ms"),
+        (verdict.ratio_high, limit.latency_ratio, "of the largest's latency"),
+    ]
+    beyond, words = max(
+        (high / most, f"{high:.4g} {unit} at the upper end of its interval, limit {most:.4g}")
+        for high, most, unit in bounds
+        if most
+    )
+    return beyond, words if beyond > 1 else ""

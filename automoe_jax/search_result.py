@@ -54,6 +54,7 @@ def write(
     result = {
         "version": 1,
         "algorithm": search.search.algorithm,
+        "over": list(names),
         "objective": {"name": search.search.objective, "label": search.objective.label},
         "limits": {x.name: {"most": x.most, "how": x.how(found[0].subnet)} for x in limits.all},
         "best": [
@@ -94,7 +95,8 @@ def _pictures(search: Search, limits: Limits, found, members, marked):
     most = next((x.most for x in limits.all if x.name == x_name), None)
     label = search.objective.label
     lines = search.history.lines
-    plots.search_plot(lines, x_name, folder / "search.png", most, marked, label)
+    on_front = [(m["costs"][x_name], m["loss"]) for m in members]
+    plots.search_plot(lines, x_name, folder / "search.png", most, marked, label, on_front)
     plots.progress_plot(lines, folder / "progress.png", label)
     for i, f in enumerate(found, 1):
         architecture.architecture_card(to_json(f.subnet), f.costs, f.loss, folder / f"best_{i}.png")

@@ -11,8 +11,11 @@ from automoe_jax.subnet import Subnet
 
 # Writes an export of a subnet for one beam size.
 ExportForTiming = Callable[[Subnet, Path, int], None]
-# Runs after which it is looked whether more are needed; exports timed in turns.
+# Runs after which it is looked whether more are needed, from the second time on; exports timed in
+# turns.
 CHUNK, GROUP = 10, 4
+# It is looked several times, so that each look has to be surer than the interval that is told.
+SURE = 0.995
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +107,7 @@ class SubnetTimer:
 
         Args:
           subnet: which.
-          limit: ms; the runs end as soon as the interval is clear of it.
+          limit: ms; the runs end as soon as the latency is surely below or above it.
         """
         base = self.reference_ms
         if subnet == self._first:
@@ -120,11 +123,13 @@ class SubnetTimer:
             times = self._timer.time([candidate, self._reference], config)
             own += times[0]
             reference += times[1]
-            measured = _measured(own, reference, base)
-            clear = measured.high < limit or measured.low > limit
-            if len(own) >= self._config.runs or (stops and clear):
-                shutil.rmtree(candidate)
-                return measured
+            if len(own) < self._config.runs:
+                _, low, high = ratio(own, reference, confidence=SURE)
+                clear = base * high < limit or base * low > limit
+                if len(own) < 2 * CHUNK or not clear:
+                    continue
+            shutil.rmtree(candidate)
+            return _measured(own, reference, base)
 
     def measure_all(self, subnets: Sequence[Subnet]) -> list[Measured]:
         """Latency of up to `GROUP` subnets, timed in turns with each other."""

@@ -107,12 +107,12 @@ def _seeds() -> list[int]:
 
 def _show(result: dict[str, Any], folder: Path):
     costs = list(result["best"][0]["costs"])
-    table = Table("file", "score", *costs, "of the largest's latency")
+    verified = any(best["verified"] for best in result["best"])
+    last = ("final latency ms", "of the largest's") if verified else ()
+    table = Table("file", "score", *costs, *last)
     for best in result["best"]:
-        verified = best["verified"]
-        share = "" if verified is None else f"{verified['ratio']:.3f}"
-        row = [f"{best['costs'][c]:.4g}" for c in costs]
-        table.add_row(str(folder / best["file"]), f"{best['loss']:.4f}", *row, share)
+        row = [f"{best['costs'][c]:.4g}" for c in costs] + _verified(best["verified"])
+        table.add_row(str(folder / best["file"]), f"{best['loss']:.4f}", *row)
     _print(table)
     print(f"score: {result['objective']['label']}, on the whole validation set")
     random = result["random"]
@@ -126,6 +126,17 @@ def _show(result: dict[str, Any], folder: Path):
         print(f"latencies measured: {result['measurements']}")
     print(f"front: {result['front']} subnets in {folder / 'front.json'}")
     print(f"pictures: {folder}/*.png   history: {folder / 'history.jsonl'}")
+
+
+def _verified(verdict: dict[str, Any] | None) -> list[str]:
+    """The final measurement with its 95 % intervals."""
+    if verdict is None:
+        return []
+    ms = f"{verdict['latency']['mean_ms']:.4g}"
+    return [
+        f"{ms} [{verdict['low_ms']:.4g}, {verdict['high_ms']:.4g}]",
+        f"{verdict['ratio']:.3f} [{verdict['ratio_low']:.3f}, {verdict['ratio_high']:.3f}]",
+    ]
 
 
 def _show_seeds(compared: dict[str, Any], folder: Path):

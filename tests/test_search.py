@@ -273,5 +273,9 @@ def test_wrong_settings():
         SearchConfig(latency="guess")
     with pytest.raises(ValueError, match=r"search\.front has 'x'"):
         SearchConfig(front=("x",))
-    with pytest.raises(ValueError, match="needs a subnet file"):
-        SearchConfig(algorithm="local")
+    for wrong in ({"algorithm": "local"}, {"algorithm": "random_search", "start": "x.json"}):
+        with pytest.raises(ValueError, match="starts from a subnet file"):
+            SearchConfig(**wrong)
+    with pytest.raises(ValueError, match=r"search\.measurements is 3; a verified search needs"):
+        SearchConfig(measurements=3)
+    assert SearchConfig(measurements=3, latency="predicted").measurements == 3

@@ -12,6 +12,7 @@ from conftest import compiled_once
 from test_pipeline import Killed, tiny_config
 
 from automoe_jax import complexity, phases, search_phase, search_result, search_seeds, subnet_files
+from automoe_jax.errors import UserError
 from automoe_jax.latency import summarise
 from automoe_jax.predictor import features
 from automoe_jax.predictor import fit as predictor
@@ -76,6 +77,7 @@ class FakeTimer:
     threads, how = 1, "measured (fake)"
     reference_ms = 1.0
     slow = 1.0  # of the final measurements
+    machine = 1.0  # how much slower all is by then
 
     def __init__(self, *args):
         pass
@@ -88,6 +90,7 @@ class FakeTimer:
     def verify(self, subnet, largest):
         self.finals.append(subnet)
         a, b = 1.03 * true_ms(subnet) * self.slow, 1.03 * true_ms(largest)
+        a, b = a * self.machine, b * self.machine
         return Verdict(
             summarise([a] * 10), summarise([b] * 10), a, 1.005 * a, a / b, a / b, 1.005 * a / b
         )
@@ -112,7 +115,7 @@ def fake_latency(monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(search_phase, "SubnetTimer", FakeTimer)
     monkeypatch.setattr(phases, "latency_model", lambda *args: model)
-    FakeTimer.timed, FakeTimer.finals, FakeTimer.slow = [], [], 1.0
+    FakeTimer.timed, FakeTimer.finals, FakeTimer.slow, FakeTimer.machine = [], [], 1.0, 1.0
     return model
 
 
@@ -208,8 +211,108 @@ def test_a_final_measurement_that_fails(prepared, tmp_path):
     assert all(f.verdict and f.verdict.high_ms <= 17.0 for f in found)
     assert any("fails the final measurement" in n for n in notes)
     FakeTimer.slow = 10.0
-    with pytest.raises(InfeasibleError, match=r"the fastest of them is .* with [\d.]+ ms"):
+    with pytest.raises(InfeasibleError, match=r"fastest that was measured is .* with [\d.]+ ms"):
         search(prepared, config, tmp_path / "b")
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+@pytest.mark.parametrize("measurements", [4, 7, 30])
+def test_the_budget_holds_when_nothing_passes(prepared, tmp_path, measurements):
+    config = configured({"latency": "verified", "measurements": measurements}, latency_ms=17.0)
+    FakeTimer.slow = 1.5
+    with pytest.raises(InfeasibleError, match="passed the final latency measurement"):
+        search(prepared, config, tmp_path)
+    assert len(FakeTimer.timed) + len(FakeTimer.finals) <= measurements
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_ratio_does_not_mind_a_slower_machine(prepared, tmp_path):
+    """What the whole machine has lost since, the largest subnet has lost too."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ratio=0.8)
+    ratios = []
+    for name, slower in (("a", 1.0), ("b", 1.3)):
+        FakeTimer.machine, FakeTimer.slow = slower, 1.004  # the best are a little above the limit
+        found = search(prepared, config, tmp_path / name)
+        assert all(f.verdict and f.verdict.ratio_high <= 0.8 for f in found)
+        ratios.append([f.verdict.ratio for f in found if f.verdict])
+    assert ratios[1] == pytest.approx(ratios[0])
+    # Each failure rules out what lies as far beyond the limit: few are timed in vain.
+    assert len(FakeTimer.finals) <= 2 * (len(ratios[0]) + 3)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_the_smallest_is_the_last_resort(prepared, tmp_path, monkeypatch):
+    """A limit that only the smallest subnet meets, as measured, finds it, drawn or not."""
+    smallest = tiny_config().space.smallest()
+    most = 1.1 * true_ms(smallest)  # by the predictions, others are within the limit too
+
+    def measure(timer, subnet, limit):
+        timer.timed.append(subnet)
+        ms = (1.03 if subnet == smallest else 1.2) * true_ms(subnet)
+        return Measured(ms, ms, ms, 20)
+
+    monkeypatch.setattr(FakeTimer, "measure", measure)
+    config = configured({"latency": "verified", "measurements": 30}, latency_ms=most)
+    found = search(prepared, config, tmp_path)
+    assert [f.subnet for f in found] == [smallest]
+    assert len(FakeTimer.timed) > 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["best"][0]["verified"]["high_ms"] <= most
+    assert from_json(json.loads((tmp_path / "best_1.json").read_text())) == smallest
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_front_is_within_the_limits_and_best_first(prepared, tmp_path):
+    """Best by the whole validation set, though the crowd is scored on a sample of it."""
+    config = configured(
+        {"algorithm": "nsga2", "latency": "verified", "measurements": 30, "population": 12,
+         "eval_pairs": 3, "keep": 4},
+        latency_ms=22.0,
+    )  # fmt: skip
+    found = search(prepared, config, tmp_path / "limited")
+    stored = json.loads((tmp_path / "limited" / "front.json").read_text())["subnets"]
+    assert stored
+    assert all(x["costs"]["latency_ms"] <= 22.0 for x in stored)
+    assert [f.loss for f in found] == sorted(f.loss for f in found)
+    assert len(FakeTimer.timed) + len(FakeTimer.finals) <= 30
+    # Some of every round's front are measured, not the last one's alone.
+    lines = History(tmp_path / "limited").records("latency_ms")
+    assert len(lines) > 4
+
+    config = configured(
+        {"algorithm": "nsga2", "front": ("gflops",), "population": 12, "eval_pairs": 3, "keep": 4},
+        gflops=1.0,
+    )  # fmt: skip
+    found = search(prepared, config, tmp_path / "counted")
+    assert len(found) == 4
+    assert [f.loss for f in found] == sorted(f.loss for f in found)
+    best = json.loads((tmp_path / "counted" / "result.json").read_text())["best"]
+    assert any(row["loss"] != row["sample_loss"] for row in best)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_what_was_measured_before_the_first_score_is_kept(prepared, tmp_path):
+    run, data, params = prepared
+    config = configured({"latency": "partially_gold"}, latency_ms=26.0)
+
+    def program(config):
+        """As launch/search.py does it."""
+        phases.claim_search(config, tmp_path, 8)
+        return search_phase.run_search(config, run, tmp_path, data, params, Silent())
+
+    with pytest.MonkeyPatch.context() as patch:
+        KillAtWrite(patch, 6)
+        with pytest.raises(Killed):
+            program(config)
+    assert not (tmp_path / "history.jsonl").exists()
+    first = list(FakeTimer.timed)
+    assert len(first) == 6
+    program(config)
+    assert len(FakeTimer.timed) == len(set(FakeTimer.timed)) + 1  # the one that was being written
+    # The same folder for int8, whose latencies are others.
+    int8 = dataclasses.replace(config, export=dataclasses.replace(config.export, quantize="int8"))
+    with pytest.raises(UserError, match="made with another config: quantize is 'none' there"):
+        program(int8)
 
 
 def test_limits_together(prepared, tmp_path):

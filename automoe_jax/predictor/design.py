@@ -45,7 +45,7 @@ def choose(space: SearchSpace, task: Task, count: int, seed: int) -> list[Subnet
       seed: of the random ones.
     """
     rng = np.random.default_rng([0xD0E, seed])
-    drawn = list(dict.fromkeys(space.sample(rng) for _ in range(POOL)))
+    drawn = list(dict.fromkeys(space.sample(rng) for _ in range(max(POOL, 2 * count))))
     chosen = list(dict.fromkeys([space.smallest(), space.largest()]))
     for subnet in drawn[: round(RANDOM * count)]:
         if subnet not in chosen and len(chosen) < count:

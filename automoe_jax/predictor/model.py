@@ -92,8 +92,8 @@ def load(path: Path) -> LatencyModel:
         fields = {f.name: stored[f.name] for f in dataclasses.fields(LatencyModel)}
         fields["task"] = Task(**fields["task"]) if fields["task"] else None
         fields["error"] = Agreement(**fields["error"])
-        wanted = set(features.WORK) if fields["kind"] == WORK else None
-        if wanted is not None and set(fields["coefficients"]) != wanted:
+        names = features.WORK if fields["kind"] == WORK else ("intercept", *features.PRODUCTS)
+        if tuple(fields["coefficients"]) != names:
             raise UserError(f"{path} has other features than this version's; fit it again")
         return LatencyModel(**fields)
     except (KeyError, TypeError):

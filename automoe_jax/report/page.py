@@ -51,7 +51,7 @@ def write(folder: Path, results: dict[str, Any], lines: list[dict[str, Any]], fo
       found: the search's result.
     """
     limits = found["limits"]
-    x_name = "latency_ms" if "latency_ms" in limits else next(iter(limits), "latency_ms")
+    x_name = found["over"][0]
     marked = {
         f"best {i}": (best["costs"][x_name], best["sample_loss"])
         for i, best in enumerate(found["best"][:3], 1)

@@ -39,6 +39,7 @@ def search_plot(
     limit: float | None = None,
     marked: Marked | None = None,
     y_label: str = LOSS,
+    on_front: Sequence[tuple[float, float]] | None = None,
 ):
     """Score against a cost, every scored candidate, with the front.
 
@@ -49,6 +50,7 @@ def search_plot(
       limit: drawn as a line.
       marked: points to name, as {label: (x, score)}.
       y_label: what the score is.
+      on_front: (cost, score) of the front; None for that of `lines`.
     """
     points = [(line["costs"][x_name], line["loss"]) for line in lines]
     rounds = [line["iteration"] for line in lines]
@@ -59,7 +61,9 @@ def search_plot(
     )  # fmt: skip
     if len(set(rounds)) > 1:
         figure.colorbar(dots, ax=axes, label="iteration", ticks=MaxNLocator(integer=True))
-    best = [points[i] for i in front(points)]
+    if on_front is None:
+        on_front = points
+    best = [on_front[i] for i in front(on_front)]
     axes.step(
         [p[0] for p in best], [p[1] for p in best],
         where="post", color="tab:red", linewidth=1.2, label="Pareto front",
@@ -89,7 +93,7 @@ def progress_plot(lines: list[dict[str, Any]], path: Path, y_label: str = LOSS):
     figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
     for origin, color in (
         ("sample", "tab:gray"), ("start", "black"), ("mutation", "tab:blue"),
-        ("crossover", "tab:orange"),
+        ("crossover", "tab:orange"), ("last resort", "black"),
     ):  # fmt: skip
         own = [i for i, line in enumerate(lines) if line["origin"] == origin]
         if own:

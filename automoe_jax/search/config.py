@@ -8,6 +8,8 @@ from automoe_jax.errors import UserError
 ALGORITHMS = ("evolution", "random_search", "random_sample", "nsga2", "local")
 OBJECTIVES = ("loss", "bleu", "chrf")
 LATENCIES = ("verified", "predicted", "partially_gold", "gold")
+# The smallest subnet, the largest, and one found subnet twice.
+FEWEST_MEASUREMENTS = 4
 # Costs that a front may be drawn over, beside the objective.
 COSTS = ("latency_ms", "gflops", "active_params_m", "params_m", "size_mb")
 
@@ -76,7 +78,7 @@ class SearchConfig:
         missing.
       front: costs beside the objective that nsga2 trades off: latency_ms, gflops,
         active_params_m, params_m, size_mb.
-      start: subnet file that "local" starts from.
+      start: subnet file that "local" starts from; "" for the others.
       constraint: the limits.
     """
 
@@ -128,8 +130,16 @@ class SearchConfig:
                 raise UserError(f"search.front has {name!r}; allowed: {', '.join(COSTS)}")
         if self.algorithm == "nsga2" and not self.front:
             raise UserError("search.front is empty; nsga2 needs a cost, as latency_ms")
-        if self.algorithm == "local" and not self.start:
-            raise UserError("search.start is empty; the local search needs a subnet file")
+        if (self.algorithm == "local") != bool(self.start):
+            raise UserError(
+                f"search.start is {self.start!r} and search.algorithm {self.algorithm!r}; the "
+                "local search, and no other, starts from a subnet file"
+            )
+        if self.latency == "verified" and self.measurements < FEWEST_MEASUREMENTS:
+            raise UserError(
+                f"search.measurements is {self.measurements}; a verified search needs at least "
+                f"{FEWEST_MEASUREMENTS}"
+            )
 
     @property
     def samples(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from automoe_jax.errors import UserError
 from automoe_jax.search.config import SearchConfig
-from automoe_jax.search.front import crowding, ranked
+from automoe_jax.search.front import crowding, front, ranked
 from automoe_jax.space import SearchSpace
 from automoe_jax.subnet import Subnet
 
@@ -42,6 +42,8 @@ Score = Callable[[list[Candidate]], list[float]]
 Told = Callable[[int, list[Scored]], None]
 # Up to so many parents out of a scored population, best first.
 Select = Callable[[list[Scored], int, int], list[Scored]]
+# Told of the front of each round of nsga2, which it may measure.
+Watch = Callable[[list[Scored], int], None]
 # What a front trades off against the score.
 Costs = Callable[[Subnet], tuple[float, ...]]
 
@@ -61,6 +63,7 @@ def search(
     select: Select = best_first,
     costs: Costs | None = None,
     start: Subnet | None = None,
+    watch: Watch = lambda on_front, iteration: None,
 ) -> list[Scored]:
     """Runs the configured algorithm.
 
@@ -74,6 +77,7 @@ def search(
       select: takes the parents out of a population; not asked by nsga2.
       costs: of a subnet, for nsga2.
       start: where "local" starts.
+      watch: called with the front that each round of nsga2 ends with; may change what `costs` says.
 
     Returns:
       Every candidate scored, each once, best first.
@@ -99,11 +103,13 @@ def search(
     elif config.algorithm == "nsga2":
         assert costs is not None
         survivors = score_all(draw.population(config.population), 0)
+        watch(_front(survivors, costs), 0)
         for iteration in range(1, config.iterations + 1):
             parents = _tournaments(survivors, costs, rng, 2 * config.parents)
             children = draw.children(parents, iteration, [s.candidate for s in survivors])
             known = [s.candidate for s in survivors]
             survivors = _survivors(score_all(known + children, iteration), costs, config.population)
+            watch(_front(survivors, costs), iteration)
     else:
         population = draw.population(config.population)
         for iteration in range(config.iterations):
@@ -116,6 +122,10 @@ def search(
 
 def _points(scored: list[Scored], costs: Costs) -> list[tuple[float, ...]]:
     return [(s.loss, *costs(s.candidate.subnet)) for s in scored]
+
+
+def _front(scored: list[Scored], costs: Costs) -> list[Scored]:
+    return [scored[i] for i in front(_points(scored, costs))]
 
 
 def _survivors(scored: list[Scored], costs: Costs, count: int) -> list[Scored]:
