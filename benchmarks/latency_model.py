@@ -22,6 +22,7 @@ from automoe_jax import phases
 from automoe_jax.config import base, resolve
 from automoe_jax.predictor import design, tables
 from automoe_jax.predictor import fit as predictor
+from automoe_jax.predictor import model as predictor_model
 from automoe_jax.predictor.scores import agreement
 from automoe_jax.report import plots
 from automoe_jax.search.history import History
@@ -66,10 +67,15 @@ def main():
     params = phases.random_weights(config, vocab_sizes)
     inherited = phases.Inherited(config, folder, params, "random")
     path = folder / phases.LATENCY_MODEL
-    model = phases.fit_latency_model(config, folder, inherited, vocab_sizes, path, notes)
+    measurements = path.with_suffix(".measurements")
+    begun = measurements.exists()
+    if path.exists():
+        model = predictor_model.load(path)
+    else:
+        model = phases.fit_latency_model(config, folder, inherited, vocab_sizes, path, notes)
     minutes = (time.monotonic() - start) / 60
 
-    fitted_to = History(path.with_suffix(".measurements"))
+    fitted_to = History(measurements)
     seen = [from_json(line["subnet"]) for line in fitted_to.records(predictor.LATENCY)]
     unseen = design.unseen(config.space, args.subnets, seen, SEED)
     # The same reference, so that the drift since the model was made is taken out.
@@ -89,8 +95,9 @@ def main():
     goals = {
         "MAPE %": measure.goal(found.mape, MAPE),
         "Kendall's tau": measure.goal(found.tau or 0.0, TAU, at_most=False),
-        "minutes to make": measure.goal(minutes, MINUTES),
     }
+    if not begun:  # of a part of the work the time says nothing
+        goals["minutes to make"] = measure.goal(minutes, MINUTES)
     result = {
         "benchmark": "latency_model",
         **measure.machine(),

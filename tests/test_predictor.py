@@ -1,13 +1,15 @@
 """Latency models: features, regression, tables, and what a model says of itself."""
 
 import dataclasses
+import sys
 
 import jax
 import numpy as np
 import pytest
 from conftest import elastic_space, random_params
 
-from automoe_jax import costs
+from automoe_jax import costs, phases
+from automoe_jax.config import base, resolve
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.weights import pack, prepare, quantize
 from automoe_jax.errors import UserError
@@ -176,6 +178,21 @@ def test_fit_goes_on_and_knows_its_error(tmp_path, monkeypatch):
     assert len(lines) == 2
     assert "made for cpu" in lines[0]
     assert f"made for threads {here['threads']}, and here it is {here['threads'] + 1}" in lines[1]
+
+
+def test_asked_to_fit_again_it_times_again(tmp_path, monkeypatch):
+    """A model that is there is of another day or another JAX: its timings are not taken over."""
+    monkeypatch.setattr(fit, "SubnetTimer", FakeTimer)
+    monkeypatch.setattr(sys.modules[__name__], "SPACE", SearchSpace())
+    config = resolve(base())
+    inherited = phases.Inherited(config, tmp_path, {}, "nothing")
+    path = tmp_path / "latency_model.json"
+    FakeTimer.asked = 0
+    for times, predictor in ((1, PredictorConfig(24, 8)), (2, PredictorConfig(24, 8, runs=7))):
+        own = dataclasses.replace(config, predictor=predictor)
+        phases.fit_latency_model(own, tmp_path, inherited, (300, 300), path, Silent())
+        assert FakeTimer.asked == times * (24 + 8 - 1)
+    assert model.load(path).fitted == 24
 
 
 def test_too_small_a_space_is_told(tmp_path, monkeypatch):
