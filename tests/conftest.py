@@ -163,6 +163,22 @@ def token_batch(rng: np.random.Generator, rows: int = 3, source: int = 9, target
     return src, tgt
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """(Workdir, data, supernet, random weights) of a run of `tiny_config` that has a corpus."""
+    from test_pipeline import tiny_config  # noqa: PLC0415
+
+    from automoe_jax import phases  # noqa: PLC0415
+    from automoe_jax.progress import Silent  # noqa: PLC0415
+    from automoe_jax.training import loop  # noqa: PLC0415
+
+    run, config = tmp_path_factory.mktemp("run"), tiny_config()
+    data = phases.prepare_run(config, run, Silent())
+    trained = phases.trained(config, data.tokenizer.vocab_sizes)
+    state = loop.initial_state(trained, config.training, config.seed)
+    return run, data, trained, jax.tree.map(np.asarray, state.params)
+
+
 @pytest.fixture
 def compilations():
     """A function that returns how often XLA has compiled since the test began."""

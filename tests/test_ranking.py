@@ -22,17 +22,6 @@ def cached(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A run with a corpus, and random weights."""
-    run = tmp_path_factory.mktemp("run")
-    config = tiny_config()
-    data = phases.prepare_run(config, run, Silent())
-    trained = phases.trained(config, data.tokenizer.vocab_sizes)
-    state = loop.initial_state(trained, config.training, config.seed)
-    return run, data, trained, jax.tree.map(np.asarray, state.params)
-
-
 def test_a_population_is_scored_as_each_alone(prepared, compilations):
     """A subnet on each device, one compilation a batch shape, the losses of training's own step."""
     _, data, trained, params = prepared

@@ -5,7 +5,6 @@ import json
 import random
 from typing import ClassVar
 
-import jax
 import numpy as np
 import pytest
 from conftest import compiled_once
@@ -24,24 +23,12 @@ from automoe_jax.search.front import front
 from automoe_jax.search.history import History
 from automoe_jax.subnet import from_json
 from automoe_jax.timing import Measured, Verdict
-from automoe_jax.training import loop
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cached(tmp_path_factory):
     with compiled_once(tmp_path_factory.mktemp("cache")):
         yield
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A run with a corpus, and random weights."""
-    run = tmp_path_factory.mktemp("run")
-    config = tiny_config()
-    data = phases.prepare_run(config, run, Silent())
-    trained = phases.trained(config, data.tokenizer.vocab_sizes)
-    state = loop.initial_state(trained, config.training, config.seed)
-    return run, data, jax.tree.map(np.asarray, state.params)
 
 
 def configured(search=None, **constraint):
@@ -52,7 +39,7 @@ def configured(search=None, **constraint):
 
 
 def search(prepared, config, folder):
-    run, data, params = prepared
+    run, data, _, params = prepared
     return search_phase.run_search(config, run, folder, data, params, Silent())
 
 
@@ -206,7 +193,7 @@ def test_a_final_measurement_that_fails(prepared, tmp_path):
     notes = []
     progress = Silent()
     progress.note = notes.append
-    run, data, params = prepared
+    run, data, _, params = prepared
     found = search_phase.run_search(config, run, tmp_path / "a", data, params, progress)
     assert all(f.verdict and f.verdict.high_ms <= 17.0 for f in found)
     assert any("fails the final measurement" in n for n in notes)
@@ -292,7 +279,7 @@ def test_a_front_is_within_the_limits_and_best_first(prepared, tmp_path):
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
 def test_what_was_measured_before_the_first_score_is_kept(prepared, tmp_path):
-    run, data, params = prepared
+    run, data, _, params = prepared
     config = configured({"latency": "partially_gold"}, latency_ms=26.0)
 
     def program(config):
