@@ -17,10 +17,12 @@ MAX_SOURCE = 1024
 SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
 # A bucket of so few sentences, among many others, gets no shape of its own.
 FEW = 8
-FEW_LAST = 32
+# So many that are left at the end share a bucket: its padding costs less than another program.
+FEW_LAST = 256
 # Source positions of a batch; more gains nothing on a few cores.
 BATCH_TOKENS = 512
 # Bytes of a batch's self-attention caches; 16 MB cost up to a fifth of the speed, 128 gain nothing.
+# At the end half of it: programs are compiled then, beside what translating has left in memory.
 CACHE_BYTES = 36 << 20
 
 
@@ -60,7 +62,8 @@ def batches(
         time = most_time if last else min(3 * length // 2, most_time)
         # All batches of a bucket alike, and few sizes: few shapes to compile. Rows that only fill
         # up are all padding and end at once.
-        room = min(batch_tokens // length, CACHE_BYTES // (step_bytes * time))
+        cache_bytes = CACHE_BYTES // 2 if last else CACHE_BYTES
+        room = min(batch_tokens // length, cache_bytes // (step_bytes * time))
         most = room // 8 * 8 if room > 8 else 1 << (max(room, 1).bit_length() - 1)
         n_rows = min(1 << (len(own) - 1).bit_length(), most)
         for at in range(0, len(own), n_rows):
