@@ -23,7 +23,7 @@ FEW_LAST = 256
 BATCH_TOKENS = 512
 # Bytes of a batch's self-attention caches; 16 MB cost up to a fifth of the speed, 128 gain nothing.
 # At the end half of it: programs are compiled then, beside what translating has left in memory.
-CACHE_BYTES = 36 << 20
+CACHE_BYTES = 28 << 20
 
 
 class Batch(NamedTuple):

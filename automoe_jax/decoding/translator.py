@@ -112,10 +112,10 @@ class Translator:
         self.why_xla = why_xla
         self._device = device
         self._weights = jax.device_put(weights, device)
-        self._programs: dict[int, Callable] = {}
+        self._programs: dict[int, Any] = {}
         self._on_compile = on_compile
         self._compiling = threading.Lock()
-        self._compiled: set[tuple[int, ...]] = set()
+        self._compiled: dict[tuple[int, ...], Callable] = {}
 
     @classmethod
     def load(
@@ -336,8 +336,8 @@ class Translator:
             )
         return wanted
 
-    def program(self, beam_size: int) -> Callable:
-        """The exported program of a beam size, compiled once per shape when it is called."""
+    def program(self, beam_size: int) -> Any:
+        """The exported program of a beam size, under `jax.jit`."""
         beam_size = self.beam_size(beam_size)
         if beam_size not in self._programs:
             path = self._folder / PROGRAM.format(beam_size, self.kernels)
@@ -371,23 +371,27 @@ class Translator:
         )
         arguments = jax.device_put(arguments, self._device)
         shape = (beam_size, *source_BS.shape, time)
-        if shape in self._compiled:
-            return self._programs[beam_size](self._weights, *arguments)
-        rows, length = source_BS.shape
+        if shape not in self._compiled:
+            with self._compiling:  # one shape at a time, and each once
+                if shape not in self._compiled:
+                    self._compiled[shape] = self._compile(beam_size, arguments)
+        return self._compiled[shape](self._weights, *arguments)
+
+    def _compile(self, beam_size: int, arguments: tuple[jax.Array, ...]) -> Callable:
+        """The program for arguments of these shapes, from the cache where it is there."""
+        rows, length = arguments[0].shape
         what = f"{rows} sentence(s) of up to {length} tokens, beam {beam_size}"
-        with self._compiling:  # one shape at a time, and each once
-            program = self.program(beam_size)
-            # From the cache it comes faster than that.
-            note = threading.Timer(SLOW_COMPILE_S, lambda: self._on_compile(what))
-            note.start()
-            huge_pages.trim()  # compiling takes more memory than translating
-            try:
-                out = program(self._weights, *arguments)
-            finally:
-                note.cancel()
-            self._compiled.add(shape)
+        program = self.program(beam_size)
+        # From the cache it comes faster than that.
+        note = threading.Timer(SLOW_COMPILE_S, lambda: self._on_compile(what))
+        note.start()
+        # Compiling takes more memory than translating: not both at a time.
+        huge_pages.trim()
+        try:
+            return program.lower(self._weights, *arguments).compile()
+        finally:
+            note.cancel()
             huge_pages.trim()
-        return out
 
 
 def _kernels(wanted: str, platform: str, manifest: dict[str, Any], folder: Path) -> tuple[str, str]:
