@@ -3,7 +3,7 @@
 python launch/train.py --config configs/multi30k_dense.py \\
     --subnet=configs/multi30k_dense.json
 
-29,000 pairs, 8,000 subwords, 3 + 3 layers, 800 steps of 2,048 target tokens: about 14 minutes on 2
+29,000 pairs, 8,000 subwords, 3 + 3 layers, 800 steps of 2,048 target tokens: 14 to 18 minutes on 2
 cores.
 """
 
