@@ -93,6 +93,7 @@ class Search:
         self.config, self.folder, self.progress = config, folder, progress
         self.space, self.search = config.space, config.search
         self.history = History(folder)
+        self._last: Scored | None = None  # the last resort, once it is tried
         self.start = subnet_files.load(self.search.start) if self.search.start else None
         if self.start is not None:
             self.space.validate(self.start)
@@ -340,6 +341,8 @@ class Search:
             subnet = s.candidate.subnet
             if len(found) == self.search.keep:
                 break
+            if s is self._last:
+                slower = 1.0  # one noisy measurement must not rule out everything
             if subnet in tried or latency.value(subnet) * slower > latency.most:
                 continue
             if latency.left < (1 if latency.knows(subnet) else 2):
@@ -394,6 +397,7 @@ class Search:
                 self.history.scored(smallest, loss, **self._about(candidate, limits))
             known = Scored(candidate, loss)
             scored.append(known)
+        self._last = known
         yield known
 
     def _found(self, s: Scored, verdict: Verdict | None) -> Found:
