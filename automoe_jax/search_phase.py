@@ -21,8 +21,7 @@ from automoe_jax.predictor.model import LatencyModel
 from automoe_jax.prepare import Prepared
 from automoe_jax.progress import Progress
 from automoe_jax.search.config import ConstraintConfig
-from automoe_jax.search.evolution import Candidate, InfeasibleError, Scored, search
-from automoe_jax.search.front import front
+from automoe_jax.search.evolution import Candidate, InfeasibleError, Scored, front_of, search
 from automoe_jax.search.history import History
 from automoe_jax.search.limits import Limit, Limits
 from automoe_jax.subnet import Subnet, short_name, to_json
@@ -93,7 +92,6 @@ class Search:
         self.config, self.folder, self.progress = config, folder, progress
         self.space, self.search = config.space, config.search
         self.history = History(folder)
-        self._last: Scored | None = None  # the last resort, once it is tried
         self.start = subnet_files.load(self.search.start) if self.search.start else None
         if self.start is not None:
             self.space.validate(self.start)
@@ -304,8 +302,7 @@ class Search:
                 for s in scored
                 if s.candidate.subnet in found or limits.within(s.candidate.subnet)
             ]
-            points = [(s.loss, *self._front_costs(s.candidate.subnet)) for s in own]
-            on_front = [own[i] for i in front(points)]
+            on_front = front_of(own, self._front_costs)
             if not measures or self.latency is None or self.latency.mode != "verified":
                 return on_front
             room = int(self.latency.left) - reserved
@@ -335,13 +332,15 @@ class Search:
         found: list[Found] = []
         slower = 1.0  # in the final measurement than when the candidates were timed
         tried: set[Subnet] = set()
-        fails: set[Subnet] = set()
-        order = finalists + [s for s in scored if limits.within(s.candidate.subnet)]
-        for s in itertools.chain(order, self._last_resort(scored, limits, found)):
+        failures = 0
+        within = [s for s in scored if limits.within(s.candidate.subnet)]
+        order = ((s, False) for s in finalists + within)
+        last_resort = ((s, True) for s in self._last_resort(scored, limits, found))
+        for s, is_last in itertools.chain(order, last_resort):
             subnet = s.candidate.subnet
             if len(found) == self.search.keep:
                 break
-            if s is self._last:
+            if is_last:
                 slower = 1.0  # one noisy measurement must not rule out everything
             if subnet in tried or latency.value(subnet) * slower > latency.most:
                 continue
@@ -356,7 +355,7 @@ class Search:
             verdict = latency.verify(subnet, self.space.largest())
             beyond, failed = _failed(verdict, self.search.constraint)
             if failed:
-                fails.add(subnet)
+                failures += 1
                 slower = max(slower, beyond * latency.most / latency.value(subnet))
                 self.progress.note(
                     f"{short_name(subnet)} (score {s.loss:.4f}) fails the final measurement: "
@@ -371,7 +370,7 @@ class Search:
                 default=self.space.smallest(),
             )
             raise InfeasibleError(
-                f"none of {len(fails)} candidates passed the final latency measurement; the "
+                f"none of {failures} candidates passed the final latency measurement; the "
                 f"fastest that was measured is {short_name(fastest)} with "
                 f"{latency.value(fastest):.4g} ms, limit {latency.most:.4g}; raise the limit a "
                 "little, or search.measurements"
@@ -397,7 +396,6 @@ class Search:
                 self.history.scored(smallest, loss, **self._about(candidate, limits))
             known = Scored(candidate, loss)
             scored.append(known)
-        self._last = known
         yield known
 
     def _found(self, s: Scored, verdict: Verdict | None) -> Found:

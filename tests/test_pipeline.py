@@ -3,8 +3,6 @@
 import dataclasses
 import json
 
-import jax
-import numpy as np
 import pytest
 from conftest import compiled_once, shipped_config
 
@@ -14,7 +12,6 @@ from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.errors import UserError
 from automoe_jax.progress import Silent
-from automoe_jax.training import loop
 from automoe_jax.training.config import ModelConfig
 
 
@@ -116,7 +113,7 @@ def test_pipeline_survives_kills(tmp_path):
     assert pipeline.run(config, moved, KillAt("step ")) == results
 
 
-def test_search_under_a_measured_limit(tmp_path):
+def test_search_under_a_measured_limit(prepared, tmp_path):
     """Latency as a share of the largest subnet's, timed, verified, and written down."""
     config = tiny_config(latency_ratio=0.999)
     search = dataclasses.replace(
@@ -128,12 +125,8 @@ def test_search_under_a_measured_limit(tmp_path):
     # else falls to the 10 % that are dropped at both ends.
     latency = dataclasses.replace(config.latency, target_length=100, runs=41, kernels="xla")
     config = dataclasses.replace(config, search=search, latency=latency)
-    data = phases.prepare_run(config, tmp_path, Silent())
-    state = loop.initial_state(
-        phases.trained(config, data.tokenizer.vocab_sizes), config.training, config.seed
-    )
-    params = jax.tree.map(np.asarray, state.params)
-    found = search_phase.run_search(config, tmp_path, tmp_path / "search", data, params, Silent())
+    run, data, _, params = prepared
+    found = search_phase.run_search(config, run, tmp_path / "search", data, params, Silent())
     assert found[0].verdict is not None
     assert found[0].verdict.ratio <= 0.999
     result = json.loads((tmp_path / "search" / "result.json").read_text())

@@ -1,7 +1,6 @@
 """Latency models: features, regression, tables, and what a model says of itself."""
 
 import dataclasses
-import sys
 
 import jax
 import numpy as np
@@ -183,8 +182,7 @@ def test_fit_goes_on_and_knows_its_error(tmp_path, monkeypatch):
 def test_asked_to_fit_again_it_times_again(tmp_path, monkeypatch):
     """A model that is there is of another day or another JAX: its timings are not taken over."""
     monkeypatch.setattr(fit, "SubnetTimer", FakeTimer)
-    monkeypatch.setattr(sys.modules[__name__], "SPACE", SearchSpace())
-    config = resolve(base())
+    config = dataclasses.replace(resolve(base()), space=SPACE)
     inherited = phases.Inherited(config, tmp_path, {}, "nothing")
     path = tmp_path / "latency_model.json"
     FakeTimer.asked = 0

@@ -103,13 +103,13 @@ def search(
     elif config.algorithm == "nsga2":
         assert costs is not None
         survivors = score_all(draw.population(config.population), 0)
-        watch(_front(survivors, costs), 0)
+        watch(front_of(survivors, costs), 0)
         for iteration in range(1, config.iterations + 1):
             parents = _tournaments(survivors, costs, rng, 2 * config.parents)
             children = draw.children(parents, iteration, [s.candidate for s in survivors])
             known = [s.candidate for s in survivors]
             survivors = _survivors(score_all(known + children, iteration), costs, config.population)
-            watch(_front(survivors, costs), iteration)
+            watch(front_of(survivors, costs), iteration)
     else:
         population = draw.population(config.population)
         for iteration in range(config.iterations):
@@ -124,7 +124,8 @@ def _points(scored: list[Scored], costs: Costs) -> list[tuple[float, ...]]:
     return [(s.loss, *costs(s.candidate.subnet)) for s in scored]
 
 
-def _front(scored: list[Scored], costs: Costs) -> list[Scored]:
+def front_of(scored: list[Scored], costs: Costs) -> list[Scored]:
+    """What no other of them beats in score and costs, by its score."""
     return [scored[i] for i in front(_points(scored, costs))]
 
 
