@@ -26,7 +26,14 @@
 #include "xla/ffi/api/c_api.h"
 
 #define PANEL 32
+// As wide as a register: gcc keeps wider vectors in memory, which is ten times slower.
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -396,16 +403,17 @@ static void output_item(void* job, int64_t part, int slot) {
       for (int r = 0; r < rows; r++) {
         float* t = out + r * PANEL;
         for (int64_t i = columns; i < PANEL; i++) t[i] = -INFINITY;
-        vec t0 = *(vec*)t, t1 = *(vec*)(t + LANES);
-        float m = largest(larger(t0, t1));
+        vec tops = *(vec*)t, sums = {};
+        for (int i = LANES; i < PANEL; i += LANES) tops = larger(tops, *(vec*)(t + i));
+        float m = largest(tops);
         int64_t row = at + r;
         if (m > top[row]) {
           vec difference = (vec){} + (top[row] - m);
           total[row] *= exponential(difference)[0];
           top[row] = m;
         }
-        vec e = exponential(t0 - top[row]) + exponential(t1 - top[row]);
-        total[row] += sum(e);
+        for (int i = 0; i < PANEL; i += LANES) sums += exponential(*(vec*)(t + i) - top[row]);
+        total[row] += sum(sums);
         float* best = p->best + (slot * n + row) * c;
         int32_t* word = p->word + (slot * n + row) * c;
         if (m < best[c - 1] && p->only < 0) continue;

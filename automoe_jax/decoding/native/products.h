@@ -9,23 +9,22 @@ typedef struct {
   int quantized;
 } Matrix;
 
+// Unrolled in full: the sums stay in registers.
 #define FLOAT_ROWS(R)                                                                          \
   static void float_rows_##R(const float* const* x, const float* w, int64_t k, float* tile) {  \
-    vec a[R][2];                                                                               \
-    for (int r = 0; r < R; r++) a[r][0] = a[r][1] = (vec){};                                   \
+    vec a[R][PANEL / LANES];                                                                   \
+    for (int r = 0; r < R; r++)                                                                \
+      for (int c = 0; c < PANEL / LANES; c++) a[r][c] = (vec){};                               \
     for (int64_t i = 0; i < k; i++) {                                                          \
-      vec w0 = *(const vec*)(w + i * PANEL), w1 = *(const vec*)(w + i * PANEL + LANES);        \
       __builtin_prefetch(w + i * PANEL + 1024);                                                \
-      __builtin_prefetch(w + i * PANEL + 1024 + LANES);                                        \
-      for (int r = 0; r < R; r++) {                                                            \
-        a[r][0] += x[r][i] * w0;                                                               \
-        a[r][1] += x[r][i] * w1;                                                               \
+      __builtin_prefetch(w + i * PANEL + 1024 + 16);                                           \
+      for (int c = 0; c < PANEL / LANES; c++) {                                                \
+        vec own = *(const vec*)(w + i * PANEL + c * LANES);                                    \
+        for (int r = 0; r < R; r++) a[r][c] += x[r][i] * own;                                  \
       }                                                                                        \
     }                                                                                          \
-    for (int r = 0; r < R; r++) {                                                              \
-      *(vec*)(tile + r * PANEL) = a[r][0];                                                     \
-      *(vec*)(tile + r * PANEL + LANES) = a[r][1];                                             \
-    }                                                                                          \
+    for (int r = 0; r < R; r++)                                                                \
+      for (int c = 0; c < PANEL / LANES; c++) *(vec*)(tile + r * PANEL + c * LANES) = a[r][c]; \
   }
 
 // x in 1..255 is 128 more than the value meant; w in -127..127.
@@ -64,26 +63,36 @@ typedef struct {
     EACH_##R(STORE)                                                                            \
   }
 #elif defined(__AVX2__)
-// Pairs of 16-bit products: the 8-bit instruction would saturate.
+// Pairs of 16-bit products: the 8-bit instruction would saturate. Half a panel at a time, for all
+// rows: as many sums as registers hold.
 #define INT_ROWS(R)                                                                            \
   static void int_rows_##R(const uint8_t* const* x, const int8_t* w, int64_t k4, int32_t* tile) { \
-    for (int r = 0; r < R; r++) {                                                              \
-      __m256i a[8];                                                                            \
-      for (int c = 0; c < 8; c++) a[c] = _mm256_setzero_si256();                               \
+    for (int half = 0; half < 2; half++) {                                                     \
+      const int8_t* own = w + 64 * half;                                                       \
+      __m256i a[R][4], s[R];                                                                   \
+      for (int r = 0; r < R; r++)                                                              \
+        for (int c = 0; c < 4; c++) a[r][c] = _mm256_setzero_si256();                          \
       for (int64_t i = 0; i < k4; i++) {                                                       \
-        int32_t four;                                                                          \
-        memcpy(&four, x[r] + 4 * i, 4);                                                        \
-        __m256i s = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));                                \
-        for (int c = 0; c < 8; c++) {                                                          \
-          __m128i b = _mm_loadu_si128((const __m128i*)(w + i * 128 + c * 16));                 \
-          a[c] = _mm256_add_epi32(a[c], _mm256_madd_epi16(s, _mm256_cvtepi8_epi16(b)));        \
+        __builtin_prefetch(own + i * 128 + 4096);                                              \
+        for (int r = 0; r < R; r++) {                                                          \
+          int32_t four;                                                                        \
+          memcpy(&four, x[r] + 4 * i, 4);                                                      \
+          s[r] = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));                                   \
+        }                                                                                      \
+        for (int c = 0; c < 4; c++) {                                                          \
+          const __m128i* at = (const __m128i*)(own + i * 128 + c * 16);                        \
+          __m256i b = _mm256_cvtepi8_epi16(_mm_loadu_si128(at));                               \
+          for (int r = 0; r < R; r++)                                                          \
+            a[r][c] = _mm256_add_epi32(a[r][c], _mm256_madd_epi16(s[r], b));                   \
         }                                                                                      \
       }                                                                                        \
-      for (int c = 0; c < 8; c++) {                                                            \
-        int32_t pairs[8];                                                                      \
-        _mm256_storeu_si256((__m256i*)pairs, a[c]);                                            \
-        for (int i = 0; i < 4; i++) tile[r * PANEL + 4 * c + i] = pairs[2 * i] + pairs[2 * i + 1]; \
-      }                                                                                        \
+      for (int r = 0; r < R; r++)                                                              \
+        for (int c = 0; c < 4; c++) {                                                          \
+          int32_t pairs[8];                                                                    \
+          _mm256_storeu_si256((__m256i*)pairs, a[r][c]);                                       \
+          for (int i = 0; i < 4; i++)                                                          \
+            tile[r * PANEL + 16 * half + 4 * c + i] = pairs[2 * i] + pairs[2 * i + 1];         \
+        }                                                                                      \
     }                                                                                          \
   }
 #else
@@ -182,10 +191,10 @@ static void product_item(void* job, int64_t item, int slot) {
         float* y = p->y + (at + r) * p->w->n + column;
         const float* t = out + r * PANEL;
         if (columns == PANEL) {
-          vec a = *(const vec*)t, b = *(const vec*)(t + LANES);
-          if (p->relu) a = larger(a, (vec){}), b = larger(b, (vec){});
-          *(vec*)y = a;
-          *(vec*)(y + LANES) = b;
+          for (int c = 0; c < PANEL; c += LANES) {
+            vec a = *(const vec*)(t + c);
+            *(vec*)(y + c) = p->relu ? larger(a, (vec){}) : a;
+          }
         } else {
           for (int64_t c = 0; c < columns; c++) y[c] = p->relu && !(t[c] > 0) ? 0 : t[c];
         }
