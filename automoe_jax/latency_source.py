@@ -17,8 +17,6 @@ from automoe_jax.subnet import Subnet, from_json
 from automoe_jax.timing import SubnetTimer, Verdict
 
 FINAL = "final_ms"
-# Measurements of a verified search kept for its result, beside one for each subnet to return.
-SPARE = 3
 # Measurements from which on their median corrects predictions.
 FEWEST = 4
 
@@ -166,21 +164,21 @@ class LatencySource:
         if self.measures:
             self.measure(self._smallest)
 
-    def select(self, within: Callable[[Subnet], bool], keep: int, rounds: int):
+    def select(self, within: Callable[[Subnet], bool], reserved: int, rounds: int):
         """A selection of parents that measures the best of them, as far as the budget reaches.
 
         What is measured above the limit is no parent; each round has its share of the budget.
 
         Args:
           within: the limits.
-          keep: subnets to return, for which measurements are left.
+          reserved: measurements of the budget that are left for the result.
           rounds: of the search.
         """
 
         def chosen(scored: list[Scored], count: int, iteration: int) -> list[Scored]:
             if self.mode != "verified":
                 return scored[:count]
-            share = self._share(keep, rounds - iteration)
+            share = self._share(reserved, rounds - iteration)
             parents: list[Scored] = []
             for s in scored:
                 if len(parents) == count:
@@ -194,17 +192,17 @@ class LatencySource:
 
         return chosen
 
-    def probe(self, keep: int, rounds: int):
+    def probe(self, reserved: int, rounds: int):
         """Measures some of each round's front, evenly along it, as far as the budget reaches.
 
         Args:
-          keep: subnets to return, for which measurements are left.
+          reserved: measurements of the budget that are left for the result.
           rounds: of the search.
         """
 
         def measured(on_front: list[Scored], iteration: int):
             if self.mode == "verified":
-                self.measure_some(on_front, self._share(keep, rounds - iteration))
+                self.measure_some(on_front, self._share(reserved, rounds - iteration))
 
         return measured
 
@@ -215,13 +213,9 @@ class LatencySource:
         for i in at.tolist():
             self.measure(unknown[i].candidate.subnet)
 
-    def reserved(self, keep: int) -> int:
-        """Measurements of the budget that are left for the result."""
-        return 2 * keep + SPARE
-
-    def _share(self, keep: int, rounds: int) -> int:
+    def _share(self, reserved: int, rounds: int) -> int:
         """Measurements of a round, `rounds` of which are still to come, itself included."""
-        spare = self.left - self.reserved(keep)
+        spare = self.left - reserved
         return int(max(0, min(spare, math.ceil(spare / max(1, rounds)))))
 
     def verify(self, subnet: Subnet, largest: Subnet) -> Verdict:

@@ -29,6 +29,7 @@ from automoe_jax.timing import SubnetTimer, Verdict
 from automoe_jax.training.population import PopulationScorer
 
 FULL = "full_score"
+SPARE = 3  # measurements
 LAST_RESORT = "last resort"  # where a candidate comes from
 
 
@@ -237,11 +238,10 @@ class Search:
 
         choose: dict[str, Any] = {}
         if self.latency is not None:
-            keep = self.search.keep if self.search.limits_latency else 0
             rounds = self.search.iterations + 1
-            choose["watch"] = self.latency.probe(keep, rounds)
+            choose["watch"] = self.latency.probe(self._reserved, rounds)
             if self.search.limits_latency:
-                choose["select"] = self.latency.select(limits.within, keep, rounds)
+                choose["select"] = self.latency.select(limits.within, self._reserved, rounds)
         rng = np.random.default_rng([0x5EA2C4, self.config.seed, self.search.seed])
         try:
             return search(
@@ -282,10 +282,10 @@ class Search:
 
     @property
     def _reserved(self) -> int:
-        """Measurements that the result of the search will need."""
-        if self.latency is None or not self.search.limits_latency:
-            return 0
-        return self.latency.reserved(self.search.keep)
+        """Measurements of the budget that are left for the result: for each subnet to return one of
+        its own and a final one, and some for those that fail.
+        """
+        return 2 * self.search.keep + SPARE if self.search.limits_latency else 0
 
     def _front(
         self, scored: list[Scored], limits: Limits, found: set[Subnet], reserved: int

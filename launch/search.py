@@ -44,9 +44,6 @@ def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
     seeds = _seeds()
-    import jax  # noqa: PLC0415
-    import numpy as np  # noqa: PLC0415
-
     from automoe_jax import (  # noqa: PLC0415
         compile_cache,
         files,
@@ -56,7 +53,6 @@ def main():
         search_seeds,
     )
     from automoe_jax.config import RunConfig  # noqa: PLC0415
-    from automoe_jax.training import loop  # noqa: PLC0415
 
     progress = common.TerminalProgress()
     run = phases.open_run(config, _WORKDIR.value or common.default_workdir())
@@ -64,9 +60,7 @@ def main():
     data = phases.prepare_run(config, run, progress)
     vocab_sizes = data.tokenizer.vocab_sizes
     if _RANDOM.value:
-        what = phases.trained(config, vocab_sizes)
-        state = loop.initial_state(what, config.training, config.seed)
-        params, step = jax.tree.map(np.asarray, state.params), None
+        params, step = phases.random_weights(config, vocab_sizes), None
     else:
         params, step = phases.supernet_params(config, run, vocab_sizes)
 
