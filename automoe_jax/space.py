@@ -1,6 +1,7 @@
 """`SearchSpace`: the choices per dimension; samples, mutates, crosses over, validates subnets."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -243,6 +244,24 @@ class SearchSpace:
             Decoder(pick(self.decoder_embed_dims), decoder),
             self.qkv_dim,
         )
+
+    def shapes(self) -> list["SearchSpace"]:
+        """A space for each combination of embedding widths and depths, with these fixed."""
+        return [
+            dataclasses.replace(
+                self,
+                encoder_embed_dims=(e_dim,),
+                decoder_embed_dims=(d_dim,),
+                encoder_depths=(e_depth,),
+                decoder_depths=(d_depth,),
+                encoder_placement=self.encoder_placement[:e_depth],
+                decoder_placement=self.decoder_placement[:d_depth],
+            )
+            for e_dim, d_dim, e_depth, d_depth in itertools.product(
+                self.encoder_embed_dims, self.decoder_embed_dims,
+                self.encoder_depths, self.decoder_depths,
+            )
+        ]  # fmt: skip
 
     # --- sampling, mutation, crossover -------------------------------------------------------
 

@@ -10,7 +10,15 @@ import pytest
 from conftest import compiled_once
 from test_pipeline import Killed, tiny_config
 
-from automoe_jax import complexity, phases, search_phase, search_result, search_seeds, subnet_files
+from automoe_jax import (
+    complexity,
+    latency_source,
+    phases,
+    search_phase,
+    search_result,
+    search_seeds,
+    subnet_files,
+)
 from automoe_jax.errors import UserError
 from automoe_jax.latency import summarise
 from automoe_jax.predictor import features
@@ -106,6 +114,13 @@ def fake_latency(monkeypatch):
     return model
 
 
+def moments(whole: dict[str, str], seed: str) -> list[int]:
+    """Five random writes out of those that a whole search made."""
+    writes = sum(text.count("\n") for name, text in whole.items() if name.endswith("jsonl"))
+    assert writes > 15
+    return sorted(random.Random(seed).sample(range(1, writes), 5))
+
+
 class KillAtWrite:
     """Ends the program at some write of the history, once torn in the middle of its line."""
 
@@ -135,10 +150,7 @@ def test_killed_and_resumed_is_the_same(prepared, tmp_path, mode):
     }[mode]
     search(prepared, config, tmp_path / "whole")
     whole = contents(tmp_path / "whole")
-    writes = sum(text.count("\n") for name, text in whole.items() if name.endswith("jsonl"))
-    assert writes > 15
-    moments = random.Random(mode).sample(range(1, writes), 5)
-    for moment in sorted(moments):
+    for moment in moments(whole, seed=mode):
         with pytest.MonkeyPatch.context() as patch:
             KillAtWrite(patch, moment)
             # Whatever an earlier kill left is there: it counts from where the search stands.
@@ -161,7 +173,7 @@ def test_verified_search(prepared, tmp_path):
     assert all(f.costs["latency_ms"] == 1.03 * true_ms(f.subnet) for f in found)
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert result["measurements"] == len(FakeTimer.timed) + len(FakeTimer.finals) <= 16
-    assert len(FakeTimer.timed) > 5
+    assert len(FakeTimer.timed) > latency_source.FEWEST
     assert result["recompilations"] == 0
     lines = History(tmp_path / "whole").lines
     # Once it has seen that predictions are low, it draws with that in mind.
@@ -170,7 +182,7 @@ def test_verified_search(prepared, tmp_path):
 
     once = list(FakeTimer.timed), list(FakeTimer.finals)
     whole = contents(tmp_path / "whole")
-    for moment in (2, 9, 20, 28, 33):
+    for moment in moments(whole, seed="verified"):
         FakeTimer.timed, FakeTimer.finals = [], []
         folder = tmp_path / f"at_{moment}"
         with pytest.MonkeyPatch.context() as patch:

@@ -71,6 +71,21 @@ def test_crossover_takes_from_parents(seed):
         assert layer.experts in [p.experts for p in parents]
 
 
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_shapes_share_out_the_space(name):
+    space, rng = OPTIONS[name], np.random.default_rng(0)
+    shapes = space.shapes()
+    assert sum(shape.size() for shape in shapes) == space.size()
+    for shape in shapes:
+        subnet = shape.sample(rng)
+        space.validate(subnet)
+        others = [x for x in shapes if x != shape]
+        assert len(others) == len(shapes) - 1
+        for other in others:
+            with pytest.raises(SubnetError):
+                other.validate(subnet)
+
+
 def test_every_choice_is_drawn():
     space, rng = SearchSpace(), np.random.default_rng(0)
     drawn = [space.sample(rng) for _ in range(300)]

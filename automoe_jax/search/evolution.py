@@ -168,14 +168,27 @@ class _Draw:
         self._start = start
 
     def population(self, size: int) -> list[Candidate]:
-        """Random subnets. Where a limit is so tight that samples do not meet it, subnets that do
-        (the smallest to begin with) are mutated instead.
+        """Random subnets. Widths and depths are drawn first, among those that can be within the
+        limits: else the larger ones, of which few sizes fit, would hardly be seen.
+
+        Where there are fewer such subnets than that, they are mutated.
         """
         if self._start is not None:
             return self._around(self._start, size)
-        found = self._fill(
-            size, lambda: Candidate(self._space.sample(self._rng), "sample", 0), set()
-        )
+        shapes = [x for x in self._space.shapes() if self._within(x.smallest())]
+
+        def sample() -> Candidate:
+            if not shapes:
+                return Candidate(self._space.smallest(), "sample", 0)
+            shape = shapes[self._rng.integers(len(shapes))]
+            for _ in range(self._config.max_tries):
+                subnet = shape.sample(self._rng)
+                if self._within(subnet):
+                    return Candidate(subnet, "sample", 0)
+            shapes.remove(shape)  # hardly more than its smallest is within
+            return Candidate(shape.smallest(), "sample", 0)
+
+        found = self._fill(size, sample, set())
         if len(found) < size:
             known = [c.subnet for c in found] or [self._space.smallest()]
 
@@ -185,11 +198,9 @@ class _Draw:
                 return Candidate(child, "mutation", 0, (parent,))
 
             found += self._fill(size - len(found), mutant, {c.subnet for c in found})
-        if not found and self._within(self._space.smallest()):
-            found = [Candidate(self._space.smallest(), "sample", 0)]
         if not found:
             raise InfeasibleError(
-                f"no subnet within the limits was found in {2 * self._config.max_tries} draws; "
+                f"no subnet within the limits was found in {self._config.max_tries} draws; "
                 "raise the limit a little, or search.max_tries"
             )
         return found
