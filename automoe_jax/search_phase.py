@@ -332,7 +332,7 @@ class Search:
         found: list[Found] = []
         slower = 1.0  # in the final measurement than when the candidates were timed
         tried: set[Subnet] = set()
-        failures = 0
+        failures: list[tuple[float, Subnet, str]] = []
         within = [s for s in scored if limits.within(s.candidate.subnet)]
         order = ((s, False) for s in finalists + within)
         last_resort = ((s, True) for s in self._last_resort(scored, limits, found))
@@ -355,7 +355,7 @@ class Search:
             verdict = latency.verify(subnet, self.space.largest())
             beyond, failed = _failed(verdict, self.search.constraint)
             if failed:
-                failures += 1
+                failures.append((beyond, subnet, failed))
                 slower = max(slower, beyond * latency.most / latency.value(subnet))
                 self.progress.note(
                     f"{short_name(subnet)} (score {s.loss:.4f}) fails the final measurement: "
@@ -364,18 +364,27 @@ class Search:
                 continue
             found.append(self._found(s, verdict))
         if not found:
-            fastest = min(
-                (s.candidate.subnet for s in scored if latency.knows(s.candidate.subnet)),
-                key=latency.value,
-                default=self.space.smallest(),
-            )
-            raise InfeasibleError(
-                f"none of {failures} candidates passed the final latency measurement; the "
-                f"fastest that was measured is {short_name(fastest)} with "
-                f"{latency.value(fastest):.4g} ms, limit {latency.most:.4g}; raise the limit a "
-                "little, or search.measurements"
-            )
+            raise InfeasibleError(self._nothing_passed(scored, failures))
         return sorted(found, key=lambda f: f.loss)
+
+    def _nothing_passed(
+        self, scored: list[Scored], failures: list[tuple[float, Subnet, str]]
+    ) -> str:
+        """Says what came nearest to the limit."""
+        latency = self.latency
+        assert latency is not None
+        if failures:
+            _, nearest, failed = min(failures, key=lambda f: f[0])
+            how = f"{failed} ({latency.value(nearest):.4g} ms when it was drawn)"
+        else:
+            known = [s.candidate.subnet for s in scored if latency.knows(s.candidate.subnet)]
+            nearest = min(known, key=latency.value, default=self.space.smallest())
+            how = f"{latency.value(nearest):.4g} ms when it was drawn, limit {latency.most:.4g}"
+        return (
+            f"none of {len(failures)} candidates passed the final latency measurement; the nearest "
+            f"was {short_name(nearest)}: {how}; raise the limit or search.measurements, or search "
+            "again, with another --out, while the machine has less to do"
+        )
 
     def _last_resort(
         self, scored: list[Scored], limits: Limits, found: list[Found]

@@ -57,7 +57,7 @@ def get_config():
     search.mutations = 8
     search.crossovers = 8
     search.keep = 2
-    search.latency_runs = 50
+    search.latency_runs = 200
     config.search.constraint.latency_ratio = 0.7
     config.pipeline.inherit = True
     return config
