@@ -105,6 +105,11 @@ def test_every_shape_that_fits_is_drawn():
     assert len(expected) >= fits
     assert {shape(s.candidate.subnet) for s in found} == expected
     assert all(flops(s.candidate.subnet) <= limit for s in found)
+    # Drawn as a whole, they do not come up.
+    config = dataclasses.replace(CONFIG, algorithm="random_search")
+    found, _ = run(config, limit=limit, by_shape=False)
+    assert len({shape(s.candidate.subnet) for s in found}) < len(expected)
+    assert all(flops(s.candidate.subnet) <= limit for s in found)
 
 
 def test_tight_limit_ends():

@@ -110,7 +110,7 @@ def progress_plot(lines: list[dict[str, Any]], path: Path, y_label: str = LOSS):
     axes.set_xlabel("subnets scored (lines: iterations)")
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(loc="best", fontsize=9)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False, fontsize=9)
     save(figure, path)
 
 

@@ -64,6 +64,7 @@ def search(
     costs: Costs | None = None,
     start: Subnet | None = None,
     watch: Watch = lambda on_front, iteration: None,
+    by_shape: bool = True,
 ) -> list[Scored]:
     """Runs the configured algorithm.
 
@@ -78,6 +79,8 @@ def search(
       costs: of a subnet, for nsga2.
       start: where "local" starts.
       watch: called with the front that each round of nsga2 ends with; may change what `costs` says.
+      by_shape: draw widths and depths of random subnets first, among those that can be within the
+        limits; it asks `within` more often, of subnets that are not scored.
 
     Returns:
       Every candidate scored, each once, best first.
@@ -95,7 +98,7 @@ def search(
         told(iteration, scored)
         return scored
 
-    draw = _Draw(space, rng, within, config, start)
+    draw = _Draw(space, rng, within, config, start, by_shape)
     if config.algorithm == "random_sample":
         score_all(draw.population(1), 0)
     elif config.algorithm == "random_search":
@@ -162,20 +165,27 @@ class _Draw:
     """Draws populations whose members are different and within the limits, in bounded tries."""
 
     def __init__(
-        self, space: SearchSpace, rng, within: Within, config: SearchConfig, start: Subnet | None
+        self,
+        space: SearchSpace,
+        rng: np.random.Generator,
+        within: Within,
+        config: SearchConfig,
+        start: Subnet | None,
+        by_shape: bool,
     ):
         self._space, self._rng, self._within, self._config = space, rng, within, config
-        self._start = start
+        self._start, self._by_shape = start, by_shape
 
     def population(self, size: int) -> list[Candidate]:
-        """Random subnets. Widths and depths are drawn first, among those that can be within the
-        limits: else the larger ones, of which few sizes fit, would hardly be seen.
+        """Random subnets. Where there are fewer than that, they are mutated.
 
-        Where there are fewer such subnets than that, they are mutated.
+        By shape, widths and depths are drawn first, among those that can be within the limits: else
+        the larger ones, of which few sizes fit, would hardly be seen.
         """
         if self._start is not None:
             return self._around(self._start, size)
-        shapes = [x for x in self._space.shapes() if self._within(x.smallest())]
+        shapes = self._space.shapes() if self._by_shape else [self._space]
+        shapes = [shape for shape in shapes if self._within(shape.smallest())]
 
         def sample() -> Candidate:
             if not shapes:
