@@ -141,6 +141,7 @@ def train_supernet(config: RunConfig, run: Path, progress: Progress):
         folder,
         progress,
     )
+    _forget_compiled()
 
 
 def train_subnet(
@@ -197,6 +198,14 @@ def train_subnet(
         progress,
         params,
     )
+    _forget_compiled()
+
+
+def _forget_compiled():
+    """Lets go of compiled code: one training takes thousands of memory mappings, and a process may
+    have 65,530 in all.
+    """
+    jax.clear_caches()
 
 
 def _check_space(config: RunConfig, folder: Path, kind: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from automoe_jax import complexity, files, phases, workdir
@@ -145,8 +144,6 @@ def rank(
             phases.train_subnet(config, run, subnet, progress, None, own)
             files.write_json(done, {"version": 1, "loss": _loss(config, run, own, data)})
             shutil.rmtree(run / own)
-            # Compiled code of the subnets before would pile up until no more can be mapped.
-            jax.clear_caches()
         trained.append(files.read_json(done, "loss")["loss"])
         progress.note(f"subnet {i}: inherited {inherited[i - 1]:.4f}, trained {trained[-1]:.4f}")
     found = trust(np.array(inherited), np.array(trained))
