@@ -106,8 +106,9 @@ def _show(result: dict[str, Any], folder: Path):
     table = Table("file", "score", *costs, *last)
     for best in result["best"]:
         row = [f"{best['costs'][c]:.4g}" for c in costs] + _verified(best["verified"])
-        table.add_row(str(folder / best["file"]), f"{best['loss']:.4f}", *row)
+        table.add_row(best["file"], f"{best['loss']:.4f}", *row)
     _print(table)
+    print(f"subnets: {folder}/best_*.json")
     print(f"score: {result['objective']['label']}, on the whole validation set")
     random = result["random"]
     if random["median_loss"] is not None:
