@@ -63,6 +63,11 @@ class LatencySource:
         return self.mode != "predicted"
 
     @property
+    def predicts(self) -> bool:
+        """Whether the latency of a subnet is known without timing it."""
+        return self.mode in ("verified", "predicted")
+
+    @property
     def used(self) -> int:
         """Measurements so far, those that an earlier start of this search made included."""
         return len(self._asked) + self._finals
@@ -97,7 +102,7 @@ class LatencySource:
 
     def value(self, subnet: Subnet) -> float:
         """Latency in ms, as far as the mode knows it."""
-        if self.mode in ("gold", "partially_gold"):
+        if not self.predicts:
             return self.measure(subnet)
         if subnet in self._asked:
             return self._asked[subnet]
@@ -107,7 +112,7 @@ class LatencySource:
         """How `value` was got."""
         if subnet in self._asked:
             return self._history.about(NAME, subnet)["how"]
-        if self.mode in ("gold", "partially_gold"):
+        if not self.predicts:
             return self.timer.how
         if self.correction == 1:
             return self.model.how

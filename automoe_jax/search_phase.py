@@ -239,7 +239,7 @@ class Search:
         choose: dict[str, Any] = {}
         if self.latency is not None:
             # Where every subnet that is looked at is timed, fewer are looked at.
-            choose["by_shape"] = self.latency.mode in ("verified", "predicted")
+            choose["by_shape"] = self.latency.predicts
             rounds = self.search.iterations + 1
             choose["watch"] = self.latency.probe(self._reserved, rounds)
             if self.search.limits_latency:

@@ -100,13 +100,13 @@ def test_every_shape_that_fits_is_drawn():
     ordered = sorted(subnets, key=flops)
     fits = len(ordered) // 2
     limit = 1.001 * flops(ordered[fits - 1])
-    found, _ = run(dataclasses.replace(CONFIG, algorithm="random_search"), limit=limit)
+    config = dataclasses.replace(CONFIG, algorithm="random_search")
+    found, _ = run(config, limit=limit)
     expected = {shape(s) for s in subnets if flops(s) <= limit}
     assert len(expected) >= fits
     assert {shape(s.candidate.subnet) for s in found} == expected
     assert all(flops(s.candidate.subnet) <= limit for s in found)
     # Drawn as a whole, they do not come up.
-    config = dataclasses.replace(CONFIG, algorithm="random_search")
     found, _ = run(config, limit=limit, by_shape=False)
     assert len({shape(s.candidate.subnet) for s in found}) < len(expected)
     assert all(flops(s.candidate.subnet) <= limit for s in found)
@@ -184,7 +184,7 @@ def test_evolution_beats_random_search_at_equal_budget():
         for algorithm in ("evolution", "random_search")
     }
     assert found["evolution"].mean() < found["random_search"].mean()
-    assert (found["evolution"] < found["random_search"]).sum() >= 14
+    assert (found["evolution"] < found["random_search"]).sum() >= 16
 
 
 def test_selection_is_asked_for_parents():

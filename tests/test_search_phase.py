@@ -10,15 +10,7 @@ import pytest
 from conftest import compiled_once
 from test_pipeline import Killed, tiny_config
 
-from automoe_jax import (
-    complexity,
-    latency_source,
-    phases,
-    search_phase,
-    search_result,
-    search_seeds,
-    subnet_files,
-)
+from automoe_jax import complexity, phases, search_phase, search_result, search_seeds, subnet_files
 from automoe_jax.errors import UserError
 from automoe_jax.latency import summarise
 from automoe_jax.predictor import features
@@ -165,7 +157,7 @@ def test_killed_and_resumed_is_the_same(prepared, tmp_path, mode):
 def test_verified_search(prepared, tmp_path):
     """Within its budget, what it returns is measured; killed, it measures nothing twice."""
     config = configured(
-        {"latency": "verified", "measurements": 16, "population": 12}, latency_ms=26.0
+        {"latency": "verified", "measurements": 16, "population": 12, "seed": 1}, latency_ms=26.0
     )
     found = search(prepared, config, tmp_path / "whole")
     assert found
@@ -173,7 +165,7 @@ def test_verified_search(prepared, tmp_path):
     assert all(f.costs["latency_ms"] == 1.03 * true_ms(f.subnet) for f in found)
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert result["measurements"] == len(FakeTimer.timed) + len(FakeTimer.finals) <= 16
-    assert len(FakeTimer.timed) > latency_source.FEWEST
+    assert len(FakeTimer.timed) > 5
     assert result["recompilations"] == 0
     lines = History(tmp_path / "whole").lines
     # Once it has seen that predictions are low, it draws with that in mind.

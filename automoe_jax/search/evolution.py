@@ -187,18 +187,18 @@ class _Draw:
         shapes = self._space.shapes() if self._by_shape else [self._space]
         shapes = [shape for shape in shapes if self._within(shape.smallest())]
 
-        def sample() -> Candidate:
+        def sample() -> Subnet:
             if not shapes:
-                return Candidate(self._space.smallest(), "sample", 0)
+                return self._space.smallest()
             shape = shapes[self._rng.integers(len(shapes))]
             for _ in range(self._config.max_tries):
                 subnet = shape.sample(self._rng)
                 if self._within(subnet):
-                    return Candidate(subnet, "sample", 0)
+                    return subnet
             shapes.remove(shape)  # hardly more than its smallest is within
-            return Candidate(shape.smallest(), "sample", 0)
+            return shape.smallest()
 
-        found = self._fill(size, sample, set())
+        found = self._fill(size, lambda: Candidate(sample(), "sample", 0), set())
         if len(found) < size:
             known = [c.subnet for c in found] or [self._space.smallest()]
 
