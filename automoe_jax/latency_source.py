@@ -108,6 +108,11 @@ class LatencySource:
             return self._asked[subnet]
         return self.model.predict(subnet) * self.correction
 
+    def upper(self, subnet: Subnet) -> float:
+        """Upper end of the 95 % interval of `value`, in ms; a prediction has none."""
+        value = self.value(subnet)
+        return self._history.about(NAME, subnet)["high"] if self.knows(subnet) else value
+
     def how(self, subnet: Subnet) -> str:
         """How `value` was got."""
         if subnet in self._asked:
@@ -224,7 +229,9 @@ class LatencySource:
         return int(max(0, min(spare, math.ceil(spare / max(1, rounds)))))
 
     def verify(self, subnet: Subnet, largest: Subnet) -> Verdict:
-        """The final measurement, beside the largest subnet; once in the life of a search."""
+        """The final measurement, beside the smallest and the largest subnet; once in the life of a
+        search.
+        """
         known = self._history.about(FINAL, subnet)
         self._finals += 1
         if known:

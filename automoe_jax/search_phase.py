@@ -1,9 +1,8 @@
 """The search phase: supernet and limits in, subnet files, history and pictures out."""
 
 import dataclasses
-import itertools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from automoe_jax.prepare import Prepared
 from automoe_jax.progress import Progress
 from automoe_jax.search.config import ConstraintConfig
 from automoe_jax.search.evolution import Candidate, InfeasibleError, Scored, front_of, search
+from automoe_jax.search.finals import Finals
 from automoe_jax.search.history import History
 from automoe_jax.search.limits import Limit, Limits
 from automoe_jax.subnet import Subnet, short_name, to_json
@@ -29,7 +29,8 @@ from automoe_jax.timing import SubnetTimer, Verdict
 from automoe_jax.training.population import PopulationScorer
 
 FULL = "full_score"
-SPARE = 3  # measurements
+SPARE = 5  # measurements
+NOTICED = 1.03  # a slowdown from which on it is told
 LAST_RESORT = "last resort"  # where a candidate comes from
 
 
@@ -327,47 +328,57 @@ class Search:
 
         Where none does, the smallest subnet is tried too, whether it was drawn or not.
         """
-        latency = self.latency
+        latency, keep = self.latency, self.search.keep
         if latency is None or not latency.measures or not self.search.limits_latency:
-            best = finalists[: self.search.keep]
-            return [self._found(s, None) for s in best]
-        found: list[Found] = []
-        slower = 1.0  # in the final measurement than when the candidates were timed
-        tried: set[Subnet] = set()
-        failures: list[tuple[float, Subnet, str]] = []
+            return [self._found(s, None) for s in finalists[:keep]]
+        again = {s.candidate.subnet for s in finalists}
         within = [s for s in scored if limits.within(s.candidate.subnet)]
-        order = ((s, False) for s in finalists + within)
-        last_resort = ((s, True) for s in self._last_resort(scored, limits, found))
-        for s, is_last in itertools.chain(order, last_resort):
+        order = finalists + [s for s in within if s.candidate.subnet not in again]
+        subnets = [s.candidate.subnet for s in order]
+        found: list[Found] = []
+        failures: list[tuple[float, Subnet, str]] = []
+        finals = Finals(keep, keep + SPARE)
+
+        def passes(s: Scored) -> tuple[float, bool]:
+            """Makes the final measurement. How many times the limit its upper end is, and whether
+            that is within.
+            """
             subnet = s.candidate.subnet
-            if len(found) == self.search.keep:
-                break
-            if is_last:
-                slower = 1.0  # one noisy measurement must not rule out everything
-            if subnet in tried or latency.value(subnet) * slower > latency.most:
-                continue
-            if latency.left < (1 if latency.knows(subnet) else 2):
-                self.progress.note(
-                    f"all {self.search.measurements} measurements are used up (search.measurements)"
-                )
-                break
-            tried.add(subnet)
-            if latency.measure(subnet) * slower > latency.most:
-                continue
             verdict = latency.verify(subnet, self.space.largest())
             beyond, failed = _failed(verdict, self.search.constraint)
             if failed:
                 failures.append((beyond, subnet, failed))
-                slower = max(slower, beyond * latency.most / latency.value(subnet))
                 self.progress.note(
                     f"{short_name(subnet)} (score {s.loss:.4f}) fails the final measurement: "
                     f"{failed}; going on to the next"
                 )
-                continue
-            found.append(self._found(s, verdict))
+            else:
+                found.append(self._found(s, verdict))
+            return beyond, not failed
+
+        def upper(i: int) -> float:
+            return latency.upper(subnets[i]) / latency.most
+
+        while (at := finals.next(len(order), upper)) is not None:
+            known = latency.knows(subnets[at])
+            kept = 0 if found else 1  # for the last resort
+            if latency.left < (1 if known else 2) + kept:
+                self.progress.note(
+                    f"{latency.used} of {self.search.measurements} measurements are made "
+                    "(search.measurements); no more candidates are tried"
+                )
+                break
+            if known:
+                finals.made(at, upper(at), *passes(order[at]))
+            else:
+                latency.measure(subnets[at])  # and whether it is likely to pass is asked again
+        if not found:
+            resort = self._last_resort(scored, limits)
+            if resort.candidate.subnet not in {f[1] for f in failures} and latency.left >= 1:
+                passes(resort)
         if not found:
             raise InfeasibleError(self._nothing_passed(scored, failures))
-        return sorted(found, key=lambda f: f.loss)
+        return sorted(found, key=lambda f: f.loss)[:keep]
 
     def _nothing_passed(
         self, scored: list[Scored], failures: list[tuple[float, Subnet, str]]
@@ -377,7 +388,7 @@ class Search:
         assert latency is not None
         if failures:
             _, nearest, failed = min(failures, key=lambda f: f[0])
-            how = f"{failed} ({latency.value(nearest):.4g} ms when it was drawn)"
+            how = f"{failed}; it took {latency.value(nearest):.4g} ms when it was drawn"
         else:
             known = [s.candidate.subnet for s in scored if latency.knows(s.candidate.subnet)]
             nearest = min(known, key=latency.value, default=self.space.smallest())
@@ -388,15 +399,8 @@ class Search:
             "again, with another --out, while the machine has less to do"
         )
 
-    def _last_resort(
-        self, scored: list[Scored], limits: Limits, found: list[Found]
-    ) -> Iterator[Scored]:
-        """The smallest subnet, scored as the others are, if nothing else is found.
-
-        It joins `scored`.
-        """
-        if found:
-            return
+    def _last_resort(self, scored: list[Scored], limits: Limits) -> Scored:
+        """The smallest subnet, scored as the others are. It joins `scored`."""
         smallest = self.space.smallest()
         known = next((s for s in scored if s.candidate.subnet == smallest), None)
         if known is None:
@@ -407,7 +411,7 @@ class Search:
                 self.history.scored(smallest, loss, **self._about(candidate, limits))
             known = Scored(candidate, loss)
             scored.append(known)
-        yield known
+        return known
 
     def _found(self, s: Scored, verdict: Verdict | None) -> Found:
         subnet = s.candidate.subnet
@@ -420,13 +424,17 @@ def _failed(verdict: Verdict, limit: ConstraintConfig) -> tuple[float, str]:
 
     A ratio is of two subnets timed in turns: that the machine has become slower does not matter.
     """
+    slower = ""
+    if verdict.slowdown > NOTICED:
+        times = f"{verdict.slowdown:.3g} times as long"
+        slower = f" (the machine now takes {times} as when the search began)"
     bounds = [
-        (verdict.high_ms, limit.latency_ms, "ms"),
-        (verdict.ratio_high, limit.latency_ratio, "of the largest's latency"),
+        (verdict.high_ms, limit.latency_ms, "ms", slower),
+        (verdict.ratio_high, limit.latency_ratio, "of the largest's latency", ""),
     ]
     beyond, words = max(
-        (high / most, f"{high:.4g} {unit} at the upper end of its interval, limit {most:.4g}")
-        for high, most, unit in bounds
+        (high / most, f"{high:.4g} {unit} at the upper end of its interval, limit {most:.4g}{why}")
+        for high, most, unit, why in bounds
         if most
     )
     return beyond, words if beyond > 1 else ""

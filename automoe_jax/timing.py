@@ -30,15 +30,16 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A final measurement: the subnet beside the largest one, in turns."""
+    """A final measurement: the subnet beside the smallest and the largest one, in turns."""
 
     latency: Latency
     largest: Latency
     low_ms: float  # 95 % interval of the latency
     high_ms: float
-    ratio: float
+    ratio: float  # of the largest's latency
     ratio_low: float  # 95 % interval
     ratio_high: float
+    slowdown: float  # the smallest's latency over what it was when first measured
 
 
 class SubnetTimer:
@@ -142,13 +143,20 @@ class SubnetTimer:
         return [_measured(times, reference, base) for times in own]
 
     def verify(self, subnet: Subnet, largest: Subnet) -> Verdict:
-        """Times a subnet and the largest one in turns, with the protocol's number of runs."""
+        """Times a subnet, the smallest and the largest one in turns, with the protocol's number of
+        runs. Nothing is corrected for drift.
+        """
+        base = self.reference_ms
         if self._largest is None:
             self._largest = self._export(largest, "largest")
-        pair = [self._export(subnet, "candidate"), self._largest]
-        own, other = self._timer.time(pair, self._final)
-        shutil.rmtree(pair[0])
-        return Verdict(summarise(own), summarise(other), *interval(own), *ratio(own, other))
+        candidate = self._export(subnet, "candidate")
+        exports = [self._reference, candidate, self._largest]
+        reference, own, other = self._timer.time(exports, self._final)
+        shutil.rmtree(candidate)
+        slowdown = summarise(reference).mean_ms / base
+        return Verdict(
+            summarise(own), summarise(other), *interval(own), *ratio(own, other), slowdown
+        )
 
     def _export(self, subnet: Subnet, name: str) -> Path:
         path = self._folder / name

@@ -79,8 +79,9 @@ class FakeTimer:
         a, b = 1.03 * true_ms(subnet) * self.slow, 1.03 * true_ms(largest)
         a, b = a * self.machine, b * self.machine
         return Verdict(
-            summarise([a] * 10), summarise([b] * 10), a, 1.005 * a, a / b, a / b, 1.005 * a / b
-        )
+            summarise([a] * 10), summarise([b] * 10), a, 1.005 * a, a / b, a / b, 1.005 * a / b,
+            self.slow * self.machine,
+        )  # fmt: skip
 
     def close(self):
         pass
@@ -200,9 +201,11 @@ def test_a_final_measurement_that_fails(prepared, tmp_path):
     run, data, _, params = prepared
     found = search_phase.run_search(config, run, tmp_path / "a", data, params, progress)
     assert all(f.verdict and f.verdict.high_ms <= 17.0 for f in found)
-    assert any("fails the final measurement" in n for n in notes)
+    failed = [n for n in notes if "fails the final measurement" in n]
+    assert failed
+    assert all("now takes 1.08 times as long as when the search began" in n for n in failed)
     FakeTimer.slow = 10.0
-    with pytest.raises(InfeasibleError, match=r"nearest was E.*limit 17 \([\d.]+ ms when"):
+    with pytest.raises(InfeasibleError, match=r"nearest was E.*limit 17 .*took [\d.]+ ms when"):
         search(prepared, config, tmp_path / "b")
 
 
@@ -229,6 +232,26 @@ def test_a_ratio_does_not_mind_a_slower_machine(prepared, tmp_path):
     assert ratios[1] == pytest.approx(ratios[0])
     # Each failure rules out what lies as far beyond the limit: few are timed in vain.
     assert len(FakeTimer.finals) <= 2 * (len(ratios[0]) + 3)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_one_outlier_rules_out_little(prepared, tmp_path, monkeypatch):
+    """The best is far slower in its final measurement than when it was drawn; only that one is."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ms=22.0)
+    plain = search(prepared, config, tmp_path / "plain")
+    best, final = plain[0].subnet, FakeTimer.verify
+
+    def verify(timer, subnet, largest):
+        timer.slow = 1.5 if subnet == best else 1.0
+        return final(timer, subnet, largest)
+
+    monkeypatch.setattr(FakeTimer, "verify", verify)
+    FakeTimer.finals = []
+    found = search(prepared, config, tmp_path / "outlier")
+    assert FakeTimer.finals[0] == best
+    # What came second is found: at first it is passed over, and then returned to.
+    assert plain[1].subnet in [f.subnet for f in found]
+    assert len(found) == len(plain)
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
