@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from automoe_jax import timing
 from automoe_jax.latency import Latency
 from automoe_jax.predictor.fit import LATENCY as NAME
 from automoe_jax.predictor.model import LatencyModel
@@ -52,10 +53,12 @@ class LatencySource:
         self._model: LatencyModel | None = None
         self._start_timer, self._smallest, self._budget = start_timer, smallest, budget
         self._timer: SubnetTimer | None = None
-        self._asked: dict[Subnet, float] = {}
+        self._asked: dict[Subnet, float] = {}  # as first corrected for drift
+        self._references: list[float] = []
         self._finals = 0
-        self.most = math.inf
+        self._most_ms, self._ratio, self._largest = math.inf, math.inf, smallest
         self.correction = 1.0  # of predictions
+        self.speed = 1.0  # of what was measured, see `timing.speed`
 
     @property
     def measures(self) -> bool:
@@ -105,13 +108,15 @@ class LatencySource:
         if not self.predicts:
             return self.measure(subnet)
         if subnet in self._asked:
-            return self._asked[subnet]
+            return self._asked[subnet] * self.speed
         return self.model.predict(subnet) * self.correction
 
     def upper(self, subnet: Subnet) -> float:
         """Upper end of the 95 % interval of `value`, in ms; a prediction has none."""
         value = self.value(subnet)
-        return self._history.about(NAME, subnet)["high"] if self.knows(subnet) else value
+        if not self.knows(subnet):
+            return value
+        return self._history.about(NAME, subnet)["high"] * self.speed
 
     def how(self, subnet: Subnet) -> str:
         """How `value` was got."""
@@ -131,43 +136,80 @@ class LatencySource:
         """The model's latency, where there is a model."""
         return None if self._model is None else self._model.predict(subnet)
 
-    def _correct(self):
-        """Sets measured over predicted latency.
+    def limit(self, most_ms: float, ratio: float, largest: Subnet):
+        """Sets the limit.
 
-        It is the median of what this search has measured; with too few for a median, how much
-        slower the smallest subnet is than when the model was made.
+        Args:
+          most_ms: infinite for none.
+          ratio: of the latency of the largest subnet, which is measured now; infinite for none.
+          largest: that subnet.
         """
+        self._most_ms, self._largest = most_ms, largest
+        self.begin()
+        if ratio < math.inf:
+            if self.measures:
+                self.measure(largest)
+            self._ratio = ratio
+            self._correct()
+
+    @property
+    def most(self) -> float:
+        """The limit in ms. Where it is a ratio, it follows what the largest subnet's latency is
+        taken to be.
+        """
+        if self._ratio == math.inf:
+            return self._most_ms
+        return min(self._most_ms, self._ratio * self.value(self._largest))
+
+    def predicted_and_measured(self) -> list[tuple[float, float, float, float]]:
+        """(predicted, measured, low, high) in ms of what this search has measured and predicted."""
+        return [
+            (line["predicted"], *(self.speed * line[name] for name in ("value", "low", "high")))
+            for line in self._history.records(NAME)
+            if line["predicted"] is not None
+        ]
+
+    def _correct(self):
+        """Sets `speed`, and measured over predicted latency.
+
+        That is the median of what this search has measured; with too few for a median, what the
+        smallest subnet takes over what it took when the model was made. Above one, that counts
+        where a ratio is limited, and not for a limit in ms: the machine may be slow for a moment,
+        and little would seem to meet the limit.
+        """
+        if self._references:
+            self.speed = timing.speed(self._references[0], self._references)
         if self._model is None or not self._asked:
             return
+        few = len(self._asked) < FEWEST
         made = self._model.reference
         if (
-            len(self._asked) < FEWEST
+            few
             and self._smallest in self._asked
             and made is not None
             and from_json(made["subnet"]) == self._smallest
         ):
-            self.correction = self._asked[self._smallest] / made["ms"]
-            return
-        ratios = [ms / self._model.predict(s) for s, ms in self._asked.items()]
-        self.correction = statistics.median(ratios)
+            slower = self.value(self._smallest) / made["ms"]
+        else:
+            slower = statistics.median(self.value(s) / self._model.predict(s) for s in self._asked)
+        self.correction = min(slower, 1.0) if few and self._ratio == math.inf else slower
 
     def measure(self, subnet: Subnet) -> float:
         """Latency in ms, timed where the history has none."""
-        if subnet in self._asked:
-            return self._asked[subnet]
-        known = self._history.value(NAME, subnet)
-        if known is None:
-            timer = self.timer
-            m = timer.measure(subnet, self.most)
-            how = f"{timer.how}; {m.runs} runs" if m.runs else timer.how
-            predicted = self.predicted(subnet)
-            self._history.measured(
-                NAME, subnet, m.ms, how, low=m.low, high=m.high, predicted=predicted
-            )
-            known = (m.ms, how)
-        self._asked[subnet] = known[0]
-        self._correct()
-        return known[0]
+        if subnet not in self._asked:
+            if self._history.value(NAME, subnet) is None:
+                timer = self.timer
+                m = timer.measure(subnet, self.most / self.speed)
+                how = f"{timer.how}; {m.runs} runs" if m.runs else timer.how
+                self._history.measured(
+                    NAME, subnet, m.ms, how, low=m.low, high=m.high, reference=m.reference,
+                    predicted=self.predicted(subnet),
+                )  # fmt: skip
+            known = self._history.about(NAME, subnet)
+            self._asked[subnet] = known["value"]
+            self._references.append(known["reference"])
+            self._correct()
+        return self._asked[subnet] * self.speed
 
     def begin(self):
         """Measures the smallest subnet: what is timed later is corrected by it."""
@@ -237,6 +279,7 @@ class LatencySource:
         if known:
             return verdict_of(known["verdict"])
         verdict = self.timer.verify(subnet, largest)
+        verdict = dataclasses.replace(verdict, slowdown=verdict.slowdown / self.speed)
         self._history.measured(
             FINAL, subnet, verdict.latency.mean_ms, "final measurement",
             verdict=dataclasses.asdict(verdict),

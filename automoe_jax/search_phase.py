@@ -1,6 +1,7 @@
 """The search phase: supernet and limits in, subnet files, history and pictures out."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -146,27 +147,23 @@ class Search:
     # --- limits and costs --------------------------------------------------------------------
 
     def _limits(self) -> Limits:
-        """The limits of the config; a ratio becomes a number of ms here."""
+        """The limits of the config; a ratio becomes ms."""
         constraint = self.search.constraint
         limits = []
         for name, how in HOW.items():
             most = getattr(constraint, name)
             if most:
-                limits.append(Limit(name, most, self._counter(name), lambda _, h=how: h, name))
+                value = self._counter(name)
+                limits.append(Limit(name, lambda m=most: m, value, lambda _, h=how: h, name))
         if self.latency is not None:
-            self.latency.begin()
-            bounds = []
-            if constraint.latency_ms:
-                bounds.append((constraint.latency_ms, "latency_ms"))
-            if constraint.latency_ratio:
-                largest = self.space.largest()
-                measured = self.latency.measures
-                ms = self.latency.measure(largest) if measured else self.latency.value(largest)
-                bounds.append((constraint.latency_ratio * ms, "latency_ratio"))
-            if bounds:
-                most, field = min(bounds)
-                self.latency.most = most
-                limits.append(Limit(NAME, most, self.latency.value, self.latency.how, field))
+            latency = self.latency
+            if not self.search.limits_latency:
+                latency.begin()
+            else:
+                ms = constraint.latency_ms or math.inf
+                latency.limit(ms, constraint.latency_ratio or math.inf, self.space.largest())
+                field = "latency_ms" if latency.most == ms else "latency_ratio"
+                limits.append(Limit(NAME, lambda: latency.most, latency.value, latency.how, field))
         return Limits(limits)
 
     def _counter(self, name: str) -> Callable[[Subnet], float]:
@@ -427,7 +424,7 @@ def _failed(verdict: Verdict, limit: ConstraintConfig) -> tuple[float, str]:
     slower = ""
     if verdict.slowdown > NOTICED:
         times = f"{verdict.slowdown:.3g} times as long"
-        slower = f" (the machine now takes {times} as when the search began)"
+        slower = f" (the machine takes {times} as during most of the search)"
     bounds = [
         (verdict.high_ms, limit.latency_ms, "ms", slower),
         (verdict.ratio_high, limit.latency_ratio, "of the largest's latency", ""),

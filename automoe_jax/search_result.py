@@ -7,7 +7,6 @@ import statistics
 from typing import TYPE_CHECKING
 
 from automoe_jax import files, subnet_files
-from automoe_jax.latency_source import NAME
 from automoe_jax.report import architecture, plots
 from automoe_jax.search.evolution import Scored
 from automoe_jax.search.limits import Limits
@@ -94,17 +93,16 @@ def _pictures(search: Search, limits: Limits, found, members, marked):
     folder, x_name = search.folder, search.front_names[0]
     most = next((x.most for x in limits.all if x.name == x_name), None)
     label = search.objective.label
-    lines = search.history.lines
+    # Costs as they are known now: as a search goes on, predictions are corrected.
+    lines = [
+        {**line, "costs": search.costs(from_json(line["subnet"]))} for line in search.history.lines
+    ]
     on_front = [(m["costs"][x_name], m["loss"]) for m in members]
     plots.search_plot(lines, x_name, folder / "search.png", most, marked, label, on_front)
     plots.progress_plot(lines, folder / "progress.png", label)
     for i, f in enumerate(found, 1):
         architecture.architecture_card(to_json(f.subnet), f.costs, f.loss, folder / f"best_{i}.png")
     architecture.front_statistics(members, x_name, folder / "front.png", label)
-    pairs = [
-        (line["predicted"], line["value"], line["low"], line["high"])
-        for line in search.history.records(NAME)
-        if line.get("predicted") is not None
-    ]
+    pairs = [] if search.latency is None else search.latency.predicted_and_measured()
     if len(pairs) > 1:
         plots.predicted_plot(pairs, folder / "latency.png")

@@ -21,7 +21,7 @@ from automoe_jax.latency import (
     summarise,
     trim,
 )
-from automoe_jax.timing import SubnetTimer
+from automoe_jax.timing import AGAIN, SubnetTimer, speed
 
 SPACE = elastic_space(qkv_dim=32)
 HULL = SPACE.hull()
@@ -119,6 +119,33 @@ def test_drift_is_corrected(tmp_path, monkeypatch):
     assert timer.measure(SPACE.largest()).ms == pytest.approx(15.0)
     timer.close()
     assert not (tmp_path / "t").exists()
+
+
+def test_what_seems_infeasible_is_timed_again(tmp_path, monkeypatch):
+    """The smallest subnet in a slow moment; after it, it is within the limit."""
+    monkeypatch.setattr("automoe_jax.timing.PAUSE", 0.0)
+    timer = scripted(monkeypatch, tmp_path, [[[14.0] * 10], [[13.0] * 10], [[10.0] * 10], [[9.0]]])
+    assert timer.measure(SPACE.smallest(), limit=12.0).ms == 10.0
+    assert timer.reference_ms == 10.0
+    answers = [[[14.0] * 10], *[[[13.0 + i] * 10] for i in range(AGAIN)]]
+    timer = scripted(monkeypatch, tmp_path, answers)
+    assert timer.measure(SPACE.smallest(), limit=12.0).ms == 13.0
+    assert answers == []
+
+
+def test_the_final_measurement(tmp_path, monkeypatch):
+    answers = [[[10.0] * 10], [[12.0] * 10, [18.0] * 10, [36.0] * 10]]
+    timer = scripted(monkeypatch, tmp_path, answers)
+    assert timer.measure(SPACE.smallest()).ms == 10.0
+    verdict = timer.verify(SPACE.hull(), SPACE.largest())
+    assert verdict.latency.mean_ms == verdict.low_ms == verdict.high_ms == 18.0  # not corrected
+    assert verdict.ratio == verdict.ratio_low == verdict.ratio_high == 0.5
+    assert verdict.slowdown == pytest.approx(1.2)
+
+
+def test_speed_is_what_the_reference_usually_takes():
+    assert speed(10.0, []) == 1.0
+    assert speed(14.0, [10.0, 10.2, 9.9, 15.0]) == pytest.approx(10.2 / 14)
 
 
 def test_runs_end_when_the_interval_is_clear_of_the_limit(tmp_path, monkeypatch):

@@ -119,15 +119,18 @@ class FakeTimer:
     """Times subnets by a formula; counts what it is asked."""
 
     asked = 0
+    at_first = 1.0  # how much slower the machine is when the reference is timed alone
     threads = 2
     how = "measured"
 
     def __init__(self, *args):
-        self.reference_ms = truth(SPACE.smallest())
+        self.reference_ms = self.at_first * truth(SPACE.smallest())
 
     def measure_all(self, subnets):
         type(self).asked += len(subnets)
-        return [Measured(truth(s), 0.99 * truth(s), 1.01 * truth(s), 20) for s in subnets]
+        beside = truth(SPACE.smallest())
+        ms = [self.at_first * truth(s) for s in subnets]
+        return [Measured(t, 0.99 * t, 1.01 * t, 20, beside) for t in ms]
 
     def close(self):
         pass
@@ -177,6 +180,17 @@ def test_fit_goes_on_and_knows_its_error(tmp_path, monkeypatch):
     assert len(lines) == 2
     assert "made for cpu" in lines[0]
     assert f"made for threads {here['threads']}, and here it is {here['threads'] + 1}" in lines[1]
+
+
+def test_a_slow_moment_at_the_start_does_not_matter(tmp_path, monkeypatch):
+    """The model tells latencies as they usually are, not as they were in the first second."""
+    plain = fitted(tmp_path / "plain", monkeypatch)
+    monkeypatch.setattr(FakeTimer, "at_first", 1.4)
+    slow = fitted(tmp_path / "slow", monkeypatch)
+    assert slow.reference is not None
+    assert plain.reference is not None
+    assert slow.reference["ms"] == pytest.approx(plain.reference["ms"])
+    assert slow.predict(SPACE.largest()) == pytest.approx(plain.predict(SPACE.largest()))
 
 
 def test_asked_to_fit_again_it_times_again(tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def test_tight_limit_ends():
 
 
 def limit(name, most, value):
-    return Limit(name, most, value, lambda subnet: "counted", name)
+    return Limit(name, lambda: most, value, lambda subnet: "counted", name)
 
 
 def test_infeasible_limit_names_the_smallest():

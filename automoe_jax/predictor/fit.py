@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from automoe_jax import __version__, machine
+from automoe_jax import __version__, machine, timing
 from automoe_jax.errors import UserError
 from automoe_jax.latency import LatencyConfig, available_cpus, kernels_used
 from automoe_jax.predictor import design, features, regression
@@ -87,6 +87,9 @@ def fit(
     history = History(folder)
     reference = space.smallest()
     values = measure_all([*train, *test], reference, latency, config.runs, write, history, progress)
+    lines = history.records(LATENCY)
+    speed = timing.speed(values[reference][0], [line["reference"] for line in lines])
+    values = {s: (speed * ms, speed * deviation) for s, (ms, deviation) in values.items()}
     y_N, deviation_N = np.array([values[s] for s in train]).T
     x_NF = np.array([features.work(s, task) for s in train])
     deviation_N = np.hypot(deviation_N, OTHER_NOISE * y_N)
@@ -122,11 +125,15 @@ def measure_all(
         task = progress.task("timing subnets", len(subnets))
         try:
             if known is None:
-                history.measured(LATENCY, reference, timer.reference_ms, timer.how)
+                ms = timer.reference_ms
+                history.measured(LATENCY, reference, ms, timer.how, reference=ms)
             for start in range(0, len(missing), GROUP):
                 group = missing[start : start + GROUP]
                 for subnet, m in zip(group, timer.measure_all(group), strict=True):
-                    history.measured(LATENCY, subnet, m.ms, timer.how, low=m.low, high=m.high)
+                    history.measured(
+                        LATENCY, subnet, m.ms, timer.how,
+                        low=m.low, high=m.high, reference=m.reference,
+                    )  # fmt: skip
                 task.update(len(subnets) - len(missing) + start + len(group))
         finally:
             task.close()

@@ -13,17 +13,22 @@ class Limit:
 
     Attributes:
       name: of the cost, as `latency_ms`.
-      most: the largest value allowed.
+      bound: gives the largest value allowed.
       value: of a subnet, remembered where it is expensive.
       how: how the value of a subnet was got, in words.
       field: of `search.constraint` that sets it.
     """
 
     name: str
-    most: float
+    bound: Callable[[], float]
     value: Callable[[Subnet], float]
     how: Callable[[Subnet], str]
     field: str
+
+    @property
+    def most(self) -> float:
+        """The largest value allowed, as it is known now."""
+        return self.bound()
 
 
 class Limits:
