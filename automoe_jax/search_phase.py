@@ -142,7 +142,8 @@ class Search:
 
         budget = self.search.measurements if mode == "verified" else float("inf")
         smallest = self.space.smallest()
-        return LatencySource(mode, self.history, start_timer, make_model, smallest, budget)
+        note = self.progress.note
+        return LatencySource(mode, self.history, start_timer, make_model, smallest, budget, note)
 
     # --- limits and costs --------------------------------------------------------------------
 

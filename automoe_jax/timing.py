@@ -16,6 +16,8 @@ ExportForTiming = Callable[[Subnet, Path, int], None]
 # Runs after which it is looked whether more are needed, from the second time on; exports timed in
 # turns.
 CHUNK, GROUP = 10, 4
+# Runs that tell whether the machine is slow at the moment.
+GLANCE = 30
 # It is looked several times, so that each look has to be surer than the interval that is told.
 SURE = 0.995
 # Times that a reference above the limit is timed again, and seconds before each.
@@ -108,9 +110,15 @@ class SubnetTimer:
 
     def _alone(self) -> float:
         """The reference's latency, timed with nothing beside it."""
-        runs = max(self._config.runs, self._final.runs)
+        return self._time_reference(max(self._config.runs, self._final.runs))
+
+    def _time_reference(self, runs: int) -> float:
         config = dataclasses.replace(self._config, runs=runs)
         return summarise(self._timer.time([self._reference], config)[0]).mean_ms
+
+    def slowdown(self) -> float:
+        """What the reference takes at the moment over what it took when first measured."""
+        return self._time_reference(GLANCE) / self.reference_ms
 
     def measure(self, subnet: Subnet, limit: float = math.inf) -> Measured:
         """Latency of one subnet.

@@ -10,7 +10,15 @@ import pytest
 from conftest import compiled_once
 from test_pipeline import Killed, tiny_config
 
-from automoe_jax import complexity, phases, search_phase, search_result, search_seeds, subnet_files
+from automoe_jax import (
+    complexity,
+    latency_source,
+    phases,
+    search_phase,
+    search_result,
+    search_seeds,
+    subnet_files,
+)
 from automoe_jax.errors import UserError
 from automoe_jax.latency import summarise
 from automoe_jax.predictor import features
@@ -85,6 +93,9 @@ class FakeTimer:
             self.slow * self.machine / self.at_first,
         )  # fmt: skip
 
+    def slowdown(self):
+        return self.slow * self.machine / self.at_first
+
     def close(self):
         pass
 
@@ -104,6 +115,7 @@ def fake_latency(monkeypatch):
         agreement([1.0, 2.0], [1.0, 2.0]), 10, None,
     )  # fmt: skip
     monkeypatch.setattr(search_phase, "SubnetTimer", FakeTimer)
+    monkeypatch.setattr(latency_source, "PAUSE", 0.0)
     monkeypatch.setattr(phases, "latency_model", lambda *args: model)
     FakeTimer.timed, FakeTimer.finals = [], []
     FakeTimer.slow = FakeTimer.machine = FakeTimer.at_first = 1.0
@@ -264,6 +276,36 @@ def test_a_slow_moment_at_the_start_does_not_matter(prepared, tmp_path, limit):
     result = json.loads((tmp_path / "slow" / "result.json").read_text())
     assert result["limits"]["latency_ms"]["most"] == pytest.approx(most)
     assert not any("times as long" in n for n in notes)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_slow_machine_is_waited_for(prepared, tmp_path, monkeypatch):
+    """Slow when the search has ended, once more in the middle of a final measurement."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ms=22.0)
+    plain = search(prepared, config, tmp_path / "plain")
+    looks = iter([1.4, 1.4, 1.0, 1.0] + [1.0] * 10)
+    finals = iter([1.4, 1.0] + [1.0] * 10)
+    final = FakeTimer.verify
+
+    def verify(timer, subnet, largest):
+        timer.machine = next(finals)
+        return final(timer, subnet, largest)
+
+    monkeypatch.setattr(FakeTimer, "verify", verify)
+    monkeypatch.setattr(FakeTimer, "slowdown", lambda timer: next(looks))
+    FakeTimer.timed, FakeTimer.finals = [], []
+    notes = []
+    progress = Silent()
+    progress.note = notes.append
+    run, data, _, params = prepared
+    found = search_phase.run_search(config, run, tmp_path / "slow", data, params, progress)
+    assert [f.subnet for f in found] == [f.subnet for f in plain]
+    assert FakeTimer.finals[0] == FakeTimer.finals[1]
+    result = json.loads((tmp_path / "slow" / "result.json").read_text())
+    assert result["measurements"] == len(FakeTimer.timed) + len(FakeTimer.finals)
+    waits = [n for n in notes if "waiting for it, up to" in n]
+    assert len(waits) == 1
+    assert "the machine takes 1.4 times as long as during most of the search" in waits[0]
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
