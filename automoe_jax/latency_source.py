@@ -185,8 +185,8 @@ class LatencySource:
         where a ratio is limited, and not for a limit in ms: the machine may be slow for a moment,
         and little would seem to meet the limit.
         """
-        if self._references:
-            self.speed = timing.speed(self._references[0], self._references)
+        if self._smallest in self._asked:
+            self.speed = timing.speed(self._asked[self._smallest], self._references)
         if self._model is None or not self._asked:
             return
         few = len(self._asked) < FEWEST
@@ -215,7 +215,8 @@ class LatencySource:
                 )  # fmt: skip
             known = self._history.about(NAME, subnet)
             self._asked[subnet] = known["value"]
-            self._references.append(known["reference"])
+            if subnet != self._smallest:
+                self._references.append(known["reference"])
             self._correct()
         return self._asked[subnet] * self.speed
 
@@ -291,7 +292,7 @@ class LatencySource:
             return verdict_of(known["verdict"])
         tries = 0
         while True:
-            self._wait()
+            self._wait(largest)
             verdict = self.timer.verify(subnet, largest)
             verdict = dataclasses.replace(verdict, slowdown=verdict.slowdown / self.speed)
             tries, self._finals = tries + 1, self._finals + 1
@@ -304,13 +305,13 @@ class LatencySource:
         )  # fmt: skip
         return verdict
 
-    def _wait(self):
+    def _wait(self, largest: Subnet):
         """Waits while the machine is slower than usual, as long as there are looks left."""
         if self._most_ms == math.inf:
             return
         told = False
         while self._looks:
-            slowdown = self.timer.slowdown() / self.speed
+            slowdown = self.timer.slowdown(largest) / self.speed
             if slowdown <= CALM:
                 return
             self._looks -= 1

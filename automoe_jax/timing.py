@@ -110,15 +110,17 @@ class SubnetTimer:
 
     def _alone(self) -> float:
         """The reference's latency, timed with nothing beside it."""
-        return self._time_reference(max(self._config.runs, self._final.runs))
-
-    def _time_reference(self, runs: int) -> float:
+        runs = max(self._config.runs, self._final.runs)
         config = dataclasses.replace(self._config, runs=runs)
         return summarise(self._timer.time([self._reference], config)[0]).mean_ms
 
-    def slowdown(self) -> float:
-        """What the reference takes at the moment over what it took when first measured."""
-        return self._time_reference(GLANCE) / self.reference_ms
+    def slowdown(self, largest: Subnet) -> float:
+        """What the reference takes at the moment, beside the largest subnet, over what it took when
+        first measured.
+        """
+        config = dataclasses.replace(self._config, runs=GLANCE)
+        times = self._timer.time([self._reference, self._export_largest(largest)], config)
+        return summarise(times[0]).mean_ms / self.reference_ms
 
     def measure(self, subnet: Subnet, limit: float = math.inf) -> Measured:
         """Latency of one subnet.
@@ -171,16 +173,20 @@ class SubnetTimer:
         measured.
         """
         base = self.reference_ms
-        if self._largest is None:
-            self._largest = self._export(largest, "largest")
         candidate = self._export(subnet, "candidate")
-        exports = [self._reference, candidate, self._largest]
+        exports = [self._reference, candidate, self._export_largest(largest)]
         reference, own, other = self._timer.time(exports, self._final)
         shutil.rmtree(candidate)
         slowdown = summarise(reference).mean_ms / base
         return Verdict(
             summarise(own), summarise(other), *interval(own), *ratio(own, other), slowdown
         )
+
+    def _export_largest(self, largest: Subnet) -> Path:
+        """Exports it once."""
+        if self._largest is None:
+            self._largest = self._export(largest, "largest")
+        return self._largest
 
     def _export(self, subnet: Subnet, name: str) -> Path:
         path = self._folder / name
@@ -197,13 +203,14 @@ def speed(first_ms: float, references_ms: Sequence[float]) -> float:
     """How long the reference usually takes over what it took at first.
 
     The first measurement takes seconds, in which the machine may have been slower than it is most
-    of the time. Whatever was corrected to it has to be multiplied by this.
+    of the time; and alone the reference finds its weights in the caches. Whatever was corrected to
+    it has to be multiplied by this.
 
     Args:
       first_ms: by which drift was corrected.
       references_ms: what it took beside each of the subnets timed.
     """
-    return statistics.median([first_ms, *references_ms]) / first_ms
+    return statistics.median(references_ms or [first_ms]) / first_ms
 
 
 def _measured(own: list[float], reference: list[float], reference_ms: float) -> Measured:

@@ -64,14 +64,18 @@ def true_ms(subnet) -> float:
     return complexity.count(subnet).flops / 1e4
 
 
+def beside() -> float:
+    """What the smallest subnet takes beside the others."""
+    return 1.03 * true_ms(tiny_config().space.smallest())
+
+
 class FakeTimer:
     """Latencies by a formula, a little above what the model predicts; counts what it times."""
 
     timed: ClassVar[list] = []
     finals: ClassVar[list] = []
     threads, how = 1, "measured (fake)"
-    beside = 1.0  # what the smallest takes beside the others
-    at_first = 1.0  # and alone, when the search begins
+    at_first = 1.0  # how much longer the smallest takes when the search begins
     slow = 1.0  # of the final measurements
     machine = 1.0  # how much slower all is by then
 
@@ -81,8 +85,7 @@ class FakeTimer:
     def measure(self, subnet, limit):
         self.timed.append(subnet)
         ms = 1.03 * true_ms(subnet) * self.at_first
-        beside = self.at_first if len(self.timed) == 1 else self.beside
-        return Measured(ms, 0.99 * ms, 1.01 * ms, 20, beside)
+        return Measured(ms, 0.99 * ms, 1.01 * ms, 20, beside())
 
     def verify(self, subnet, largest):
         self.finals.append(subnet)
@@ -93,7 +96,7 @@ class FakeTimer:
             self.slow * self.machine / self.at_first,
         )  # fmt: skip
 
-    def slowdown(self):
+    def slowdown(self, largest):
         return self.slow * self.machine / self.at_first
 
     def close(self):
@@ -292,7 +295,7 @@ def test_a_slow_machine_is_waited_for(prepared, tmp_path, monkeypatch):
         return final(timer, subnet, largest)
 
     monkeypatch.setattr(FakeTimer, "verify", verify)
-    monkeypatch.setattr(FakeTimer, "slowdown", lambda timer: next(looks))
+    monkeypatch.setattr(FakeTimer, "slowdown", lambda timer, largest: next(looks))
     FakeTimer.timed, FakeTimer.finals = [], []
     notes = []
     progress = Silent()
@@ -337,7 +340,7 @@ def test_the_smallest_is_the_last_resort(prepared, tmp_path, monkeypatch):
     def measure(timer, subnet, limit):
         timer.timed.append(subnet)
         ms = (1.03 if subnet == smallest else 1.2) * true_ms(subnet)
-        return Measured(ms, ms, ms, 20, timer.beside)
+        return Measured(ms, ms, ms, 20, beside())
 
     monkeypatch.setattr(FakeTimer, "measure", measure)
     config = configured({"latency": "verified", "measurements": 30}, latency_ms=most)

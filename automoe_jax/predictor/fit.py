@@ -87,8 +87,8 @@ def fit(
     history = History(folder)
     reference = space.smallest()
     values = measure_all([*train, *test], reference, latency, config.runs, write, history, progress)
-    lines = history.records(LATENCY)
-    speed = timing.speed(values[reference][0], [line["reference"] for line in lines])
+    others = [history.about(LATENCY, s) for s in values if s != reference]
+    speed = timing.speed(values[reference][0], [line["reference"] for line in others])
     values = {s: (speed * ms, speed * deviation) for s, (ms, deviation) in values.items()}
     y_N, deviation_N = np.array([values[s] for s in train]).T
     x_NF = np.array([features.work(s, task) for s in train])
@@ -125,8 +125,7 @@ def measure_all(
         task = progress.task("timing subnets", len(subnets))
         try:
             if known is None:
-                ms = timer.reference_ms
-                history.measured(LATENCY, reference, ms, timer.how, reference=ms)
+                history.measured(LATENCY, reference, timer.reference_ms, timer.how)
             for start in range(0, len(missing), GROUP):
                 group = missing[start : start + GROUP]
                 for subnet, m in zip(group, timer.measure_all(group), strict=True):
