@@ -9,15 +9,15 @@ from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
+from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.data.corpus import DataConfig
-from automoe_jax.data.tokenizer import TokenizerConfig
+from automoe_jax.data.tokenizers.base import TokenizerConfig
 from automoe_jax.decoding.config import ExportConfig
-from automoe_jax.errors import UserError
-from automoe_jax.latency import LatencyConfig
+from automoe_jax.latency.process import LatencyConfig
 from automoe_jax.pipeline_config import PipelineConfig
 from automoe_jax.predictor.config import PredictorConfig
 from automoe_jax.search.config import SearchConfig
-from automoe_jax.space import SearchSpace
+from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 
 

@@ -54,7 +54,7 @@ print(json.dumps([peak, translator.manifest["weights_bytes"]]))
 
 def step_bytes(name: str) -> int:
     """Bytes of fp32 weights that the decoder reads at every step."""
-    from automoe_jax import subnet_files  # noqa: PLC0415
+    from automoe_jax.published import subnet_files  # noqa: PLC0415
 
     subnet = subnet_files.load(SUBNETS / f"{MODELS[name]}.json", 512)
     d, q = subnet.decoder.embed_dim, subnet.qkv_dim
@@ -69,9 +69,9 @@ def expert_layers() -> dict[str, Callable[[], Any]]:
     import jax  # noqa: PLC0415
     import jax.numpy as jnp  # noqa: PLC0415
 
-    from automoe_jax.decoding.native_model import _Scope  # noqa: PLC0415
+    from automoe_jax.architecture.subnet import DecoderLayer  # noqa: PLC0415
+    from automoe_jax.decoding.native_engine import _Scope  # noqa: PLC0415
     from automoe_jax.decoding.weights import pack  # noqa: PLC0415
-    from automoe_jax.subnet import DecoderLayer  # noqa: PLC0415
 
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((BEAM, WIDTH), np.float32))

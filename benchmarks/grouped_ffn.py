@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
-from automoe_jax import huge_pages
 from automoe_jax.ops import grouped_ffn as op
 from automoe_jax.ops.grouping import ExpertWeights
+from automoe_jax.system import malloc as huge_pages
 
 SIZES = (1024, 2048, 3072)
 

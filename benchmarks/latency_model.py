@@ -18,15 +18,15 @@ from pathlib import Path
 
 import measure
 
-from automoe_jax import phases
+from automoe_jax.architecture.subnet import from_json
 from automoe_jax.config import base, resolve
+from automoe_jax.latency.records import History
+from automoe_jax.phases import run as phases
 from automoe_jax.predictor import design, tables
 from automoe_jax.predictor import fit as predictor
 from automoe_jax.predictor import model as predictor_model
 from automoe_jax.predictor.scores import agreement
 from automoe_jax.report import plots
-from automoe_jax.search.history import History
-from automoe_jax.subnet import from_json
 
 VOCAB = 32_768
 # Unseen subnets are drawn with another seed than the model's own.

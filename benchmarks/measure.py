@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automoe_jax.machine import cpu_name
+from automoe_jax.system.machine import cpu_name
 
 
 def interleaved(

@@ -19,11 +19,12 @@ import jax
 import measure
 import numpy as np
 
-from automoe_jax import complexity, huge_pages
+from automoe_jax.architecture import counts as complexity
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
 from automoe_jax.model.transformer import choices_of
-from automoe_jax.space import SearchSpace
-from automoe_jax.subnet import Subnet
+from automoe_jax.system import malloc as huge_pages
 from automoe_jax.training import loop, optimizer, parallel, sampling
 from automoe_jax.training.config import ModelConfig, TrainingConfig
 from automoe_jax.training.loop import Trained

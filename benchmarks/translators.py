@@ -71,11 +71,11 @@ def random_export(subnet_file: Path, folder: Path, quantize: str = "none"):
     """Exports an architecture of `configs/subnets` with random weights."""
     import jax  # noqa: PLC0415
 
-    from automoe_jax import subnet_files  # noqa: PLC0415
     from automoe_jax.decoding.config import ExportConfig  # noqa: PLC0415
-    from automoe_jax.decoding.model import Spec  # noqa: PLC0415
-    from automoe_jax.export import export, random_params  # noqa: PLC0415
+    from automoe_jax.decoding.export import export, random_params  # noqa: PLC0415
+    from automoe_jax.decoding.xla_engine import Spec  # noqa: PLC0415
     from automoe_jax.model.transformer import Transformer  # noqa: PLC0415
+    from automoe_jax.published import subnet_files  # noqa: PLC0415
 
     arch = subnet_files.load(subnet_file, 512)
     dims = arch.encoder.embed_dim, arch.decoder.embed_dim
@@ -88,7 +88,7 @@ def random_export(subnet_file: Path, folder: Path, quantize: str = "none"):
 
 def dense_weights(export_folder: Path) -> tuple[Any, dict[str, np.ndarray], int]:
     """Architecture, dense fp32 weights and number of words of an export."""
-    from automoe_jax import subnet  # noqa: PLC0415
+    from automoe_jax.architecture import subnet  # noqa: PLC0415
     from automoe_jax.decoding import weight_file  # noqa: PLC0415
     from automoe_jax.decoding.translator import read_manifest  # noqa: PLC0415
     from automoe_jax.decoding.weights import unpack  # noqa: PLC0415
@@ -104,7 +104,7 @@ def write_ctranslate2(export_folder: Path, folder: Path):
     import ctranslate2  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
     import jax.numpy as jnp  # noqa: PLC0415
 
-    from automoe_jax.decoding.model import sinusoid  # noqa: PLC0415
+    from automoe_jax.decoding.xla_engine import sinusoid  # noqa: PLC0415
 
     arch, weights, words = dense_weights(export_folder)
     layers = len(arch.encoder.layers), len(arch.decoder.layers)

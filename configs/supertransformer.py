@@ -10,11 +10,11 @@ for training and data have no effect: --config.training... and --config.data.kin
 
 import dataclasses
 
-from automoe_jax import files
+from automoe_jax.architecture.space import SpaceError
 from automoe_jax.config import base
-from automoe_jax.errors import UserError
 from automoe_jax.published import supertransformer
-from automoe_jax.space import SpaceError
+from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
 
 
 def get_config(path=""):

@@ -11,9 +11,9 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax import files, machine
-from automoe_jax.errors import UserError
-from automoe_jax.latency import LatencyConfig, Timer, kernels_used, ratio, summarise
+from automoe_jax.latency.process import LatencyConfig, Timer, kernels_used, ratio, summarise
+from automoe_jax.system import files, machine
+from automoe_jax.system.errors import UserError
 
 _DEFAULT = LatencyConfig()
 _EXPORTS = flags.DEFINE_multi_string(

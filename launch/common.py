@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 # Notes and bars go to stderr: stdout is for results.
 _console = Console(stderr=True, highlight=False)

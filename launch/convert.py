@@ -14,7 +14,7 @@ import common
 from absl import flags
 from ml_collections import config_flags
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
@@ -45,7 +45,9 @@ def main():
     if bool(_CHECKPOINT.value) == bool(_WRITE.value):
         both = ", not both" if _WRITE.value else ""
         raise UserError(f"give --checkpoint to read one, or --write to write one{both}")
-    from automoe_jax import conversion, subnet_files, workdir  # noqa: PLC0415
+    from automoe_jax.phases import convert as conversion  # noqa: PLC0415
+    from automoe_jax.published import subnet_files  # noqa: PLC0415
+    from automoe_jax.system import workdir  # noqa: PLC0415
 
     run = workdir.resolve(_WORKDIR.value or common.default_workdir())
     if _WRITE.value:

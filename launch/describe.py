@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 _SUBNET = flags.DEFINE_string("subnet", None, "subnet file: JSON, or HAT's or AutoMoE's YAML")
 _CONFIG = config_flags.DEFINE_config_file(
@@ -34,7 +34,8 @@ _JSON = flags.DEFINE_bool("json", False, "print one JSON line instead of a table
 def main():
     if _LENGTH.value < 1:
         raise UserError(f"--sentence_length is {_LENGTH.value}; at least 1 is needed")
-    from automoe_jax import complexity, subnet_files  # noqa: PLC0415
+    from automoe_jax.architecture import counts as complexity  # noqa: PLC0415
+    from automoe_jax.published import subnet_files  # noqa: PLC0415
 
     space = common.load_config(_CONFIG).space if flags.FLAGS["config"].present else None
     if not _SUBNET.value:
@@ -80,8 +81,9 @@ def main():
 
 
 def _describe_space(space):
-    from automoe_jax import complexity, files  # noqa: PLC0415
+    from automoe_jax.architecture import counts as complexity  # noqa: PLC0415
     from automoe_jax.published import supertransformer  # noqa: PLC0415
+    from automoe_jax.system import files  # noqa: PLC0415
 
     if _OUT.value:
         if Path(_OUT.value).suffix not in (".yml", ".yaml"):

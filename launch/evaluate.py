@@ -10,7 +10,7 @@ from pathlib import Path
 import common
 from absl import flags
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 _EXPORT = flags.DEFINE_string("export", None, "export folder")
 _WORKDIR = flags.DEFINE_string("workdir", None, "run whose corpus to score on")
@@ -37,8 +37,9 @@ def main():
     files_given = [f.value is not None for f in (_SOURCE, _REFERENCE)]
     if any(files_given) != all(files_given) or any(files_given) == (_WORKDIR.value is not None):
         raise UserError("give either --workdir, or --source and --reference together")
-    from automoe_jax import evaluate, files  # noqa: PLC0415
+    from automoe_jax.decoding import evaluation as evaluate  # noqa: PLC0415
     from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
+    from automoe_jax.system import files  # noqa: PLC0415
 
     if _LIMIT.value < 0:
         raise UserError(f"--limit is {_LIMIT.value}; it cannot be negative")
@@ -83,8 +84,10 @@ def main():
 
 def _split():
     """A split of the corpus of `--workdir`, as its manifest describes it."""
-    from automoe_jax import phases, prepare, workdir  # noqa: PLC0415
     from automoe_jax.data.corpus import DataConfig  # noqa: PLC0415
+    from automoe_jax.phases import prepare  # noqa: PLC0415
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
+    from automoe_jax.system import workdir  # noqa: PLC0415
 
     run = workdir.resolve(_WORKDIR.value or "")
     data = DataConfig(**workdir.read(run, "run")["config"]["data"])

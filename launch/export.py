@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from automoe_jax.decoding.config import QUANTIZATIONS
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
@@ -48,9 +48,11 @@ def main():
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from automoe_jax import compile_cache, phases, subnet_files, workdir  # noqa: PLC0415
-    from automoe_jax.data import tokenizer as tokenizers  # noqa: PLC0415
-    from automoe_jax.extract import extract  # noqa: PLC0415
+    from automoe_jax.data.tokenizers import base as tokenizers  # noqa: PLC0415
+    from automoe_jax.model.extract import extract  # noqa: PLC0415
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
+    from automoe_jax.published import subnet_files  # noqa: PLC0415
+    from automoe_jax.system import compile_cache, workdir  # noqa: PLC0415
 
     subnet = None
     if _SUBNET.value:
@@ -89,7 +91,7 @@ def main():
     if not (run / "tokens").is_dir():
         print("the run has no corpus: what not being exact costs in BLEU was not measured")
         return
-    from automoe_jax import approximation  # noqa: PLC0415
+    from automoe_jax.phases import approximation  # noqa: PLC0415
 
     progress = common.TerminalProgress()
     difference = approximation.measure(config, run, params, subnet, out, progress)

@@ -18,8 +18,8 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax import huge_pages
-from automoe_jax.errors import UserError
+from automoe_jax.system import malloc as huge_pages
+from automoe_jax.system.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
@@ -50,7 +50,8 @@ def main():
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from automoe_jax import compile_cache, phases, workdir  # noqa: PLC0415
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
+    from automoe_jax.system import compile_cache, workdir  # noqa: PLC0415
 
     progress = common.TerminalProgress()
     folder = _WORKDIR.value or common.default_workdir()

@@ -9,7 +9,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax import huge_pages
+from automoe_jax.system import malloc as huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
@@ -20,8 +20,10 @@ def main():
     huge_pages.use()
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
-    from automoe_jax import compile_cache, phases, pipeline  # noqa: PLC0415
+    from automoe_jax.phases import pipeline  # noqa: PLC0415
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
     from automoe_jax.report.page import table_rows  # noqa: PLC0415
+    from automoe_jax.system import compile_cache  # noqa: PLC0415
 
     folder = _WORKDIR.value or common.default_workdir()
     compile_cache.enable(phases.open_run(config, folder) / phases.CACHE)

@@ -14,7 +14,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: run
 def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
-    from automoe_jax import phases  # noqa: PLC0415
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
 
     run = phases.open_run(config, _WORKDIR.value or common.default_workdir())
     data = phases.prepare_run(config, run, common.TerminalProgress())

@@ -15,8 +15,8 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax import huge_pages
-from automoe_jax.errors import UserError
+from automoe_jax.system import malloc as huge_pages
+from automoe_jax.system.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
@@ -29,7 +29,9 @@ def main():
     huge_pages.use()
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
-    from automoe_jax import compile_cache, phases, ranking  # noqa: PLC0415
+    from automoe_jax.phases import rank as ranking  # noqa: PLC0415
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
+    from automoe_jax.system import compile_cache  # noqa: PLC0415
 
     if _SUBNETS.value < ranking.FEWEST:
         raise UserError(f"--subnets is {_SUBNETS.value}; give at least {ranking.FEWEST}")

@@ -22,8 +22,8 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax import huge_pages
-from automoe_jax.errors import UserError
+from automoe_jax.system import malloc as huge_pages
+from automoe_jax.system.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
@@ -44,15 +44,11 @@ def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
     seeds = _seeds()
-    from automoe_jax import (  # noqa: PLC0415
-        compile_cache,
-        files,
-        phases,
-        search_phase,
-        search_result,
-        search_seeds,
-    )
     from automoe_jax.config import RunConfig  # noqa: PLC0415
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
+    from automoe_jax.phases import search as search_phase  # noqa: PLC0415
+    from automoe_jax.phases import search_result, search_seeds  # noqa: PLC0415
+    from automoe_jax.system import compile_cache, files  # noqa: PLC0415
 
     progress = common.TerminalProgress()
     run = phases.open_run(config, _WORKDIR.value or common.default_workdir())

@@ -8,8 +8,8 @@ import common
 from absl import flags
 from ml_collections import config_flags
 
-from automoe_jax import huge_pages
-from automoe_jax.errors import UserError
+from automoe_jax.system import malloc as huge_pages
+from automoe_jax.system.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
@@ -36,15 +36,11 @@ def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
     _join()
-    from automoe_jax import (  # noqa: PLC0415
-        compile_cache,
-        dry_run,
-        files,
-        phases,
-        subnet_files,
-        workdir,
-    )
-    from automoe_jax.data import tokenizer as tokenizers  # noqa: PLC0415
+    from automoe_jax.data.tokenizers import base as tokenizers  # noqa: PLC0415
+    from automoe_jax.phases import dry_run  # noqa: PLC0415
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
+    from automoe_jax.published import subnet_files  # noqa: PLC0415
+    from automoe_jax.system import compile_cache, files, workdir  # noqa: PLC0415
 
     progress = common.TerminalProgress()
     subnet = None

@@ -20,7 +20,7 @@ import common
 from absl import flags
 
 from automoe_jax.decoding.batching import BATCH_TOKENS, MAX_SOURCE
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 _EXPORT = flags.DEFINE_string("export", None, "export folder")
 _INPUT = flags.DEFINE_string("input", None, "text file, one sentence a line (default: stdin)")

@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from automoe_jax import compile_cache
-from automoe_jax.choice import to_choice
+from automoe_jax.architecture.active import to_choice
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model import stacked
 from automoe_jax.model.transformer import Transformer, choices_of
-from automoe_jax.space import SearchSpace
-from automoe_jax.subnet import Subnet
+from automoe_jax.system import compile_cache
 
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("here")
@@ -166,10 +166,10 @@ def token_batch(rng: np.random.Generator, rows: int = 3, source: int = 9, target
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """(Workdir, data, supernet, random weights) of a run of `tiny_config` that has a corpus."""
-    from test_pipeline import tiny_config  # noqa: PLC0415
+    from tiny import tiny_config  # noqa: PLC0415
 
-    from automoe_jax import phases  # noqa: PLC0415
-    from automoe_jax.progress import Silent  # noqa: PLC0415
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
+    from automoe_jax.system.progress import Silent  # noqa: PLC0415
     from automoe_jax.training import loop  # noqa: PLC0415
 
     run, config = tmp_path_factory.mktemp("run"), tiny_config()

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, config_file
-from test_cli import launch
+from programs import launch
 
-from automoe_jax import subnet_files, workdir
-from automoe_jax.data import tokenizer as tokenizers
 from automoe_jax.data import tokens
+from automoe_jax.data.tokenizers import base as tokenizers
+from automoe_jax.published import subnet_files
+from automoe_jax.system import workdir
 from automoe_jax.training import metrics
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
+from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.data.plan import Plan
 from automoe_jax.data.tokens import Side, TokenPairs
-from automoe_jax.ids import PAD_ID
 
 Batch = dict[str, np.ndarray]  # "source" and "target": int32, (devices, micro-batches, rows, time)
 

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 
-from automoe_jax import files
 from automoe_jax.data import parallel_text, phrases
-from automoe_jax.errors import UserError
+from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
 
 Lines = tuple[bytes, bytes]
 KINDS = ("phrases", "parallel_text", "tfds")

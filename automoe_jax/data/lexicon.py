@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from automoe_jax.data.tokens import TokenPairs
-from automoe_jax.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 # More text changes the lists little.
 MOST_PAIRS = 50_000

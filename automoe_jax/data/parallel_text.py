@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 _TEST = re.compile(r"test\w*")
 _END = 1 << 20

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

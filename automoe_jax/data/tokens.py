@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from automoe_jax import files
 from automoe_jax.data.corpus import Split
-from automoe_jax.data.tokenizer import Tokenizer
+from automoe_jax.data.tokenizers.base import Tokenizer
+from automoe_jax.system import files
 
 CHUNK = 20_000
 

@@ -19,9 +19,9 @@ from tensorflow_datasets.core.download import resource
 from tensorflow_datasets.core.utils import py_utils
 from tensorflow_datasets.translate import wmt, wmt14, wmt19
 
-from automoe_jax import files
 from automoe_jax.data.network import reachable
-from automoe_jax.errors import UserError
+from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
 
 _VERSION = tfds.core.Version("1.0.0")
 

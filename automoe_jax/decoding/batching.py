@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from automoe_jax.ids import PAD_ID
+from automoe_jax.architecture.ids import PAD_ID
 
 # Longest source in tokens; what is longer is cut.
 MAX_SOURCE = 1024

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.decoding.model import NEVER, Request, Spec
-from automoe_jax.ids import EOS_ID, PAD_ID
+from automoe_jax.architecture.ids import EOS_ID, PAD_ID
+from automoe_jax.decoding.xla_engine import NEVER, Request, Spec
 
 
 class Result(NamedTuple):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 QUANTIZATIONS = ("none", "int8")

@@ -16,16 +16,18 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from automoe_jax import compile_cache, files, huge_pages, subnet, workdir
-from automoe_jax.data import tokenizer as tokenizers
-from automoe_jax.data.tokenizer import Tokenizer
+from automoe_jax.architecture import subnet
+from automoe_jax.architecture.ids import EOS_ID
+from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.data.tokenizers import base as tokenizers
+from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.decoding import native, weight_file
 from automoe_jax.decoding.batching import BATCH_TOKENS, MAX_SOURCE, Batch, batches, stragglers
-from automoe_jax.decoding.model import NEVER
 from automoe_jax.decoding.weights import unpack
-from automoe_jax.errors import UserError
-from automoe_jax.ids import EOS_ID
-from automoe_jax.subnet import Subnet
+from automoe_jax.decoding.xla_engine import NEVER
+from automoe_jax.system import compile_cache, files, workdir
+from automoe_jax.system import malloc as huge_pages
+from automoe_jax.system.errors import UserError
 
 KIND = "export"
 KERNELS = ("native", "xla")

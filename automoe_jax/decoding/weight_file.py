@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 ALIGNMENT = 64
 _NAMES = {"F32": np.float32, "I8": np.int8, "I32": np.int32}

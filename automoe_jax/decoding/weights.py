@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
 from automoe_jax.decoding.native import PANEL
-from automoe_jax.extract import Params
-from automoe_jax.subnet import DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.model.extract import Params
 
 Weights = dict[str, np.ndarray]
 KERNEL = ".kernel"

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from automoe_jax.choice import Array
-from automoe_jax.formulas import MASKED
+from automoe_jax.architecture.active import Array
+from automoe_jax.model.formulas import MASKED
 from automoe_jax.model.layers import Width, cut, keep_mask, xavier
 from automoe_jax.ops.gated_dot import gated_dot
 

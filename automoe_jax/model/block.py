@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax
 from flax import linen as nn
 
-from automoe_jax.choice import Array, LayerChoice
+from automoe_jax.architecture.active import Array, LayerChoice
+from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer
 from automoe_jax.model.attention import Attention, Segments
 from automoe_jax.model.experts import Experts, Routing
 from automoe_jax.model.layers import AddNorm, Width, cut, random_bits
-from automoe_jax.subnet import DecoderLayer, EncoderLayer
 
 Spec = EncoderLayer | DecoderLayer
 

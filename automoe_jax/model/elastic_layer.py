@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.choice import Array, LayerChoice
+from automoe_jax.architecture.active import Array, LayerChoice
 from automoe_jax.model import stacked
 from automoe_jax.model.attention import Segments
 from automoe_jax.model.block import Bits, Block, Memory, Spec, layer_bits

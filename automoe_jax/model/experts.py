@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from automoe_jax.choice import Array
+from automoe_jax.architecture.active import Array
 from automoe_jax.model.layers import dropout, uniform, xavier
 from automoe_jax.ops.grouped_ffn import grouped_ffn, identity
 from automoe_jax.ops.grouping import ExpertWeights

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from automoe_jax.choice import Array
-from automoe_jax.formulas import LAYER_NORM_EPS, frequencies
-from automoe_jax.ids import PAD_ID
+from automoe_jax.architecture.active import Array
+from automoe_jax.architecture.ids import PAD_ID
+from automoe_jax.model.formulas import LAYER_NORM_EPS, frequencies
 
 
 class Width(NamedTuple):

@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from automoe_jax.choice import Array, Choice
-from automoe_jax.ids import PAD_ID
-from automoe_jax.model import elastic, stacked
+from automoe_jax.architecture.active import Array, Choice
+from automoe_jax.architecture.ids import PAD_ID
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.model import elastic_stack as elastic
+from automoe_jax.model import stacked
 from automoe_jax.model.block import Block, Memory
-from automoe_jax.model.elastic import StackOutput
 from automoe_jax.model.elastic_layer import Context, Elastic
+from automoe_jax.model.elastic_stack import StackOutput
 from automoe_jax.model.experts import load_balance
 from automoe_jax.model.layers import (
     Embedding,
@@ -28,8 +31,6 @@ from automoe_jax.model.layers import (
     width,
 )
 from automoe_jax.ops import grouped_ffn
-from automoe_jax.space import SearchSpace
-from automoe_jax.subnet import DecoderLayer, EncoderLayer, Subnet
 
 
 class Output(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.choice import Array
+from automoe_jax.architecture.active import Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

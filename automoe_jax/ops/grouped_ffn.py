@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from automoe_jax.choice import Array
+from automoe_jax.architecture.active import Array
 from automoe_jax.ops import grouped_loop, grouped_ragged
 from automoe_jax.ops.grouping import Active, ExpertWeights, Groups, group, put_back
 

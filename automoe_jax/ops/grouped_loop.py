@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.choice import Array
+from automoe_jax.architecture.active import Array
 from automoe_jax.ops.grouping import Active, ExpertWeights, Groups
 
 # Rows of a block. On 2 AVX-512 cores products of fewer than 256 rows lose up to a third of their

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from automoe_jax.choice import Array
+from automoe_jax.architecture.active import Array
 
 
 class ExpertWeights(NamedTuple):

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from automoe_jax.architecture.space import SearchSpace, SpaceError
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.predictor import features
 from automoe_jax.predictor.features import Task
-from automoe_jax.space import SearchSpace, SpaceError
-from automoe_jax.subnet import Subnet
 
 POOL = 400
 # Share of random ones: they are what the model will be asked about.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from automoe_jax.subnet import Subnet
+from automoe_jax.architecture.subnet import Subnet
 
 WORK = (
     "constant",

@@ -6,19 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from automoe_jax import __version__, machine, timing
-from automoe_jax.errors import UserError
-from automoe_jax.latency import LatencyConfig, available_cpus, kernels_used
+from automoe_jax import __version__
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import Subnet, to_json
+from automoe_jax.latency import subnet_timer as timing
+from automoe_jax.latency.process import LatencyConfig, available_cpus, kernels_used
+from automoe_jax.latency.records import History
+from automoe_jax.latency.subnet_timer import GROUP, ExportForTiming, SubnetTimer
 from automoe_jax.predictor import design, features, regression
 from automoe_jax.predictor.config import PredictorConfig
 from automoe_jax.predictor.features import Task
 from automoe_jax.predictor.model import WORK, LatencyModel
 from automoe_jax.predictor.scores import agreement
-from automoe_jax.progress import Progress
-from automoe_jax.search.history import History
-from automoe_jax.space import SearchSpace
-from automoe_jax.subnet import Subnet, to_json
-from automoe_jax.timing import GROUP, ExportForTiming, SubnetTimer
+from automoe_jax.system import machine
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.progress import Progress
 
 LATENCY = "latency_ms"
 # What a latency is off by although its runs agree: subnets lie differently in memory.

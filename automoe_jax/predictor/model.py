@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from automoe_jax import files
-from automoe_jax.errors import UserError
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.predictor import features
 from automoe_jax.predictor.features import Task
 from automoe_jax.predictor.scores import Agreement
-from automoe_jax.subnet import Subnet
+from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
 
 VERSION = 1
 WORK, AVERAGES = "work", "averages"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from automoe_jax import files
-from automoe_jax.errors import UserError
 from automoe_jax.predictor import features, regression
 from automoe_jax.predictor.model import AVERAGES, LatencyModel
 from automoe_jax.predictor.scores import Agreement, agreement
+from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
 
 LATENCIES = ("latency_mean_encoder", "latency_mean_decoder")
 MOST_TESTED = 0.5

@@ -17,9 +17,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from automoe_jax import files
-from automoe_jax.errors import UserError
 from automoe_jax.published.state_dict import State
+from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
 
 _TORCH = (".pt", ".pth", ".bin")
 SUFFIXES = (".npz", ".safetensors", *_TORCH)

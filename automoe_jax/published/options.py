@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 # How they write a cross-attention span: the number of encoder layers before the last, or -1.
 SPANS = {-1: 1, 1: 2, 2: 3}

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from automoe_jax.errors import UserError
-from automoe_jax.extract import Params
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer
 from automoe_jax.model import stacked
-from automoe_jax.space import SearchSpace
-from automoe_jax.subnet import DecoderLayer, EncoderLayer
+from automoe_jax.model.extract import Params
+from automoe_jax.system.errors import UserError
 
 State = dict[str, np.ndarray]
 Path = tuple[str, ...]

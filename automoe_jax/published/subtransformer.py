@@ -9,8 +9,7 @@ where it is the only one; `num-experts-to-route` is cut to the experts that a la
 import re
 from typing import Any
 
-from automoe_jax.published.options import SIDES, SPANS, WRITTEN_SPANS, Options, line, read
-from automoe_jax.subnet import (
+from automoe_jax.architecture.subnet import (
     DEFAULT_QKV_DIM,
     Decoder,
     DecoderLayer,
@@ -19,6 +18,7 @@ from automoe_jax.subnet import (
     Subnet,
     SubnetError,
 )
+from automoe_jax.published.options import SIDES, SPANS, WRITTEN_SPANS, Options, line, read
 
 _SPAN = "decoder-arbitrary-ende-attn-all-subtransformer"
 _CROSS = "decoder-ende-attention-heads-all-subtransformer"

@@ -6,8 +6,8 @@ github.com/microsoft/AutoMoE. Their keys for training and data have no effect he
 
 import yaml
 
+from automoe_jax.architecture.space import SearchSpace, SpaceError
 from automoe_jax.published.options import SIDES, SPANS, WRITTEN_SPANS, Options, line, read
-from automoe_jax.space import SearchSpace, SpaceError
 
 _CHOICES = {
     "encoder_embed_dims": "encoder-embed-choice",

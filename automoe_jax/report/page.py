@@ -4,8 +4,8 @@ import html
 from pathlib import Path
 from typing import Any
 
-from automoe_jax import files
 from automoe_jax.report.plots import search_plot
+from automoe_jax.system import files
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 ALGORITHMS = ("evolution", "random_search", "random_sample", "nsga2", "local")
 OBJECTIVES = ("loss", "bleu", "chrf")

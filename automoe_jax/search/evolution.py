@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from automoe_jax.errors import UserError
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.search.config import SearchConfig
 from automoe_jax.search.front import crowding, front, ranked
-from automoe_jax.space import SearchSpace
-from automoe_jax.subnet import Subnet
+from automoe_jax.system.errors import UserError
 
 
 class InfeasibleError(UserError):

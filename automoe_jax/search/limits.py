@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.search.evolution import InfeasibleError
-from automoe_jax.subnet import Subnet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 from automoe_jax.training.step import TrainState
 
 _ITEMS = ("params", "optimizer")

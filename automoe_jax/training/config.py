@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 from automoe_jax.training.optimizer import OptimizerConfig
 
 SAMPLING_UNITS = ("micro_batch", "device", "update")

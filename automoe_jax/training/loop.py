@@ -11,18 +11,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from automoe_jax import complexity
-from automoe_jax.choice import Choice, to_choice
+from automoe_jax.architecture import counts as complexity
+from automoe_jax.architecture.active import Choice, to_choice
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data import batches as batching
 from automoe_jax.data.plan import Plan, choose_buckets
 from automoe_jax.data.tokens import Side, TokenPairs
-from automoe_jax.errors import UserError
-from automoe_jax.extract import extract
+from automoe_jax.model.extract import extract
 from automoe_jax.model.transformer import Transformer, choices_of
-from automoe_jax.prepare import Prepared
-from automoe_jax.progress import Progress
-from automoe_jax.space import SearchSpace
-from automoe_jax.subnet import Subnet
+from automoe_jax.phases.prepare import Prepared
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.progress import Progress
 from automoe_jax.training import optimizer, parallel, sampling
 from automoe_jax.training.checkpoints import Checkpoints
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig

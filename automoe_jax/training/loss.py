@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from automoe_jax.ids import EOS_ID, PAD_ID
+from automoe_jax.architecture.ids import EOS_ID, PAD_ID
 
 
 class LossSums(NamedTuple):

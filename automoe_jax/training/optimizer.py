@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from automoe_jax.errors import UserError
+from automoe_jax.system.errors import UserError
 
 _MOST = {
     "initial_rate": math.inf,

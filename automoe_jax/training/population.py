@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from automoe_jax.choice import to_choice
-from automoe_jax.compile_cache import Compilations
+from automoe_jax.architecture.active import to_choice
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data import batches as batching
 from automoe_jax.data.batches import Share
 from automoe_jax.data.plan import Plan, choose_buckets
 from automoe_jax.data.tokens import Side, TokenPairs
-from automoe_jax.subnet import Subnet
+from automoe_jax.system.compile_cache import Compilations
 from automoe_jax.training import parallel
 from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.loop import Trained

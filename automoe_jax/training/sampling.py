@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-from automoe_jax.choice import Choice, to_choice
+from automoe_jax.architecture.active import Choice, to_choice
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
-from automoe_jax.space import SearchSpace
-from automoe_jax.subnet import Subnet
 
 # Keeps this stream of random numbers apart from others that start from the same seed.
 _STREAM = 0x5AB9E7

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from automoe_jax.choice import Array, Choice
-from automoe_jax.ids import PAD_ID
+from automoe_jax.architecture.active import Array, Choice
+from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.model.transformer import Transformer, output_table
 from automoe_jax.ops.cross_entropy import chunked_cross_entropy
 from automoe_jax.training import optimizer

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from automoe_jax.compile_cache import machine
+from automoe_jax.system.compile_cache import machine
 
 SOURCE = Path(__file__).with_name("kernels.c")
 HEADERS = ("pool.h", "memory.h", "vectors.h", "products.h", "calls.h")

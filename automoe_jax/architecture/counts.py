@@ -1,0 +1,151 @@
+"""Counts the parameters and FLOPs of a subnet, as the published tables do.
+
+Parameters leave out the embedding table (and so the output layer, which is the same table).
+FLOPs are two per multiply-add of one forward pass, output layer left out; HAT's counter also has
+one multiply-add per LayerNorm element and per scaled query, and with these all 17 published rows,
+Transformer-Base and Transformer-Big come out to the printed digit. Experts count under uniform
+routing.
+"""
+
+import dataclasses
+
+from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """One layer. `active_*` is what one token uses; counts are weights, FLOPs are plain."""
+
+    name: str
+    params: int
+    active_params: float
+    active_params_min: int
+    active_params_max: int
+    flops: float
+    # Parameters if the layer had as many experts as the supernet's, the further ones at full size.
+    params_at_max_experts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Complexity:
+    """A whole subnet; sums of `layers`."""
+
+    params: int
+    active_params: float
+    active_params_min: int
+    active_params_max: int
+    sparsity: float
+    sparsity_supernet: float
+    flops: float
+    sentence_length: int
+    layers: tuple[LayerCost, ...]
+
+
+def count(
+    subnet: Subnet,
+    sentence_length: int = 30,
+    max_experts: int | None = None,
+    max_ffn_dims: tuple[int, int] | None = None,
+) -> Complexity:
+    """Parameters, active parameters, sparsity and FLOPs.
+
+    Args:
+      subnet: the architecture.
+      sentence_length: tokens of source and of target (30 for WMT, 23 for IWSLT).
+      max_experts: M of the supernet, for `sparsity_supernet`, which counts every layer at M
+        experts, those that the subnet does not have at the supernet's largest FFN size (so the
+        41 % of the paper's Table 4 row of WMT'19 come out); where None, the most experts of any
+        layer of the subnet.
+      max_ffn_dims: that largest size in encoder and decoder; where None, the subnet's.
+    """
+    stacks = (("encoder", subnet.encoder), ("decoder", subnet.decoder))
+    if max_experts is None:
+        max_experts = max(len(layer.experts) for _, stack in stacks for layer in stack.layers)
+    if max_ffn_dims is None:
+        encoder, decoder = (
+            max(max(layer.experts) for layer in stack.layers) for _, stack in stacks
+        )
+        max_ffn_dims = encoder, decoder
+    layers = tuple(
+        _layer(f"{side}.{i}", layer, subnet, sentence_length, (max_experts, max_ffn_dim))
+        for (side, stack), max_ffn_dim in zip(stacks, max_ffn_dims, strict=True)
+        for i, layer in enumerate(stack.layers)
+    )
+
+    def total(field: str):
+        return sum(getattr(layer, field) for layer in layers)
+
+    params, active = total("params"), total("active_params")
+    return Complexity(
+        params=params,
+        active_params=active,
+        active_params_min=total("active_params_min"),
+        active_params_max=total("active_params_max"),
+        sparsity=1 - active / params,
+        sparsity_supernet=1 - active / total("params_at_max_experts"),
+        flops=total("flops"),
+        sentence_length=sentence_length,
+        layers=layers,
+    )
+
+
+def _attention(n_queries: int, n_keys: int, d_q: int, d_kv: int, qkv_dim: int) -> tuple[int, int]:
+    """(parameters, multiply-adds), its LayerNorm and query scaling included."""
+    params = (
+        (d_q + 1) * qkv_dim  # query
+        + 2 * (d_kv + 1) * qkv_dim  # key, value
+        + (qkv_dim + 1) * d_q  # out
+        + 2 * d_q  # LayerNorm
+    )
+    macs = (
+        2 * n_queries * d_q * qkv_dim  # query, out
+        + 2 * n_keys * d_kv * qkv_dim  # key, value
+        + 2 * n_queries * n_keys * qkv_dim  # scores, weighted sum
+        + n_queries * (d_q + qkv_dim)  # LayerNorm, query scaling
+    )
+    return params, macs
+
+
+def _layer(
+    name: str,
+    layer: EncoderLayer | DecoderLayer,
+    subnet: Subnet,
+    n: int,
+    supernet: tuple[int, int],
+) -> LayerCost:
+    """Costs of a layer; `supernet` is the experts of each of its layers and their largest size."""
+    q = subnet.qkv_dim
+    if isinstance(layer, EncoderLayer):
+        d = subnet.encoder.embed_dim
+        params, macs = _attention(n, n, d, d, q)
+    else:
+        d = subnet.decoder.embed_dim
+        params, macs = _attention(n, n, d, d, q)
+        cross = _attention(n, n * layer.cross_span, d, subnet.encoder.embed_dim, q)
+        params, macs = params + cross[0], macs + cross[1]
+
+    n_experts = len(layer.experts)
+    router = (d + 1) * n_experts if n_experts > 1 else 0
+    router_macs = n * d * n_experts if n_experts > 1 else 0
+    sizes = sorted(_expert(d, f) for f in layer.experts)
+    expert_macs = n * 2 * d * sum(layer.experts) / n_experts
+    dense = params + 2 * d  # with the LayerNorm of the FFN
+    k = layer.top_k
+    mean = sum(sizes) / n_experts
+    max_experts, max_ffn_dim = supernet
+    router_at_max = (d + 1) * max_experts if max_experts > 1 else 0
+    further = (max_experts - n_experts) * _expert(d, max_ffn_dim)
+    return LayerCost(
+        name=name,
+        params=dense + router + sum(sizes),
+        active_params=dense + router + k * mean,
+        active_params_min=dense + router + sum(sizes[:k]),
+        active_params_max=dense + router + sum(sizes[n_experts - k :]),
+        flops=2 * (macs + router_macs + k * expert_macs + n * d),
+        params_at_max_experts=dense + router_at_max + sum(sizes) + further,
+    )
+
+
+def _expert(d: int, ffn_dim: int) -> int:
+    """fc1, its bias, fc2, its bias; an identity expert has no weights."""
+    return 2 * d * ffn_dim + ffn_dim + d if ffn_dim else 0

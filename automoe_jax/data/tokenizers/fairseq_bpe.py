@@ -1,0 +1,207 @@
+"""The text processing of published fairseq models: Moses tokens, BPE merges, dict.txt.
+
+HAT's and AutoMoE's data were made so (their preprocess.sh): Moses tokenizer with escaping,
+compounds split at dashes (`-a`) for WMT'14 En-Fr and WMT'19 but not for WMT'14 En-De and IWSLT,
+lower case for IWSLT, subword-nmt with "@@ ", and fairseq's dictionary, whose first four ids are
+bos, pad, eos and unk. Whether dashes split is read off the dictionary: it has "@-@" where they do.
+"""
+
+import contextlib
+import io
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sacremoses import MosesDetokenizer, MosesTokenizer
+from subword_nmt.apply_bpe import BPE
+
+from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from automoe_jax.data.tokenizers.base import INFO, Side, write_folder
+from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
+
+_CODES = "bpe.codes"
+_SEPARATOR = "@@ "
+_BLANKS = re.compile(r"\s+")
+UNKNOWN = "<unk>"
+DASH = "@-@"  # what Moses makes of a dash between words where it splits there
+
+
+class Dictionary:
+    """fairseq's dict.txt: one symbol and its count a line, ids from 4 on in that order."""
+
+    def __init__(self, symbols: Sequence[str]):
+        self.symbols = ("<s>", "<pad>", "</s>", UNKNOWN, *symbols)
+        # As fairseq does it, the last of equal symbols counts.
+        self._ids = {symbol: i for i, symbol in enumerate(self.symbols)}
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def __contains__(self, symbol: str) -> bool:
+        return symbol in self._ids
+
+    def encode(self, pieces: Sequence[str]) -> list[int]:
+        """Ids of symbols, unk for those that are not there, eos at the end."""
+        return [*(self._ids.get(piece, UNK_ID) for piece in pieces), EOS_ID]
+
+    @classmethod
+    def load(cls, path: Path) -> "Dictionary":
+        """Reads a file; `UserError` naming the line that is not a symbol and a count."""
+        symbols = []
+        # Only line feeds end lines, with or without a carriage return: symbols may hold other
+        # characters that Unicode breaks lines at.
+        text = files.read_text(path, "dictionary").removeprefix("\ufeff")
+        for i, line in enumerate(files.lines(text), start=1):
+            symbol, blank, count = line.rstrip("\r").rpartition(" ")
+            if not blank or not symbol or not count.isdecimal():
+                raise UserError(
+                    f"dictionary {path} line {i} is {line[:60]!r}; fairseq's dict.txt has a "
+                    "symbol, a blank and a count on each line"
+                )
+            symbols.append(symbol)
+        if not symbols:
+            raise UserError(f"dictionary {path} is empty")
+        return cls(symbols)
+
+
+class FairseqBpe:
+    """A `Tokenizer` of a published model.
+
+    Args:
+      bpe: the merges.
+      dictionaries: of source and target; the same one where they share it.
+      languages: of source and target, for Moses's rules.
+      lowercase: whether text is made lower case.
+      content: of the files, to compare tokenizers by.
+
+    Attributes:
+      splits_dashes: whether compounds are split at dashes, as the dictionaries say.
+    """
+
+    kind = "bpe"
+
+    def __init__(
+        self,
+        bpe: BPE,
+        dictionaries: tuple[Dictionary, Dictionary],
+        languages: tuple[str, str],
+        lowercase: bool,
+        content: bytes,
+    ):
+        self._bpe = bpe
+        self._dictionaries = dictionaries
+        self.splits_dashes = any(DASH in dictionary for dictionary in dictionaries)
+        self._moses = tuple(MosesTokenizer(language) for language in languages)
+        self._detokenizer = MosesDetokenizer(languages[1])
+        self._lowercase = lowercase
+        self.content = content
+
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        source, target = self._dictionaries
+        return len(source), len(target)
+
+    def encode(self, sentences: Sequence[str], side: Side = "source") -> list[list[int]]:
+        which = 0 if side == "source" else 1
+        return [
+            self._dictionaries[which].encode(self._pieces(sentence, which))
+            for sentence in sentences
+        ]
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [self._detokenizer.detokenize(text.split()) for text in self.tokenized(ids)]
+
+    def tokenized(self, ids: Sequence[Sequence[int]], unknown: str = UNKNOWN) -> list[str]:
+        """Target tokens of each, separated by blanks: merged, but not detokenised.
+
+        Args:
+          ids: of the target.
+          unknown: what stands for an unknown symbol; fairseq's scorer writes "<<unk>>" in
+            references, so that they never match.
+        """
+        return [self._merged(x, unknown) for x in ids]
+
+    def _pieces(self, sentence: str, which: int) -> list[str]:
+        tokens = self._moses[which].tokenize(sentence, aggressive_dash_splits=self.splits_dashes)
+        text = " ".join(tokens)
+        if self._lowercase:
+            text = text.lower()
+        text = _BLANKS.sub(" ", text).strip()
+        return str(self._bpe.segment(text)).split(" ") if text else []
+
+    def _merged(self, ids: Sequence[int], unknown: str) -> str:
+        symbols = self._dictionaries[1].symbols
+        special = (BOS_ID, PAD_ID, EOS_ID)
+        pieces = [unknown if i == UNK_ID else symbols[int(i)] for i in ids if i not in special]
+        return (" ".join(pieces) + " ").replace(_SEPARATOR, "").rstrip()
+
+    @classmethod
+    def load(cls, folder: Path, info: dict[str, Any]) -> "FairseqBpe":
+        """Reads what `make` wrote."""
+        try:
+            names, languages = list(info["dictionaries"]), tuple(info["languages"])
+            lowercase = bool(info["lowercase"])
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{folder / INFO} must have dictionaries, languages and lowercase"
+            ) from None
+        dictionaries = [Dictionary.load(folder / name) for name in names]
+        content = b"\0".join((folder / name).read_bytes() for name in (*names, _CODES))
+        return cls(
+            _read_codes(folder / _CODES),
+            (dictionaries[0], dictionaries[-1]),
+            languages,
+            lowercase,
+            content + repr((languages, lowercase)).encode(),
+        )
+
+
+def make(
+    dictionaries: Sequence[Path],
+    codes: Path,
+    languages: tuple[str, str],
+    lowercase: bool,
+    folder: Path,
+):
+    """Copies the files of a published model to a tokenizer's folder.
+
+    Args:
+      dictionaries: one for both languages, or source and target.
+      codes: merges, as subword-nmt's learn_bpe writes them.
+      languages: of source and target.
+      lowercase: whether text is made lower case.
+      folder: where.
+
+    Raises:
+      UserError: a file is missing or not what it should be.
+    """
+    names = ["dict.txt"] if len(dictionaries) == 1 else ["dict.source.txt", "dict.target.txt"]
+    for path in dictionaries:
+        Dictionary.load(path)
+    _read_codes(codes)
+
+    def fill(temporary: Path):
+        for path, name in zip(dictionaries, names, strict=True):
+            shutil.copyfile(path, temporary / name)
+        shutil.copyfile(codes, temporary / _CODES)
+
+    info = {"dictionaries": names, "languages": list(languages), "lowercase": lowercase}
+    write_folder(folder, {"kind": FairseqBpe.kind, **info}, fill)
+
+
+def _read_codes(path: Path) -> BPE:
+    text = files.read_text(path, "BPE codes").removeprefix("\ufeff")
+    second = [line.split(" ")[-1] for line in files.lines(text) if line]
+    if not second or all(word.isdecimal() for word in second):
+        what = "is empty" if not second else "has a count on each line, as a dictionary has"
+        raise UserError(f"BPE codes {path} {what}; give the merges of subword-nmt's learn_bpe")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return BPE(io.StringIO(text))
+    except (SystemExit, ValueError):  # the library says what is wrong and exits
+        reason = " ".join(said.getvalue().split()) or "not a file of subword-nmt's learn_bpe"
+        raise UserError(f"BPE codes {path} cannot be read: {reason}") from None

@@ -1,0 +1,103 @@
+"""SentencePiece joint BPE with the special ids of the published models."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import sentencepiece as spm
+
+from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from automoe_jax.data.tokenizers.base import Side, TokenizerConfig, write_folder
+from automoe_jax.system.errors import UserError
+
+_SPM = "sentencepiece.model"
+
+
+class SentencePiece:
+    """A `Tokenizer` with one joint vocabulary."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, processor: spm.SentencePieceProcessor):
+        self._processor = processor
+
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        size = self._processor.get_piece_size()
+        return size, size
+
+    @property
+    def content(self) -> bytes:
+        return self._processor.serialized_model_proto()
+
+    def encode(self, sentences: Sequence[str], side: Side = "source") -> list[list[int]]:
+        del side  # one vocabulary
+        return self._processor.encode(
+            list(sentences), out_type=int, add_eos=True, num_threads=os.cpu_count() or 1
+        )
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        special = (BOS_ID, PAD_ID, EOS_ID)
+        return self._processor.decode([[int(i) for i in x if i not in special] for x in ids])
+
+    @classmethod
+    def load(cls, folder: Path) -> "SentencePiece":
+        """Reads what `train` wrote; `UserError` where it is missing or broken."""
+        path = folder / _SPM
+        try:
+            return cls(spm.SentencePieceProcessor(model_proto=path.read_bytes()))
+        except (OSError, RuntimeError) as e:
+            raise UserError(f"tokenizer model {path} cannot be read: {e}") from None
+
+
+def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
+    """Trains joint BPE on sentences of both languages and writes it to `folder`.
+
+    Raises:
+      UserError: the text has too few different words for the vocabulary.
+    """
+
+    def fill(temporary: Path):
+        try:
+            with _quiet_stderr():
+                spm.SentencePieceTrainer.train(
+                    sentence_iterator=iter(sentences),
+                    model_prefix=str(temporary / "sentencepiece"),
+                    model_type="bpe",
+                    vocab_size=config.vocab_size,
+                    character_coverage=config.character_coverage,
+                    split_digits=config.split_digits,
+                    bos_id=BOS_ID,
+                    pad_id=PAD_ID,
+                    eos_id=EOS_ID,
+                    unk_id=UNK_ID,
+                    num_threads=os.cpu_count() or 1,
+                    minloglevel=2,
+                )
+        except RuntimeError as e:
+            # "INTERNAL: file(line) [condition] What is wrong.", where the last part may be missing.
+            reason = str(e).rpartition("] ")[2].strip() or str(e)
+            raise UserError(
+                f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: {reason}"
+            ) from None
+
+    settings = ("vocab_size", "character_coverage", "split_digits", "max_sentences")
+    about = {name: getattr(config, name) for name in settings}
+    write_folder(folder, {"kind": SentencePiece.kind, **about}, fill)
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """SentencePiece's C++ writes progress to file descriptor 2 whatever it is told."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)

@@ -1,0 +1,126 @@
+"""Translation quality: sacreBLEU and chrF with signatures, and the BLEU of HAT and AutoMoE."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from automoe_jax.data.corpus import Split
+from automoe_jax.data.tokenizers.token_ids import TokenIds
+from automoe_jax.data.tokens import text_or_none
+from automoe_jax.decoding.translator import Translation, Translator
+from automoe_jax.system.errors import UserError
+
+_COMPOUND = re.compile(r"(\S)-(\S)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Corpus scores, 0 to 100: of detokenised text, and the BLEU that HAT and AutoMoE publish."""
+
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+    sentences: int
+    tokenized_bleu: float | None = None
+    tokenized_bleu_signature: str | None = None
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
+    """Scores of translations against one reference each; `UserError` where counts differ."""
+    if len(hypotheses) != len(references):
+        raise UserError(
+            f"{len(hypotheses)} translations but {len(references)} references; the same number "
+            "is needed"
+        )
+    if not hypotheses:
+        raise UserError("there is nothing to score")
+    bleu, chrf = BLEU(), CHRF()
+    return Scores(
+        bleu=bleu.corpus_score(hypotheses, [references]).score,
+        chrf=chrf.corpus_score(hypotheses, [references]).score,
+        bleu_signature=str(bleu.get_signature()),
+        chrf_signature=str(chrf.get_signature()),
+        sentences=len(hypotheses),
+    )
+
+
+def split_compounds(text: str) -> str:
+    """Tokens with compounds split at hyphens, as HAT's and AutoMoE's test.sh do before they score.
+
+    As with their regular expression, of two hyphens around one letter only the first is split.
+    """
+    return _COMPOUND.sub(r"\1 ##AT##-##AT## \2", text)
+
+
+def tokenized_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """BLEU of tokens separated by blanks, compounds split, without smoothing; and its signature.
+
+    The score of fairseq's score.py (HAT's and AutoMoE's "normal" metric).
+    """
+    bleu = BLEU(tokenize="none", smooth_method="none", force=True)
+    sides = [[split_compounds(text) for text in texts] for texts in (hypotheses, references)]
+    score = bleu.corpus_score(sides[0], [sides[1]]).score
+    return score, f"{bleu.get_signature()}|compounds:split"
+
+
+def _tokens(
+    translator: Translator, translations: Sequence[Translation], references: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Tokens of translations and references, separated by blanks.
+
+    A model of kind bpe has tokens of its own; for others Moses's are made.
+    """
+    tokenizer, languages = translator.tokenizer, translator.manifest["languages"]
+    texts = [t.text for t in translations]
+    if isinstance(tokenizer, TokenIds):
+        return texts, list(references)
+    # Imported here: translating does without them.
+    if tokenizer is not None and tokenizer.kind == "bpe":
+        from automoe_jax.data.tokenizers.fairseq_bpe import FairseqBpe  # noqa: PLC0415
+
+        assert isinstance(tokenizer, FairseqBpe)
+        found = tokenizer.tokenized([t.hypotheses[0].ids for t in translations])
+        # As fairseq prints references: through the dictionary, unknown words marked.
+        return found, tokenizer.tokenized(tokenizer.encode(references, "target"), "<<unk>>")
+    from sacremoses import MosesTokenizer  # noqa: PLC0415
+
+    moses = MosesTokenizer(languages[1] if languages else "en")
+    hypotheses, wanted = ([" ".join(moses.tokenize(t)) for t in ts] for ts in (texts, references))
+    return hypotheses, wanted
+
+
+def read_split(split: Split, limit: int = 0) -> tuple[list[str], list[str]]:
+    """Sources and references of a split, pairs that are not UTF-8 left out.
+
+    Args:
+      split: of a corpus.
+      limit: most pairs, from the front; 0 for all.
+    """
+    n = min(len(split), limit) if limit else len(split)
+    texts = [tuple(map(text_or_none, pair)) for pair in split.read(range(n))]
+    kept = [(s, t) for s, t in texts if s is not None and t is not None]
+    return [s for s, _ in kept], [t for _, t in kept]
+
+
+def evaluate(
+    translator: Translator,
+    sources: Sequence[str],
+    references: Sequence[str],
+    beam_size: int | None = None,
+    length_penalty: float = 0.6,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Scores, list[str]]:
+    """Translates and scores; returns the translations too."""
+    if isinstance(translator.tokenizer, TokenIds):  # in the form of translations: without eos
+        ids = translator.tokenizer.encode(references, "target")
+        references = translator.tokenizer.decode(ids)
+    translations = translator.translate(sources, beam_size, length_penalty, progress=progress)
+    texts = [t.text for t in translations]
+    scores = score(texts, references)
+    bleu, signature = tokenized_bleu(*_tokens(translator, translations, references))
+    scores = dataclasses.replace(scores, tokenized_bleu=bleu, tokenized_bleu_signature=signature)
+    return scores, texts

@@ -1,0 +1,387 @@
+"""Inference of one subnet: encoder, and a decoder that takes one step at a time from a cache.
+
+Plain functions over dense weights (`weights.prepare`, `weights.quantize`), by XLA's operations
+alone: for accelerators, and for CPUs without a C compiler (`native_model` for the others). Letters:
+B sentences, J beams per sentence, R = B * J rows, S source time, T cache time, M memory time
+(source time times cross-attention span), H heads, K head size, D embedding, Q the Q/K/V width,
+V vocabulary, C candidates, N tokens, E experts.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from automoe_jax.architecture.ids import EOS_ID, PAD_ID
+from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.decoding.weights import COMMON, LISTED, STEPS, tables
+from automoe_jax.model.formulas import LAYER_NORM_EPS, MASKED, frequencies
+
+# Finite, so that sums of it stay comparable; LOWEST in native/kernels.c.
+NEVER = -1e30
+# The beam search leaves sentences in their places.
+COMPACTS = False
+# Rows of one expert that the encoder works on at a time.
+BLOCK_ROWS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a program is compiled for: the architecture, and the widths positions are made at."""
+
+    subnet: Subnet
+    encoder_base_dim: int
+    decoder_base_dim: int
+
+
+class Cache(NamedTuple):
+    """Self-attention keys and values of one decoder layer: (R, T, H, K)."""
+
+    key: jax.Array
+    value: jax.Array
+
+
+class Memory(NamedTuple):
+    """Cross-attention keys and values of one decoder layer, one copy per sentence: (B, M, H, K)."""
+
+    key: jax.Array
+    value: jax.Array
+    real_BM: jax.Array
+
+
+class Encoded(NamedTuple):
+    """What the decoder reads of the encoder; which words each sentence may use, None for all."""
+
+    memory: list[Memory]
+    allowed_BV: jax.Array | None
+
+
+class Request(NamedTuple):
+    """What a step of the decoder is asked.
+
+    ids_BJ: the last word of each hypothesis, eos at step 0. sentence_B: which sentence each group
+    of J hypotheses belongs to. ancestor_BJT: the row in which each earlier word of a hypothesis was
+    decoded. n_live: groups, from the front, whose results are wanted.
+    """
+
+    ids_BJ: jax.Array
+    step: jax.Array  # []
+    sentence_B: jax.Array
+    ancestor_BJT: jax.Array
+    n_live: jax.Array  # []
+    eos_barred: jax.Array  # []
+    only_eos: jax.Array  # []
+    n_candidates: int
+    n_words: int
+
+
+class Candidates(NamedTuple):
+    """The best next words of each hypothesis, best first, pad never; log_z of all words."""
+
+    logit_BJC: jax.Array  # `NEVER` where there is none
+    word_BJC: jax.Array
+    log_z_BJ: jax.Array
+
+
+class _Scope:
+    """Weights under a prefix."""
+
+    def __init__(self, weights: dict[str, Any], prefix: str):
+        self._weights, self._prefix = weights, prefix
+
+    def __call__(self, name: str) -> jax.Array:
+        return self._weights[f"{self._prefix}.{name}"]
+
+    def product(self, name: str, x: jax.Array) -> jax.Array:
+        kernel_KN = self(f"{name}.kernel")
+        if kernel_KN.dtype != jnp.int8:
+            return x @ kernel_KN
+        return _int8_product(x, kernel_KN, self(f"{name}.scale"))
+
+    def linear(self, name: str, x: jax.Array) -> jax.Array:
+        return self.product(name, x) + self(f"{name}.bias")
+
+    def add_norm(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+        """LayerNorm(x + y)."""
+        x = x + y
+        centred = x - jnp.mean(x, -1, keepdims=True)
+        variance = jnp.mean(centred * centred, -1, keepdims=True)
+        unit = centred * lax.rsqrt(variance + LAYER_NORM_EPS)
+        return unit * self(f"{name}.scale") + self(f"{name}.bias")
+
+
+def _int8_product(x: jax.Array, kernel_KN: jax.Array, scale_N: jax.Array) -> jax.Array:
+    """Product with an int8 matrix: each row of x is quantised by its largest value."""
+    top = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    q = jnp.round(x * jnp.where(top > 0, STEPS / top, 0)).astype(jnp.int8)
+    rows = q.reshape(-1, q.shape[-1])
+    # XLA has no fast product for a single row.
+    single = isinstance(rows.shape[0], int) and rows.shape[0] == 1
+    rows = jnp.pad(rows, ((0, int(single)), (0, kernel_KN.shape[0] - rows.shape[1])))
+    dims = (((1,), (0,)), ((), ()))
+    y = lax.dot_general(rows, kernel_KN, dims, preferred_element_type=jnp.int32)
+    y = y[:1] if single else y
+    return y.reshape(*x.shape[:-1], scale_N.size) * (top / STEPS * scale_N)
+
+
+def sinusoid(positions: jax.Array, base_dim: int, dim: int) -> jax.Array:
+    """Rows of the position table (first token at 2), cut to `dim` of its `base_dim` columns."""
+    angle = positions[..., None].astype(jnp.float32) * frequencies(base_dim)
+    table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    if base_dim % 2:
+        table = jnp.pad(table, [(0, 0)] * positions.ndim + [(0, 1)])
+    return table[..., :dim]
+
+
+def embed(table_VD: jax.Array, ids: jax.Array, positions: jax.Array, base: int, dim: int):
+    """Scaled embedding plus position; pads get no position."""
+    x = table_VD[ids][..., :dim] * math.sqrt(dim)
+    return x + jnp.where((ids != PAD_ID)[..., None], sinusoid(positions, base, dim), 0)
+
+
+def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+    return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
+
+
+def encode(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> list[jax.Array]:
+    """Output (B, S, D) of every encoder layer."""
+    subnet = spec.subnet
+    d, q = subnet.encoder.embed_dim, subnet.qkv_dim
+    real_BS = source_BS != PAD_ID
+    position_BS = jnp.cumsum(real_BS, axis=1) + PAD_ID
+    x_BSD = embed(tables(weights).source, source_BS, position_BS, spec.encoder_base_dim, d)
+    outputs = []
+    for i, layer in enumerate(subnet.encoder.layers):
+        scope = _Scope(weights, f"encoder.{i}")
+        h, k = layer.heads, q // layer.heads
+        b, s = source_BS.shape
+        qkv = scope.linear("qkv", x_BSD).reshape(b, s, 3, h, k)
+        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", qkv[:, :, 0] * k**-0.5, qkv[:, :, 1])
+        probs_BHTS = _softmax(scores_BHTS, real_BS[:, None, None])
+        y_BSQ = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS, qkv[:, :, 2]).reshape(b, s, q)
+        x_BSD = scope.add_norm("self_attention_norm", x_BSD, scope.linear("self_out", y_BSQ))
+        y_ND = experts_in_blocks(scope, layer, x_BSD.reshape(b * s, d), real_BS.reshape(b * s))
+        x_BSD = scope.add_norm("experts_norm", x_BSD, y_ND.reshape(b, s, d))
+        outputs.append(x_BSD)
+    return outputs
+
+
+def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> Encoded:
+    """Runs the encoder; returns what the decoder reads of it, made once per sentence."""
+    memory = memories(weights, spec, encode(weights, spec, source_BS), source_BS)
+    if LISTED not in weights:
+        return Encoded(memory, None)
+    listed_BL = listed(weights, source_BS)
+    b, n_words = source_BS.shape[0], tables(weights).output.shape[0]
+    place_BL = jnp.where(listed_BL < 0, n_words, listed_BL)  # out of range: dropped
+    nobody_BV = jnp.zeros((b, n_words), bool)
+    return Encoded(memory, nobody_BV.at[jnp.arange(b)[:, None], place_BL].set(True, mode="drop"))
+
+
+def listed(weights: dict[str, Any], source_BS: jax.Array) -> jax.Array:
+    """The words that each sentence may use (B, L), int32, each once; -1 elsewhere."""
+    b, s = source_BS.shape
+    own_BSN = jnp.where((source_BS != PAD_ID)[..., None], weights[LISTED][source_BS], -1)
+    own_BL = own_BSN.reshape(b, s * own_BSN.shape[2])
+    common_BL = jnp.broadcast_to(weights[COMMON], (b, weights[COMMON].shape[0]))
+    all_BL = jnp.sort(jnp.concatenate([common_BL, own_BL], axis=1), axis=1)
+    again_BL = jnp.pad(all_BL[:, 1:] == all_BL[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(again_BL, -1, all_BL)
+
+
+def memories(
+    weights: dict[str, Any], spec: Spec, outputs: list[jax.Array], source_BS: jax.Array
+) -> list[Memory]:
+    """Cross-attention keys and values of each decoder layer, made once per sentence."""
+    real_BS = source_BS != PAD_ID
+    result = []
+    for i, layer in enumerate(spec.subnet.decoder.layers):
+        h = layer.cross_heads
+        k = spec.subnet.qkv_dim // h
+        memory_BMD = jnp.concatenate(outputs[::-1][: layer.cross_span], axis=1)
+        kv = _Scope(weights, f"decoder.{i}").linear("cross_kv", memory_BMD)
+        kv = kv.reshape(*kv.shape[:2], 2, h, k)
+        real_BM = jnp.tile(real_BS, (1, layer.cross_span))
+        result.append(Memory(kv[:, :, 0], kv[:, :, 1], real_BM))
+    return result
+
+
+def empty_caches(spec: Spec, rows, time) -> list[Cache]:
+    """Zeroed caches of `rows` hypotheses and `time` steps (which may be symbolic)."""
+    q = spec.subnet.qkv_dim
+
+    def zeros(layer: DecoderLayer) -> jax.Array:
+        return jnp.zeros((rows, time, layer.self_heads, q // layer.self_heads), jnp.float32)
+
+    return [Cache(zeros(layer), zeros(layer)) for layer in spec.subnet.decoder.layers]
+
+
+def decode_step(
+    weights: dict[str, Any],
+    spec: Spec,
+    ids_BJ: jax.Array,
+    step: jax.Array,
+    ancestor_BJT: jax.Array,
+    caches: list[Cache],
+    memory: list[Memory],
+) -> tuple[jax.Array, list[Cache]]:
+    """One step of the decoder.
+
+    Args:
+      weights: dense.
+      spec: what they are.
+      ids_BJ: the last token of each hypothesis; eos at step 0.
+      step: [], how many tokens stand before it.
+      ancestor_BJT: the row in which each earlier token of a hypothesis was decoded.
+      caches: of the steps before.
+      memory: of `memories`.
+
+    Returns:
+      Logits (B, J, V) of the next token, and the caches with this step's entries.
+    """
+    subnet = spec.subnet
+    b, j = ids_BJ.shape
+    rows = b * j
+    d, q = subnet.decoder.embed_dim, subnet.qkv_dim
+    position = jnp.full((rows,), 1) * (step + PAD_ID + 1)
+    x_RD = embed(tables(weights).target, ids_BJ.reshape(rows), position, spec.decoder_base_dim, d)
+    time = caches[0].key.shape[1]
+    time_T = jnp.arange(time)
+    past_T = time_T <= step
+    own_R1 = jnp.arange(rows)[:, None]
+    row_RT = jnp.where(time_T == step, own_R1, ancestor_BJT.reshape(rows, time))
+    new_caches = []
+    for i, layer in enumerate(subnet.decoder.layers):
+        scope = _Scope(weights, f"decoder.{i}")
+        h, k = layer.self_heads, q // layer.self_heads
+        qkv = scope.linear("qkv", x_RD).reshape(rows, 3, h, k)
+        cache = Cache(
+            lax.dynamic_update_slice_in_dim(caches[i].key, qkv[:, None, 1], step, axis=1),
+            lax.dynamic_update_slice_in_dim(caches[i].value, qkv[:, None, 2], step, axis=1),
+        )
+        new_caches.append(cache)
+        key_RTHK, value_RTHK = (part[row_RT, time_T] for part in cache)
+        scores_RHT = jnp.einsum("RHK,RTHK->RHT", qkv[:, 0] * k**-0.5, key_RTHK)
+        probs_RHT = _softmax(scores_RHT, past_T)
+        y_RQ = jnp.einsum("RHT,RTHK->RHK", probs_RHT, value_RTHK).reshape(rows, q)
+        x_RD = scope.add_norm("self_attention_norm", x_RD, scope.linear("self_out", y_RQ))
+
+        h, k = layer.cross_heads, q // layer.cross_heads
+        q_BJHK = scope.linear("cross_q", x_RD).reshape(b, j, h, k) * k**-0.5
+        scores_BHJM = jnp.einsum("BJHK,BMHK->BHJM", q_BJHK, memory[i].key)
+        probs_BHJM = _softmax(scores_BHJM, memory[i].real_BM[:, None, None])
+        y_RQ = jnp.einsum("BHJM,BMHK->BJHK", probs_BHJM, memory[i].value).reshape(rows, q)
+        x_RD = scope.add_norm("cross_attention_norm", x_RD, scope.linear("cross_out", y_RQ))
+
+        y_RD = experts_by_branch(scope, layer, x_RD)
+        x_RD = scope.add_norm("experts_norm", x_RD, y_RD)
+    if "output.kernel" in weights:
+        scale_V = weights["output.scale"]
+        logits_RV = _int8_product(x_RD, weights["output.kernel"], scale_V)
+    else:
+        logits_RV = lax.dot_general(x_RD, tables(weights).output, (((1,), (1,)), ((), ())))
+    return logits_RV.reshape(b, j, logits_RV.shape[-1]), new_caches
+
+
+def step(
+    weights: dict[str, Any],
+    spec: Spec,
+    request: Request,
+    caches: list[Cache],
+    encoded: Encoded,
+) -> tuple[Candidates, list[Cache]]:
+    """One step of the decoder, and the candidates that come of it."""
+    logits_BJV, caches = decode_step(
+        weights, spec, request.ids_BJ, request.step, request.ancestor_BJT, caches, encoded.memory
+    )
+    if encoded.allowed_BV is not None:
+        logits_BJV = jnp.where(encoded.allowed_BV[:, None], logits_BJV, NEVER)
+    log_z_BJ = jax.nn.logsumexp(logits_BJV, axis=-1)
+    v = jnp.arange(logits_BJV.shape[-1])
+    barred_V = (v == PAD_ID) | jnp.where(v == EOS_ID, request.eos_barred, request.only_eos)
+    best_BJC, word_BJC = lax.top_k(
+        jnp.where(barred_V, NEVER, logits_BJV), min(request.n_candidates, v.size)
+    )
+    return Candidates(best_BJC, word_BJC, log_z_BJ), caches
+
+
+# --- experts ---------------------------------------------------------------------------------
+
+
+def _route(scope: _Scope, layer: EncoderLayer | DecoderLayer, x_ND: jax.Array):
+    """Probabilities and experts (N, top_k) of each token."""
+    probs_NE = jax.nn.softmax(scope.linear("router", x_ND), axis=-1)
+    return lax.top_k(probs_NE, layer.top_k)
+
+
+def _expert(scope: _Scope, e: int, x_RD: jax.Array) -> jax.Array:
+    h_RF = jax.nn.relu(scope.linear(f"expert_{e}.fc1", x_RD))
+    return scope.linear(f"expert_{e}.fc2", h_RF)
+
+
+def experts_by_branch(
+    scope: _Scope, layer: EncoderLayer | DecoderLayer, x_RD: jax.Array
+) -> jax.Array:
+    """The expert sublayer for few rows: an expert that no row takes is not even read."""
+    if len(layer.experts) == 1:
+        return _expert(scope, 0, x_RD) if layer.experts[0] else x_RD
+    p_RK, expert_RK = _route(scope, layer, x_RD)
+    y_RD = jnp.zeros_like(x_RD)
+    for e, size in enumerate(layer.experts):
+        p_R = jnp.sum(jnp.where(expert_RK == e, p_RK, 0), axis=-1)[:, None]
+        if size:
+            y_RD = lax.cond(
+                jnp.any(expert_RK == e),
+                lambda y, x, p, e=e: y + p * _expert(scope, e, x),
+                lambda y, x, p: y,
+                y_RD,
+                x_RD,
+                p_R,
+            )
+        else:
+            y_RD = y_RD + p_R * x_RD
+    return y_RD
+
+
+def experts_in_blocks(
+    scope: _Scope, layer: EncoderLayer | DecoderLayer, x_ND: jax.Array, real_N: jax.Array
+) -> jax.Array:
+    """The expert sublayer for many rows: sorted by expert, worked off in blocks of one expert.
+
+    Padded tokens go to no expert and give zeros.
+    """
+    if len(layer.experts) == 1:
+        y_ND = _expert(scope, 0, x_ND) if layer.experts[0] else x_ND
+        return jnp.where(real_N[:, None], y_ND, 0)
+    n, d = x_ND.shape
+    k, n_experts = layer.top_k, len(layer.experts)
+    p_NK, expert_NK = _route(scope, layer, x_ND)
+    expert_A = jnp.where(real_N[:, None], expert_NK, n_experts).reshape(n * k)
+    order_A = jnp.argsort(expert_A, stable=True)
+    count_E = jnp.bincount(expert_A, length=n_experts + 1)[:n_experts]
+    end_E = jnp.cumsum(count_E)
+    blocks_E = (count_E + BLOCK_ROWS - 1) // BLOCK_ROWS
+    last_block_E = jnp.cumsum(blocks_E)
+    x_sorted = jnp.pad(x_ND[order_A // k], ((0, BLOCK_ROWS), (0, 0)))
+    branches = [
+        (lambda x, e=e: _expert(scope, e, x)) if size else (lambda x: x)
+        for e, size in enumerate(layer.experts)
+    ]
+
+    def block(i, y_sorted):
+        expert = jnp.sum(last_block_E <= i)
+        within = i - (last_block_E[expert] - blocks_E[expert])
+        start = end_E[expert] - count_E[expert] + within * BLOCK_ROWS
+        x_RD = lax.dynamic_slice(x_sorted, (start, 0), (BLOCK_ROWS, d))
+        y_RD = lax.switch(expert, branches, x_RD)
+        mine_R = start + jnp.arange(BLOCK_ROWS) < end_E[expert]
+        old_RD = lax.dynamic_slice(y_sorted, (start, 0), (BLOCK_ROWS, d))
+        new_RD = jnp.where(mine_R[:, None], y_RD, old_RD)
+        return lax.dynamic_update_slice(y_sorted, new_RD, (start, 0))
+
+    y_sorted = lax.fori_loop(0, last_block_E[-1], block, jnp.zeros_like(x_sorted))
+    y_AD = jnp.zeros((n * k, d), x_ND.dtype).at[order_A].set(y_sorted[: n * k])
+    return jnp.einsum("NK,NKD->ND", p_NK, y_AD.reshape(n, k, d))

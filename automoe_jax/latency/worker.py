@@ -1,0 +1,100 @@
+"""The child process of `latency.Timer`: reads requests on stdin, answers on stdout, JSON lines.
+
+Run as `python -m automoe_jax.latency_worker 0,1`, where 0 and 1 are the CPUs to use.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+_LOADED: dict[tuple[str, str, str], Any] = {}
+_MOST_LOADED = 8
+
+
+def main():
+    """Serves until stdin ends."""
+    cpus = {int(c) for c in sys.argv[1].split(",")}
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)  # before JAX starts its threads
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print does not get among the answers
+
+    from automoe_jax.system.errors import UserError  # noqa: PLC0415
+
+    for line in sys.stdin:
+        try:
+            reply = {"times_ms": _serve(json.loads(line))}
+        except UserError as e:
+            reply = {"error": str(e)}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+def _serve(request: dict[str, Any]) -> list[list[float]]:
+    exports = [_load(path, request["platform"], request["kernels"]) for path in request["exports"]]
+    calls = [_calls(translator, request) for translator in exports]
+    n = max(len(c) for c in calls)
+    for own in calls:
+        for call in own:  # each shape compiles here
+            call()
+    for i in range(request["warmup"]):
+        for own in calls:
+            own[i % n]()
+    times: list[list[float]] = [[] for _ in calls]
+    for i in range(request["runs"]):
+        # In turns, and from another start each round: no export always follows the same one.
+        for k in range(len(calls)):
+            which = (i + k) % len(calls)
+            start = time.perf_counter()
+            calls[which][i % n]()
+            times[which].append((time.perf_counter() - start) * 1000)
+    return times
+
+
+def _load(path: str, platform: str, kernels: str):
+    from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
+
+    key = (path, platform, kernels)
+    stamp = os.stat(path).st_mtime_ns if os.path.isdir(path) else 0
+    if key in _LOADED and _LOADED[key][0] == stamp:
+        return _LOADED[key][1]
+    while len(_LOADED) >= _MOST_LOADED:
+        del _LOADED[next(iter(_LOADED))]
+    _LOADED[key] = (stamp, Translator.load(path, platform, kernels))
+    return _LOADED[key][1]
+
+
+def _calls(translator, request: dict[str, Any]) -> list:
+    """Functions to time: one for the protocol's sentence, or one per real sentence."""
+    import jax  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+
+    from automoe_jax.architecture.ids import EOS_ID, UNK_ID  # noqa: PLC0415
+
+    beam = request["beam_size"]
+    if request["sentences"] is not None:
+        return [
+            lambda text=text: translator.translate([text], beam_size=beam)
+            for text in request["sentences"]
+        ]
+    n, words = request["source_length"], request["target_length"] - 1
+    vocab = translator.manifest["vocab_sizes"][0]
+    rng = np.random.default_rng(0)
+    ids = rng.integers(min(UNK_ID + 1, vocab - 1), vocab, n)
+    if request["words"] == "repeated":
+        ids[:] = ids[0]
+    ids[-1] = EOS_ID
+    source = ids[None].astype(np.int32)
+
+    def call():
+        # eos is barred until the last step and forced there.
+        out = translator.run(source, beam, request["target_length"], words, words, 0.6)
+        jax.block_until_ready(out)
+
+    return [call]
+
+
+if __name__ == "__main__":
+    main()

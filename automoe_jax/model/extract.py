@@ -1,0 +1,101 @@
+"""`extract`: the weights of a stand-alone subnet from those of its supernet."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.model.stacked import per_layer
+
+Params = dict[str, Any]
+
+
+def extract(params: Params, subnet: Subnet, hull: Subnet) -> Params:
+    """Takes the front rows, front columns and front experts that a subnet uses.
+
+    Args:
+      params: weights of the supernet, or of any model whose architecture is `hull`.
+      subnet: what to take; must fit into `hull`.
+      hull: architecture of `params`.
+
+    Returns:
+      The params of `Transformer(arch=subnet)`. It keeps the supernet's base widths.
+    """
+    d_e, d_d = subnet.encoder.embed_dim, subnet.decoder.embed_dim
+    widths = {
+        "embedding": max(d_e, d_d),
+        "source_embedding": d_e,
+        "target_embedding": d_d,
+        "output": d_d,
+    }
+    out: Params = {
+        name: {"table": params[name]["table"][:, :width]}
+        for name, width in widths.items()
+        if name in params
+    }
+    for side, stack, bound in (
+        ("encoder", subnet.encoder, hull.encoder),
+        ("decoder", subnet.decoder, hull.decoder),
+    ):
+        layers = per_layer(params[side], [layer.experts for layer in bound.layers])
+        out[side] = {
+            f"layer_{i}": _layer(layers[f"layer_{i}"], layer, bound.layers[i], d_e, d_d)
+            for i, layer in enumerate(stack.layers)
+        }
+    return out
+
+
+def _layer(
+    params: Params,
+    layer: EncoderLayer | DecoderLayer,
+    bound: EncoderLayer | DecoderLayer,
+    d_e: int,
+    d_d: int,
+) -> Params:
+    d = d_e if isinstance(layer, EncoderLayer) else d_d
+    out: Params = {
+        "self_attention": _attention(params["self_attention"], d, d),
+        "self_attention_norm": _norm(params["self_attention_norm"], d),
+        "experts": _experts(params["experts"], layer.experts, bound.experts, d),
+        "experts_norm": _norm(params["experts_norm"], d),
+    }
+    if isinstance(layer, DecoderLayer):
+        out["cross_attention"] = _attention(params["cross_attention"], d, d_e)
+        out["cross_attention_norm"] = _norm(params["cross_attention_norm"], d)
+    return out
+
+
+def _attention(params: Params, d_q: int, d_kv: int) -> Params:
+    rows = {"query": d_q, "key": d_kv, "value": d_kv}
+    out: Params = {
+        name: {"kernel": params[name]["kernel"][:n], "bias": params[name]["bias"]}
+        for name, n in rows.items()
+    }
+    out["out"] = {
+        "kernel": params["out"]["kernel"][:, :d_q],
+        "bias": params["out"]["bias"][:d_q],
+    }
+    return out
+
+
+def _norm(params: Params, d: int) -> Params:
+    return {name: value[:d] for name, value in params.items()}
+
+
+def _experts(params: Params, sizes: tuple[int, ...], bound: tuple[int, ...], d: int) -> Params:
+    n = len(sizes)
+    starts = [sum(bound[:e]) for e in range(n)]
+
+    def rows(array):
+        return jnp.concatenate([array[s : s + f] for s, f in zip(starts, sizes, strict=True)])
+
+    out: Params = {}
+    if sum(sizes):  # a layer of identity experts alone has no weights
+        out["fc1"] = rows(params["fc1"][:, :d])
+        out["fc1_bias"] = rows(params["fc1_bias"])
+        out["fc2"] = rows(params["fc2"][:, :d])
+        out["fc2_bias"] = params["fc2_bias"][:n, :d]
+    if n > 1:
+        out["router"] = params["router"][:d, :n]
+        out["router_bias"] = params["router_bias"][:n]
+    return out

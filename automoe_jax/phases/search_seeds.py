@@ -1,0 +1,55 @@
+"""How far searches with different seeds differ (the paper's Table 8)."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from automoe_jax.phases.search_result import FRONT, RESULT
+from automoe_jax.report import plots
+from automoe_jax.search.front import hypervolume
+from automoe_jax.system import files
+
+
+def compare(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Reads the results in `seed_N` under a folder; writes `seeds.json` and `seeds.png` there.
+
+    Returns:
+      Per seed the best score, its cost, the size of its front and the front's hypervolume as a
+      share of that of all fronts together, up to the worst point of any; mean and standard
+      deviation of the best scores.
+    """
+    fronts: dict[int, list[tuple[float, float]]] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    cost, label = "", ""
+    for seed in seeds:
+        own = folder / f"seed_{seed}"
+        result = files.read_json(own / RESULT, "search result")
+        front = files.read_json(own / FRONT, "front")
+        cost, label = front["over"][1], result["objective"]["label"]
+        fronts[seed] = [(x["costs"][cost], x["loss"]) for x in front["subnets"]]
+        best = result["best"][0]
+        rows[str(seed)] = {
+            "best": best["loss"],
+            "cost_of_best": best["costs"][cost],
+            "front": len(front["subnets"]),
+        }
+    points = [p for front in fronts.values() for p in front]
+    corner = (1.01 * max(p[0] for p in points), 1.01 * max(p[1] for p in points))
+    whole = hypervolume(points, corner)
+    for seed, front in fronts.items():
+        rows[str(seed)]["hypervolume_share"] = hypervolume(front, corner) / whole
+    bests = [row["best"] for row in rows.values()]
+    compared = {
+        "version": 1,
+        "cost": cost,
+        "objective": label,
+        "seeds": rows,
+        "best_mean": statistics.mean(bests),
+        "best_std": statistics.stdev(bests) if len(bests) > 1 else 0.0,
+    }
+    files.write_json(folder / "seeds.json", compared)
+    plots.fronts_plot(
+        {f"seed {s}": f for s, f in fronts.items()}, cost, folder / "seeds.png", label
+    )
+    return compared

@@ -1,0 +1,69 @@
+"""JAX's persistent compilation cache in a folder of the run, apart for each kind of machine."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+from automoe_jax.system.malloc import COMPILED
+
+SECONDS_WORTH_KEEPING = 0.1
+
+
+def enable(folder: Path, environment: bool = True):
+    """Keeps compiled programs in `folder`, for this process and, with `environment`, its children.
+
+    Code compiled for one CPU need not run on another, so each kind of machine has a folder of its
+    own.
+    """
+    path = folder / machine()
+    path.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "jax_compilation_cache_dir": str(path),
+        "jax_persistent_cache_min_compile_time_secs": SECONDS_WORTH_KEEPING,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        if environment:
+            os.environ[name.upper()] = str(value)
+
+
+def enabled() -> bool:
+    """Whether this process keeps compiled programs already."""
+    return bool(jax.config.values["jax_compilation_cache_dir"])
+
+
+def machine() -> str:
+    """Changes with the CPU's model and features and with the version of jaxlib."""
+    about = [platform.machine(), platform.processor(), importlib.metadata.version("jaxlib")]
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about += sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
+    except OSError:
+        pass
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:12]
+
+
+class Compilations:
+    """Counts XLA's compilations in this process within a `with`, taken from a cache or made."""
+
+    _total = 0
+    _listens = False
+
+    def __enter__(self) -> "Compilations":
+        if not Compilations._listens:
+            jax.monitoring.register_event_duration_secs_listener(_count)
+            Compilations._listens = True
+        self._before = Compilations._total
+        return self
+
+    def __exit__(self, *exc):
+        self.count = Compilations._total - self._before
+
+
+def _count(event: str, duration_secs: float, **kwargs: str | int):
+    if event == COMPILED:
+        Compilations._total += 1

@@ -1,0 +1,79 @@
+"""Reading and writing small files so that neither a mistake nor a kill leaves a riddle."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from automoe_jax.system.errors import UserError
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The UTF-8 text of a file.
+
+    Args:
+      path: the file.
+      what: what it should be, for the error line.
+
+    Raises:
+      UserError: it is missing, a folder, unreadable, or not text.
+    """
+    path = Path(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{what} file {path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{what} file {path} is a folder; give a file") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{what} file {path} is not UTF-8 text (byte {e.start})") from None
+    except OSError as e:
+        raise UserError(f"{what} file {path} cannot be read: {e.strerror}") from None
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The content of a JSON file; `UserError` where it is not JSON."""
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{what} file {path} is not JSON: {e}") from None
+
+
+def write_text(path: str | Path, text: str):
+    """Writes a file beside its name and renames it: readers see the old one or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` made a home folder; `UserError` where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise UserError(f"{path}: {e}") from None
+
+
+def write_json(path: str | Path, obj: Any):
+    """Writes an object as indented JSON, atomically."""
+    write_text(path, json.dumps(obj, indent=1, ensure_ascii=False) + "\n")
+
+
+def lines(text: str) -> list[str]:
+    """Lines as `wc` counts them: other characters that Unicode breaks lines at are text."""
+    found = text.split("\n")
+    return found[:-1] if not found[-1] else found
+
+
+@contextlib.contextmanager
+def no_stdout() -> Iterator[None]:
+    """Sends what a library prints to nowhere."""
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        yield

@@ -1,0 +1,150 @@
+"""Folders of a run: what made them is written down, and nothing else may continue them."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from automoe_jax import __version__
+from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+CONVERTED = "converted_from"  # what a manifest calls the checkpoint that weights came from
+# Fields that change what a run says, not what it computes.
+_FREE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
+
+
+def resolve(path: str | Path) -> Path:
+    """The absolute path of a workdir; `UserError` where it cannot be one."""
+    if not str(path):
+        raise UserError("--workdir is empty; name a folder for the run")
+    folder = files.expanded(path).absolute()
+    for part in (folder, *folder.parents):
+        if part.exists():
+            if not part.is_dir():
+                raise UserError(f"{path}: {part} is a file, not a folder; choose another name")
+            if not os.access(part, os.W_OK | os.X_OK):
+                raise UserError(f"{path}: {part} cannot be written to")
+            break
+    return folder
+
+
+def claim(folder: Path, kind: str, config: dict[str, Any], begun: bool):
+    """Starts or continues a folder.
+
+    Writes `manifest.json` (kind, config, versions, host, when) where there is none, or where
+    nothing has come of the one that is there.
+
+    Args:
+      folder: the workdir or one of its sub-folders.
+      kind: what it holds.
+      config: everything that decides its content, as JSON.
+      begun: whether the folder holds anything that its manifest is true of.
+
+    Raises:
+      UserError: the folder was made with another config; names the first field that differs.
+    """
+    folder = resolve(folder)
+    origin = {}
+    if (folder / MANIFEST).exists():
+        manifest = read(folder, kind)
+        stored = {
+            name: with_defaults(value, config.get(name))
+            for name, value in manifest["config"].items()
+        }
+        difference = _first_difference(stored, _as_json(config), "")
+        if not difference:
+            return
+        if begun:
+            raise UserError(
+                f"{folder} was made with another config: {difference}; use the same config, or "
+                "another --workdir"
+            )
+        if CONVERTED in manifest:
+            origin = {CONVERTED: manifest[CONVERTED]}
+    write(folder, kind, {"config": config, **origin})
+
+
+def write(folder: Path, kind: str, content: dict[str, Any]):
+    """Writes a manifest: `content` with versions, host and time."""
+    manifest = {
+        "version": VERSION,
+        "kind": kind,
+        **_as_json(content),
+        "versions": {
+            "automoe_jax": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+        },
+        "host": {"name": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count()},
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    files.write_json(folder / MANIFEST, manifest)
+
+
+def read(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a folder; `UserError` where it is missing or of another kind."""
+    path = folder / MANIFEST
+    manifest = files.read_json(path, f"{kind} manifest")
+    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+        raise UserError(f"{path} is not a manifest of version {VERSION}")
+    if manifest.get("kind") != kind:
+        found = manifest.get("kind")
+        inside = f"; look at {folder / kind}" if (folder / kind / MANIFEST).exists() else ""
+        raise UserError(f"{folder} is of kind {found}, not {kind}{inside}")
+    return manifest
+
+
+def with_defaults(stored: Any, like: Any) -> Any:
+    """A stored group of settings with the fields that this version added to it.
+
+    Args:
+      stored: as JSON.
+      like: the group as a dataclass of today; anything else leaves `stored` as it is.
+    """
+    if not dataclasses.is_dataclass(like) or not isinstance(stored, dict):
+        return stored
+    fields = {f.name: f.default for f in dataclasses.fields(like)}
+    defaults = {name: x for name, x in fields.items() if x is not dataclasses.MISSING}
+    known = {k: with_defaults(v, getattr(like, k, None)) for k, v in stored.items()}
+    return {**_as_json(defaults), **known}
+
+
+def same(stored: Any, like: Any) -> bool:
+    """Whether a stored group of settings is that of a dataclass of today."""
+    return not _first_difference(with_defaults(stored, like), _as_json(like), "")
+
+
+def _as_json(value: Any) -> Any:
+    """The value as JSON gives it back: tuples become lists, dataclasses objects."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(k): _as_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(v) for v in value]
+    return value
+
+
+def _first_difference(old: Any, new: Any, where: str) -> str:
+    """`field is A there and B here`, or nothing."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if key in _FREE:
+                continue
+            name = f"{where}.{key}" if where else key
+            difference = _first_difference(old.get(key), new.get(key), name)
+            if difference:
+                return difference
+        return ""
+    return "" if old == new else f"{where} is {_short(old)} there and {_short(new)} here"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,79 @@
+"""Starting a program again with huge pages, once, and leaving the user's own setting alone."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from automoe_jax.system import malloc as huge_pages
+
+PROGRAM = """
+import os, sys
+from automoe_jax import huge_pages
+print("begun")
+huge_pages.use()
+print(os.environ.get("GLIBC_TUNABLES", ""), sys.argv[1:])
+"""
+
+
+FREED = """
+import ctypes, os
+import jax
+from automoe_jax import huge_pages
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+
+def resident_mb():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+# Below the size that malloc maps by itself; one block at the end keeps the heap from shrinking.
+blocks = [libc.malloc(100_000) for _ in range(2001)]
+for block in blocks:
+    ctypes.memset(block, 1, 100_000)
+for block in blocks[:-1]:
+    libc.free(block)
+huge_pages.use()
+for seconds in (0.01, 2.0):
+    before = resident_mb()
+    jax.monitoring.record_event_duration_secs(huge_pages.COMPILED, seconds)
+    print(before - resident_mb() > 150)
+"""
+
+
+def begin(path, tunables, program=PROGRAM):
+    path.write_text(program)
+    environment = {"PATH": "/usr/bin", "PYTHONPATH": str(Path(__file__).parents[2])}
+    if tunables:
+        environment[huge_pages.TUNABLES] = tunables
+    return subprocess.run(
+        [sys.executable, str(path), "--a=1", "two words"],
+        env=environment, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+
+
+@pytest.mark.skipif(not huge_pages.available(), reason="no glibc 2.35 or no huge pages here")
+def test_begins_again_once_with_the_same_arguments(tmp_path):
+    lines = begin(tmp_path / "x.py", "glibc.malloc.arena_max=3")
+    wanted = "glibc.malloc.arena_max=3:glibc.malloc.hugetlb=1 ['--a=1', 'two words']"
+    assert lines == ["begun", "begun", wanted]
+
+
+def test_own_setting_stays(tmp_path):
+    lines = begin(tmp_path / "x.py", "glibc.malloc.hugetlb=0")
+    assert lines == ["begun", "glibc.malloc.hugetlb=0 ['--a=1', 'two words']"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_was_freed_is_given_back_after_a_long_compilation(tmp_path):
+    assert begin(tmp_path / "x.py", "glibc.malloc.hugetlb=0", FREED) == ["False", "True"]
+
+
+def test_a_child_runs_as_its_user_would():
+    mixed = {"A": "b", huge_pages.TUNABLES: "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=3"}
+    assert huge_pages.without(mixed) == {"A": "b", huge_pages.TUNABLES: "glibc.malloc.arena_max=3"}
+    assert huge_pages.without({huge_pages.TUNABLES: "glibc.malloc.hugetlb=1"}) == {}

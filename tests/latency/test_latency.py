@@ -1,0 +1,212 @@
+"""The latency protocol and the process that times."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import elastic_space, random_params
+
+from automoe_jax.decoding.config import ExportConfig
+from automoe_jax.decoding.export import export
+from automoe_jax.decoding.xla_engine import Spec
+from automoe_jax.latency.process import (
+    LatencyConfig,
+    Timer,
+    available_cpus,
+    interval,
+    ratio,
+    summarise,
+    trim,
+)
+from automoe_jax.latency.subnet_timer import AGAIN, SubnetTimer, speed
+from automoe_jax.model.extract import extract
+from automoe_jax.system.errors import UserError
+
+SPACE = elastic_space(qkv_dim=32)
+HULL = SPACE.hull()
+QUICK = LatencyConfig(runs=5, warmup=1, source_length=8, target_length=6, beam_size=2)
+
+
+def write(subnet, folder, beam_size):
+    params = jax.tree.map(np.asarray, extract(random_params(SPACE), subnet, HULL))
+    spec = Spec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
+    export(params, spec, ExportConfig((beam_size,)), folder, "random")
+
+
+def test_protocol_drops_a_tenth_at_both_ends():
+    times = [100.0, 1.0, *range(10, 18)]  # ten runs: one goes at each end
+    assert trim(times).tolist() == list(range(10, 18))
+    assert summarise(times).mean_ms == pytest.approx(13.5)
+    assert summarise(times).min_ms == 1.0
+    assert summarise([5.0]).mean_ms == 5.0
+    assert len(trim(range(300))) == 240
+
+
+def test_ratio_and_its_interval():
+    rng = np.random.default_rng(0)
+    drift = 1 + 0.5 * np.sin(np.arange(200) / 20)  # the machine slows and recovers
+    base = 10 * drift * rng.normal(1, 0.02, 200)
+    other = 7 * drift * rng.normal(1, 0.02, 200)
+    value, low, high = ratio(other, base)
+    assert value == pytest.approx(0.7, abs=0.01)
+    assert low < value < high
+    assert high - low < 0.02
+
+
+def test_names_of_measurements():
+    assert LatencyConfig().name == "gold, 300 runs"
+    assert LatencyConfig(runs=100).name == "partially gold, 100 runs"
+    assert LatencyConfig(runs=7).name == "7 runs"
+
+
+def test_timer_times_exports_in_turns(tmp_path):
+    for name, subnet in (("small", SPACE.smallest()), ("large", SPACE.largest())):
+        write(subnet, tmp_path / name, 2)
+    with Timer(threads=1) as timer:
+        assert timer.threads == 1
+        times = timer.time([tmp_path / "large", tmp_path / "small"], QUICK)
+        assert [len(t) for t in times] == [5, 5]
+        assert min(min(t) for t in times) > 0
+        repeated = timer.time([tmp_path / "small"], dataclasses.replace(QUICK, words="repeated"))
+        assert len(repeated[0]) == 5
+        with pytest.raises(UserError, match="beam size 9 is not in export"):
+            timer.time([tmp_path / "small"], dataclasses.replace(QUICK, beam_size=9))
+        with pytest.raises(UserError, match="does not exist"):
+            timer.time([tmp_path / "none"], QUICK)
+        with pytest.raises(UserError, match="no tokenizer"):
+            timer.time([tmp_path / "small"], QUICK, ["a sentence"])
+        assert len(timer.time([tmp_path / "small"], QUICK)[0]) == 5  # it is still there
+
+
+def test_more_threads_than_cpus():
+    with pytest.raises(UserError, match="this machine lets us use"):
+        Timer(threads=len(available_cpus()) + 1)
+
+
+class ScriptedTimer:
+    """Answers with prepared times: the reference's and the candidates'."""
+
+    threads = 1
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def time(self, exports, config, sentences=None):
+        # What is loaded first keeps compiled programs: it must not be removed before the others.
+        assert exports[0].name == "reference"
+        return self.answers.pop(0)
+
+    def close(self):
+        pass
+
+
+def scripted(monkeypatch, tmp_path, answers, runs=10):
+    """A timer that gives these times, one list for each export of each request."""
+    script = ScriptedTimer(answers)
+    monkeypatch.setattr("automoe_jax.latency.subnet_timer.Timer", lambda *a: script)
+
+    def no_export(subnet, folder, beam_size):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    return SubnetTimer(QUICK, runs, no_export, SPACE.smallest(), None, tmp_path / "t")
+
+
+def test_drift_is_corrected(tmp_path, monkeypatch):
+    answers = [[[10.0] * 10], [[20.0] * 10, [30.0] * 10]]  # at twice the reference's first time
+    timer = scripted(monkeypatch, tmp_path, answers)
+    assert timer.measure(SPACE.smallest()).ms == 10.0
+    assert timer.measure(SPACE.largest()).ms == pytest.approx(15.0)
+    timer.close()
+    assert not (tmp_path / "t").exists()
+
+
+def test_what_seems_infeasible_is_timed_again(tmp_path, monkeypatch):
+    """The smallest subnet in a slow moment; after it, it is within the limit."""
+    monkeypatch.setattr("automoe_jax.latency.subnet_timer.PAUSE", 0.0)
+    timer = scripted(monkeypatch, tmp_path, [[[14.0] * 10], [[13.0] * 10], [[10.0] * 10], [[9.0]]])
+    assert timer.measure(SPACE.smallest(), limit=12.0).ms == 10.0
+    assert timer.reference_ms == 10.0
+    answers = [[[14.0] * 10], *[[[13.0 + i] * 10] for i in range(AGAIN)]]
+    timer = scripted(monkeypatch, tmp_path, answers)
+    assert timer.measure(SPACE.smallest(), limit=12.0).ms == 13.0
+    assert answers == []
+
+
+def test_the_final_measurement(tmp_path, monkeypatch):
+    answers = [[[10.0] * 10], [[12.0] * 10, [18.0] * 10, [36.0] * 10]]
+    timer = scripted(monkeypatch, tmp_path, answers)
+    assert timer.measure(SPACE.smallest()).ms == 10.0
+    verdict = timer.verify(SPACE.hull(), SPACE.largest())
+    assert verdict.latency.mean_ms == verdict.low_ms == verdict.high_ms == 18.0  # not corrected
+    assert verdict.ratio == verdict.ratio_low == verdict.ratio_high == 0.5
+    assert verdict.slowdown == pytest.approx(1.2)
+
+
+def test_speed_is_what_the_reference_usually_takes():
+    assert speed(10.0, []) == 1.0
+    assert speed(14.0, [10.0, 10.2, 9.9, 15.0]) == pytest.approx(10.1 / 14)
+
+
+def test_runs_end_when_the_interval_is_clear_of_the_limit(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+
+    def around(ms):
+        return list(ms + 0.3 * rng.normal(size=10))
+
+    first = [[[10.0] * 10]]
+    clear = [*first, [around(10), around(30)], [around(10), around(30)]]
+    timer = scripted(monkeypatch, tmp_path, clear, runs=100)
+    measured = timer.measure(SPACE.largest(), limit=20.0)
+    assert measured.runs == 20
+    assert 20 < measured.low < measured.ms < measured.high
+    # Near the limit it takes all of them.
+    near = [*first, *[[around(10), around(20)] for _ in range(10)]]
+    timer = scripted(monkeypatch, tmp_path, near, runs=100)
+    measured = timer.measure(SPACE.largest(), limit=20.02)
+    assert measured.runs == 100
+    assert measured.low < 20 < measured.high
+
+
+def test_several_in_turns(tmp_path, monkeypatch):
+    answers = [[[10.0] * 10], [[20.0] * 10, [30.0] * 10, [40.0] * 10]]
+    timer = scripted(monkeypatch, tmp_path, answers)
+    found = timer.measure_all([SPACE.largest(), SPACE.hull()])
+    assert [m.ms for m in found] == pytest.approx([15.0, 20.0])
+
+
+def test_runs_that_end_early_are_sure(tmp_path, monkeypatch):
+    """A candidate exactly at the limit is seldom called clear of it, however often it is looked."""
+    rng = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(60):
+        answers = [
+            [list(5 + 0.1 * rng.normal(size=10)), list(10 + rng.normal(size=10))] for _ in range(10)
+        ]
+        timer = scripted(monkeypatch, tmp_path, [[[5.0] * 10], *answers], runs=100)
+        wrong += timer.measure(SPACE.largest(), limit=10.0).runs < 100
+        timer.close()
+    assert wrong <= 6  # 20 % of 300 where 95 % intervals from ten runs on decided
+
+
+def test_interval_knows_that_a_slow_moment_lasts():
+    """Noise that neighbouring runs share: the interval still holds the mean most of the time."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for i in range(100):
+        noise = np.zeros(300)
+        for k in range(1, 300):
+            noise[k] = 0.7 * noise[k - 1] + rng.normal()
+        low, high = interval(50 + noise, seed=i, resamples=300)
+        held += low <= 50 <= high
+    assert held >= 80  # runs drawn one by one hold it 61 times
+
+
+def test_interval_holds_the_mean():
+    """Of 200 samples of known mean, the 95 % interval misses some, and few."""
+    rng = np.random.default_rng(0)
+    missed = 0
+    for i in range(200):
+        low, high = interval(10 + rng.normal(size=60), seed=i, resamples=300)
+        missed += not low <= 10 <= high
+    assert 2 <= missed <= 24

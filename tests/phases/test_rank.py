@@ -1,0 +1,130 @@
+"""How far a supernet's ranking is believed, and the scorer that a search and a ranking share."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import compiled_once
+from scipy.stats import kendalltau
+from tiny import KillAt, Killed, tiny_config
+
+from automoe_jax.architecture import counts as complexity
+from automoe_jax.phases import rank as ranking
+from automoe_jax.phases import run as phases
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.progress import Silent
+from automoe_jax.training import loop, parallel
+from automoe_jax.training.population import PopulationScorer, sample_pairs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cached(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+def test_a_population_is_scored_as_each_alone(prepared, compilations):
+    """A subnet on each device, one compilation a batch shape, the losses of training's own step."""
+    _, data, trained, params = prepared
+    config = tiny_config()
+    scorer = PopulationScorer(trained, config.training, params)
+    assert scorer.at_once == jax.local_device_count() == 4
+    rng = np.random.default_rng(3)
+    subnets = [config.space.sample(rng) for _ in range(6)]  # more than devices, no multiple
+    batches = scorer.prepare(data.valid)
+    shapes = {tuple(x.shape for x in jax.tree.leaves(batch)) for batch in batches}
+    losses = scorer.losses(batches, subnets[:1])
+    before = compilations()
+    losses += scorer.losses(batches, subnets[1:])
+    assert compilations() == before
+    assert scorer.recompilations == 0
+    assert len(shapes) <= 3
+    evaluator = loop.Evaluator(trained, data.valid, config.training, 0)
+    replicated = parallel.replicate(params)
+    alone = [evaluator.loss(replicated, s) for s in subnets]
+    assert losses == pytest.approx(alone, rel=1e-5)
+    assert len(set(np.round(losses, 6))) == len(set(subnets))
+
+
+def test_sample_of_pairs(prepared):
+    _, data, _, _ = prepared
+    sample = sample_pairs(data.valid, 7, seed=0)
+    again = sample_pairs(data.valid, 7, seed=0)
+    assert len(sample) == 7
+    whole = [tuple(data.valid.target[i]) for i in range(len(data.valid))]
+    drawn = [tuple(sample.target[i]) for i in range(7)]
+    assert drawn == [tuple(again.target[i]) for i in range(7)]
+    at = [whole.index(x) for x in drawn]
+    assert at == sorted(at)  # their order is kept
+    assert [tuple(sample.source[i]) for i in range(7)] == [tuple(data.valid.source[i]) for i in at]
+    assert sample_pairs(data.valid, 0, seed=0) is data.valid
+
+
+def test_trust_by_hand():
+    trained = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    same = ranking.trust(trained + 0.5, trained)
+    assert (same.tau, same.tau_low, same.spearman) == pytest.approx((1, 1, 1))
+    assert same.regret == 0.0
+    assert same.offset == pytest.approx(0.5)
+    assert same.verdict.startswith("fit for the search")
+    swapped = trained[[1, 0, 3, 2, 7, 4, 5, 6]]
+    found = ranking.trust(swapped, trained)
+    assert found.tau == pytest.approx((28 - 2 * 5) / 28)  # pairs out of order: 1 + 1 + 3
+    assert found.regret == 1.0  # it ranks the second best first
+    assert found.tau_low < found.tau < found.tau_high
+    against = ranking.trust(trained[::-1].copy(), trained)
+    assert against.tau == pytest.approx(-1)
+    assert against.regret == 7.0
+    assert against.verdict.startswith("not fit")
+    flat = ranking.trust(np.ones(8), trained)
+    assert (flat.tau, flat.spearman) == (0.0, 0.0)
+
+
+def test_spread_covers_the_range():
+    space = tiny_config().space
+    subnets = ranking.spread(space, 6, seed=0)
+    assert len(set(subnets)) == 6
+    flops = [complexity.count(s).flops for s in subnets]
+    assert flops == sorted(flops)
+    rng = np.random.default_rng(1)
+    others = [complexity.count(space.sample(rng)).flops for _ in range(200)]
+    assert flops[0] <= np.quantile(others, 0.1)
+    assert flops[-1] >= np.quantile(others, 0.9)
+    with pytest.raises(UserError, match="--subnets is 3; at least 4"):
+        ranking.spread(space, 3, seed=0)
+
+
+def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
+    """Training itself stands in the slow tests; here its loss is a formula of the subnet."""
+    run, data, _, params = prepared
+    config = tiny_config()
+    begun = []
+
+    def train(config, run, subnet, progress, init, out):
+        begun.append(subnet)
+        (run / out).mkdir(parents=True)
+
+    def loss(config, run, out, data):
+        assert (run / out).is_dir()
+        return 10 - complexity.count(begun[-1]).flops / 1e5
+
+    monkeypatch.setattr(phases, "train_subnet", train)
+    monkeypatch.setattr(ranking, "_loss", loss)
+
+    def rank(progress):
+        return ranking.rank(config, run, "rank", data, params, 8, 5, progress)
+
+    with pytest.raises(Killed):
+        rank(KillAt("subnet 3 of 5"))
+    assert len(begun) == 2
+    result = rank(Silent())
+    assert begun == ranking.spread(config.space, 5, config.seed)  # each once, in their order
+    assert result == json.loads((run / "rank" / "rank.json").read_text()) == rank(Silent())
+    inherited = [row["inherited"] for row in result["subnets"]]
+    trained = [row["trained"] for row in result["subnets"]]
+    assert trained == [pytest.approx(10 - row["gflops"] * 1e4) for row in result["subnets"]]
+    tau: float = kendalltau(inherited, trained).statistic  # pyright: ignore
+    assert result["tau"] == pytest.approx(tau)
+    assert (run / "rank" / "rank.png").stat().st_size > 10_000
+    assert not [x for x in (run / "rank").iterdir() if x.is_dir()]  # weights are not kept

@@ -1,0 +1,469 @@
+"""A whole search on a tiny supernet: limits, kills, budgets of measurements, fronts, seeds."""
+
+import dataclasses
+import json
+import random
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from conftest import compiled_once
+from tiny import Killed, tiny_config
+
+from automoe_jax.architecture import counts as complexity
+from automoe_jax.architecture.subnet import from_json
+from automoe_jax.latency.process import summarise
+from automoe_jax.latency.records import History
+from automoe_jax.latency.subnet_timer import Measured, Verdict
+from automoe_jax.phases import run as phases
+from automoe_jax.phases import search as search_phase
+from automoe_jax.phases import search_result, search_seeds
+from automoe_jax.predictor import features, latency_source
+from automoe_jax.predictor import fit as predictor
+from automoe_jax.predictor.model import WORK, LatencyModel
+from automoe_jax.predictor.scores import agreement
+from automoe_jax.published import subnet_files
+from automoe_jax.search.evolution import InfeasibleError
+from automoe_jax.search.front import front
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.progress import Silent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cached(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("cache")):
+        yield
+
+
+def configured(search=None, **constraint):
+    config = tiny_config(**constraint)
+    fields = {"iterations": 3, "population": 8, "parents": 3, "mutations": 3, "crossovers": 3}
+    own = dataclasses.replace(config.search, **{**fields, **(search or {})})
+    return dataclasses.replace(config, search=own)
+
+
+def search(prepared, config, folder):
+    run, data, _, params = prepared
+    return search_phase.run_search(config, run, folder, data, params, Silent())
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(search_result, "_pictures", lambda *args: None)
+
+
+def contents(folder):
+    return {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".json", ".jsonl")}
+
+
+def true_ms(subnet) -> float:
+    return complexity.count(subnet).flops / 1e4
+
+
+def beside() -> float:
+    """What the smallest subnet takes beside the others."""
+    return 1.03 * true_ms(tiny_config().space.smallest())
+
+
+class FakeTimer:
+    """Latencies by a formula, a little above what the model predicts; counts what it times."""
+
+    timed: ClassVar[list] = []
+    finals: ClassVar[list] = []
+    threads, how = 1, "measured (fake)"
+    at_first = 1.0  # how much longer the smallest takes when the search begins
+    slow = 1.0  # of the final measurements
+    machine = 1.0  # how much slower all is by then
+
+    def __init__(self, *args):
+        pass
+
+    def measure(self, subnet, limit):
+        self.timed.append(subnet)
+        ms = 1.03 * true_ms(subnet) * self.at_first
+        return Measured(ms, 0.99 * ms, 1.01 * ms, 20, beside())
+
+    def verify(self, subnet, largest):
+        self.finals.append(subnet)
+        a, b = 1.03 * true_ms(subnet) * self.slow, 1.03 * true_ms(largest)
+        a, b = a * self.machine, b * self.machine
+        return Verdict(
+            summarise([a] * 10), summarise([b] * 10), a, 1.005 * a, a / b, a / b, 1.005 * a / b,
+            self.slow * self.machine / self.at_first,
+        )  # fmt: skip
+
+    def slowdown(self, largest):
+        return self.slow * self.machine / self.at_first
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def fake_latency(monkeypatch):
+    """Latency without exports: the model knows FLOPs, the timer finds 3 % more."""
+
+    class Model(LatencyModel):
+        def predict(self, subnet):
+            return true_ms(subnet)
+
+    config = tiny_config()
+    task = predictor.task_of(config.latency, 300, "none")
+    model = Model(
+        WORK, dict.fromkeys(features.WORK, 0.0), task, predictor.made_for(config.latency),
+        agreement([1.0, 2.0], [1.0, 2.0]), 10, None,
+    )  # fmt: skip
+    monkeypatch.setattr(search_phase, "SubnetTimer", FakeTimer)
+    monkeypatch.setattr(latency_source, "PAUSE", 0.0)
+    monkeypatch.setattr(phases, "latency_model", lambda *args: model)
+    FakeTimer.timed, FakeTimer.finals = [], []
+    FakeTimer.slow = FakeTimer.machine = FakeTimer.at_first = 1.0
+    return model
+
+
+def moments(whole: dict[str, str], seed: str) -> list[int]:
+    """Five random writes out of those that a whole search made."""
+    writes = sum(text.count("\n") for name, text in whole.items() if name.endswith("jsonl"))
+    assert writes > 15
+    return sorted(random.Random(seed).sample(range(1, writes), 5))
+
+
+class KillAtWrite:
+    """Ends the program at some write of the history, once torn in the middle of its line."""
+
+    def __init__(self, monkeypatch, moment: int):
+        whole, self.left = History._append, moment
+
+        def append(history, name, line):
+            self.left -= 1
+            if self.left == 0:
+                path = history._paths[name]
+                with path.open("a") as f:
+                    f.write(json.dumps(line)[: 20 * (moment % 2)])
+                raise Killed
+            whole(history, name, line)
+
+        monkeypatch.setattr(History, "_append", append)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+@pytest.mark.parametrize("mode", ["flops", "predicted", "nsga2"])
+def test_killed_and_resumed_is_the_same(prepared, tmp_path, mode):
+    """At five random moments: the same history, byte for byte, and the same result."""
+    config = {
+        "flops": configured(),
+        "predicted": configured({"latency": "predicted"}, latency_ms=26.0),
+        "nsga2": configured({"algorithm": "nsga2", "latency": "predicted"}, size_mb=1.0),
+    }[mode]
+    search(prepared, config, tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    for moment in moments(whole, seed=mode):
+        with pytest.MonkeyPatch.context() as patch:
+            KillAtWrite(patch, moment)
+            # Whatever an earlier kill left is there: it counts from where the search stands.
+            with pytest.raises(Killed):
+                search(prepared, config, tmp_path / f"at_{moment}")
+        search(prepared, config, tmp_path / f"at_{moment}")
+        assert contents(tmp_path / f"at_{moment}") == whole
+    assert FakeTimer.timed == FakeTimer.finals == []
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_verified_search(prepared, tmp_path):
+    """Within its budget, what it returns is measured; killed, it measures nothing twice."""
+    config = configured(
+        {"latency": "verified", "measurements": 16, "population": 12, "seed": 1}, latency_ms=26.0
+    )
+    found = search(prepared, config, tmp_path / "whole")
+    assert found
+    assert all(f.verdict and f.verdict.high_ms <= 26.0 for f in found)
+    assert all(f.costs["latency_ms"] == 1.03 * true_ms(f.subnet) for f in found)
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert result["measurements"] == len(FakeTimer.timed) + len(FakeTimer.finals) <= 16
+    assert len(FakeTimer.timed) > 5
+    assert result["recompilations"] == 0
+    lines = History(tmp_path / "whole").lines
+    # Once it has seen that predictions are low, it draws with that in mind.
+    how = lines[-1]["constraints"]["latency_ms"]["how"]
+    assert "times 1.030, as measured" in how or "measured (fake)" in how
+
+    once = list(FakeTimer.timed), list(FakeTimer.finals)
+    whole = contents(tmp_path / "whole")
+    for moment in moments(whole, seed="verified"):
+        FakeTimer.timed, FakeTimer.finals = [], []
+        folder = tmp_path / f"at_{moment}"
+        with pytest.MonkeyPatch.context() as patch:
+            KillAtWrite(patch, moment)
+            with pytest.raises(Killed):
+                search(prepared, config, folder)
+        search(prepared, config, folder)
+        assert contents(folder) == whole
+        # The one whose line was being written is the only one that may have to be timed again.
+        for again, first in zip((FakeTimer.timed, FakeTimer.finals), once, strict=True):
+            assert len(again) <= len(first) + 1
+            assert len(set(again)) >= len(again) - 1
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_final_measurement_that_fails(prepared, tmp_path):
+    """The machine became slower: the search goes on to smaller subnets, or says the fastest."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ms=17.0)
+    FakeTimer.slow = 1.08  # only the smallest are fast enough
+    notes = []
+    progress = Silent()
+    progress.note = notes.append
+    run, data, _, params = prepared
+    found = search_phase.run_search(config, run, tmp_path / "a", data, params, progress)
+    assert all(f.verdict and f.verdict.high_ms <= 17.0 for f in found)
+    failed = [n for n in notes if "fails the final measurement" in n]
+    assert failed
+    assert all("takes 1.08 times as long as during most of the search" in n for n in failed)
+    FakeTimer.slow = 10.0
+    with pytest.raises(InfeasibleError, match=r"nearest was E.*limit 17 .*took [\d.]+ ms when"):
+        search(prepared, config, tmp_path / "b")
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+@pytest.mark.parametrize("measurements", [4, 7, 30])
+def test_the_budget_holds_when_nothing_passes(prepared, tmp_path, measurements):
+    config = configured({"latency": "verified", "measurements": measurements}, latency_ms=17.0)
+    FakeTimer.slow = 1.5
+    with pytest.raises(InfeasibleError, match="passed the final latency measurement"):
+        search(prepared, config, tmp_path)
+    assert len(FakeTimer.timed) + len(FakeTimer.finals) <= measurements
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_ratio_does_not_mind_a_slower_machine(prepared, tmp_path):
+    """What the whole machine has lost since, the largest subnet has lost too."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ratio=0.8)
+    ratios = []
+    for name, slower in (("a", 1.0), ("b", 1.3)):
+        FakeTimer.machine, FakeTimer.slow = slower, 1.004  # the best are a little above the limit
+        found = search(prepared, config, tmp_path / name)
+        assert all(f.verdict and f.verdict.ratio_high <= 0.8 for f in found)
+        ratios.append([f.verdict.ratio for f in found if f.verdict])
+    assert ratios[1] == pytest.approx(ratios[0])
+    # Each failure rules out what lies as far beyond the limit: few are timed in vain.
+    assert len(FakeTimer.finals) <= 2 * (len(ratios[0]) + 3)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+@pytest.mark.parametrize("limit", [{"latency_ms": 22.0}, {"latency_ratio": 0.7}])
+def test_a_slow_moment_at_the_start_does_not_matter(prepared, tmp_path, limit):
+    """What drift is corrected by took 1.4 times as long at first: latencies are told as they
+    usually are, and the limit is what it is.
+    """
+    most = limit.get("latency_ms") or 0.7 * 1.03 * true_ms(tiny_config().space.largest())
+    config = configured({"latency": "verified", "measurements": 30, "iterations": 6}, **limit)
+    plain = search(prepared, config, tmp_path / "plain")
+    FakeTimer.at_first, FakeTimer.timed = 1.4, []
+    notes = []
+    progress = Silent()
+    progress.note = notes.append
+    run, data, _, params = prepared
+    found = search_phase.run_search(config, run, tmp_path / "slow", data, params, progress)
+    for f in found:
+        assert f.costs["latency_ms"] == pytest.approx(1.03 * true_ms(f.subnet))
+        assert f.verdict
+        assert f.verdict.slowdown == pytest.approx(1.0)
+    if "latency_ms" in limit:
+        # More than that moment would have allowed.
+        assert min(f.costs["latency_ms"] for f in found) > most / 1.4
+    else:
+        assert [f.subnet for f in found] == [f.subnet for f in plain]
+    result = json.loads((tmp_path / "slow" / "result.json").read_text())
+    assert result["limits"]["latency_ms"]["most"] == pytest.approx(most)
+    assert not any("times as long" in n for n in notes)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_slow_machine_is_waited_for(prepared, tmp_path, monkeypatch):
+    """Slow when the search has ended, once more in the middle of a final measurement."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ms=22.0)
+    plain = search(prepared, config, tmp_path / "plain")
+    looks = iter([1.4, 1.4, 1.0, 1.0] + [1.0] * 10)
+    finals = iter([1.4, 1.0] + [1.0] * 10)
+    final = FakeTimer.verify
+
+    def verify(timer, subnet, largest):
+        timer.machine = next(finals)
+        return final(timer, subnet, largest)
+
+    monkeypatch.setattr(FakeTimer, "verify", verify)
+    monkeypatch.setattr(FakeTimer, "slowdown", lambda timer, largest: next(looks))
+    FakeTimer.timed, FakeTimer.finals = [], []
+    notes = []
+    progress = Silent()
+    progress.note = notes.append
+    run, data, _, params = prepared
+    found = search_phase.run_search(config, run, tmp_path / "slow", data, params, progress)
+    assert [f.subnet for f in found] == [f.subnet for f in plain]
+    assert FakeTimer.finals[0] == FakeTimer.finals[1]
+    result = json.loads((tmp_path / "slow" / "result.json").read_text())
+    assert result["measurements"] == len(FakeTimer.timed) + len(FakeTimer.finals)
+    waits = [n for n in notes if "waiting for it, up to" in n]
+    assert len(waits) == 1
+    assert "the machine takes 1.4 times as long as during most of the search" in waits[0]
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_one_outlier_rules_out_little(prepared, tmp_path, monkeypatch):
+    """The best is far slower in its final measurement than when it was drawn; only that one is."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ms=22.0)
+    plain = search(prepared, config, tmp_path / "plain")
+    best, final = plain[0].subnet, FakeTimer.verify
+
+    def verify(timer, subnet, largest):
+        timer.slow = 1.5 if subnet == best else 1.0
+        return final(timer, subnet, largest)
+
+    monkeypatch.setattr(FakeTimer, "verify", verify)
+    FakeTimer.finals = []
+    found = search(prepared, config, tmp_path / "outlier")
+    assert FakeTimer.finals[0] == best
+    # What came second is found: at first it is passed over, and then returned to.
+    assert plain[1].subnet in [f.subnet for f in found]
+    assert len(found) == len(plain)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_the_smallest_is_the_last_resort(prepared, tmp_path, monkeypatch):
+    """A limit that only the smallest subnet meets, as measured, finds it, drawn or not."""
+    smallest = tiny_config().space.smallest()
+    most = 1.1 * true_ms(smallest)  # by the predictions, others are within the limit too
+
+    def measure(timer, subnet, limit):
+        timer.timed.append(subnet)
+        ms = (1.03 if subnet == smallest else 1.2) * true_ms(subnet)
+        return Measured(ms, ms, ms, 20, beside())
+
+    monkeypatch.setattr(FakeTimer, "measure", measure)
+    config = configured({"latency": "verified", "measurements": 30}, latency_ms=most)
+    found = search(prepared, config, tmp_path)
+    assert [f.subnet for f in found] == [smallest]
+    assert len(FakeTimer.timed) > 1
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["best"][0]["verified"]["high_ms"] <= most
+    assert from_json(json.loads((tmp_path / "best_1.json").read_text())) == smallest
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_front_is_within_the_limits_and_best_first(prepared, tmp_path):
+    """Best by the whole validation set, though the crowd is scored on a sample of it."""
+    config = configured(
+        {"algorithm": "nsga2", "latency": "verified", "measurements": 30, "population": 12,
+         "eval_pairs": 3, "keep": 4},
+        latency_ms=22.0,
+    )  # fmt: skip
+    found = search(prepared, config, tmp_path / "limited")
+    stored = json.loads((tmp_path / "limited" / "front.json").read_text())["subnets"]
+    assert stored
+    assert all(x["costs"]["latency_ms"] <= 22.0 for x in stored)
+    assert [f.loss for f in found] == sorted(f.loss for f in found)
+    assert len(FakeTimer.timed) + len(FakeTimer.finals) <= 30
+    # Some of every round's front are measured, not the last one's alone.
+    lines = History(tmp_path / "limited").records("latency_ms")
+    assert len(lines) > 4
+
+    config = configured(
+        {"algorithm": "nsga2", "front": ("gflops",), "population": 12, "eval_pairs": 3, "keep": 4},
+        gflops=1.0,
+    )  # fmt: skip
+    found = search(prepared, config, tmp_path / "counted")
+    assert len(found) == 4
+    assert [f.loss for f in found] == sorted(f.loss for f in found)
+    best = json.loads((tmp_path / "counted" / "result.json").read_text())["best"]
+    assert any(row["loss"] != row["sample_loss"] for row in best)
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_what_was_measured_before_the_first_score_is_kept(prepared, tmp_path):
+    run, data, _, params = prepared
+    config = configured({"latency": "partially_gold"}, latency_ms=26.0)
+
+    def program(config):
+        """As launch/search.py does it."""
+        phases.claim_search(config, tmp_path, 8)
+        return search_phase.run_search(config, run, tmp_path, data, params, Silent())
+
+    with pytest.MonkeyPatch.context() as patch:
+        KillAtWrite(patch, 6)
+        with pytest.raises(Killed):
+            program(config)
+    assert not (tmp_path / "history.jsonl").exists()
+    first = list(FakeTimer.timed)
+    assert len(first) == 6
+    program(config)
+    assert len(FakeTimer.timed) == len(set(FakeTimer.timed)) + 1  # the one that was being written
+    # The same folder for int8, whose latencies are others.
+    int8 = dataclasses.replace(config, export=dataclasses.replace(config.export, quantize="int8"))
+    with pytest.raises(UserError, match="made with another config: quantize is 'none' there"):
+        program(int8)
+
+
+def test_limits_together(prepared, tmp_path):
+    config = configured(size_mb=0.05, gflops=2.5e-4, params_m=0.006)
+    found = search(prepared, config, tmp_path)
+    for f in found:
+        assert f.costs["size_mb"] <= 0.05
+        assert f.costs["gflops"] <= 2.5e-4
+        assert f.costs["params_m"] <= 0.006
+        assert f.verdict is None
+    for name in ("search", "progress", "front", "best_1"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.usefixtures("fake_latency")
+def test_front_over_three(prepared, tmp_path):
+    config = configured(
+        {"algorithm": "nsga2", "front": ("latency_ms", "size_mb"), "latency": "verified",
+         "measurements": 12, "population": 10},
+        size_mb=1.0,
+    )  # fmt: skip
+    search(prepared, config, tmp_path)
+    stored = json.loads((tmp_path / "front.json").read_text())
+    assert stored["over"] == ["loss", "latency_ms", "size_mb"]
+    points = [
+        (x["loss"], x["costs"]["latency_ms"], x["costs"]["size_mb"]) for x in stored["subnets"]
+    ]
+    assert len(front(points)) == len(points)
+    measured = History(tmp_path).records("latency_ms")
+    assert 1 < len(measured) <= 12
+    on_front = {from_json(x["subnet"]) for x in stored["subnets"]}
+    assert on_front & {from_json(x["subnet"]) for x in measured}
+
+
+def test_bleu_as_objective(prepared, tmp_path):
+    config = configured(
+        {"objective": "chrf", "objective_sentences": 8, "iterations": 1, "population": 3,
+         "mutations": 1, "crossovers": 1, "parents": 1, "keep": 1}
+    )  # fmt: skip
+    found = search(prepared, config, tmp_path)
+    assert 0 < found[0].loss <= 100
+    assert json.loads((tmp_path / "result.json").read_text())["objective"]["name"] == "chrf"
+
+
+def test_seeds_are_compared(prepared, tmp_path):
+    for seed in (1, 2):
+        search(prepared, configured({"seed": seed}), tmp_path / f"seed_{seed}")
+    compared = search_seeds.compare(tmp_path, (1, 2))
+    assert set(compared["seeds"]) == {"1", "2"}
+    rows = compared["seeds"].values()
+    assert all(0 < row["hypervolume_share"] <= 1 for row in rows)
+    assert compared["best_mean"] == pytest.approx(np.mean([row["best"] for row in rows]))
+    histories = [(tmp_path / f"seed_{s}" / "history.jsonl").read_text() for s in (1, 2)]
+    assert histories[0] != histories[1]
+    assert (tmp_path / "seeds.png").stat().st_size > 10_000
+
+
+def test_local_search_from_a_file(prepared, tmp_path):
+    config = configured()
+    start = config.space.smallest()
+    subnet_files.save(start, tmp_path / "start.json")
+    config = configured({"algorithm": "local", "start": str(tmp_path / "start.json")})
+    found = search(prepared, config, tmp_path / "search")
+    lines = History(tmp_path / "search").lines
+    assert lines[0]["origin"] == "start"
+    assert from_json(lines[0]["subnet"]) == start
+    assert found[0].loss <= lines[0]["loss"] or len(lines) > 1

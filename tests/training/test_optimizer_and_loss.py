@@ -1,0 +1,80 @@
+"""Loss and learning rate against the published implementation."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from automoe_jax.system.errors import UserError
+from automoe_jax.training.loss import decoder_input, smoothed_cross_entropy
+from automoe_jax.training.optimizer import OptimizerConfig, apply, make, rate
+
+
+def test_label_smoothing_fixture(shared):
+    with np.load(shared / "fixtures/label_smoothing.npz") as f:
+        arrays = dict(f)
+    sums = smoothed_cross_entropy(arrays["lprobs"][None], arrays["target"][None], 0.1)
+    assert float(sums.loss) == pytest.approx(float(arrays["loss"]), rel=1e-5)
+    assert float(sums.nll) == pytest.approx(float(arrays["nll"]), rel=1e-5)
+    assert float(sums.tokens) == np.sum(arrays["target"] != 1)
+
+
+def test_loss_of_uniform_logits_is_log_v():
+    target = jnp.asarray([[5, 2, 1]])
+    sums = smoothed_cross_entropy(jnp.zeros((1, 3, 10)), target, 0.1)
+    assert float(sums.loss) == pytest.approx(2 * np.log(10), rel=1e-6)
+
+
+def test_decoder_input():
+    target = jnp.asarray([[5, 6, 2, 1], [7, 2, 1, 1]])
+    np.testing.assert_array_equal(decoder_input(target), [[2, 5, 6, 1], [2, 7, 1, 1]])
+
+
+def test_schedule_fixture(shared):
+    """Every row but the last: the published code jumps back to the peak there, ours does not."""
+    rows = json.loads((shared / "fixtures/lr_schedule.json").read_text())
+    for name, warmup in (("super_W10000_U40000", 10_000), ("sub_W4000_U40000", 4_000)):
+        schedule = rate(OptimizerConfig(steps=40_000, warmup_steps=warmup))
+        for step, published in rows[name].items():
+            ours = float(schedule(int(step)))
+            expected = 1e-7 if step == "40000" else published
+            assert ours == pytest.approx(expected, rel=1e-6), (name, step)  # fp32
+
+
+def test_wrong_schedule():
+    with pytest.raises(UserError, match="warmup_steps is 20"):
+        OptimizerConfig(steps=10, warmup_steps=20)
+
+
+def test_apply_is_what_optax_does():
+    """Three updates, by the loops and by the transformation's own update."""
+    tx = make(OptimizerConfig(steps=5, warmup_steps=2, peak_rate=0.1))
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32), "b": {"c": jnp.ones(4)}}
+    ours = theirs = (params, tx.init(params))
+    update = jax.jit(lambda g, p, s: apply(tx, g, s, p))
+    for _ in range(3):
+        gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
+        ours = update(gradient, *ours)
+        change, state = tx.update(gradient, theirs[1], theirs[0])
+        theirs = optax.apply_updates(theirs[0], change), state
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
+    assert np.abs(ours[0]["a"] - params["a"]).max() > 0.05
+
+
+def test_update_makes_no_copy_of_the_state():
+    """In place: besides the donated state only scalars."""
+    tx = make(OptimizerConfig())
+    params = {"a": jax.ShapeDtypeStruct((512, 640), jnp.float32)}
+    state = jax.eval_shape(tx.init, params)
+    step = jax.jit(
+        lambda p, s, g: apply(tx, g, s, p), donate_argnums=(0, 1)
+    ).lower(params, state, params)  # fmt: skip
+    memory = step.compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 4 * 512 * 640 / 10

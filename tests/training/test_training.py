@@ -1,0 +1,304 @@
+"""The pmap step on four simulated devices, and runs that are killed and resumed."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import compiled_once, elastic_space, random_params, supernet_of, token_batch
+
+from automoe_jax.architecture.active import to_choice
+from automoe_jax.architecture.ids import PAD_ID
+from automoe_jax.data import tokens
+from automoe_jax.data.batches import Share
+from automoe_jax.phases.prepare import Prepared
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.progress import Silent
+from automoe_jax.training import loop, metrics, parallel, sampling
+from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
+from automoe_jax.training.step import TrainState, batch_loss, make_eval_step, make_train_step
+
+SPACE = elastic_space(
+    encoder_embed_dims=(16,),  # every width is compiled: the model's tests have two
+    encoder_depths=(1, 2), decoder_depths=(1, 2), cross_spans=(1, 2),
+)  # fmt: skip
+HULL = SPACE.hull()
+MODEL = supernet_of(SPACE)
+SMOOTHING = 0.1
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(jnp.asarray, random_params(SPACE))
+
+
+def gradients_only() -> optax.GradientTransformation:
+    """`params - gradient`: what a step did is then its gradient."""
+    return optax.sgd(1.0)
+
+
+@pytest.fixture(scope="module")
+def four_devices():
+    assert jax.device_count() == 4
+    return parallel.map_train_step(make_train_step(MODEL, gradients_only(), SMOOTHING, 0.0))
+
+
+def device_batches(n_micro=1):
+    """A batch per device and micro-batch, of different numbers of real tokens."""
+    rng = np.random.default_rng(0)
+    pairs = [token_batch(rng) for _ in range(4 * n_micro)]
+    for i, (_, tgt) in enumerate(pairs):
+        tgt[0, 6 - i % 3 :] = PAD_ID
+    return {
+        name: np.stack([p[k] for p in pairs]).reshape(4, n_micro, *pairs[0][k].shape)
+        for k, name in enumerate(("source", "target"))
+    }
+
+
+@pytest.fixture(scope="module")
+def single():
+    """Gradient of the summed loss of one batch, on one device."""
+
+    @jax.jit
+    def gradient(params, batch, choice):
+        def objective(p):
+            sums, _ = batch_loss(MODEL, p, batch, choice, None, SMOOTHING)
+            return sums.loss, sums
+
+        return jax.grad(objective, has_aux=True)(params)
+
+    return gradient
+
+
+def step_gradient(step, params, batch, choices):
+    state = TrainState(jnp.int32(0), params, gradients_only().init(params))
+    # No dropout in this model: the key is not used.
+    new, out = step(parallel.replicate(state), batch, choices, jax.random.key(0))
+    new = parallel.one_copy(new)
+    assert int(new.step) == 1
+    return jax.tree.map(lambda old, n: np.asarray(old) - n, params, new.params), out
+
+
+def assert_close(a, b):
+    scale = max(np.abs(x).max() for x in jax.tree.leaves(b))
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(
+            x, y, atol=1e-5 * scale, rtol=0, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def test_same_subnet_everywhere_is_one_device_with_the_whole_batch(params, four_devices, single):
+    batch = device_batches()
+    subnet = SPACE.sample(np.random.default_rng(3))
+    choices = sampling.stack([[subnet]] * 4, HULL, Share(0, 4, 4))
+    ours, out = step_gradient(four_devices, params, batch, choices)
+    whole = {k: v.reshape(12, -1) for k, v in batch.items()}
+    gradient, sums = single(params, whole, to_choice(subnet, HULL))
+    assert_close(ours, jax.tree.map(lambda g: np.asarray(g / sums.tokens), gradient))
+    assert float(out.loss[0]) == pytest.approx(float(sums.loss / sums.tokens), rel=1e-5)
+    assert float(out.target_tokens[0]) == np.sum(batch["target"] != PAD_ID)
+
+
+@pytest.mark.parametrize("n_micro", [1, 2])
+def test_different_subnets_give_the_token_weighted_sum(params, four_devices, single, n_micro):
+    batch = device_batches(n_micro)
+    rng = np.random.default_rng(4)
+    drawn = [[SPACE.sample(rng) for _ in range(n_micro)] for _ in range(4)]
+    ours, _ = step_gradient(
+        four_devices, params, batch, sampling.stack(drawn, HULL, Share(0, 4, 4))
+    )
+    total, n_tokens = None, 0.0
+    for d in range(4):
+        for m in range(n_micro):
+            one = {k: v[d, m] for k, v in batch.items()}
+            gradient, sums = single(params, one, to_choice(drawn[d][m], HULL))
+            total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+            n_tokens += float(sums.tokens)
+    assert_close(ours, jax.tree.map(lambda g: np.asarray(g) / n_tokens, total))
+
+
+def test_one_compilation_for_a_thousand_subnets(params, compilations):
+    """Invariant 2, for the train and evaluation steps."""
+    step = parallel.map_train_step(make_train_step(MODEL, optax.adam(1e-3), SMOOTHING, 0.01))
+    evaluate = parallel.map_eval_step(make_eval_step(MODEL))
+    batch = device_batches()
+    eval_batch = {k: v[:, 0] for k, v in batch.items()}
+    share, rng = Share(0, 4, 4), np.random.default_rng(0)
+    state = TrainState(jnp.int32(0), params, optax.adam(1e-3).init(params))
+    state = parallel.replicate(state)
+    counts = []
+    for i in range(250):  # four subnets each
+        drawn = [[SPACE.sample(rng)] for _ in range(4)]
+        choices = sampling.stack(drawn, HULL, share)
+        state, out = step(state, batch, choices, jax.random.key(i))
+        evaluate(state.params, eval_batch, to_choice(drawn[0][0], HULL))
+        # As in training, few steps on the way: simulated devices lock each other out otherwise.
+        jax.block_until_ready(out)
+        if i in (0, 249):
+            counts.append(compilations())
+    assert counts[0] == counts[1]
+
+
+def test_units_of_sampling():
+    def drawn(unit, step=5):
+        return sampling.draw(SPACE, 1, step, 4, 3, unit)
+
+    flat = [s for row in drawn("micro_batch") for s in row]
+    assert len(set(flat)) == 12
+    by_device = drawn("device")
+    assert all(len(set(row)) == 1 for row in by_device)
+    assert len({row[0] for row in by_device}) == 4
+    assert len({s for row in drawn("update") for s in row}) == 1
+    assert drawn("micro_batch") == drawn("micro_batch")
+    assert drawn("micro_batch", 6) != drawn("micro_batch")
+    with pytest.raises(UserError, match=r"sampling\.unit is 'gpu'"):
+        SamplingConfig("gpu")
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+TINY = elastic_space(
+    encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,), encoder_top_k=(1,),
+    decoder_top_k=(1,), encoder_experts=(1, 2), decoder_experts=(1, 2),
+)  # fmt: skip
+CONFIG = TrainingConfig(
+    steps=6, warmup_steps=2, tokens_per_batch=40, batches_per_step=4, buckets=1, log_every=3,
+    eval_every=3, checkpoint_every=2, eval_subnets=1, peak_rate=1e-2,
+)  # fmt: skip
+
+
+class FakeTokenizer:
+    vocab_sizes = (64, 64)
+
+
+def copy_pairs(n=80) -> tokens.TokenPairs:
+    """A corpus whose target is its source."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 8, n)
+    ids = rng.integers(4, 64, lengths.sum()).astype(np.uint16)
+    starts = np.cumsum([0, *lengths])
+    ids[starts[1:] - 1] = 2
+    return tokens.TokenPairs(tokens.Side(ids, starts), tokens.Side(ids, starts), {})
+
+
+DATA = Prepared(FakeTokenizer(), copy_pairs(), copy_pairs(20))  # type: ignore[arg-type]
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+class KillAt(Silent):
+    """Kills the run when a step is told."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def task(self, name, total):
+        outer = self
+
+        class Task:
+            def update(self, done, **fields):
+                if done == outer._step:
+                    raise Killed
+
+            def close(self):
+                pass
+
+        return Task()
+
+
+def run_training(folder, progress=None, subnet=None, dropout=0.1, config=CONFIG, **kwargs):
+    trained = loop.Trained(TINY, (64, 64), ModelConfig(dropout, dropout), subnet)
+    loop.train(
+        trained, config, SamplingConfig(), 7, DATA, folder, progress or Silent(), **kwargs
+    )  # fmt: skip
+    return {
+        (line["step"], line["name"]): line["value"]
+        for line in metrics.read(folder)
+        if not line["name"].endswith("_s")
+    }
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("run")
+    with compiled_once(cache):
+        return folder, run_training(folder)
+
+
+def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, cache, tmp_path):
+    """Invariant 6: the same loss curve, to the last digit, whatever the moment.
+
+    Checkpoints and log lines fall on different steps.
+    """
+    folder, whole = uninterrupted
+    with compiled_once(cache):
+        for step in (3, 4):
+            with pytest.raises(Killed):
+                run_training(tmp_path, KillAt(step))
+        assert run_training(tmp_path) == whole
+    steps = [line["step"] for line in metrics.read(tmp_path)]
+    assert steps == sorted(steps)
+    a, b = (
+        loop.load_params(loop.Trained(TINY, (64, 64), ModelConfig()), CONFIG, f)[0]
+        for f in (folder, tmp_path)
+    )
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert run_training(tmp_path) == whole  # finished: nothing happens
+
+
+def test_what_a_run_writes(uninterrupted):
+    folder, whole = uninterrupted
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(set(line) == {"step", "wall_s", "name", "value"} for line in lines)
+    names = {name for _, name in whole}
+    assert {"train/loss", "train/device_imbalance", "valid/loss_largest", "valid/loss_smallest",
+            "valid/loss_random_0", "learning_rate"} <= names  # fmt: skip
+    assert list((folder / "tensorboard").glob("events*"))
+    assert whole[2, "learning_rate"] == pytest.approx(1e-7 + (1e-2 - 1e-7) / 2)
+
+
+def test_torn_checkpoint_is_named(uninterrupted, tmp_path):
+    import shutil  # noqa: PLC0415
+
+    shutil.copytree(uninterrupted[0] / loop.CHECKPOINTS, tmp_path / loop.CHECKPOINTS)
+    for path in (tmp_path / loop.CHECKPOINTS / "6" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(UserError, match="6 cannot be read") as e:
+        loop.load_params(loop.Trained(TINY, (64, 64), ModelConfig()), CONFIG, tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_subnet_inherits_and_trains(uninterrupted, tmp_path):
+    trained = loop.Trained(TINY, (64, 64), ModelConfig())
+    params, step = loop.load_params(trained, CONFIG, uninterrupted[0])
+    assert step == CONFIG.steps
+    from automoe_jax.model.extract import extract  # noqa: PLC0415
+
+    subnet = TINY.sample(np.random.default_rng(1))
+    config = dataclasses.replace(CONFIG, steps=1, warmup_steps=0, peak_rate=1e-7)
+    inherited = run_training(
+        tmp_path / "a", subnet=subnet, config=config,
+        init_params=extract(params, subnet, TINY.hull()),
+    )  # fmt: skip
+    fresh = run_training(tmp_path / "b", subnet=subnet, config=config)
+    evaluator = loop.Evaluator(trained, DATA.valid, CONFIG, 0)
+    masked = evaluator.loss(parallel.replicate(params), subnet)
+    # One step at a tiny rate: the loss is still the one with inherited weights.
+    assert inherited[1, "valid/loss_subnet"] == pytest.approx(masked, abs=1e-3)
+    assert fresh[1, "valid/loss_subnet"] != pytest.approx(masked, abs=1e-3)
+
+
+def test_steps_must_come_out_even():
+    with pytest.raises(UserError, match="batches_per_step is 6, not a multiple of the 4 devices"):
+        loop.micro_batches(dataclasses.replace(CONFIG, batches_per_step=6), 4)
