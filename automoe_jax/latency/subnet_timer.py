@@ -110,17 +110,18 @@ class SubnetTimer:
 
     def _alone(self) -> float:
         """The reference's latency, timed with nothing beside it."""
-        runs = max(self._config.runs, self._final.runs)
+        return self._time_reference(max(self._config.runs, self._final.runs))
+
+    def _time_reference(self, runs: int, *beside: Path) -> float:
         config = dataclasses.replace(self._config, runs=runs)
-        return summarise(self._timer.time([self._reference], config)[0]).mean_ms
+        return summarise(self._timer.time([self._reference, *beside], config)[0]).mean_ms
 
     def slowdown(self, largest: Subnet) -> float:
         """What the reference takes at the moment, beside the largest subnet, over what it took when
         first measured.
         """
-        config = dataclasses.replace(self._config, runs=GLANCE)
-        times = self._timer.time([self._reference, self._export_largest(largest)], config)
-        return summarise(times[0]).mean_ms / self.reference_ms
+        base = self.reference_ms
+        return self._time_reference(GLANCE, self._export_largest(largest)) / base
 
     def measure(self, subnet: Subnet, limit: float = math.inf) -> Measured:
         """Latency of one subnet.

@@ -340,10 +340,8 @@ class Search:
         failures: list[tuple[float, Subnet, str]] = []
         finals = Finals(keep, keep + SPARE)
 
-        def passes(s: Scored) -> tuple[float, bool]:
-            """Makes the final measurement. How many times the limit its upper end is, and whether
-            that is within.
-            """
+        def final(s: Scored) -> float:
+            """Makes the final measurement: how many times the limit its upper end is."""
             subnet = s.candidate.subnet
             verdict = latency.verify(subnet, self.space.largest())
             beyond, failed = _failed(verdict, self.search.constraint)
@@ -355,7 +353,7 @@ class Search:
                 )
             else:
                 found.append(self._found(s, verdict))
-            return beyond, not failed
+            return beyond
 
         def upper(i: int) -> float:
             return latency.upper(subnets[i]) / latency.most
@@ -370,13 +368,13 @@ class Search:
                 )
                 break
             if known:
-                finals.made(at, upper(at), *passes(order[at]))
+                finals.made(at, upper(at), final(order[at]))
             else:
                 latency.measure(subnets[at])  # and whether it is likely to pass is asked again
         if not found:
             resort = self._last_resort(scored, limits)
             if resort.candidate.subnet not in {f[1] for f in failures} and latency.left >= 1:
-                passes(resort)
+                final(resort)
         if not found:
             raise InfeasibleError(self._nothing_passed(scored, failures))
         return sorted(found, key=lambda f: f.loss)[:keep]

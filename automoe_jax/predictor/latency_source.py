@@ -61,8 +61,8 @@ class LatencySource:
         self._model: LatencyModel | None = None
         self._start_timer, self._smallest, self._budget = start_timer, smallest, budget
         self._timer: SubnetTimer | None = None
-        self._asked: dict[Subnet, float] = {}  # as first corrected for drift
-        self._references: list[float] = []
+        # What the history says of each measured so far, the smallest first.
+        self._asked: dict[Subnet, dict[str, Any]] = {}
         self._finals, self._looks, self._note = 0, LOOKS, note
         self._most_ms, self._ratio, self._largest = math.inf, math.inf, smallest
         self.correction = 1.0  # of predictions
@@ -116,7 +116,7 @@ class LatencySource:
         if not self.predicts:
             return self.measure(subnet)
         if subnet in self._asked:
-            return self._asked[subnet] * self.speed
+            return self._asked[subnet]["value"] * self.speed
         return self.model.predict(subnet) * self.correction
 
     def upper(self, subnet: Subnet) -> float:
@@ -124,12 +124,12 @@ class LatencySource:
         value = self.value(subnet)
         if not self.knows(subnet):
             return value
-        return self._history.about(NAME, subnet)["high"] * self.speed
+        return self._asked[subnet]["high"] * self.speed
 
     def how(self, subnet: Subnet) -> str:
         """How `value` was got."""
         if subnet in self._asked:
-            return self._history.about(NAME, subnet)["how"]
+            return self._asked[subnet]["how"]
         if not self.predicts:
             return self.timer.how
         if self.correction == 1:
@@ -185,18 +185,15 @@ class LatencySource:
         where a ratio is limited, and not for a limit in ms: the machine may be slow for a moment,
         and little would seem to meet the limit.
         """
-        if self._smallest in self._asked:
-            self.speed = timing.speed(self._asked[self._smallest], self._references)
-        if self._model is None or not self._asked:
+        if not self._asked:
+            return
+        first, *others = self._asked.values()
+        self.speed = timing.speed(first["value"], [line["reference"] for line in others])
+        if self._model is None:
             return
         few = len(self._asked) < FEWEST
         made = self._model.reference
-        if (
-            few
-            and self._smallest in self._asked
-            and made is not None
-            and from_json(made["subnet"]) == self._smallest
-        ):
+        if few and made is not None and from_json(made["subnet"]) == self._smallest:
             slower = self.value(self._smallest) / made["ms"]
         else:
             slower = statistics.median(self.value(s) / self._model.predict(s) for s in self._asked)
@@ -213,12 +210,9 @@ class LatencySource:
                     NAME, subnet, m.ms, how, low=m.low, high=m.high, reference=m.reference,
                     predicted=self.predicted(subnet),
                 )  # fmt: skip
-            known = self._history.about(NAME, subnet)
-            self._asked[subnet] = known["value"]
-            if subnet != self._smallest:
-                self._references.append(known["reference"])
+            self._asked[subnet] = self._history.about(NAME, subnet)
             self._correct()
-        return self._asked[subnet] * self.speed
+        return self._asked[subnet]["value"] * self.speed
 
     def begin(self):
         """Measures the smallest subnet: what is timed later is corrected by it."""

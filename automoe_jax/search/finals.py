@@ -48,16 +48,15 @@ class Finals:
                 return i
         return None
 
-    def made(self, index: int, upper: float, final: float, passed: bool):
+    def made(self, index: int, upper: float, final: float):
         """Takes note of a final measurement.
 
         Args:
           index: of the candidate.
           upper: upper end of its own interval over the limit.
-          final: the same of the final measurement.
-          passed: whether that is within the limit.
+          final: the same of the final measurement; it passes if that is at most one.
         """
         self._tried.add(index)
         self._factors.append(final / upper)
-        if passed:
+        if final <= 1:
             self._passed.append(index)

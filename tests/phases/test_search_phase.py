@@ -42,9 +42,13 @@ def configured(search=None, **constraint):
     return dataclasses.replace(config, search=own)
 
 
-def search(prepared, config, folder):
+def search(prepared, config, folder, notes=None):
+    """What is found; `notes`, a list, takes what the progress is told."""
     run, data, _, params = prepared
-    return search_phase.run_search(config, run, folder, data, params, Silent())
+    progress = Silent()
+    if notes is not None:
+        progress.note = notes.append
+    return search_phase.run_search(config, run, folder, data, params, progress)
 
 
 @pytest.fixture
@@ -210,10 +214,7 @@ def test_a_final_measurement_that_fails(prepared, tmp_path):
     config = configured({"latency": "verified", "measurements": 30}, latency_ms=17.0)
     FakeTimer.slow = 1.08  # only the smallest are fast enough
     notes = []
-    progress = Silent()
-    progress.note = notes.append
-    run, data, _, params = prepared
-    found = search_phase.run_search(config, run, tmp_path / "a", data, params, progress)
+    found = search(prepared, config, tmp_path / "a", notes)
     assert all(f.verdict and f.verdict.high_ms <= 17.0 for f in found)
     failed = [n for n in notes if "fails the final measurement" in n]
     assert failed
@@ -259,10 +260,7 @@ def test_a_slow_moment_at_the_start_does_not_matter(prepared, tmp_path, limit):
     plain = search(prepared, config, tmp_path / "plain")
     FakeTimer.at_first, FakeTimer.timed = 1.4, []
     notes = []
-    progress = Silent()
-    progress.note = notes.append
-    run, data, _, params = prepared
-    found = search_phase.run_search(config, run, tmp_path / "slow", data, params, progress)
+    found = search(prepared, config, tmp_path / "slow", notes)
     for f in found:
         assert f.costs["latency_ms"] == pytest.approx(1.03 * true_ms(f.subnet))
         assert f.verdict
@@ -294,10 +292,7 @@ def test_a_slow_machine_is_waited_for(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(FakeTimer, "slowdown", lambda timer, largest: next(looks))
     FakeTimer.timed, FakeTimer.finals = [], []
     notes = []
-    progress = Silent()
-    progress.note = notes.append
-    run, data, _, params = prepared
-    found = search_phase.run_search(config, run, tmp_path / "slow", data, params, progress)
+    found = search(prepared, config, tmp_path / "slow", notes)
     assert [f.subnet for f in found] == [f.subnet for f in plain]
     assert FakeTimer.finals[0] == FakeTimer.finals[1]
     result = json.loads((tmp_path / "slow" / "result.json").read_text())

@@ -17,7 +17,7 @@ def run(uppers, final, keep=KEEP, most=MOST):
         assert at not in tried
         tried.append(at)
         found = final(at)
-        finals.made(at, uppers[at], found, found <= 1)
+        finals.made(at, uppers[at], found)
         if found <= 1:
             passed.append(at)
     return tried, sorted(passed)[:keep]
