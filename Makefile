@@ -32,10 +32,11 @@ test: $(DEV_STAMP)  ## the tests
 test-slow: $(DEV_STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-lint: $(DEV_STAMP)  ## ruff (format and lint) and pyright
+lint: $(DEV_STAMP)  ## ruff (format and lint), pyright, and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
 
 format: $(DEV_STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff format .

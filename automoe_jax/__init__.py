@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from automoe_jax.system.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from automoe_jax.decoding.translator import Translator as Translator
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

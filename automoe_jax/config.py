@@ -10,15 +10,38 @@ from typing import Any, get_args
 from ml_collections import ConfigDict
 
 from automoe_jax.architecture.space import SearchSpace
-from automoe_jax.data.corpus import DataConfig
-from automoe_jax.data.tokenizers.base import TokenizerConfig
+from automoe_jax.data.config import DataConfig
+from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.decoding.config import ExportConfig
-from automoe_jax.latency.process import LatencyConfig
-from automoe_jax.pipeline_config import PipelineConfig
+from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.predictor.config import PredictorConfig
 from automoe_jax.search.config import SearchConfig
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """What `launch/pipeline.py` does between and after the phases.
+
+    Attributes:
+      finalists: best subnets of the search that are trained; the better one is kept.
+      inherit: whether they start from the supernet's weights; the paper trains them from scratch.
+      valid_sentences: validation sentences to choose between finalists on; 0 for all.
+      test_sentences: test sentences to report BLEU on; 0 for all.
+    """
+
+    finalists: int = 2
+    inherit: bool = False
+    valid_sentences: int = 0
+    test_sentences: int = 0
+
+    def __post_init__(self):
+        if self.finalists < 1:
+            raise UserError(f"pipeline.finalists is {self.finalists}; at least 1 is needed")
+        for name in ("valid_sentences", "test_sentences"):
+            if getattr(self, name) < 0:
+                raise UserError(f"pipeline.{name} is {getattr(self, name)}; it cannot be negative")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,7 +90,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
-    from automoe_jax.data.tokenizers import base as tokenizers  # noqa: PLC0415
+    from automoe_jax.data.tokenizers import loading as tokenizers  # noqa: PLC0415
     from automoe_jax.decoding.batching import BATCH_TOKENS  # noqa: PLC0415
 
     english, german = texts("en"), texts("de")

@@ -65,7 +65,7 @@ def main():
 
     start = time.monotonic()
     params = phases.random_weights(config, vocab_sizes)
-    inherited = phases.Inherited(config, folder, params, "random")
+    inherited = phases.SupernetExporter(config, folder, params, "random")
     path = folder / phases.LATENCY_MODEL
     measurements = path.with_suffix(".measurements")
     begun = measurements.exists()

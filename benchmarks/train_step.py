@@ -23,11 +23,11 @@ from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
-from automoe_jax.model.transformer import choices_of
+from automoe_jax.model.transformer import supernet_static
 from automoe_jax.system import malloc as huge_pages
 from automoe_jax.training import loop, optimizer, parallel, sampling
 from automoe_jax.training.config import ModelConfig, TrainingConfig
-from automoe_jax.training.loop import Trained
+from automoe_jax.training.loop import TrainingTarget
 from automoe_jax.training.step import make_train_step
 
 # Adam: reads gradient, weight and both moments, writes the last three, in fp32.
@@ -61,10 +61,10 @@ def useful_flop(subnet: Subnet, rows: int, length: int, vocab_size: int) -> floa
 class Step:
     """A compiled train step."""
 
-    def __init__(self, trained: Trained, config: TrainingConfig, masked: bool):
+    def __init__(self, trained: TrainingTarget, config: TrainingConfig, masked: bool):
         module = trained.module()
         if masked:
-            module = module.clone(choices=choices_of(trained.space, masked=True))
+            module = module.clone(choices=supernet_static(trained.space, masked=True))
         step = make_train_step(
             module, optimizer.make(config), config.label_smoothing, config.load_balance
         )
@@ -114,7 +114,7 @@ def main():
 
     space = SearchSpace()
     config = TrainingConfig()
-    trained = Trained(space, (args.vocab_size, args.vocab_size), ModelConfig())
+    trained = TrainingTarget(space, (args.vocab_size, args.vocab_size), ModelConfig())
     state = parallel.replicate(loop.initial_state(trained, config, 0), consume=True)
     n_params = sum(x.size for x in jax.tree.leaves(state.params))
     rng = np.random.default_rng(0)
@@ -230,7 +230,7 @@ def _compilations(space: SearchSpace, count: int) -> dict[str, int]:
         space, qkv_dim=32, encoder_embed_dims=(32, 40), decoder_embed_dims=(32, 40),
         encoder_ffn_dims=(16, 32, 48), decoder_ffn_dims=(16, 32, 48),
     )  # fmt: skip
-    trained, config = Trained(small, (64, 64), ModelConfig()), TrainingConfig()
+    trained, config = TrainingTarget(small, (64, 64), ModelConfig()), TrainingConfig()
     step = Step(trained, config, masked=False)
     state = parallel.replicate(loop.initial_state(trained, config, 0))
     ids = np.full((1, 1, 2, 5), 7, np.int32)

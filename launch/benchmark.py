@@ -11,7 +11,10 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from automoe_jax.latency.process import LatencyConfig, Timer, kernels_used, ratio, summarise
+from automoe_jax.latency.config import LatencyConfig
+from automoe_jax.latency.kernels import kernels_used
+from automoe_jax.latency.process import Timer
+from automoe_jax.latency.statistics import ratio, summarise
 from automoe_jax.system import files, machine
 from automoe_jax.system.errors import UserError
 

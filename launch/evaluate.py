@@ -84,7 +84,7 @@ def main():
 
 def _split():
     """A split of the corpus of `--workdir`, as its manifest describes it."""
-    from automoe_jax.data.corpus import DataConfig  # noqa: PLC0415
+    from automoe_jax.data.config import DataConfig  # noqa: PLC0415
     from automoe_jax.phases import prepare  # noqa: PLC0415
     from automoe_jax.phases import run as phases  # noqa: PLC0415
     from automoe_jax.system import workdir  # noqa: PLC0415

@@ -48,7 +48,7 @@ def main():
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from automoe_jax.data.tokenizers import base as tokenizers  # noqa: PLC0415
+    from automoe_jax.data.tokenizers import loading as tokenizers  # noqa: PLC0415
     from automoe_jax.model.extract import extract  # noqa: PLC0415
     from automoe_jax.phases import run as phases  # noqa: PLC0415
     from automoe_jax.published import subnet_files  # noqa: PLC0415

@@ -67,7 +67,7 @@ def main():
         params, _ = phases.supernet_params(config, run, vocab_sizes)
         params = jax.tree.map(np.asarray, params)
     path = Path(_OUT.value) if _OUT.value else run / phases.LATENCY_MODEL
-    inherited = phases.Inherited(config, run, params, "timing")
+    inherited = phases.SupernetExporter(config, run, params, "timing")
     model = phases.fit_latency_model(config, run, inherited, vocab_sizes, path, progress)
     about = {"file": str(path), **_about(model)}
     if _JSON.value:

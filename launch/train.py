@@ -36,7 +36,7 @@ def main():
     common.set_jax_defaults()
     config = common.load_config(_CONFIG)
     _join()
-    from automoe_jax.data.tokenizers import base as tokenizers  # noqa: PLC0415
+    from automoe_jax.data.tokenizers import loading as tokenizers  # noqa: PLC0415
     from automoe_jax.phases import dry_run  # noqa: PLC0415
     from automoe_jax.phases import run as phases  # noqa: PLC0415
     from automoe_jax.published import subnet_files  # noqa: PLC0415

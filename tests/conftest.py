@@ -23,11 +23,11 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from automoe_jax.architecture.active import to_choice
+from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model import stacked
-from automoe_jax.model.transformer import Transformer, choices_of
+from automoe_jax.model.transformer import Transformer, supernet_static
 from automoe_jax.system import compile_cache
 
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True, print_blob=True)
@@ -110,7 +110,7 @@ def supernet_of(space: SearchSpace, dropout: float = 0.0, masked: bool = False) 
         hull.decoder.embed_dim,
         dropout=dropout,
         attention_dropout=dropout,
-        choices=choices_of(space, masked),
+        choices=supernet_static(space, masked),
         share_embeddings=space.share_embeddings,
     )
 
@@ -145,7 +145,7 @@ def random_params(space: SearchSpace, seed: int = 0, scale: float = 0.3):
     hull = space.hull()
     ids = np.full((1, 2), 4, np.int32)
     abstract = jax.eval_shape(
-        lambda: supernet_of(space).init(jax.random.key(0), ids, ids, to_choice(hull, hull))
+        lambda: supernet_of(space).init(jax.random.key(0), ids, ids, to_active(hull, hull))
     )["params"]
     rng = np.random.default_rng(seed)
     return jax.tree.map(

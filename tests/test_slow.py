@@ -16,7 +16,7 @@ from conftest import ROOT, config_file
 from programs import launch
 
 from automoe_jax.data import tokens
-from automoe_jax.data.tokenizers import base as tokenizers
+from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.published import subnet_files
 from automoe_jax.system import workdir
 from automoe_jax.training import metrics

@@ -1,4 +1,4 @@
-"""`Choice`: a subnet as small integer arrays, an argument of the compiled supernet."""
+"""`ActiveSubnet`: a subnet as small integer arrays, an argument of the compiled supernet."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from automoe_jax.architecture.subnet import Subnet
 Array = np.ndarray | jax.Array
 
 
-class LayerChoice(NamedTuple):
+class ActiveStack(NamedTuple):
     """Choices of the layers of one stack. L layers of the supernet, E experts.
 
     `heads_L` is the self-attention's; `cross_*` are zero-length for the encoder. Entries beyond
@@ -28,27 +28,27 @@ class LayerChoice(NamedTuple):
     top_k_L: Array
 
 
-class Choice(NamedTuple):
+class ActiveSubnet(NamedTuple):
     """A subnet in a form of fixed shapes; a pytree of int32 arrays."""
 
-    encoder: LayerChoice
-    decoder: LayerChoice
+    encoder: ActiveStack
+    decoder: ActiveStack
 
 
-def to_choice(subnet: Subnet, hull: Subnet) -> Choice:
+def to_active(subnet: Subnet, hull: Subnet) -> ActiveSubnet:
     """The arrays of a subnet.
 
     Args:
       subnet: an architecture that fits into `hull`.
       hull: `SearchSpace.hull()`; gives the shapes.
     """
-    return Choice(
+    return ActiveSubnet(
         _stack(subnet.encoder, hull.encoder, "heads"),
         _stack(subnet.decoder, hull.decoder, "self_heads"),
     )
 
 
-def _stack(stack, hull, heads_field: str) -> LayerChoice:
+def _stack(stack, hull, heads_field: str) -> ActiveStack:
     n_layers = len(hull.layers)
     n_experts = max(len(layer.experts) for layer in hull.layers)
 
@@ -61,7 +61,7 @@ def _stack(stack, hull, heads_field: str) -> LayerChoice:
     sizes_LE = np.zeros((n_layers, n_experts), np.int32)
     for i, layer in enumerate(stack.layers):
         sizes_LE[i, : len(layer.experts)] = layer.experts
-    return LayerChoice(
+    return ActiveStack(
         depth=np.asarray(len(stack.layers), np.int32),
         embed_dim=np.asarray(stack.embed_dim, np.int32),
         heads_L=column(lambda x: getattr(x, heads_field)),
@@ -73,10 +73,10 @@ def _stack(stack, hull, heads_field: str) -> LayerChoice:
     )
 
 
-def layer_row(choice: LayerChoice, i: Array | int) -> LayerChoice:
+def layer_row(choice: ActiveStack, i: Array | int) -> ActiveStack:
     """The choice of layer `i`: what has a layer axis loses it."""
     fields = {
         name: value[i] if name.endswith(("_L", "_LE")) and value.shape[0] else value
         for name, value in choice._asdict().items()
     }
-    return LayerChoice(**fields)
+    return ActiveStack(**fields)

@@ -45,7 +45,6 @@ from automoe_jax.decoding.weights import (
 )
 from automoe_jax.decoding.xla_engine import Spec
 from automoe_jax.model.extract import Params
-from automoe_jax.published import subnet_files
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 
@@ -104,7 +103,7 @@ def export(
             path = temporary / PROGRAM.format(n_beams, kind)
             path.write_bytes(program(engine, weights, spec, vocab_sizes[1], n_beams, platforms))
     weight_file.save(temporary / WEIGHTS, packed)
-    subnet_files.save(spec.subnet, temporary / "subnet.json")
+    files.write_json(temporary / "subnet.json", to_json(spec.subnet))
     if tokenizer is not None:
         shutil.copytree(tokenizer, temporary / "tokenizer")
     workdir.write(

@@ -19,7 +19,7 @@ from jax import export as jax_export
 from automoe_jax.architecture import subnet
 from automoe_jax.architecture.ids import EOS_ID
 from automoe_jax.architecture.subnet import Subnet
-from automoe_jax.data.tokenizers import base as tokenizers
+from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.decoding import native, weight_file
 from automoe_jax.decoding.batching import BATCH_TOKENS, MAX_SOURCE, Batch, batches, stragglers

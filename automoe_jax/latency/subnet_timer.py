@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from automoe_jax.architecture.subnet import Subnet
-from automoe_jax.latency.process import Latency, LatencyConfig, Timer, interval, ratio, summarise
+from automoe_jax.latency.config import LatencyConfig
+from automoe_jax.latency.process import Timer
+from automoe_jax.latency.statistics import Latency, interval, ratio, summarise
 
 # Writes an export of a subnet for one beam size.
 ExportForTiming = Callable[[Subnet, Path, int], None]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 from flax import linen as nn
 
-from automoe_jax.architecture.active import Array, LayerChoice
+from automoe_jax.architecture.active import ActiveStack, Array
 from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer
 from automoe_jax.model.attention import Attention, Segments
 from automoe_jax.model.experts import Experts, Routing
@@ -109,7 +109,7 @@ class Block(nn.Module):
         memory: Memory | None,
         rate: Array | float,
         bits: Bits,
-        row: LayerChoice | None = None,
+        row: ActiveStack | None = None,
         active: Width | None = None,
     ) -> jax.Array:
         """The attention sublayers.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.architecture.active import Array, LayerChoice
+from automoe_jax.architecture.active import ActiveStack, Array
 from automoe_jax.model import stacked
 from automoe_jax.model.attention import Segments
 from automoe_jax.model.block import Bits, Block, Memory, Spec, layer_bits
@@ -70,7 +70,7 @@ class Elastic:
         """Dropout at a width."""
         return self.dropout * dim / self.base_dim
 
-    def active_experts(self, row: LayerChoice, layer: Array) -> Active:
+    def active_experts(self, row: ActiveStack, layer: Array) -> Active:
         """Where a layer's experts are."""
         slot = max(self.ffn_dims)
         base = jnp.array(stacked.rows_of(self.experts), jnp.int32)[layer]
@@ -84,7 +84,7 @@ class Elastic:
 class Context(NamedTuple):
     """What all layers share and nothing is differentiated by."""
 
-    choice: LayerChoice
+    choice: ActiveStack
     self_mask_BTT: jax.Array
     real_BT: jax.Array
     memory_real_BS: jax.Array | None
@@ -97,7 +97,7 @@ def bits_of(elastic: Elastic, context: Context, layer, x_BTD, memory: Memory | N
     return layer_bits(elastic.most, key, x_BTD, memory)
 
 
-def memory_of(elastic: Elastic, memory_PBSD, context: Context, row: LayerChoice, gated: bool):
+def memory_of(elastic: Elastic, memory_PBSD, context: Context, row: ActiveStack, gated: bool):
     if memory_PBSD is None:
         return None
     assert context.memory_real_BS is not None
@@ -114,7 +114,7 @@ def memory_of(elastic: Elastic, memory_PBSD, context: Context, row: LayerChoice,
 def attend(
     elastic: Elastic,
     context: Context,
-    row: LayerChoice,
+    row: ActiveStack,
     bits: Bits,
     gated: bool,
     active: Width | None,
@@ -143,7 +143,7 @@ def attend(
 
 def finish(
     elastic: Elastic,
-    row: LayerChoice,
+    row: ActiveStack,
     expert_NK: jax.Array,
     bits: Bits,
     active: Width | None,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from automoe_jax.architecture.active import Array, Choice
+from automoe_jax.architecture.active import ActiveSubnet, Array
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
@@ -45,7 +45,7 @@ class Output(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Choices:
+class SupernetStatic:
     """The static side of a supernet: what its compiled program is specialised for.
 
     Attributes:
@@ -63,9 +63,9 @@ class Choices:
     backend: str = ""
 
 
-def choices_of(space: SearchSpace, masked: bool = False, backend: str = "") -> Choices:
+def supernet_static(space: SearchSpace, masked: bool = False, backend: str = "") -> SupernetStatic:
     """Those of a search space."""
-    return Choices(
+    return SupernetStatic(
         tuple(sorted(set(space.encoder_embed_dims))),
         tuple(sorted(set(space.decoder_embed_dims))),
         tuple(sorted(set(space.encoder_ffn_dims))),
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
     decoder_base_dim: int
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    choices: Choices | None = None
+    choices: SupernetStatic | None = None
     share_embeddings: str = "all"
 
     def setup(self):
@@ -209,7 +209,7 @@ class Transformer(nn.Module):
         self,
         source_BS: jax.Array,
         target_in_BT: jax.Array,
-        choice: Choice | None = None,
+        choice: ActiveSubnet | None = None,
         key: jax.Array | None = None,
     ) -> Output:
         """A teacher-forced pass.
@@ -273,7 +273,7 @@ class Transformer(nn.Module):
 
     # --- a supernet --------------------------------------------------------------------------
 
-    def _encode_elastic(self, source_BS, choice: Choice, key) -> StackOutput:
+    def _encode_elastic(self, source_BS, choice: ActiveSubnet, key) -> StackOutput:
         dim, base_dim = self.arch.encoder.embed_dim, self.encoder_base_dim
         real_BS = source_BS != PAD_ID
         keys = self._keys(key, "encoder")
@@ -286,7 +286,7 @@ class Transformer(nn.Module):
         return encoder(x_BSD, None, context)
 
     def _decode_elastic(
-        self, target_in_BT, encoded: StackOutput, source_BS, choice: Choice, key
+        self, target_in_BT, encoded: StackOutput, source_BS, choice: ActiveSubnet, key
     ) -> StackOutput:
         dim, base_dim = self.arch.decoder.embed_dim, self.decoder_base_dim
         keys = self._keys(key, "decoder")

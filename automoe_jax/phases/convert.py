@@ -6,9 +6,10 @@ from pathlib import Path
 
 from automoe_jax.architecture.subnet import Subnet, to_json
 from automoe_jax.config import RunConfig
-from automoe_jax.data.tokenizers import base as tokenizers
+from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import token_ids
-from automoe_jax.data.tokenizers.base import Tokenizer, TokenizerConfig
+from automoe_jax.data.tokenizers.base import Tokenizer
+from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.model.extract import extract
 from automoe_jax.phases import prepare
 from automoe_jax.phases import run as phases

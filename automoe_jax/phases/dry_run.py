@@ -11,7 +11,7 @@ from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.config import RunConfig
 from automoe_jax.system.progress import Progress
 from automoe_jax.training import loop, optimizer, parallel, sampling
-from automoe_jax.training.loop import Trained
+from automoe_jax.training.loop import TrainingTarget
 from automoe_jax.training.step import make_train_step
 
 # Sentence length of the batch that is compiled for: the paper's.
@@ -29,7 +29,7 @@ def describe(
       subnet: to train; None for the supernet.
       progress: told that it compiles.
     """
-    what = Trained(config.space, vocab_sizes, config.model, subnet)
+    what = TrainingTarget(config.space, vocab_sizes, config.model, subnet)
     training = config.training if subnet is None else config.subnet_training
     share = parallel.share()
     n_micro = loop.micro_batches(training, share.n_devices)

@@ -15,8 +15,9 @@ from automoe_jax.architecture.subnet import Subnet, from_json, short_name, to_js
 from automoe_jax.config import RunConfig
 from automoe_jax.decoding import evaluation as evaluate
 from automoe_jax.decoding.translator import Translator
-from automoe_jax.latency.process import Timer, ratio, summarise
+from automoe_jax.latency.process import Timer
 from automoe_jax.latency.records import History
+from automoe_jax.latency.statistics import ratio, summarise
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import approximation, prepare, search_result
 from automoe_jax.phases import run as phases
@@ -181,7 +182,7 @@ def _compare(
     if found["random"]["first"] is not None:
         subnets["random within the limit"] = from_json(found["random"]["first"])
     subnets["searched"] = chosen
-    inherited = phases.Inherited(config, path, params, "supernet")
+    inherited = phases.SupernetExporter(config, path, params, "supernet")
     beam = _beam(config)
     folders = {name: path / REPORT / ".exports" / name.split()[0] for name in subnets}
     for name, folder in folders.items():

@@ -1,6 +1,5 @@
 """The first phase: corpus, tokenizer and token ids in a workdir."""
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -8,23 +7,15 @@ import jax
 from jax.experimental import multihost_utils
 
 from automoe_jax.data import tokens
-from automoe_jax.data.corpus import DataConfig, Split, open_corpus
-from automoe_jax.data.tokenizers import base as tokenizers
+from automoe_jax.data.config import DataConfig
+from automoe_jax.data.corpus import Split, open_corpus
+from automoe_jax.data.prepared import PreparedData
+from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import sentence_piece, token_ids
-from automoe_jax.data.tokenizers.base import Tokenizer, TokenizerConfig
-from automoe_jax.data.tokens import TokenPairs
+from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What training and search read."""
-
-    tokenizer: Tokenizer
-    train: TokenPairs
-    valid: TokenPairs
 
 
 def prepare(
@@ -33,7 +24,7 @@ def prepare(
     workdir: Path,
     progress: Progress,
     tokenizer_from: Path | None = None,
-) -> Prepared:
+) -> PreparedData:
     """Makes what is missing of `corpus/`, `tokenizer/` and `tokens/`, and opens it.
 
     On a pod the first process makes it and the others wait; they share the workdir.
@@ -48,7 +39,7 @@ def prepare(
         _make(data, tokenizer, workdir, progress, tokenizer_from)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("prepare")
-    prepared = Prepared(
+    prepared = PreparedData(
         tokenizers.load(workdir / "tokenizer"),
         *(tokens.load(workdir / "tokens" / name) for name in ("train", "valid")),
     )

@@ -12,9 +12,9 @@ from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet, short_name, to_json
 from automoe_jax.config import RunConfig
+from automoe_jax.data.prepared import PreparedData
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import run as phases
-from automoe_jax.phases.prepare import Prepared
 from automoe_jax.predictor import scores
 from automoe_jax.report import plots
 from automoe_jax.system import files, workdir
@@ -115,7 +115,7 @@ def rank(
     config: RunConfig,
     run: Path,
     out: str,
-    data: Prepared,
+    data: PreparedData,
     params: Params,
     step: int,
     count: int,
@@ -173,7 +173,7 @@ def rank(
     return result
 
 
-def _loss(config: RunConfig, run: Path, out: str, data: Prepared) -> float:
+def _loss(config: RunConfig, run: Path, out: str, data: PreparedData) -> float:
     params, subnet, _ = phases.subnet_params(config, run, out)
     what = phases.trained(config, data.tokenizer.vocab_sizes, subnet)
     evaluator = loop.Evaluator(what, data.valid, config.subnet_training, 0)

@@ -13,12 +13,12 @@ from jax.experimental import multihost_utils
 from automoe_jax.architecture.subnet import Subnet, from_json, to_json
 from automoe_jax.config import RunConfig
 from automoe_jax.data import lexicon, tokens
-from automoe_jax.data.corpus import DataConfig
-from automoe_jax.data.tokenizers import base as tokenizers
+from automoe_jax.data.config import DataConfig
+from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.decoding import evaluation as evaluate
 from automoe_jax.decoding.export import export, random_params
 from automoe_jax.decoding.xla_engine import Spec
-from automoe_jax.latency.process import kernels_used
+from automoe_jax.latency.kernels import kernels_used
 from automoe_jax.latency.records import HISTORY, MEASUREMENTS
 from automoe_jax.model.extract import Params, extract
 from automoe_jax.phases import prepare
@@ -29,7 +29,7 @@ from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
 from automoe_jax.training import loop
-from automoe_jax.training.loop import Trained
+from automoe_jax.training.loop import TrainingTarget
 
 SUPERNET, SUBNET, SEARCH, EXPORT = "supernet", "subnet", "search", "export"
 CHOSEN = "chosen.json"  # in subnet/, which finalist the pipeline keeps
@@ -79,7 +79,7 @@ def _claim(folder: Path, kind: str, content: dict[str, Any], begun: bool):
 
 def prepare_run(
     config: RunConfig, run: Path, progress: Progress, init_from: Path | None = None
-) -> prepare.Prepared:
+) -> prepare.PreparedData:
     """Corpus, tokenizer and token ids.
 
     Args:
@@ -120,8 +120,8 @@ def claim_search(config: RunConfig, folder: Path, step: int | None):
 
 def trained(
     config: RunConfig, vocab_sizes: tuple[int, int], subnet: Subnet | None = None
-) -> Trained:
-    return Trained(config.space, vocab_sizes, config.model, subnet)
+) -> TrainingTarget:
+    return TrainingTarget(config.space, vocab_sizes, config.model, subnet)
 
 
 def train_supernet(config: RunConfig, run: Path, progress: Progress):
@@ -344,7 +344,7 @@ def export_random(config: RunConfig, subnet: Subnet, folder: Path, vocab_sizes: 
 def latency_model(
     config: RunConfig,
     run: Path,
-    inherited: "Inherited",
+    inherited: "SupernetExporter",
     vocab_sizes: tuple[int, int],
     progress: Progress,
 ) -> LatencyModel:
@@ -374,7 +374,7 @@ def latency_model(
 def fit_latency_model(
     config: RunConfig,
     run: Path,
-    inherited: "Inherited",
+    inherited: "SupernetExporter",
     vocab_sizes: tuple[int, int],
     path: Path,
     progress: Progress,
@@ -409,7 +409,7 @@ def fit_latency_model(
     return model
 
 
-class Inherited:
+class SupernetExporter:
     """Exports subnets with the supernet's weights, for timing and comparing."""
 
     def __init__(self, config: RunConfig, run: Path, params: Params, origin: str):

@@ -11,8 +11,9 @@ import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet, short_name, to_json
 from automoe_jax.config import RunConfig
+from automoe_jax.data.prepared import PreparedData
 from automoe_jax.decoding import evaluation as evaluate
-from automoe_jax.latency.process import GOLD_RUNS
+from automoe_jax.latency.config import GOLD_RUNS
 from automoe_jax.latency.records import History
 from automoe_jax.latency.subnet_timer import SubnetTimer, Verdict
 from automoe_jax.model.extract import Params
@@ -20,7 +21,6 @@ from automoe_jax.phases import prepare, search_result
 from automoe_jax.phases import run as phases
 from automoe_jax.phases.costs import HOW, Counted
 from automoe_jax.phases.objectives import Loss, Objective, Text
-from automoe_jax.phases.prepare import Prepared
 from automoe_jax.predictor.latency_source import NAME, LatencySource
 from automoe_jax.predictor.model import LatencyModel
 from automoe_jax.published import subnet_files
@@ -52,7 +52,7 @@ def run_search(
     config: RunConfig,
     run: Path,
     folder: Path,
-    data: Prepared,
+    data: PreparedData,
     params: Params,
     progress: Progress,
 ) -> list[Found]:
@@ -91,7 +91,7 @@ class Search:
         config: RunConfig,
         run: Path,
         folder: Path,
-        data: Prepared,
+        data: PreparedData,
         params: Params,
         progress: Progress,
     ):
@@ -104,11 +104,13 @@ class Search:
         self.counted = Counted(self.space, config.export, data.tokenizer.vocab_sizes)
         trained = phases.trained(config, data.tokenizer.vocab_sizes)
         self.scorer = PopulationScorer(trained, config.training, params)
-        inherited = phases.Inherited(config, run, params, "supernet")
+        inherited = phases.SupernetExporter(config, run, params, "supernet")
         self.objective = self._objective(inherited, run, data)
         self.latency = self._latency(inherited, run, data) if self.search.needs_latency else None
 
-    def _objective(self, inherited: phases.Inherited, run: Path, data: Prepared) -> Objective:
+    def _objective(
+        self, inherited: phases.SupernetExporter, run: Path, data: PreparedData
+    ) -> Objective:
         if self.search.objective == "loss":
             return Loss(self.scorer, data.valid, self.search.eval_pairs)
         valid = prepare.corpus_split(self.config.data, run, "valid")
@@ -124,7 +126,9 @@ class Search:
             beam,
         )
 
-    def _latency(self, inherited: phases.Inherited, run: Path, data: Prepared) -> LatencySource:
+    def _latency(
+        self, inherited: phases.SupernetExporter, run: Path, data: PreparedData
+    ) -> LatencySource:
         mode = self.search.latency
 
         def make_model() -> LatencyModel:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from automoe_jax import __version__
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet, to_json
 from automoe_jax.latency import subnet_timer as timing
-from automoe_jax.latency.process import LatencyConfig, available_cpus, kernels_used
+from automoe_jax.latency.config import LatencyConfig
+from automoe_jax.latency.kernels import kernels_used
+from automoe_jax.latency.process import available_cpus
 from automoe_jax.latency.records import History
 from automoe_jax.latency.subnet_timer import GROUP, ExportForTiming, SubnetTimer
 from automoe_jax.predictor import design, features, regression
@@ -21,6 +22,7 @@ from automoe_jax.predictor.scores import agreement
 from automoe_jax.system import machine
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
+from automoe_jax.system.version import __version__
 
 LATENCY = "latency_ms"
 # What a latency is off by although its runs agree: subnets lie differently in memory.

@@ -11,8 +11,8 @@ import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet, from_json
 from automoe_jax.latency import subnet_timer as timing
-from automoe_jax.latency.process import Latency
 from automoe_jax.latency.records import History
+from automoe_jax.latency.statistics import Latency
 from automoe_jax.latency.subnet_timer import SubnetTimer, Verdict
 from automoe_jax.predictor.fit import LATENCY as NAME
 from automoe_jax.predictor.model import LatencyModel

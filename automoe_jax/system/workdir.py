@@ -8,9 +8,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from automoe_jax import __version__
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
+from automoe_jax.system.version import __version__
 
 VERSION = 1
 MANIFEST = "manifest.json"

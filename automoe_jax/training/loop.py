@@ -12,15 +12,15 @@ import jax
 import numpy as np
 
 from automoe_jax.architecture import counts as complexity
-from automoe_jax.architecture.active import Choice, to_choice
+from automoe_jax.architecture.active import ActiveSubnet, to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data import batches as batching
 from automoe_jax.data.plan import Plan, choose_buckets
+from automoe_jax.data.prepared import PreparedData
 from automoe_jax.data.tokens import Side, TokenPairs
 from automoe_jax.model.extract import extract
-from automoe_jax.model.transformer import Transformer, choices_of
-from automoe_jax.phases.prepare import Prepared
+from automoe_jax.model.transformer import Transformer, supernet_static
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
 from automoe_jax.training import optimizer, parallel, sampling
@@ -33,7 +33,7 @@ CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainingTarget:
     """What `train` trains: the whole space, or one subnet of it."""
 
     space: SearchSpace
@@ -64,16 +64,16 @@ class Trained:
             decoder_base_dim=hull.decoder.embed_dim,
             dropout=self.model.dropout,
             attention_dropout=self.model.attention_dropout,
-            choices=choices_of(self.space) if self.subnet is None else None,
+            choices=supernet_static(self.space) if self.subnet is None else None,
             share_embeddings=self.space.share_embeddings,
         )
 
-    def choice(self, subnet: Subnet) -> Choice | None:
+    def choice(self, subnet: Subnet) -> ActiveSubnet | None:
         """The choice that runs a subnet in the module."""
-        return None if self.subnet is not None else to_choice(subnet, self.hull)
+        return None if self.subnet is not None else to_active(subnet, self.hull)
 
 
-def initial_state(trained: Trained, config: TrainingConfig, seed: int) -> TrainState:
+def initial_state(trained: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
     """Fresh weights with the supernet's fans; a subnet takes its part of a fresh supernet."""
     whole = dataclasses.replace(trained, subnet=None)
     tx = optimizer.make(config)
@@ -88,7 +88,7 @@ def with_params(state: TrainState, params: Any, config: TrainingConfig) -> Train
     return TrainState(state.step, params, optimizer.make(config).init(params))
 
 
-def abstract_state(trained: Trained, config: TrainingConfig, seed: int) -> TrainState:
+def abstract_state(trained: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
     """Shapes and dtypes of the state; nothing is allocated."""
     return jax.eval_shape(lambda: initial_state(trained, config, seed))
 
@@ -108,7 +108,7 @@ def check_shapes(params: Any, abstract: Any):
         raise ValueError(f"the shapes of {', '.join(wrong)} are not those of the model")
 
 
-def load_params(trained: Trained, config: TrainingConfig, folder: Path) -> tuple[Any, int]:
+def load_params(trained: TrainingTarget, config: TrainingConfig, folder: Path) -> tuple[Any, int]:
     """The newest parameters in a run's folder, as NumPy, and their step.
 
     Raises:
@@ -149,7 +149,7 @@ def micro_batches(config: TrainingConfig, n_devices: int) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def _mapped_eval_step(trained: Trained):
+def _mapped_eval_step(trained: TrainingTarget):
     """Kept, so that training and search of one process share its compilations."""
     return parallel.map_eval_step(make_eval_step(trained.module()))
 
@@ -157,7 +157,9 @@ def _mapped_eval_step(trained: Trained):
 class Evaluator:
     """Validation loss of subnets with the weights at hand: one compilation per batch shape."""
 
-    def __init__(self, trained: Trained, pairs: TokenPairs, config: TrainingConfig, limit: int):
+    def __init__(
+        self, trained: TrainingTarget, pairs: TokenPairs, config: TrainingConfig, limit: int
+    ):
         self._trained = trained
         self._share = parallel.share()
         self.step = _mapped_eval_step(trained)
@@ -197,11 +199,11 @@ def first_pairs(pairs: TokenPairs, limit: int) -> TokenPairs:
 
 
 def train(
-    trained: Trained,
+    trained: TrainingTarget,
     config: TrainingConfig,
     unit: SamplingConfig,
     seed: int,
-    data: Prepared,
+    data: PreparedData,
     folder: Path,
     progress: Progress,
     init_params: Any | None = None,
@@ -319,7 +321,7 @@ def _numbered(arrays: Iterator[Any], start: int) -> Iterator[tuple[int, Any]]:
     return ((start + i, batch) for i, batch in enumerate(arrays))
 
 
-def _eval_set(trained: Trained, seed: int, config: TrainingConfig) -> dict[str, Subnet]:
+def _eval_set(trained: TrainingTarget, seed: int, config: TrainingConfig) -> dict[str, Subnet]:
     """The subnets whose validation loss is watched, by name."""
     if trained.subnet is not None:
         return {"subnet": trained.subnet}

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from automoe_jax.architecture.active import to_choice
+from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data import batches as batching
 from automoe_jax.data.batches import Share
@@ -16,7 +16,7 @@ from automoe_jax.data.tokens import Side, TokenPairs
 from automoe_jax.system.compile_cache import Compilations
 from automoe_jax.training import parallel
 from automoe_jax.training.config import TrainingConfig
-from automoe_jax.training.loop import Trained
+from automoe_jax.training.loop import TrainingTarget
 from automoe_jax.training.step import batch_loss
 
 # Shapes of batches: each compiles once, and validation sets are small.
@@ -24,7 +24,7 @@ SHAPES = 3
 
 
 @functools.lru_cache(maxsize=4)
-def _mapped_step(trained: Trained):
+def _mapped_step(trained: TrainingTarget):
     """Kept, so that searches of one process share its compilations."""
     module = trained.module()
 
@@ -38,7 +38,7 @@ def _mapped_step(trained: Trained):
 class PopulationScorer:
     """Validation losses of subnets: one compilation per batch shape, whatever their number."""
 
-    def __init__(self, trained: Trained, config: TrainingConfig, params: Any):
+    def __init__(self, trained: TrainingTarget, config: TrainingConfig, params: Any):
         """Puts the weights on the devices.
 
         Args:
@@ -78,7 +78,7 @@ class PopulationScorer:
         for start in range(0, len(subnets), self.at_once):
             group = list(subnets[start : start + self.at_once])
             filled = group + [group[-1]] * (self.at_once - len(group))
-            choices = [to_choice(s, self._trained.hull) for s in filled]
+            choices = [to_active(s, self._trained.hull) for s in filled]
             stacked = jax.tree.map(lambda *xs: np.stack(xs), *choices)
             sums = [self._run(batch, stacked) for batch in batches]
             nll, tokens = (

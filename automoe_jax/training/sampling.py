@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from automoe_jax.architecture.active import Choice, to_choice
+from automoe_jax.architecture.active import ActiveSubnet, to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
@@ -36,10 +36,10 @@ def draw(
     return [[one(d, m) for m in range(n_micro)] for d in range(n_devices)]
 
 
-def stack(subnets: list[list[Subnet]], hull: Subnet, share: Share) -> Choice:
+def stack(subnets: list[list[Subnet]], hull: Subnet, share: Share) -> ActiveSubnet:
     """The choices of this process's devices: arrays with axes (device, micro-batch) in front."""
     local = subnets[share.first_device : share.first_device + share.n_local_devices]
-    choices = [to_choice(s, hull) for row in local for s in row]
+    choices = [to_active(s, hull) for row in local for s in row]
     lead = (len(local), len(local[0]))
     return jax.tree.map(lambda *x: np.stack(x).reshape(lead + np.shape(x[0])), *choices)
 

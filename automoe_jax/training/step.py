@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from automoe_jax.architecture.active import Array, Choice
+from automoe_jax.architecture.active import ActiveSubnet, Array
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.model.transformer import Transformer, output_table
 from automoe_jax.ops.cross_entropy import chunked_cross_entropy
@@ -38,7 +38,10 @@ class StepMetrics(NamedTuple):
 
 
 def init_state(
-    model: Transformer, tx: optax.GradientTransformation, choice: Choice | None, key: jax.Array
+    model: Transformer,
+    tx: optax.GradientTransformation,
+    choice: ActiveSubnet | None,
+    key: jax.Array,
 ) -> TrainState:
     """Fresh parameters and optimizer state of step 0."""
     ids = jnp.full((1, 2), 4, jnp.int32)
@@ -55,7 +58,7 @@ def batch_loss(
     model: Transformer,
     params: Any,
     batch: Batch,
-    choice: Choice | None,
+    choice: ActiveSubnet | None,
     key: jax.Array | None,
     smoothing: float,
 ) -> tuple[LossSums, jax.Array]:
@@ -109,7 +112,7 @@ def make_train_step(
         return gradient, (sums, balance)
 
     def step(
-        state: TrainState, batch: Batch, choices: Choice | None, key: jax.Array
+        state: TrainState, batch: Batch, choices: ActiveSubnet | None, key: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         inputs = (batch, choices, jnp.arange(batch["source"].shape[0]))
@@ -164,7 +167,7 @@ def make_eval_step(model: Transformer) -> Callable[..., LossSums]:
     The function takes (params, batch, choice) with (rows, time) ids; it runs under axis `AXIS`.
     """
 
-    def step(params: Any, batch: Batch, choice: Choice | None) -> LossSums:
+    def step(params: Any, batch: Batch, choice: ActiveSubnet | None) -> LossSums:
         sums, _ = batch_loss(model, params, batch, choice, None, 0.0)
         return _sum_devices(sums)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import elastic_space
 
-from automoe_jax.architecture.active import to_choice
+from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.counts import count
 from automoe_jax.architecture.space import SearchSpace, SpaceError
 from automoe_jax.architecture.subnet import EncoderLayer, SubnetError
@@ -39,7 +39,7 @@ def test_what_is_drawn_is_in_the_space(name, seed):
     for subnet in (a, b, child, mutant, space.largest(), space.smallest()):
         space.validate(subnet)
         assert dataclasses.replace(subnet) == subnet  # passes the checks of Subnet itself
-        to_choice(subnet, space.hull())
+        to_active(subnet, space.hull())
     assert (a, b) == before
 
 

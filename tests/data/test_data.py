@@ -12,11 +12,13 @@ import pytest
 from conftest import shipped_config
 
 from automoe_jax.data import batches, phrases, tokens
-from automoe_jax.data.corpus import DataConfig, open_corpus
+from automoe_jax.data.config import DataConfig
+from automoe_jax.data.corpus import open_corpus
 from automoe_jax.data.phrase_values import KINDS, SPLITS, belongs, draw
 from automoe_jax.data.plan import Plan, choose_buckets
-from automoe_jax.data.tokenizers import base as tokenizers
-from automoe_jax.data.tokenizers.base import Tokenizer, TokenizerConfig
+from automoe_jax.data.tokenizers import loading as tokenizers
+from automoe_jax.data.tokenizers.base import Tokenizer
+from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.data.tokenizers.sentence_piece import train
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.system.errors import UserError

@@ -7,9 +7,9 @@ import pytest
 from bpe_files import ENGLISH, GERMAN, bpe_files
 from sacremoses import MosesTokenizer
 
-from automoe_jax.data.tokenizers import base as tokenizers
 from automoe_jax.data.tokenizers import fairseq_bpe, token_ids
-from automoe_jax.data.tokenizers.base import TokenizerConfig
+from automoe_jax.data.tokenizers import loading as tokenizers
+from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.decoding import evaluation as evaluate
 from automoe_jax.decoding.translator import Hypothesis, Translation
 from automoe_jax.system.errors import UserError

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from automoe_jax.architecture.ids import EOS_ID
 from automoe_jax.data import phrases
 from automoe_jax.data.lexicon import Lexicon
-from automoe_jax.data.tokenizers import base as tokenizers
-from automoe_jax.data.tokenizers.base import TokenizerConfig
+from automoe_jax.data.tokenizers import loading as tokenizers
+from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.data.tokenizers.sentence_piece import train
 from automoe_jax.decoding import beam, native, weight_file
 from automoe_jax.decoding import xla_engine as model

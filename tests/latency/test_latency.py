@@ -10,15 +10,9 @@ from conftest import elastic_space, random_params
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.export import export
 from automoe_jax.decoding.xla_engine import Spec
-from automoe_jax.latency.process import (
-    LatencyConfig,
-    Timer,
-    available_cpus,
-    interval,
-    ratio,
-    summarise,
-    trim,
-)
+from automoe_jax.latency.config import LatencyConfig
+from automoe_jax.latency.process import Timer, available_cpus
+from automoe_jax.latency.statistics import interval, ratio, summarise, trim
 from automoe_jax.latency.subnet_timer import AGAIN, SubnetTimer, speed
 from automoe_jax.model.extract import extract
 from automoe_jax.system.errors import UserError

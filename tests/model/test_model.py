@@ -16,12 +16,12 @@ from conftest import (
     token_batch,
 )
 
-from automoe_jax.architecture.active import to_choice
+from automoe_jax.architecture.active import to_active
 from automoe_jax.model import stacked
 from automoe_jax.model.experts import Routing, load_balance
 from automoe_jax.model.extract import extract
 from automoe_jax.model.layers import position_table, positions, random_bits
-from automoe_jax.model.transformer import choices_of
+from automoe_jax.model.transformer import supernet_static
 from automoe_jax.training.loss import smoothed_cross_entropy
 
 SPACES = {
@@ -98,7 +98,7 @@ def check_mask_equals_slice(space, params, apply, n_subnets):
         real = [src != 1] * len(subnet.encoder.layers) + [tgt != 1] * len(subnet.decoder.layers)
         if router_margin(alone, space, subnet, real) < 1e-4:
             continue  # rounding may choose between such experts: draw again
-        masked = apply(params, src, tgt, to_choice(subnet, hull))
+        masked = apply(params, src, tgt, to_active(subnet, hull))
         scale = np.abs(alone.logits_BTV).max()
         np.testing.assert_allclose(masked.logits_BTV, alone.logits_BTV, atol=1e-5 * scale, rtol=0)
         np.testing.assert_allclose(masked.load_balance, alone.load_balance, rtol=1e-4)
@@ -115,7 +115,7 @@ def test_fresh_weights(width):
     hull = space.hull()
     ids = np.full((1, 2), 4, np.int32)
     init = jax.jit(supernet_of(space).init)
-    params = init(jax.random.key(0), ids, ids, to_choice(hull, hull))["params"]
+    params = init(jax.random.key(0), ids, ids, to_active(hull, hull))["params"]
     layer = jax.tree.map(np.asarray, layers_of(params, space)["decoder"]["layer_0"])
 
     def fans(*values):
@@ -148,7 +148,7 @@ def test_dropout_rate_is_scaled_to_the_width():
     space = elastic_space(encoder_depths=(1,), cross_spans=(1,))
     hull = space.hull()
     for model, choice in (
-        (supernet_of(space, dropout=0.3), to_choice(space.smallest(), hull)),
+        (supernet_of(space, dropout=0.3), to_active(space.smallest(), hull)),
         (dataclasses.replace(standalone_of(space, space.smallest()), dropout=0.3), None),
     ):
         side = None if choice is None else choice.decoder
@@ -172,7 +172,7 @@ def test_loops_equal_masks(backend):
         )  # fmt: skip
     hull, params = space.hull(), jax.tree.map(jnp.asarray, random_params(space))
     models = (
-        dataclasses.replace(supernet_of(space), choices=choices_of(space, backend=backend)),
+        dataclasses.replace(supernet_of(space), choices=supernet_static(space, backend=backend)),
         supernet_of(space, masked=True),
     )
 
@@ -188,7 +188,7 @@ def test_loops_equal_masks(backend):
     rng = np.random.default_rng(7)
     for _ in range(4):
         src, tgt = token_batch(rng)
-        choice = to_choice(space.sample(rng), hull)
+        choice = to_active(space.sample(rng), hull)
         ours, theirs = (f(params, src, tgt, choice) for f in (loops, masks))
         assert float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-5)
         for (path, a), b in zip(
@@ -224,7 +224,7 @@ def test_beyond_the_width_is_zero(supernet):
     space, params, apply = supernet
     subnet = dataclasses.replace(space.smallest())
     src, tgt = token_batch(np.random.default_rng(0))
-    output = apply(params, src, tgt, to_choice(subnet, space.hull()))
+    output = apply(params, src, tgt, to_active(subnet, space.hull()))
     assert not np.asarray(output.encoder_layers[-1])[..., subnet.encoder.embed_dim :].any()
     assert not np.asarray(output.decoder_layers[-1])[..., subnet.decoder.embed_dim :].any()
 
@@ -252,7 +252,7 @@ def check_no_leak(space, params, _):
     rng = np.random.default_rng(1)
     for subnet in [space.smallest(), *(space.sample(rng) for _ in range(4))]:
         src, tgt = token_batch(rng)
-        grads = gradient(params, src, tgt, to_choice(subnet, hull))
+        grads = gradient(params, src, tgt, to_active(subnet, hull))
         # What the subnet uses, as ones among zeros.
         ones = jax.tree.map(np.ones_like, params)
         whole = jax.tree.map(np.array, layers_of(ones, space))
@@ -311,7 +311,7 @@ def test_padding_changes_nothing(supernet):
         src_padded = np.full((3, 9), 1, np.int32)
         src_padded[0, left : left + 6] = short_src[0]
         for subnet in (space.largest(), space.sample(rng)):
-            choice = to_choice(subnet, space.hull())
+            choice = to_active(subnet, space.hull())
             alone = apply(params, short_src, short_tgt, choice).logits_BTV
             padded = apply(params, src_padded, tgt_padded, choice).logits_BTV
             np.testing.assert_allclose(
@@ -325,7 +325,7 @@ def test_future_changes_nothing(supernet):
     src, tgt = token_batch(rng)
     other = tgt.copy()
     other[:, 4:] = rng.integers(4, VOCAB, other[:, 4:].shape)
-    choice = to_choice(space.largest(), space.hull())
+    choice = to_active(space.largest(), space.hull())
     a, b = (np.asarray(apply(params, src, t, choice).logits_BTV) for t in (tgt, other))
     np.testing.assert_allclose(a[:2, :4], b[:2, :4], atol=1e-5 * np.abs(a).max())
     assert np.abs(a[:2, 4:] - b[:2, 4:]).max() > 1e-3
@@ -338,10 +338,10 @@ def test_one_compilation_for_a_thousand_subnets(supernet, compilations):
     src, tgt = token_batch(rng)
     hull = space.hull()
     params = jax.tree.map(jnp.asarray, params)
-    jax.block_until_ready(apply(params, src, tgt, to_choice(space.largest(), hull)))
+    jax.block_until_ready(apply(params, src, tgt, to_active(space.largest(), hull)))
     before = compilations()
     for _ in range(1000):
-        out = apply(params, src, tgt, to_choice(space.sample(rng), hull))
+        out = apply(params, src, tgt, to_active(space.sample(rng), hull))
     jax.block_until_ready(out)
     assert compilations() == before
 
@@ -350,7 +350,7 @@ def test_dropout_follows_the_key_and_the_width():
     space = elastic_space(encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,))
     model, params, hull = supernet_of(space, dropout=0.5), random_params(space), space.hull()
     src, tgt = token_batch(np.random.default_rng(0))
-    choice = to_choice(space.largest(), hull)
+    choice = to_active(space.largest(), hull)
     apply = jax.jit(lambda c, k: model.apply({"params": params}, src, tgt, c, k).logits_BTV)
     a, b, c = (np.asarray(apply(choice, jax.random.key(i))) for i in (0, 0, 1))
     np.testing.assert_array_equal(a, b)

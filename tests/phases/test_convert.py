@@ -20,8 +20,8 @@ from published_spaces import SPACE, SPACES
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import from_json
 from automoe_jax.config import base, resolve
-from automoe_jax.data.tokenizers import base as tokenizers
-from automoe_jax.data.tokenizers.base import TokenizerConfig
+from automoe_jax.data.tokenizers import loading as tokenizers
+from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.decoding import weight_file
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.decoding.weights import unpack
@@ -380,7 +380,7 @@ def test_programs(tmp_path):
         share_embeddings="none", encoder_experts=(1,), decoder_experts=(1,),
         identity_experts=False, encoder_top_k=(1,), decoder_top_k=(1,),
     )  # fmt: skip
-    what = loop.Trained(space, sizes, resolve(base()).model)
+    what = loop.TrainingTarget(space, sizes, resolve(base()).model)
     abstract = loop.abstract_state(what, resolve(base()).training, 0).params
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.5), abstract)

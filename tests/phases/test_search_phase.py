@@ -12,8 +12,8 @@ from tiny import Killed, tiny_config
 
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import from_json
-from automoe_jax.latency.process import summarise
 from automoe_jax.latency.records import History
+from automoe_jax.latency.statistics import summarise
 from automoe_jax.latency.subnet_timer import Measured, Verdict
 from automoe_jax.phases import run as phases
 from automoe_jax.phases import search as search_phase

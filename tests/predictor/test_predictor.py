@@ -12,7 +12,7 @@ from automoe_jax.architecture.subnet import Decoder, DecoderLayer, Encoder, Enco
 from automoe_jax.config import base, resolve
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.weights import pack, prepare, quantize
-from automoe_jax.latency.process import LatencyConfig
+from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.latency.records import History
 from automoe_jax.latency.subnet_timer import Measured
 from automoe_jax.model.extract import extract
@@ -198,7 +198,7 @@ def test_asked_to_fit_again_it_times_again(tmp_path, monkeypatch):
     """A model that is there is of another day or another JAX: its timings are not taken over."""
     monkeypatch.setattr(fit, "SubnetTimer", FakeTimer)
     config = dataclasses.replace(resolve(base()), space=SPACE)
-    inherited = phases.Inherited(config, tmp_path, {}, "nothing")
+    inherited = phases.SupernetExporter(config, tmp_path, {}, "nothing")
     path = tmp_path / "latency_model.json"
     FakeTimer.asked = 0
     for times, predictor in ((1, PredictorConfig(24, 8)), (2, PredictorConfig(24, 8, runs=7))):

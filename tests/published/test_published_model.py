@@ -15,7 +15,7 @@ import pytest
 from conftest import supernet_of
 from published_spaces import SPACES
 
-from automoe_jax.architecture.active import to_choice
+from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.subnet import from_json
 from automoe_jax.decoding import xla_engine as decoder
 from automoe_jax.decoding.weights import prepare
@@ -23,8 +23,9 @@ from automoe_jax.decoding.xla_engine import Spec
 from automoe_jax.model.extract import extract
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.published import checkpoint, state_dict
+from automoe_jax.training.config import OptimizerConfig
 from automoe_jax.training.loss import smoothed_cross_entropy
-from automoe_jax.training.optimizer import OptimizerConfig, rate
+from automoe_jax.training.optimizer import rate
 from automoe_jax.training.step import AXIS, TrainState, make_train_step
 
 CASES = ["A01_largest", "A02_smallest", "A03_enc32_dec16", "A04_enc16_dec32", "A05_frac",
@@ -74,7 +75,7 @@ def test_forward_pass(shared, supernets, name):
     """Logits, the output of every layer, router logits and losses, masked and stand-alone."""
     case = Case(shared, name)
     space, params, apply = supernets(case.info["supernet"])
-    masked = apply(params, case.source, case.target_in, to_choice(case.subnet, space.hull()))
+    masked = apply(params, case.source, case.target_in, to_active(case.subnet, space.hull()))
     own = extract(params, case.subnet, space.hull())
     alone = jax.jit(case.standalone().apply)({"params": own}, case.source, case.target_in)
     real_source, real = case.source != 1, case.target != 1
@@ -159,7 +160,7 @@ def test_gradients(shared, supernets, name):
         theirs = {key: arrays[key] for key in arrays}
 
     batch = (case.source, case.target_in, case.target)
-    masked = gradient_of(model)(params, *batch, to_choice(case.subnet, hull))
+    masked = gradient_of(model)(params, *batch, to_active(case.subnet, hull))
     masked = jax.tree.map(np.asarray, masked)
     ours = state_dict.from_params(masked, space)
     del ours[state_dict.TARGET]  # the same table as the source's
@@ -228,7 +229,7 @@ def test_six_updates(shared, supernets):
     for i, published in enumerate(info["steps"]):
         assert float(rate(config)(i)) == pytest.approx(published["lr"], rel=1e-6)
         subnet = from_json(published["subnet"], 32)
-        choice = to_choice(subnet, space.hull())
+        choice = to_active(subnet, space.hull())
         seeds = published["batch_seeds"]
         assert len(seeds) == 2  # micro-batches
         choices = jax.tree.map(lambda x: np.stack([x, x])[None], choice)

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from automoe_jax.system.errors import UserError
+from automoe_jax.training.config import OptimizerConfig
 from automoe_jax.training.loss import decoder_input, smoothed_cross_entropy
-from automoe_jax.training.optimizer import OptimizerConfig, apply, make, rate
+from automoe_jax.training.optimizer import apply, make, rate
 
 
 def test_label_smoothing_fixture(shared):

@@ -10,11 +10,11 @@ import optax
 import pytest
 from conftest import compiled_once, elastic_space, random_params, supernet_of, token_batch
 
-from automoe_jax.architecture.active import to_choice
+from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.data import tokens
 from automoe_jax.data.batches import Share
-from automoe_jax.phases.prepare import Prepared
+from automoe_jax.data.prepared import PreparedData
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training import loop, metrics, parallel, sampling
@@ -96,7 +96,7 @@ def test_same_subnet_everywhere_is_one_device_with_the_whole_batch(params, four_
     choices = sampling.stack([[subnet]] * 4, HULL, Share(0, 4, 4))
     ours, out = step_gradient(four_devices, params, batch, choices)
     whole = {k: v.reshape(12, -1) for k, v in batch.items()}
-    gradient, sums = single(params, whole, to_choice(subnet, HULL))
+    gradient, sums = single(params, whole, to_active(subnet, HULL))
     assert_close(ours, jax.tree.map(lambda g: np.asarray(g / sums.tokens), gradient))
     assert float(out.loss[0]) == pytest.approx(float(sums.loss / sums.tokens), rel=1e-5)
     assert float(out.target_tokens[0]) == np.sum(batch["target"] != PAD_ID)
@@ -114,7 +114,7 @@ def test_different_subnets_give_the_token_weighted_sum(params, four_devices, sin
     for d in range(4):
         for m in range(n_micro):
             one = {k: v[d, m] for k, v in batch.items()}
-            gradient, sums = single(params, one, to_choice(drawn[d][m], HULL))
+            gradient, sums = single(params, one, to_active(drawn[d][m], HULL))
             total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
             n_tokens += float(sums.tokens)
     assert_close(ours, jax.tree.map(lambda g: np.asarray(g) / n_tokens, total))
@@ -134,7 +134,7 @@ def test_one_compilation_for_a_thousand_subnets(params, compilations):
         drawn = [[SPACE.sample(rng)] for _ in range(4)]
         choices = sampling.stack(drawn, HULL, share)
         state, out = step(state, batch, choices, jax.random.key(i))
-        evaluate(state.params, eval_batch, to_choice(drawn[0][0], HULL))
+        evaluate(state.params, eval_batch, to_active(drawn[0][0], HULL))
         # As in training, few steps on the way: simulated devices lock each other out otherwise.
         jax.block_until_ready(out)
         if i in (0, 249):
@@ -184,7 +184,7 @@ def copy_pairs(n=80) -> tokens.TokenPairs:
     return tokens.TokenPairs(tokens.Side(ids, starts), tokens.Side(ids, starts), {})
 
 
-DATA = Prepared(FakeTokenizer(), copy_pairs(), copy_pairs(20))  # type: ignore[arg-type]
+DATA = PreparedData(FakeTokenizer(), copy_pairs(), copy_pairs(20))  # type: ignore[arg-type]
 
 
 class Killed(Exception):
@@ -212,7 +212,7 @@ class KillAt(Silent):
 
 
 def run_training(folder, progress=None, subnet=None, dropout=0.1, config=CONFIG, **kwargs):
-    trained = loop.Trained(TINY, (64, 64), ModelConfig(dropout, dropout), subnet)
+    trained = loop.TrainingTarget(TINY, (64, 64), ModelConfig(dropout, dropout), subnet)
     loop.train(
         trained, config, SamplingConfig(), 7, DATA, folder, progress or Silent(), **kwargs
     )  # fmt: skip
@@ -249,7 +249,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, cache, tmp_p
     steps = [line["step"] for line in metrics.read(tmp_path)]
     assert steps == sorted(steps)
     a, b = (
-        loop.load_params(loop.Trained(TINY, (64, 64), ModelConfig()), CONFIG, f)[0]
+        loop.load_params(loop.TrainingTarget(TINY, (64, 64), ModelConfig()), CONFIG, f)[0]
         for f in (folder, tmp_path)
     )
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -275,12 +275,12 @@ def test_torn_checkpoint_is_named(uninterrupted, tmp_path):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(UserError, match="6 cannot be read") as e:
-        loop.load_params(loop.Trained(TINY, (64, 64), ModelConfig()), CONFIG, tmp_path)
+        loop.load_params(loop.TrainingTarget(TINY, (64, 64), ModelConfig()), CONFIG, tmp_path)
     assert "\n" not in str(e.value)
 
 
 def test_subnet_inherits_and_trains(uninterrupted, tmp_path):
-    trained = loop.Trained(TINY, (64, 64), ModelConfig())
+    trained = loop.TrainingTarget(TINY, (64, 64), ModelConfig())
     params, step = loop.load_params(trained, CONFIG, uninterrupted[0])
     assert step == CONFIG.steps
     from automoe_jax.model.extract import extract  # noqa: PLC0415

@@ -9,7 +9,8 @@ from pathlib import Path
 import sentencepiece as spm
 
 from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from automoe_jax.data.tokenizers.base import Side, TokenizerConfig, write_folder
+from automoe_jax.data.tokenizers.base import Side, write_folder
+from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.system.errors import UserError
 
 _SPM = "sentencepiece.model"

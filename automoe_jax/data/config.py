@@ -1,0 +1,48 @@
+"""Group `data` of a config."""
+
+import dataclasses
+
+from automoe_jax.system.errors import UserError
+
+KINDS = ("phrases", "parallel_text", "tfds")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from; group `data` of a config.
+
+    Attributes:
+      kind: "phrases" (embedded), "parallel_text" (a folder) or "tfds" (WMT).
+      source_lang, target_lang: codes as in the file names.
+      path: folder with train|valid|test.<lang>[.gz], for "parallel_text".
+      name: `wmt14_translate/de-en`, `wmt14_translate/fr-en` or `wmt19_translate/de-en`, for "tfds".
+      data_dir: folder of TFDS, for "tfds".
+      train_pairs, valid_pairs, test_pairs: sizes, for "phrases".
+      max_length: longest source or target in tokens, eos included; longer pairs are left out of
+        training and validation.
+    """
+
+    kind: str
+    source_lang: str
+    target_lang: str
+    path: str = ""
+    name: str = ""
+    data_dir: str = "~/tensorflow_datasets"
+    train_pairs: int = 50_000
+    valid_pairs: int = 1_000
+    test_pairs: int = 1_000
+    max_length: int = 128
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"data.kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+        if self.path and self.kind != "parallel_text":
+            raise UserError(
+                f"data.path is {self.path!r}, but data.kind is {self.kind}, which has no path; use "
+                "data.kind=parallel_text"
+            )
+        if self.source_lang == self.target_lang:
+            raise UserError(f"data.source_lang and data.target_lang are both {self.source_lang!r}")
+        for name in ("train_pairs", "valid_pairs", "test_pairs", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}; at least 1 is needed")

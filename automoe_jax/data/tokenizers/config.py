@@ -1,0 +1,59 @@
+"""Group `tokenizer` of a config."""
+
+import dataclasses
+
+from automoe_jax.architecture.ids import UNK_ID
+from automoe_jax.system.errors import UserError
+
+KINDS = ("sentencepiece", "bpe", "ids")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Group `tokenizer` of a config.
+
+    Attributes:
+      kind: "sentencepiece", trained on the corpus; "bpe", from `dictionaries` and `bpe_codes`;
+        "ids", for text that is token ids separated by blanks.
+      vocab_size: pieces, special ones included; bpe has what its dictionaries have.
+      character_coverage: share of characters that get a piece; the rest is unknown (sentencepiece).
+      split_digits: every digit its own piece, so that numbers are copied digit by digit
+        (sentencepiece).
+      max_sentences: most lines (source and target) to train on, spread evenly over the corpus
+        (sentencepiece).
+      dictionaries: fairseq's dict.txt, one for both languages or source and target (bpe).
+      bpe_codes: merges that subword-nmt learned (bpe).
+      lowercase: text to lower case, as the IWSLT models want it (bpe).
+    """
+
+    kind: str = "sentencepiece"
+    vocab_size: int = 32_768
+    character_coverage: float = 1.0
+    split_digits: bool = False
+    max_sentences: int = 4_000_000
+    dictionaries: tuple[str, ...] = ()
+    bpe_codes: str = ""
+    lowercase: bool = False
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"tokenizer.kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+        if self.vocab_size <= UNK_ID + 1:
+            raise UserError(f"tokenizer.vocab_size is {self.vocab_size}; at least 5 is needed")
+        if not 0.98 <= self.character_coverage <= 1:
+            raise UserError(
+                f"tokenizer.character_coverage is {self.character_coverage}; allowed: 0.98 to 1"
+            )
+        if self.kind == "bpe":
+            if len(self.dictionaries) not in (1, 2):
+                raise UserError(
+                    f"tokenizer.dictionaries has {len(self.dictionaries)} files; kind bpe needs "
+                    "one dict.txt for both languages, or one for the source and one for the target"
+                )
+            if not self.bpe_codes:
+                raise UserError("tokenizer.bpe_codes is empty; kind bpe needs the file of merges")
+        elif self.dictionaries or self.bpe_codes or self.lowercase:
+            raise UserError(
+                "tokenizer.dictionaries, bpe_codes and lowercase are for kind bpe, but "
+                f"tokenizer.kind is {self.kind}"
+            )

@@ -1,0 +1,82 @@
+"""Statistics of timed runs: trimmed means, intervals and ratios."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Summary of one export's timed runs, in ms."""
+
+    mean_ms: float  # of the runs between the 10 % tails
+    std_ms: float  # of the same runs
+    median_ms: float
+    min_ms: float
+    runs: int
+
+
+def trim(times: npt.ArrayLike) -> np.ndarray:
+    """The times without the lowest and highest 10 %, sorted."""
+    ordered = np.sort(np.asarray(times, float))
+    cut = len(ordered) // 10
+    return ordered[cut : len(ordered) - cut]
+
+
+def summarise(times_ms: Sequence[float]) -> Latency:
+    """The protocol's mean, and what tells how far to trust it."""
+    kept = trim(times_ms)
+    return Latency(
+        mean_ms=float(kept.mean()),
+        std_ms=float(kept.std()),
+        median_ms=float(np.median(times_ms)),
+        min_ms=float(np.min(times_ms)),
+        runs=len(times_ms),
+    )
+
+
+def ratio(
+    times_ms: npt.ArrayLike,
+    base_ms: npt.ArrayLike,
+    seed: int = 0,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """Trimmed mean over trimmed mean of the base, and its interval.
+
+    The two lists are of interleaved runs; rounds are resampled in pairs (bootstrap), so that what
+    slowed both at a moment cancels.
+    """
+    a, b = np.asarray(times_ms, float), np.asarray(base_ms, float)
+    rounds = _resampled(len(a), seed, resamples)
+    ratios = _trimmed_means(a[rounds]) / _trimmed_means(b[rounds])
+    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(trim(a).mean() / trim(b).mean()), float(low), float(high)
+
+
+def interval(times_ms: npt.ArrayLike, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+    """95 % interval of the protocol's mean, by bootstrap."""
+    times = np.asarray(times_ms, float)
+    means = _trimmed_means(times[_resampled(len(times), seed, resamples)])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _resampled(n: int, seed: int, resamples: int) -> np.ndarray:
+    """Indices of bootstrapped runs, a sample a row: blocks of runs that followed each other.
+
+    A machine that is slow at one run is slow at the next; runs drawn one by one would hide that.
+    """
+    block = round(n ** (1 / 3))  # longer ones leave too few of them
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(n, size=(resamples, -(-n // block)))
+    rows = (starts[:, :, None] + np.arange(block)) % n
+    return rows.reshape(resamples, -1)[:, :n]
+
+
+def _trimmed_means(times_RN: np.ndarray) -> np.ndarray:
+    """`trim(row).mean()` of each row."""
+    cut = times_RN.shape[1] // 10
+    return np.sort(times_RN, axis=1)[:, cut : times_RN.shape[1] - cut].mean(axis=1)
