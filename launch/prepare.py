@@ -1,25 +1,5 @@
-"""Prepares corpus, tokenizer and token ids of a run.
+"""Prepares corpus, tokenizer and token ids of a run; see `automoe_jax/cli/prepare.py`."""
 
-python launch/prepare.py --config configs/wmt14.py --workdir runs/wmt14
-"""
+from automoe_jax.cli.process import run
 
-import common
-from absl import flags
-from ml_collections import config_flags
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
-
-
-def main():
-    common.set_jax_defaults()
-    config = common.load_config(_CONFIG)
-    from automoe_jax.phases import run as phases  # noqa: PLC0415
-
-    run = phases.open_run(config, _WORKDIR.value or common.default_workdir())
-    data = phases.prepare_run(config, run, common.TerminalProgress())
-    print(f"{run}: {len(data.train):,} training and {len(data.valid):,} validation pairs")
-
-
-if __name__ == "__main__":
-    common.run(main)
+run("prepare")

@@ -41,7 +41,8 @@ def test_what_modules_pull_in(module, unwanted):
 
 def test_the_library_neither_prints_nor_reads_flags():
     wrong = []
-    for path in (ROOT / "automoe_jax").rglob("*.py"):
+    library = ROOT / "automoe_jax"
+    for path in set(library.rglob("*.py")) - set((library / "cli").rglob("*.py")):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":

@@ -1,11 +1,12 @@
 """What every program shares: flags, one-line errors, progress on the terminal."""
 
+import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -27,16 +28,17 @@ _console = Console(stderr=True, highlight=False)
 _EVERY = 10.0
 
 
-def run(main: Callable[[], Any]):
-    """Parses the flags and runs `main`; a user's mistake is one line and exit code 2."""
+def run(command: str):
+    """Runs a command of `automoe_jax.cli`; a user's mistake is one line and exit code 2."""
     try:
+        module = importlib.import_module(f"automoe_jax.cli.{command}")
         if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-            print(_help())
+            print(_help(module))
             return
         rest = _parse(sys.argv)
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; options start with --")
-        main()
+        module.main()
     except UserError as e:
         fail(str(e))
     except BrokenPipeError:
@@ -60,10 +62,10 @@ def fail(text: str):
     sys.exit(2)
 
 
-def _help() -> str:
+def _help(module: ModuleType) -> str:
     """What the program does, its options, and the fields that `--config.` takes."""
-    about = sys.modules["__main__"].__doc__ or ""
-    options = flags.FLAGS.main_module_help().replace("\n\n", "\n")
+    about = module.__doc__ or ""
+    options = flags.FLAGS.module_help(module).replace("\n\n", "\n")
     parts = [about.strip(), "Options:" + options.split(":", 1)[1]]
     if "config" in flags.FLAGS:
         lines = [f"  --config.{name}={value}" for name, value in _fields().items()]

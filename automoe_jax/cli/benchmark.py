@@ -1,0 +1,127 @@
+"""Measures the latency of exports on this machine; several are timed in turns.
+
+python launch/benchmark.py --export=runs/quickstart/export
+python launch/benchmark.py --export=A,B --threads=1 --json
+"""
+
+import dataclasses
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from automoe_jax.cli import process as common
+from automoe_jax.latency.config import LatencyConfig
+from automoe_jax.latency.kernels import kernels_used
+from automoe_jax.latency.process import Timer
+from automoe_jax.latency.statistics import ratio, summarise
+from automoe_jax.system import files, machine
+from automoe_jax.system.errors import UserError
+
+_DEFAULT = LatencyConfig()
+_EXPORTS = flags.DEFINE_multi_string(
+    "export", None, "export folder; may be given several times, or with commas between"
+)
+_RUNS = flags.DEFINE_integer(
+    "runs", _DEFAULT.runs, "timed runs per export; 300 gold, 100 partially"
+)
+_THREADS = flags.DEFINE_integer("threads", 0, "CPU cores to use; 0 for all")
+_PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what to run on")
+_KERNELS = flags.DEFINE_enum(
+    "kernels", _DEFAULT.kernels, ["auto", "native", "xla"], "native needs a CPU and a C compiler"
+)
+_BEAM = flags.DEFINE_integer("beam_size", _DEFAULT.beam_size, "beam size")
+_SOURCE = flags.DEFINE_integer("source_length", _DEFAULT.source_length, "tokens in")
+_TARGET = flags.DEFINE_integer("target_length", _DEFAULT.target_length, "tokens out")
+_SENTENCES = flags.DEFINE_string(
+    "sentences", None, "text file of real sentences (default: those in the first export)"
+)
+_JSON = flags.DEFINE_bool("json", False, "print one JSON line instead of a table")
+
+
+def main():
+    exports = [path for given in _EXPORTS.value or () for path in given.split(",") if path]
+    if not exports:
+        raise UserError("--export is missing; give an export folder")
+    config = LatencyConfig(
+        runs=_RUNS.value,
+        threads=_THREADS.value,
+        platform=_PLATFORM.value,
+        kernels=_KERNELS.value,
+        source_length=_SOURCE.value,
+        target_length=_TARGET.value,
+        beam_size=_BEAM.value,
+    )
+    from automoe_jax.decoding.translator import read_manifest  # noqa: PLC0415
+
+    manifests = [read_manifest(path) for path in exports]
+    sentences = _sentences(manifests)
+    kinds: dict[str, tuple[LatencyConfig, list[str] | None]] = {
+        "mixed words": (config, None),
+        "one word repeated": (dataclasses.replace(config, words="repeated"), None),
+    }
+    if sentences and all(m["tokenizer"] for m in manifests):
+        kinds["real sentences"] = (config, sentences)
+    progress = common.TerminalProgress()
+    results = {}
+    with Timer(config.threads, config.platform) as timer:
+        for name, (kind, texts) in kinds.items():
+            progress.note(f"timing {name}: {config.runs} runs each, {timer.threads} thread(s)")
+            results[name] = timer.time(exports, kind, texts)
+        threads = timer.threads
+    about = {
+        "protocol": f"batch 1, {config.source_length} tokens in, {config.target_length} out, beam "
+        f"{config.beam_size}, {config.name}, 10 % tails dropped, mean; real sentences end by "
+        "themselves",
+        "threads": threads,
+        "platform": config.platform,
+        "kernels": _used(config),
+        "machine": machine.cpu_name(),
+    }
+    rows = [_row(i, path, results) for i, path in enumerate(exports)]
+    if _JSON.value:
+        common.print_json({**about, "exports": rows})
+        return
+    table = Table("export", "input", "mean ms", "std", "median", "min", "of the first [95 %]")
+    for row in rows:
+        for name, r in row["inputs"].items():
+            value, low, high = r["ratio_to_first"]
+            table.add_row(
+                row["export"],
+                name,
+                *(f"{r[k]:.2f}" for k in ("mean_ms", "std_ms", "median_ms", "min_ms")),
+                f"{value:.3f} [{low:.3f}, {high:.3f}]",
+            )
+    Console(width=None if Console().is_terminal else 120).print(table)
+    kernels = about["kernels"]
+    print(f"{about['protocol']}; {threads} thread(s), {kernels} kernels, {about['machine']}")
+
+
+def _sentences(manifests) -> list[str]:
+    if _SENTENCES.value is None:
+        return manifests[0]["samples"]
+    text = files.read_text(_SENTENCES.value, "sentences")
+    sentences = [line.strip() for line in files.lines(text) if line.strip()]
+    if not sentences:
+        raise UserError(f"--sentences {_SENTENCES.value} has no sentence")
+    return sentences
+
+
+def _row(i: int, path: str, results) -> dict:
+    inputs = {}
+    for name, times in results.items():
+        inputs[name] = {
+            **dataclasses.asdict(summarise(times[i])),
+            "ratio_to_first": ratio(times[i], times[0]),
+        }
+    return {"export": path, "inputs": inputs}
+
+
+def _used(config: LatencyConfig) -> str:
+    """What the exports were timed on."""
+    used = kernels_used(config)
+    if used == "native" or config.kernels == "xla" or config.platform != "cpu":
+        return used
+    from automoe_jax.decoding import native  # noqa: PLC0415
+
+    return f"{used} ({native.reason()})"

@@ -1,0 +1,74 @@
+"""Reads a fairseq checkpoint of HAT or AutoMoE into a run, to search, export, time and train on.
+
+python launch/convert.py --checkpoint=super.pt --config=CONFIG --dict=dict.txt --bpe_codes=code --workdir=DIR
+python launch/convert.py --checkpoint=sub.pt --config=CONFIG --subnet=sub.yml --tokenizer=ids --workdir=DIR
+python launch/convert.py --write=super.npz --config=CONFIG --workdir=DIR     # and back
+
+CONFIG's space must be the supernet of the checkpoint: configs/supertransformer.py:FILE takes it from
+its YAML. Then launch/export.py, search.py and train.py with the same --config and --workdir.
+"""  # noqa: E501
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from automoe_jax.cli import process as common
+from automoe_jax.system.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "state dict: .npz, .safetensors, or .pt where PyTorch is installed"
+)
+_SUBNET = flags.DEFINE_string(
+    "subnet", None, "architecture (JSON or YAML) that was trained inside the checkpoint's "
+    "supernet; without it, the checkpoint is a supernet"
+)  # fmt: skip
+_DICT = flags.DEFINE_list(
+    "dict", [], "fairseq's dict.txt; two with a comma where source and target have their own"
+)
+_CODES = flags.DEFINE_string("bpe_codes", None, "merges that subword-nmt learned")
+_LOWERCASE = flags.DEFINE_bool("lowercase", False, "the model's text is lower case (IWSLT)")
+_TOKENIZER = flags.DEFINE_enum(
+    "tokenizer", None, ["bpe", "ids"], "bpe: text, with --dict and --bpe_codes; ids: token ids "
+    "separated by blanks, where there is no dictionary"
+)  # fmt: skip
+_WRITE = flags.DEFINE_string(
+    "write", None, "write the run's supernet as a state dict to this .npz or .safetensors"
+)
+
+
+def main():
+    common.set_jax_defaults()
+    config = common.load_config(_CONFIG)
+    if bool(_CHECKPOINT.value) == bool(_WRITE.value):
+        both = ", not both" if _WRITE.value else ""
+        raise UserError(f"give --checkpoint to read one, or --write to write one{both}")
+    from automoe_jax.phases import convert as conversion  # noqa: PLC0415
+    from automoe_jax.published import subnet_files  # noqa: PLC0415
+    from automoe_jax.system import workdir  # noqa: PLC0415
+
+    run = workdir.resolve(_WORKDIR.value or common.default_workdir())
+    if _WRITE.value:
+        for flag in (_SUBNET, _DICT, _CODES, _LOWERCASE, _TOKENIZER):
+            if flag.value:
+                raise UserError(f"--{flag.name} is for --checkpoint; --write takes none")
+        conversion.write_checkpoint(config, run, Path(_WRITE.value))
+        print(f"state dict written: {_WRITE.value}")
+        return
+    subnet = None
+    if _SUBNET.value:
+        subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim)
+    tokenizer = conversion.tokenizer_config(
+        config.tokenizer, _TOKENIZER.value, tuple(_DICT.value), _CODES.value, _LOWERCASE.value
+    )
+    if tokenizer is None and not (run / "tokenizer").is_dir():
+        raise UserError(
+            "give --dict and --bpe_codes, or --tokenizer=ids to run the model on token ids"
+        )
+    folder = conversion.convert(
+        config, Path(_CHECKPOINT.value or ""), run, tokenizer, common.TerminalProgress(), subnet
+    )
+    what = "supernet" if subnet is None else "subnet"
+    print(f"{what} converted: {folder}")

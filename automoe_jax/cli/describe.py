@@ -1,0 +1,110 @@
+"""Counts a subnet (parameters, active parameters, sparsity, FLOPs), or describes a search space.
+
+python launch/describe.py --subnet=configs/subnets/transformer_big.json
+python launch/describe.py --subnet=best_1.json --config=configs/wmt14.py --json
+python launch/describe.py --subnet=best_1.json --out=best_1.yml     # as a subtransformer YAML
+python launch/describe.py --config=configs/wmt14.py --out=space.yml # as a supertransformer YAML
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from automoe_jax.cli import process as common
+from automoe_jax.system.errors import UserError
+
+_SUBNET = flags.DEFINE_string("subnet", None, "subnet file: JSON, or HAT's or AutoMoE's YAML")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "config whose space the subnet must be in, or is described without --subnet",
+    lock_config=True,
+)  # fmt: skip
+_LENGTH = flags.DEFINE_integer("sentence_length", 30, "tokens of source and target")
+_OUT = flags.DEFINE_string(
+    "out", None, "file to write the subnet to, JSON or (.yml) subtransformer YAML; without "
+    "--subnet, the config's space as supertransformer YAML"
+)  # fmt: skip
+_JSON = flags.DEFINE_bool("json", False, "print one JSON line instead of a table")
+
+
+def main():
+    if _LENGTH.value < 1:
+        raise UserError(f"--sentence_length is {_LENGTH.value}; at least 1 is needed")
+    from automoe_jax.architecture import counts as complexity  # noqa: PLC0415
+    from automoe_jax.published import subnet_files  # noqa: PLC0415
+
+    space = common.load_config(_CONFIG).space if flags.FLAGS["config"].present else None
+    if not _SUBNET.value:
+        if space is None:
+            raise UserError("--subnet is missing; give a subnet file, or a --config to describe")
+        _describe_space(space)
+        return
+    max_experts = max_ffn_dims = None
+    if space is not None:
+        subnet = subnet_files.load(_SUBNET.value, space.qkv_dim)
+        space.validate(subnet)
+        max_experts = max(space.max_experts("encoder"), space.max_experts("decoder"))
+        max_ffn_dims = max(space.encoder_ffn_dims), max(space.decoder_ffn_dims)
+    else:
+        subnet = subnet_files.load(_SUBNET.value)
+    if _OUT.value:
+        subnet_files.save(subnet, _OUT.value)
+    counts = complexity.count(subnet, _LENGTH.value, max_experts, max_ffn_dims)
+    if _JSON.value:
+        common.print_json(dataclasses.asdict(counts))
+        return
+    table = Table("layer", "experts", "FFN sizes", "params", "active", "FLOPs")
+    specs = (*subnet.encoder.layers, *subnet.decoder.layers)
+    for cost, layer in zip(counts.layers, specs, strict=True):
+        table.add_row(
+            cost.name,
+            str(len(layer.experts)),
+            " ".join(map(str, layer.experts)),
+            f"{cost.params:,}",
+            f"{cost.active_params:,.0f}",
+            f"{cost.flops:,.0f}",
+        )
+    Console(width=None if Console().is_terminal else 120).print(table)
+    print(f"Q/K/V width     {subnet.qkv_dim}")
+    print(f"embedding width {subnet.encoder.embed_dim} / {subnet.decoder.embed_dim}")
+    print(f"params         {counts.params:,} (embedding tables and output layer not counted)")
+    print(
+        f"active_params  {counts.active_params:,.0f} (uniform routing; from "
+        f"{counts.active_params_min:,} to {counts.active_params_max:,})"
+    )
+    print(f"sparsity       {counts.sparsity:.1%} (of the supernet {counts.sparsity_supernet:.1%})")
+    print(f"flops          {counts.flops / 1e9:.4f} G ({counts.sentence_length} tokens in and out)")
+
+
+def _describe_space(space):
+    from automoe_jax.architecture import counts as complexity  # noqa: PLC0415
+    from automoe_jax.published import supertransformer  # noqa: PLC0415
+    from automoe_jax.system import files  # noqa: PLC0415
+
+    if _OUT.value:
+        if Path(_OUT.value).suffix not in (".yml", ".yaml"):
+            raise UserError(f"--out is {_OUT.value}; a space is written as .yml or .yaml")
+        files.write_text(_OUT.value, supertransformer.dump(space))
+    corners = {
+        name: complexity.count(corner, _LENGTH.value)
+        for name, corner in (("largest", space.largest()), ("smallest", space.smallest()))
+    }
+    if _JSON.value:
+        counts = {name: dataclasses.asdict(count) for name, count in corners.items()}
+        common.print_json({"space": dataclasses.asdict(space), **counts})
+        return
+    for field in dataclasses.fields(space):
+        value = getattr(space, field.name)
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        if value != ():
+            print(f"{field.name:<20} {shown}")
+    print(f"{'architectures':<20} about 10^{math.log10(space.size()):.0f}")
+    for name, count in corners.items():
+        print(
+            f"{name:<20} {count.params / 1e6:.2f} M parameters, "
+            f"{count.active_params / 1e6:.2f} M active, {count.flops / 1e9:.3f} GFLOPs"
+        )

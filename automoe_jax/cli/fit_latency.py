@@ -1,0 +1,129 @@
+"""Makes a latency model of this machine, which a search predicts latencies with.
+
+python launch/fit_latency.py --config configs/multi30k.py --workdir runs/multi30k
+python launch/fit_latency.py --config configs/wmt14.py --random_weights --vocab_size=32768 \
+    --workdir runs/latency
+python launch/fit_latency.py --table=wmt14ende_cpu_xeon_all.csv --out=xeon.json
+
+Times config.predictor.subnets exports, fits the model to them, and measures its error on
+config.predictor.held_out others. With --table it is fitted to a CSV of HAT's instead.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from automoe_jax.cli import process as common
+from automoe_jax.system import malloc as huge_pages
+from automoe_jax.system.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+_OUT = flags.DEFINE_string(
+    "out", None, "file to write (default: latency_model.json in the workdir, where searches look)"
+)
+_RANDOM = flags.DEFINE_bool("random_weights", False, "an untrained supernet is enough for timing")
+_VOCAB = flags.DEFINE_integer(
+    "vocab_size", None, "with --random_weights, words of both languages: no corpus is then needed"
+)
+_TABLE = flags.DEFINE_string("table", None, "CSV of measured latencies, in the columns of HAT's")
+_SEED = flags.DEFINE_integer("seed", 0, "of the table's split")
+_HELD_OUT = flags.DEFINE_float("held_out", 0.2, "share of the table's rows that test the model")
+_JSON = flags.DEFINE_bool("json", False, "print one JSON line instead of a table")
+
+
+def main():
+    if _TABLE.value is not None:
+        _fit_table(_TABLE.value)
+        return
+    huge_pages.use()
+    common.set_jax_defaults()
+    config = common.load_config(_CONFIG)
+    if _VOCAB.value is not None and (not _RANDOM.value or _VOCAB.value < 8):
+        raise UserError(
+            f"--vocab_size is {_VOCAB.value}; it goes with --random_weights and is at least 8"
+        )
+    import jax  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+
+    from automoe_jax.phases import run as phases  # noqa: PLC0415
+    from automoe_jax.system import compile_cache, workdir  # noqa: PLC0415
+
+    progress = common.TerminalProgress()
+    folder = _WORKDIR.value or common.default_workdir()
+    if _VOCAB.value is None:
+        run = phases.open_run(config, folder)
+        vocab_sizes = phases.prepare_run(config, run, progress).tokenizer.vocab_sizes
+    else:
+        run, vocab_sizes = workdir.resolve(folder), (_VOCAB.value, _VOCAB.value)
+    compile_cache.enable(run / phases.CACHE)
+    if _RANDOM.value:
+        params = phases.random_weights(config, vocab_sizes)
+    else:
+        params, _ = phases.supernet_params(config, run, vocab_sizes)
+        params = jax.tree.map(np.asarray, params)
+    path = Path(_OUT.value) if _OUT.value else run / phases.LATENCY_MODEL
+    inherited = phases.SupernetExporter(config, run, params, "timing")
+    model = phases.fit_latency_model(config, run, inherited, vocab_sizes, path, progress)
+    about = {"file": str(path), **_about(model)}
+    if _JSON.value:
+        common.print_json(about)
+        return
+    _show(about)
+    table = Table("of the latency", "ms for the largest subnet")
+    from automoe_jax.predictor import features  # noqa: PLC0415
+
+    assert model.task is not None
+    largest = features.work(config.space.largest(), model.task)
+    for name, x in zip(features.WORK, largest, strict=True):
+        if model.coefficients[name] * x > 0:
+            table.add_row(name, f"{model.coefficients[name] * x:.2f}")
+    _print(table)
+
+
+def _fit_table(path: str):
+    from automoe_jax.predictor import tables  # noqa: PLC0415
+
+    if not _OUT.value:
+        raise UserError("--out is missing; name the file for the model, as --out=xeon.json")
+    model, ordinary = tables.fit(path, _SEED.value, _HELD_OUT.value)
+    model.save(Path(_OUT.value))
+    about = {
+        "file": _OUT.value,
+        **_about(model),
+        "least_squares": {"rmse_ms": ordinary.rmse, "mape": ordinary.mape},
+    }
+    if _JSON.value:
+        common.print_json(about)
+        return
+    _show(about)
+    print(
+        f"ordinary least squares on the same rows: {ordinary.mape:.2f} % mean absolute, "
+        f"{ordinary.rmse:.2f} ms root mean squared"
+    )
+
+
+def _about(model) -> dict[str, Any]:
+    e = model.error
+    error = {"count": e.count, "mape": e.mape, "worst": e.worst, "rmse_ms": e.rmse, "tau": e.tau}
+    return {"made_for": model.made_for, "fitted": model.fitted, "held_out": error}
+
+
+def _show(about: dict[str, Any]):
+    error = about["held_out"]
+    tau = "unknown" if error["tau"] is None else f"{error['tau']:.3f}"
+    print(f"{about['file']}: fitted to {about['fitted']} latencies")
+    print(f"made for: {', '.join(f'{k} {v}' for k, v in about['made_for'].items())}")
+    print(
+        f"error on {error['count']} held out: {error['mape']:.2f} % mean absolute, "
+        f"{error['worst']:.1f} % at worst, {error['rmse_ms']:.2f} ms root mean squared, "
+        f"Kendall's tau {tau}"
+    )
+
+
+def _print(table: Table):
+    Console(width=None if Console().is_terminal else 120).print(table)

@@ -1,0 +1,177 @@
+"""Translates text with an export: lines in, lines out, in order.
+
+echo "The meeting is on Monday, 3 March 2025." | python launch/translate.py --export=DIR
+python launch/translate.py --export=DIR --input=a.txt --output=a.de
+
+Translations are written as their lines come: what stands in a pipe is translated without waiting
+for more. No line stops it: an empty one gives an empty one, zero bytes and what is not UTF-8 are
+replaced by U+FFFD, more than 1,024 tokens are cut; the two last are counted at the end.
+"""
+
+import contextlib
+import io
+import os
+import select
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from automoe_jax.cli import process as common
+from automoe_jax.decoding.batching import BATCH_TOKENS, MAX_SOURCE
+from automoe_jax.system.errors import UserError
+
+_EXPORT = flags.DEFINE_string("export", None, "export folder")
+_INPUT = flags.DEFINE_string("input", None, "text file, one sentence a line (default: stdin)")
+_OUTPUT = flags.DEFINE_string("output", None, "file to write (default: stdout)")
+_BEAM = flags.DEFINE_integer(
+    "beam_size", None, "one of the export's (default: 5, or its largest where it has no 5)"
+)
+_PENALTY = flags.DEFINE_float(
+    "length_penalty", 0.6, "power of the length that scores are divided by"
+)
+_HYPOTHESES = flags.DEFINE_integer(
+    "num_hypotheses",
+    1,
+    "translations of each line, best first, each on a line of its own; "
+    "empty lines where there are fewer",
+)
+_MAX_LENGTH = flags.DEFINE_integer("max_length", 200, "most tokens of a translation")
+_BATCH = flags.DEFINE_integer(
+    "batch_tokens", BATCH_TOKENS, "source tokens translated together on a core", lower_bound=1
+)
+_PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what to run on")
+_KERNELS = flags.DEFINE_enum(
+    "kernels", "auto", ["auto", "native", "xla"], "native needs a CPU and a C compiler"
+)
+_SCORES = flags.DEFINE_bool("scores", False, "write the score and a tab before each translation")
+
+# Lines translated together: sorted by length within, written in order.
+CHUNK = 2048
+READ_BYTES = 1 << 16
+
+
+def main():
+    if not _EXPORT.value:
+        raise UserError("--export is missing; give an export folder")
+    from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
+
+    progress = common.TerminalProgress()
+    with contextlib.ExitStack() as stack:
+        source = _Source(stack)
+        translator = Translator.load(
+            _EXPORT.value,
+            _PLATFORM.value,
+            _KERNELS.value,
+            lambda what: progress.note(f"compiling for {what}; kept for the next time"),
+        )
+        if translator.why_xla:
+            progress.note(f"slower than it could be, on XLA's operations: {translator.why_xla}")
+        # A wrong option is told before anything is read or written.
+        settings = translator.check(
+            _BEAM.value, _PENALTY.value, _HYPOTHESES.value, _MAX_LENGTH.value
+        )
+        out = _output(stack, source.file)
+        lines = source.lines()
+        task = progress.task("translating", lines) if lines > CHUNK else None
+        done = mended = cut = 0
+        for chunk in source.chunks():
+            texts = []
+            for line in chunk:
+                text = line.decode("utf-8", errors="replace").replace("\0", "\ufffd")
+                mended += "\ufffd" in text and b"\xef\xbf\xbd" not in line
+                texts.append(text)
+
+            def show(n: int, total: int, before: int = done):
+                if task:
+                    task.update(before + n)
+
+            found = translator.translate(texts, *settings, batch_tokens=_BATCH.value, progress=show)
+            for translation in found:
+                cut += translation.cut
+                # As many lines for each, so that they can be told apart.
+                missing = _HYPOTHESES.value - len(translation.hypotheses)
+                for hypothesis in (*translation.hypotheses, *[None] * missing):
+                    text = "" if hypothesis is None else hypothesis.text
+                    score = float("-inf") if hypothesis is None else hypothesis.score
+                    print(f"{score:.4f}\t{text}" if _SCORES.value else text, file=out)
+            out.flush()
+            done += len(chunk)
+        if task:
+            task.close()
+    if mended:
+        progress.note(
+            f"{source.name}: {mended} line(s) not UTF-8 text; the bad bytes were replaced"
+        )
+    if cut:
+        progress.note(f"{source.name}: {cut} line(s) longer than {MAX_SOURCE} tokens were cut")
+
+
+class _Source:
+    """A file or standard input, line by line."""
+
+    def __init__(self, stack: contextlib.ExitStack):
+        self.name = _INPUT.value or "standard input"
+        path = _INPUT.value
+        try:
+            self.file: io.RawIOBase = stack.enter_context(
+                open(path or sys.stdin.fileno(), "rb", 0, closefd=path is not None)  # noqa: SIM115
+            )
+        except OSError as e:
+            raise UserError(f"--input {self.name} cannot be read: {e.strerror}") from None
+
+    def lines(self) -> int:
+        """How many lines there are, where that can be told beforehand; else 0."""
+        if _INPUT.value is None or not Path(_INPUT.value).is_file():
+            return 0
+        with open(_INPUT.value, "rb") as f:
+            return sum(block.count(b"\n") for block in iter(lambda: f.read(1 << 20), b""))
+
+    def chunks(self) -> Iterator[list[bytes]]:
+        """Lines as they come, up to `CHUNK` at a time; no longer than needed is waited."""
+        begun: list[bytes] = []  # pieces of a line whose end has not come
+        lines: list[bytes] = []
+        while True:
+            if lines and not self._waiting():
+                yield lines
+                lines = []
+            block = self.file.read(READ_BYTES)
+            if block is None:  # a pipe that does not wait by itself
+                select.select([self.file], [], [])
+                continue
+            if not block:
+                break
+            *whole, rest = block.split(b"\n")
+            if whole:
+                whole[0] = b"".join([*begun, whole[0]])
+                begun = []
+            begun.append(rest)
+            lines += whole
+            while len(lines) >= CHUNK:
+                yield lines[:CHUNK]
+                lines = lines[CHUNK:]
+        if any(begun):
+            lines.append(b"".join(begun))
+        if lines:
+            yield lines
+
+    def _waiting(self) -> bool:
+        """Whether there is more to read at once (always, for a file)."""
+        try:
+            return bool(select.select([self.file], [], [], 0)[0])
+        except (OSError, ValueError):  # where only sockets can be asked
+            return True
+
+
+def _output(stack: contextlib.ExitStack, source: io.RawIOBase):
+    if _OUTPUT.value is None:
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        return sys.stdout
+    path = Path(_OUTPUT.value)
+    if path.is_file() and os.path.samestat(path.stat(), os.fstat(source.fileno())):
+        raise UserError(f"--output {path} is the input; name another file")
+    try:
+        return stack.enter_context(path.open("w", encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"--output {path} cannot be written: {e.strerror}") from None
