@@ -1,143 +1,130 @@
-"""Makes a run of a fairseq checkpoint: its weights in `supernet/` or `subnet/`, its tokenizer."""
+"""Converts a fairseq checkpoint to a run: weights in `supernet/` or `subnet/`, and a tokenizer."""
 
 import dataclasses
 import tempfile
 from pathlib import Path
 
-from automoe_jax.architecture.subnet import Subnet, to_json
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.config import RunConfig
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import token_ids
 from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.data.tokenizers.config import TokenizerConfig
-from automoe_jax.model.extract import extract
-from automoe_jax.phases import prepare
-from automoe_jax.phases import run as phases
+from automoe_jax.data.tokenizers.fairseq_bpe import FairseqBpe
+from automoe_jax.model.extract import Params, extract
+from automoe_jax.phases.prepare import make_tokenizer, vocab_sizes
+from automoe_jax.phases.run import SUBNET, SUPERNET, Run, open_run
+from automoe_jax.phases.train import settings, supernet_params, target
 from automoe_jax.published import checkpoint, state_dict
 from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
-from automoe_jax.system.progress import Progress
 from automoe_jax.training import loop
 from automoe_jax.training.checkpoints import Checkpoints
 
 
 def convert(
-    config: RunConfig,
-    source: Path,
-    run: Path,
-    tokenizer: TokenizerConfig | None,
-    progress: Progress,
-    subnet: Subnet | None = None,
+    run: Run, source: Path, tokenizer: TokenizerConfig | None, subnet: Subnet | None = None
 ) -> Path:
-    """Reads a checkpoint and writes it as a run that the other phases go on from.
+    """Reads a checkpoint and writes it as a run that the other phases continue.
 
-    Nothing is written where anything is wrong with the checkpoint or the tokenizer.
+    Writes nothing if anything is wrong with the checkpoint or the tokenizer.
 
     Args:
-      config: of the run; the checkpoint must be the supernet of its space.
+      run: need not exist; the checkpoint must be a supernet of its config's space.
       source: the checkpoint.
-      run: workdir.
-      tokenizer: how text becomes ids; None for the tokenizer that the run has. Kind "ids" has as
-        many as the checkpoint.
-      progress: told what was read.
-      subnet: the architecture that was trained inside the supernet, which alone is kept; None for
-        a supernet.
+      tokenizer: settings of the tokenizer to make; None for the one that the run has. Kind "ids"
+        takes its sizes from the checkpoint.
+      subnet: the architecture that was trained inside the supernet: only its weights are kept.
+        None for a supernet.
 
     Returns:
-      The folder that holds the weights.
+      The folder of the weights.
 
     Raises:
       UserError: the checkpoint cannot be read, is of another space or vocabulary, or the folder
         has weights already.
     """
+    config, kind = run.config, SUPERNET if subnet is None else SUBNET
     if subnet is not None:
         config.space.validate(subnet)
-    kind = phases.SUPERNET if subnet is None else phases.SUBNET
-    folder = run / kind
-    if (run / workdir.MANIFEST).exists():
-        phases.open_run(config, run)
-    others = {x.name for x in folder.iterdir()} if folder.is_dir() else set()
-    others -= {workdir.MANIFEST, loop.CHECKPOINTS}  # what a killed conversion leaves
-    if loop.latest_step(folder) is not None or others:
-        raise UserError(f"{folder} has weights already; name a new --workdir")
+    folder = run.path / kind
+    begun = (run.path / workdir.MANIFEST).exists()
+    if begun:
+        open_run(config, run.path, run.progress)
+    _check_empty(folder)
     state = checkpoint.read(source)
-    try:
-        params, ignored = state_dict.to_params(state, config.space)
-        sizes = state_dict.vocab_sizes(state)
-    except state_dict.CheckpointError as e:
-        raise type(e)(f"checkpoint {source}: {e}") from None
-    what = phases.trained(config, sizes, subnet)
-    if subnet is not None:
-        params = extract(params, subnet, what.hull)
-    # The checkpoint's shapes are right; that ours are is checked all the same.
-    abstract = loop.abstract_state(what, config.training, config.seed).params
-    loop.check_shapes(params, abstract)
-
-    made = _make_tokenizer(config, run, tokenizer, sizes, progress)
-    progress.note(
+    params, sizes, ignored = _to_params(state, config, subnet, source)
+    text = _make_tokenizer(run, tokenizer, sizes)
+    run.progress.note(
         f"{source}: {len(state) - len(ignored)} arrays used; ignored: "
         f"{', '.join(ignored) or 'none'}"
     )
-    progress.note(f"text: {made}")
-    origin = {workdir.CONVERTED: {"checkpoint": source.name, "text": made}}
-    if not (run / workdir.MANIFEST).exists():
+    run.progress.note(f"text: {text}")
+    origin = {workdir.CONVERTED: {"checkpoint": source.name, "text": text}}
+    if not begun:
         common = config.groups("seed", "data", "tokenizer")
-        workdir.write(run, "run", {"config": common, **origin})
-    groups = ("seed", "data", "tokenizer", "space", "model")
-    if subnet is None:
-        about = config.groups(*groups, "training", "sampling")
-    else:
-        about = config.groups(*groups, "subnet_training")
-        about |= {"subnet": to_json(subnet), "init_from": None}
-    workdir.write(folder, kind, {"config": about, **origin})
+        workdir.write(run.path, "run", {"config": common, **origin})
+    workdir.write(folder, kind, {"config": settings(config, subnet, None), **origin})
     checkpoints = Checkpoints(folder / loop.CHECKPOINTS)
     checkpoints.save_params(params, 0)
     checkpoints.close()
     return folder
 
 
-def _make_tokenizer(
-    config: RunConfig,
-    run: Path,
-    wanted: TokenizerConfig | None,
-    sizes: tuple[int, int],
-    progress: Progress,
-) -> str:
-    """The run's tokenizer: made as wanted, or the one that is there; it must fit the tables.
+def _check_empty(folder: Path):
+    """Refuses a folder that has weights; a killed conversion may have left its manifest."""
+    others = {x.name for x in folder.iterdir()} if folder.is_dir() else set()
+    others -= {workdir.MANIFEST, loop.CHECKPOINTS}
+    if loop.latest_step(folder) is not None or others:
+        raise UserError(f"{folder} has weights already; name a new --workdir")
 
-    Returns:
-      What it is, in words.
-    """
-    folder = run / "tokenizer"
-    languages = config.data.source_lang, config.data.target_lang
+
+def _to_params(
+    state: state_dict.State, config: RunConfig, subnet: Subnet | None, source: Path
+) -> tuple[Params, tuple[int, int], list[str]]:
+    """Weights, vocabulary sizes of source and target, and the names of ignored arrays."""
+    try:
+        params, ignored = state_dict.to_params(state, config.space)
+        sizes = state_dict.vocab_sizes(state)
+    except state_dict.CheckpointError as e:
+        raise type(e)(f"checkpoint {source}: {e}") from None
+    own = target(config, sizes, subnet)
+    if subnet is not None:
+        params = extract(params, subnet, own.hull)
+    # `to_params` has checked the checkpoint's shapes; this checks `to_params`.
+    loop.check_shapes(params, loop.abstract_state(own, config.training, config.seed).params)
+    return params, sizes, ignored
+
+
+def _make_tokenizer(run: Run, wanted: TokenizerConfig | None, sizes: tuple[int, int]) -> str:
+    """Makes the run's tokenizer, or checks the one that it has; returns its description."""
+    folder, data = run.tokenizer, run.config.data
+    languages = data.source_lang, data.target_lang
     if wanted is None:
         found = tokenizers.load(folder)
         _check_sizes(found, sizes)
-        return _in_words(found, languages)
-    # Elsewhere first: a run is begun when everything is known to be right.
+        return _describe(found, languages)
+    # In a temporary folder first: nothing is written to the run before all checks have passed.
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / "tokenizer"
         if wanted.kind == "ids":
             token_ids.make(sizes, made)
         else:
-            prepare.make_tokenizer(wanted, languages, made, progress, list)
+            make_tokenizer(wanted, languages, made, run.progress, list)
         found = tokenizers.load(made)
         _check_sizes(found, sizes)
         if not folder.is_dir():
             tokenizers.copy(made, folder)
         elif tokenizers.load(folder).content != found.content:
             raise UserError(f"{folder} is another tokenizer; name a new --workdir")
-    return _in_words(found, languages)
+    return _describe(found, languages)
 
 
-def _in_words(tokenizer: Tokenizer, languages: tuple[str, str]) -> str:
+def _describe(tokenizer: Tokenizer, languages: tuple[str, str]) -> str:
     if tokenizer.kind == "ids":
         return "token ids separated by blanks"
     words = f"{tokenizer.kind}, {languages[0]} to {languages[1]}"
-    if tokenizer.kind == "bpe":
-        from automoe_jax.data.tokenizers.fairseq_bpe import FairseqBpe  # noqa: PLC0415
-
-        assert isinstance(tokenizer, FairseqBpe)
+    if isinstance(tokenizer, FairseqBpe):
         words += "; Moses " + ("splits" if tokenizer.splits_dashes else "does not split")
         words += " compounds at dashes (as the dictionary says)"
     return words
@@ -154,19 +141,12 @@ def _check_sizes(tokenizer: Tokenizer, sizes: tuple[int, int]):
         )
 
 
-def write_checkpoint(config: RunConfig, run: Path, target: Path):
-    """Writes the supernet of a run as the fairseq state dict that `convert` reads.
-
-    Args:
-      config: of the run.
-      run: workdir.
-      target: .npz or .safetensors.
-    """
-    if not (run / workdir.MANIFEST).exists():
-        raise UserError(f"--workdir {run} is not a run")
-    sizes = tokenizers.load(run / "tokenizer").vocab_sizes
-    params, _ = phases.supernet_params(config, run, sizes)
-    checkpoint.write(target, state_dict.from_params(params, config.space))
+def write_checkpoint(run: Run, path: Path):
+    """Writes the run's supernet as a fairseq state dict (.npz, .safetensors)."""
+    if not (run.path / workdir.MANIFEST).exists():
+        raise UserError(f"--workdir {run.path} is not a run")
+    params, _ = supernet_params(run, vocab_sizes(run))
+    checkpoint.write(path, state_dict.from_params(params, run.config.space))
 
 
 def tokenizer_config(
@@ -174,19 +154,20 @@ def tokenizer_config(
     kind: str | None,
     dictionaries: tuple[str, ...],
     codes: str | None,
+    *,
     lowercase: bool,
 ) -> TokenizerConfig | None:
-    """The tokenizer that the options of the program name; the config's where they are silent.
+    """The tokenizer's settings by the program's options, else by the config.
 
     Args:
-      config: of the run.
+      config: group `tokenizer`.
       kind: "bpe", "ids" or None.
       dictionaries: none, one or two files.
       codes: file of merges, or None.
-      lowercase: whether text is made lower case.
+      lowercase: True if the model's text is lower case.
 
     Returns:
-      None where neither says: the run's own tokenizer is meant.
+      None if neither names a tokenizer: the run's own is meant.
     """
     if dictionaries or codes or kind == "bpe":
         if kind == "ids":

@@ -1,54 +1,109 @@
-"""What an export that is not exact (int8, a shortlist) costs in quality, measured and written
-into it.
-"""
+"""Exports trained, inherited or random weights; measures what quantisation costs in BLEU."""
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.config import RunConfig
-from automoe_jax.decoding import evaluation as evaluate
+from automoe_jax.data import lexicon, tokens
+from automoe_jax.decoding import evaluation
+from automoe_jax.decoding.export import export
 from automoe_jax.decoding.translator import Translator
-from automoe_jax.model.extract import Params
-from automoe_jax.phases import prepare
-from automoe_jax.phases import run as phases
+from automoe_jax.decoding.xla_engine import Spec
+from automoe_jax.latency.kernels import kernels_used
+from automoe_jax.model.extract import Params, extract
+from automoe_jax.phases.prepare import corpus_split, vocab_sizes
+from automoe_jax.phases.run import Run
+from automoe_jax.phases.train import random_weights
 from automoe_jax.system import files, workdir
-from automoe_jax.system.progress import Progress
+from automoe_jax.system.errors import UserError
 
-# Validation sentences that both are scored on.
-SENTENCES = 1000
-SCORES = "approximation"
-EXACT = "exact"
+N_SAMPLES = 32  # sentences kept in an export for benchmarks on real text
+COMPARED = 1000  # validation sentences that an approximate and an exact export are scored on
 
 
-def measure(
-    config: RunConfig, run: Path, params: Params, subnet: Subnet, folder: Path, progress: Progress
-) -> float:
-    """BLEU of an export minus that of the same weights exported exactly, on validation text.
+def model_spec(config: RunConfig, subnet: Subnet) -> Spec:
+    """A subnet with the base widths of its space."""
+    hull = config.space.hull()
+    return Spec(subnet, hull.encoder.embed_dim, hull.decoder.embed_dim)
 
-    Both scores are written into the export's manifest, under `scores`.
+
+def export_params(run: Run, params: Params, subnet: Subnet, folder: Path, origin: str):
+    """Exports weights with the run's tokenizer and some of its sentences.
 
     Args:
-      config: of the run.
-      run: its workdir, with the corpus.
-      params: of the export.
-      subnet: its architecture.
-      folder: the export.
-      progress: shows how far translating is.
+      run: group `export` is used.
+      params: stand-alone weights of the subnet.
+      subnet: their architecture.
+      folder: to write; an export in it is replaced.
+      origin: describes where the weights come from.
     """
-    valid = prepare.corpus_split(config.data, run, "valid")
-    sources, references = evaluate.read_split(valid, SENTENCES)
+    config = run.config
+    samples: list[str] = []
+    if run.tokens.is_dir():  # a converted run may have no corpus
+        samples, _ = evaluation.read_split(corpus_split(run, "valid"), N_SAMPLES)
+    translations = None
+    if config.export.shortlist:
+        if not (run.tokens / "train").is_dir():
+            raise UserError(
+                f"{run.path} has no training text to count a shortlist from; leave it out"
+            )
+        pairs = tokens.load(run.tokens / "train")
+        translations = lexicon.build(pairs, *vocab_sizes(run), config.export.shortlist)
+    export(
+        params,
+        model_spec(config, subnet),
+        config.export,
+        folder,
+        origin,
+        run.tokenizer,
+        (config.data.source_lang, config.data.target_lang),
+        samples,
+        config.groups(*(field.name for field in dataclasses.fields(config))),
+        lexicon=translations,
+    )
+
+
+def export_random(config: RunConfig, subnet: Subnet, folder: Path, vocab_sizes: tuple[int, int]):
+    """Exports an architecture with random weights and no tokenizer, for timing."""
+    params = random_weights(config, vocab_sizes, subnet)
+    export(params, model_spec(config, subnet), config.export, folder, "random")
+
+
+def add_scores(folder: Path, scores: dict[str, Any]):
+    """Adds scores to an export's manifest."""
+    manifest = files.read_json(folder / workdir.MANIFEST, "export manifest")
+    manifest["scores"].update(scores)
+    files.write_json(folder / workdir.MANIFEST, manifest)
+
+
+def measure_approximation(run: Run, params: Params, subnet: Subnet, folder: Path) -> float:
+    """Validation BLEU of an approximate export (int8, shortlist) less that of an exact one.
+
+    Writes both into the export's manifest.
+
+    Args:
+      run: must have a corpus.
+      params: stand-alone weights of the subnet.
+      subnet: their architecture.
+      folder: the approximate export of these weights.
+    """
+    sources, references = evaluation.read_split(corpus_split(run, "valid"), COMPARED)
     beam = Translator.load(folder).beam_size()
-    programs = dataclasses.replace(config.export, beam_sizes=(beam,), quantize="none", shortlist=0)
-    plain = folder.with_name(f".{folder.name}.{EXACT}")
-    exact = dataclasses.replace(config, export=programs)
-    phases.export_params(exact, run, params, subnet, plain, "for comparison")
+    exact = folder.with_name(f".{folder.name}.exact")
+    plain = _with_export(run, beam_sizes=(beam,), quantize="none", shortlist=0)
+    export_params(plain, params, subnet, exact, "for comparison")
     try:
         bleu = {}
-        for name, path in ((EXACT, plain), ("export", folder)):
-            task = progress.task(f"translating ({name})", len(sources))
-            scores, _ = evaluate.evaluate(
+        for name, path in (("exact", exact), ("export", folder)):
+            task = run.progress.task(f"translating ({name})", len(sources))
+            scores, _ = evaluation.evaluate(
                 Translator.load(path),
                 sources,
                 references,
@@ -58,15 +113,51 @@ def measure(
             task.close()
             bleu[name] = scores.bleu
     finally:
-        shutil.rmtree(plain, ignore_errors=True)
-    difference = bleu["export"] - bleu[EXACT]
-    manifest = files.read_json(folder / workdir.MANIFEST, "export manifest")
-    manifest["scores"][SCORES] = {
-        "bleu": bleu,
-        "difference": difference,
-        "split": "valid",
-        "sentences": len(sources),
-        "beam_size": beam,
-    }
-    files.write_json(folder / workdir.MANIFEST, manifest)
+        shutil.rmtree(exact, ignore_errors=True)
+    difference = bleu["export"] - bleu["exact"]
+    measured = {"bleu": bleu, "difference": difference, "split": "valid"}
+    add_scores(
+        folder, {"approximation": {**measured, "sentences": len(sources), "beam_size": beam}}
+    )
     return difference
+
+
+def _with_export(run: Run, **changes: Any) -> Run:
+    """The run with other settings in group `export`."""
+    settings = dataclasses.replace(run.config.export, **changes)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, export=settings))
+
+
+@dataclasses.dataclass(frozen=True)
+class SupernetExporter:
+    """Exports subnets with inherited weights, for timing and comparison.
+
+    Attributes:
+      run: groups `export` and `latency` are used.
+      supernet: its weights.
+      origin: describes where they come from.
+    """
+
+    run: Run
+    supernet: Params
+    origin: str
+
+    def params(self, subnet: Subnet) -> Params:
+        """A subnet's weights, as NumPy."""
+        own = extract(self.supernet, subnet, self.run.config.space.hull())
+        return jax.tree.map(np.asarray, own)
+
+    def export(self, subnet: Subnet, folder: Path, beam_sizes: Sequence[int] = ()):
+        """A complete export; `beam_sizes` replace the config's."""
+        sizes = tuple(beam_sizes) or self.run.config.export.beam_sizes
+        run = _with_export(self.run, beam_sizes=sizes)
+        export_params(run, self.params(subnet), subnet, folder, self.origin)
+
+    def export_for_timing(self, subnet: Subnet, folder: Path, beam_size: int):
+        """Weights and one program, without a tokenizer."""
+        config = self.run.config
+        settings = dataclasses.replace(config.export, beam_sizes=(beam_size,))
+        # Only the program that will be timed: a search writes hundreds of exports.
+        kernels = (kernels_used(config.latency),)
+        spec = model_spec(config, subnet)
+        export(self.params(subnet), spec, settings, folder, self.origin, kernels=kernels)

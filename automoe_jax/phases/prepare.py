@@ -1,4 +1,4 @@
-"""The first phase: corpus, tokenizer and token ids in a workdir."""
+"""The first phase: corpus, tokenizer and token ids."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,54 +13,73 @@ from automoe_jax.data.prepared import PreparedData
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import sentence_piece, token_ids
 from automoe_jax.data.tokenizers.config import TokenizerConfig
-from automoe_jax.system import files
+from automoe_jax.phases.run import Run, is_converted
+from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
 
 
-def prepare(
-    data: DataConfig,
-    tokenizer: TokenizerConfig,
-    workdir: Path,
-    progress: Progress,
-    tokenizer_from: Path | None = None,
-) -> PreparedData:
+def prepare(run: Run, init_from: Path | None = None) -> PreparedData:
     """Makes what is missing of `corpus/`, `tokenizer/` and `tokens/`, and opens it.
 
-    On a pod the first process makes it and the others wait; they share the workdir.
+    On a pod the first process does it and the others wait; they share the workdir.
 
     Args:
-      data, tokenizer: groups of the config.
-      workdir: the run.
-      progress: told of every step and of pairs left out.
-      tokenizer_from: a tokenizer folder to copy instead of training one.
+      run: groups `data` and `tokenizer` are used.
+      init_from: workdir whose tokenizer is copied, because weights will be inherited from it.
+
+    Raises:
+      UserError: the corpus is missing or has no usable pair, or the run has another tokenizer than
+        `init_from`.
     """
+    _check_corpus(run.config.data, run.path)
     if jax.process_index() == 0:
-        _make(data, tokenizer, workdir, progress, tokenizer_from)
+        _make(run, None if init_from is None else init_from / run.tokenizer.name)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("prepare")
-    prepared = PreparedData(
-        tokenizers.load(workdir / "tokenizer"),
-        *(tokens.load(workdir / "tokens" / name) for name in ("train", "valid")),
-    )
-    for name, pairs in (("train", prepared.train), ("valid", prepared.valid)):
+    train, valid = (tokens.load(run.tokens / name) for name in ("train", "valid"))
+    for name, pairs in (("train", train), ("valid", valid)):
         if not len(pairs):
             left_out = ", ".join(f"{n:,} {why}" for why, n in pairs.counts.items() if n)
             raise UserError(f"no pair of {name} can be used ({left_out.replace('_', ' ')})")
-    return prepared
+    return PreparedData(tokenizers.load(run.tokenizer), train, valid)
 
 
-def open_splits(data: DataConfig, workdir: Path) -> dict[str, Split]:
-    """All splits of the workdir's corpus, by name."""
-    return open_corpus(data, workdir / "corpus")
+def vocab_sizes(run: Run) -> tuple[int, int]:
+    """Vocabulary sizes of source and target; `UserError` if the run has no tokenizer yet."""
+    return tokenizers.load(run.tokenizer).vocab_sizes
 
 
-def corpus_split(data: DataConfig, workdir: Path, name: str) -> Split:
-    """A split of the workdir's corpus; `UserError` naming those there are."""
-    splits = open_splits(data, workdir)
+def open_splits(run: Run) -> dict[str, Split]:
+    """All splits of the run's corpus, by name."""
+    return open_corpus(run.config.data, run.corpus)
+
+
+def corpus_split(run: Run, name: str) -> Split:
+    """One split of the run's corpus; `UserError` if there is none of that name."""
+    return _split(open_splits(run), name)
+
+
+def stored_split(path: Path, name: str) -> Split:
+    """One split of a workdir's corpus, by the settings in the workdir's manifest."""
+    data = DataConfig(**workdir.read(path, "run")["config"]["data"])
+    _check_corpus(data, path)
+    return _split(open_corpus(data, path / "corpus"), name)
+
+
+def _split(splits: dict[str, Split], name: str) -> Split:
     if name not in splits:
         raise UserError(f"the corpus has no split {name!r}; it has {', '.join(sorted(splits))}")
     return splits[name]
+
+
+def _check_corpus(data: DataConfig, path: Path):
+    """Refuses to use built-in phrases, the default corpus, with converted weights."""
+    if data.kind == "phrases" and is_converted(path):
+        raise UserError(
+            f"{path} has converted weights and no corpus; name one, as "
+            "--config.data.kind=parallel_text --config.data.path=DIR"
+        )
 
 
 def make_tokenizer(
@@ -70,20 +89,20 @@ def make_tokenizer(
     progress: Progress,
     text: Callable[[], Iterable[str]],
 ):
-    """Makes a tokenizer's folder.
+    """Makes a tokenizer.
 
     Args:
-      config: what kind, and of what.
-      languages: of source and target.
-      folder: where.
-      progress: told of it.
-      text: gives the sentences that a tokenizer of kind sentencepiece is trained on.
+      config: its kind and settings.
+      languages: source and target.
+      folder: to write.
+      progress: receives a note.
+      text: returns the training sentences; called for kind sentencepiece only.
     """
     if config.kind == "sentencepiece":
         progress.note(f"training a SentencePiece BPE model of {config.vocab_size:,} pieces")
         sentence_piece.train(text(), folder, config)
     elif config.kind == "bpe":
-        # Imported here: training on SentencePiece needs none of its libraries.
+        # Saves the other kinds 0.3 s of start-up (sacremoses).
         from automoe_jax.data.tokenizers import fairseq_bpe  # noqa: PLC0415
 
         dictionaries = [files.expanded(path) for path in config.dictionaries]
@@ -93,52 +112,48 @@ def make_tokenizer(
         token_ids.make(tokenizers.vocab_sizes(config), folder)
 
 
-def _make(
-    data: DataConfig,
-    config: TokenizerConfig,
-    workdir: Path,
-    progress: Progress,
-    tokenizer_from: Path | None,
-):
-    folder = workdir / "tokenizer"
-    if folder.is_dir() and tokenizer_from is not None and tokenizer_from != folder:
+def _make(run: Run, tokenizer_from: Path | None):
+    data, config, folder = run.config.data, run.config.tokenizer, run.tokenizer
+    if folder.is_dir() and tokenizer_from not in (None, folder):
         ours, theirs = (tokenizers.load(x).content for x in (folder, tokenizer_from))
         if ours != theirs:
             raise UserError(
                 f"{folder} is not the tokenizer of the run that weights are taken from "
                 f"({tokenizer_from}); use that run's --workdir, or a new one"
             )
-    missing = [n for n in ("train", "valid") if not (workdir / "tokens" / n).is_dir()]
+    missing = [n for n in ("train", "valid") if not (run.tokens / n).is_dir()]
     if folder.is_dir() and not missing:
         return
-    corpus = open_corpus(data, workdir / "corpus")
+    corpus = open_splits(run)
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in corpus.items())
-    progress.note(f"corpus {data.name or data.path or data.kind}: {sizes} pairs")
-    if not folder.is_dir():
-        if tokenizer_from is not None:
-            tokenizers.copy(tokenizer_from, folder)
-        else:
-            make_tokenizer(
-                config,
-                (data.source_lang, data.target_lang),
-                folder,
-                progress,
-                lambda: tokens.sample_sentences(corpus["train"], config.max_sentences),
-            )
-    tokenizer = tokenizers.load(folder)
+    run.progress.note(f"corpus {data.name or data.path or data.kind}: {sizes} pairs")
+    if not folder.is_dir() and tokenizer_from is not None:
+        tokenizers.copy(tokenizer_from, folder)
+    elif not folder.is_dir():
+        languages = data.source_lang, data.target_lang
+        train = corpus["train"]
+        make_tokenizer(
+            config, languages, folder, run.progress,
+            lambda: tokens.sample_sentences(train, config.max_sentences),
+        )  # fmt: skip
     for name in missing:
-        task = progress.task(f"tokenising {name}", len(corpus[name]))
-        tokens.tokenize(
-            corpus[name],
-            tokenizer,
-            data.max_length,
-            workdir / "tokens" / name,
-            lambda done, total, task=task: task.update(done),
-        )
-        task.close()
-        counts = tokens.load(workdir / "tokens" / name).counts
-        progress.note(
-            f"{name}: {counts['kept']:,} pairs kept; left out: {counts['empty']:,} empty, "
-            f"{counts['too_long']:,} longer than {data.max_length} tokens, "
-            f"{counts['not_utf8']:,} not UTF-8"
-        )
+        _tokenize(run, name, corpus[name])
+
+
+def _tokenize(run: Run, name: str, split: Split):
+    max_length, folder = run.config.data.max_length, run.tokens / name
+    task = run.progress.task(f"tokenising {name}", len(split))
+    tokens.tokenize(
+        split,
+        tokenizers.load(run.tokenizer),
+        max_length,
+        folder,
+        lambda done, total: task.update(done),
+    )
+    task.close()
+    counts = tokens.load(folder).counts
+    run.progress.note(
+        f"{name}: {counts['kept']:,} pairs kept; left out: {counts['empty']:,} empty, "
+        f"{counts['too_long']:,} longer than {max_length} tokens, "
+        f"{counts['not_utf8']:,} not UTF-8"
+    )

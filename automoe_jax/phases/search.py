@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet, short_name, to_json
-from automoe_jax.config import RunConfig
 from automoe_jax.data.prepared import PreparedData
 from automoe_jax.decoding import evaluation as evaluate
 from automoe_jax.latency.config import GOLD_RUNS
-from automoe_jax.latency.records import History
+from automoe_jax.latency.records import HISTORY, MEASUREMENTS, History
 from automoe_jax.latency.subnet_timer import SubnetTimer, Verdict
 from automoe_jax.model.extract import Params
-from automoe_jax.phases import prepare, search_result
-from automoe_jax.phases import run as phases
+from automoe_jax.phases import search_result
 from automoe_jax.phases.costs import HOW, Counted
+from automoe_jax.phases.export import SupernetExporter
+from automoe_jax.phases.latency_model import latency_model
 from automoe_jax.phases.objectives import Loss, Objective, Text
+from automoe_jax.phases.prepare import corpus_split
+from automoe_jax.phases.run import SEARCH, Run, claim
+from automoe_jax.phases.train import target
 from automoe_jax.predictor.latency_source import NAME, LatencySource
 from automoe_jax.predictor.model import LatencyModel
 from automoe_jax.published import subnet_files
@@ -29,7 +32,6 @@ from automoe_jax.search.evolution import Candidate, InfeasibleError, Scored, fro
 from automoe_jax.search.finals import Finals
 from automoe_jax.search.limits import Limit, Limits
 from automoe_jax.system.errors import UserError
-from automoe_jax.system.progress import Progress
 from automoe_jax.training.population import PopulationScorer
 
 FULL = "full_score"
@@ -48,72 +50,81 @@ class Found:
     verdict: Verdict | None  # where latency is limited and measured
 
 
-def run_search(
-    config: RunConfig,
-    run: Path,
-    folder: Path,
-    data: PreparedData,
-    params: Params,
-    progress: Progress,
-) -> list[Found]:
+def claim_search(run: Run, folder: Path, step: int | None):
+    """Starts or continues a search; refuses another config or another supernet.
+
+    Args:
+      run: its groups `search`, `predictor`, `latency` and some of `export` must stay the same.
+      folder: of the search.
+      step: of the supernet; None for random weights.
+    """
+    config = run.config
+    settings = {
+        **config.groups("seed", "data", "tokenizer", "space", "search", "predictor", "latency"),
+        # They decide size and latency.
+        "quantize": config.export.quantize,
+        "shortlist": config.export.shortlist,
+        "supernet_step": step,
+    }
+    scored, measured = ((folder / name).exists() for name in (HISTORY, MEASUREMENTS))
+    try:
+        claim(run, folder, SEARCH, settings, begun=scored or measured)
+    except UserError:
+        if scored:
+            raise
+        (folder / MEASUREMENTS).unlink()  # of a search that scored nothing
+        claim(run, folder, SEARCH, settings, begun=False)
+
+
+def run_search(run: Run, folder: Path, data: PreparedData, params: Params) -> list[Found]:
     """Searches with inherited weights; best first.
 
     Writes into `folder`: `best_1.json` and on, `history.jsonl`, `measurements.jsonl`,
     `front.json`, pictures, `result.json`. A search that was killed goes on where it was.
 
     Args:
-      config: groups `search`, `predictor`, `latency`.
-      run: workdir.
+      run: groups `search`, `predictor` and `latency` are used.
       folder: of this search, `search/` in the workdir by default.
       data: validation pairs to score on.
       params: of the supernet, as NumPy.
-      progress: told of it.
 
     Raises:
       UserError: no limit is given.
       InfeasibleError: nothing within the limits.
     """
-    if not (config.search.constraint.any or config.search.algorithm == "nsga2"):
+    search = run.config.search
+    if not (search.constraint.any or search.algorithm == "nsga2"):
         raise UserError(
             "no limit for the search: set one of search.constraint, as "
             "--config.search.constraint.latency_ratio=0.5 (latency_ms, gflops, active_params_m, "
             "params_m and size_mb are the others), or draw a front with "
             "--config.search.algorithm=nsga2"
         )
-    return Search(config, run, folder, data, params, progress).run()
+    return Search(run, folder, data, params).run()
 
 
 class Search:
     """One search: what its steps share."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run: Path,
-        folder: Path,
-        data: PreparedData,
-        params: Params,
-        progress: Progress,
-    ):
-        self.config, self.folder, self.progress = config, folder, progress
+    def __init__(self, run: Run, folder: Path, data: PreparedData, params: Params):
+        config = run.config
+        self.config, self.folder, self.progress = config, folder, run.progress
         self.space, self.search = config.space, config.search
         self.history = History(folder)
         self.start = subnet_files.load(self.search.start) if self.search.start else None
         if self.start is not None:
             self.space.validate(self.start)
         self.counted = Counted(self.space, config.export, data.tokenizer.vocab_sizes)
-        trained = phases.trained(config, data.tokenizer.vocab_sizes)
-        self.scorer = PopulationScorer(trained, config.training, params)
-        inherited = phases.SupernetExporter(config, run, params, "supernet")
+        supernet = target(config, data.tokenizer.vocab_sizes)
+        self.scorer = PopulationScorer(supernet, config.training, params)
+        inherited = SupernetExporter(run, params, "supernet")
         self.objective = self._objective(inherited, run, data)
         self.latency = self._latency(inherited, run, data) if self.search.needs_latency else None
 
-    def _objective(
-        self, inherited: phases.SupernetExporter, run: Path, data: PreparedData
-    ) -> Objective:
+    def _objective(self, inherited: SupernetExporter, run: Run, data: PreparedData) -> Objective:
         if self.search.objective == "loss":
             return Loss(self.scorer, data.valid, self.search.eval_pairs)
-        valid = prepare.corpus_split(self.config.data, run, "valid")
+        valid = corpus_split(run, "valid")
         sources, references = evaluate.read_split(valid)
         beam = min(self.config.export.beam_sizes)
         return Text(
@@ -126,14 +137,11 @@ class Search:
             beam,
         )
 
-    def _latency(
-        self, inherited: phases.SupernetExporter, run: Path, data: PreparedData
-    ) -> LatencySource:
+    def _latency(self, inherited: SupernetExporter, run: Run, data: PreparedData) -> LatencySource:
         mode = self.search.latency
 
         def make_model() -> LatencyModel:
-            vocab_sizes = data.tokenizer.vocab_sizes
-            return phases.latency_model(self.config, run, inherited, vocab_sizes, self.progress)
+            return latency_model(run, inherited, data.tokenizer.vocab_sizes)
 
         runs = GOLD_RUNS if mode == "gold" else self.search.latency_runs
 

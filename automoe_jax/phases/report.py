@@ -1,0 +1,121 @@
+"""The report: largest, smallest, random and searched subnet side by side."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from automoe_jax.architecture import counts as complexity
+from automoe_jax.architecture.subnet import Subnet, from_json, short_name, to_json
+from automoe_jax.config import RunConfig
+from automoe_jax.decoding import evaluation
+from automoe_jax.decoding.translator import Translator
+from automoe_jax.latency.process import Timer
+from automoe_jax.latency.records import History
+from automoe_jax.latency.statistics import ratio, summarise
+from automoe_jax.model.extract import Params
+from automoe_jax.phases.export import SupernetExporter, add_scores
+from automoe_jax.phases.prepare import corpus_split
+from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, Run
+from automoe_jax.published.subnet_files import load
+from automoe_jax.report import page
+from automoe_jax.system import files
+
+RESULTS = "results.json"
+N_EXAMPLES = 10
+
+
+def beam_size(config: RunConfig) -> int:
+    """The beam size for BLEU: that of latency if the export has it, else its largest."""
+    sizes = config.export.beam_sizes
+    return config.latency.beam_size if config.latency.beam_size in sizes else max(sizes)
+
+
+def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -> dict[str, Any]:
+    """Measures the subnets with inherited weights, and the trained one on test text.
+
+    Args:
+      run: its `export/` holds the trained subnet.
+      params: of the supernet.
+      searched: architecture of the trained subnet.
+      found: result of the search.
+
+    Returns:
+      The content of `results.json`, without the phases' times.
+    """
+    config = run.config
+    subnets = {"largest": config.space.largest(), "smallest": config.space.smallest()}
+    if found["random"]["first"] is not None:
+        subnets["random within the limit"] = from_json(found["random"]["first"])
+    subnets["searched"] = searched
+    test = evaluation.read_split(corpus_split(run, "test"), config.pipeline.test_sentences)
+    exports = run.path / REPORT / ".exports"
+    rows, threads = _compare_inherited(run, params, subnets, test, exports)
+    shutil.rmtree(exports, ignore_errors=True)
+    export = run.path / EXPORT
+    scores, translations = evaluation.evaluate(Translator.load(export), *test, beam_size(config))
+    add_scores(export, {"test": dataclasses.asdict(scores)})
+    examples = zip(*(texts[:N_EXAMPLES] for texts in (*test, translations)), strict=True)
+    return {
+        "version": 1,
+        "rows": rows,
+        "test": dataclasses.asdict(scores),
+        "latency": {**dataclasses.asdict(config.latency), "threads_used": threads},
+        "limits": found["limits"],
+        "limit_ratio": config.search.constraint.latency_ratio or None,
+        "searched_loss": next(
+            best["sample_loss"]
+            for best in found["best"]
+            if load(run.path / SEARCH / best["file"]) == searched
+        ),
+        "random": {k: found["random"][k] for k in ("count", "median_loss", "best_loss")},
+        "examples": [{"source": s, "reference": r, "translation": t} for s, r, t in examples],
+    }
+
+
+def _compare_inherited(
+    run: Run,
+    params: Params,
+    subnets: dict[str, Subnet],
+    test: tuple[list[str], list[str]],
+    folder: Path,
+) -> tuple[list[dict[str, Any]], int]:
+    """The table's rows, and the number of threads that latency was measured with.
+
+    Exports the subnets to `folder`; ratios of latency are to the first of them.
+    """
+    config = run.config
+    exporter, beam = SupernetExporter(run, params, "supernet"), beam_size(config)
+    exports = [folder / name.split()[0] for name in subnets]
+    for subnet, export in zip(subnets.values(), exports, strict=True):
+        exporter.export(subnet, export, sorted({beam, config.latency.beam_size}))
+    run.progress.note(f"measuring latency ({config.latency.name}), all in turns")
+    with Timer(config.latency.threads, config.latency.platform) as timer:
+        times = timer.time(exports, config.latency)
+        threads = timer.threads
+    rows = []
+    for (name, subnet), export, own in zip(subnets.items(), exports, times, strict=True):
+        scores, _ = evaluation.evaluate(Translator.load(export), *test, beam)
+        counts = complexity.count(subnet)
+        rows.append(
+            {
+                "name": name,
+                "architecture": short_name(subnet),
+                "subnet": to_json(subnet),
+                "params": counts.params,
+                "active_params": counts.active_params,
+                "flops": counts.flops,
+                "latency": dataclasses.asdict(summarise(own)),
+                "latency_ratio": list(ratio(own, times[0])),
+                "bleu_inherited": scores.bleu,
+            }
+        )
+        run.progress.note(f"{name}: BLEU with inherited weights {scores.bleu:.2f}")
+    return rows, threads
+
+
+def write(run: Run, results: dict[str, Any], found: dict[str, Any]):
+    """Writes the page, its picture and, last, `results.json`."""
+    folder = run.path / REPORT
+    page.write(folder, results, History(run.path / SEARCH).lines, found)
+    files.write_json(folder / RESULTS, results)
