@@ -21,7 +21,10 @@ import measure
 from automoe_jax.architecture.subnet import from_json
 from automoe_jax.config import base, resolve
 from automoe_jax.latency.records import History
-from automoe_jax.phases import run as phases
+from automoe_jax.phases.export import SupernetExporter
+from automoe_jax.phases.latency_model import fit_latency_model
+from automoe_jax.phases.run import LATENCY_MODEL, Run
+from automoe_jax.phases.train import random_weights
 from automoe_jax.predictor import design, tables
 from automoe_jax.predictor import fit as predictor
 from automoe_jax.predictor import model as predictor_model
@@ -64,15 +67,15 @@ def main():
     notes = Notes()
 
     start = time.monotonic()
-    params = phases.random_weights(config, vocab_sizes)
-    inherited = phases.SupernetExporter(config, folder, params, "random")
-    path = folder / phases.LATENCY_MODEL
+    run = Run(config, folder, notes)
+    inherited = SupernetExporter(run, random_weights(config, vocab_sizes), "random")
+    path = folder / LATENCY_MODEL
     measurements = path.with_suffix(".measurements")
     begun = measurements.exists()
     if path.exists():
         model = predictor_model.load(path)
     else:
-        model = phases.fit_latency_model(config, folder, inherited, vocab_sizes, path, notes)
+        model = fit_latency_model(run, inherited, vocab_sizes, path)
     minutes = (time.monotonic() - start) / 60
 
     fitted_to = History(measurements)

@@ -165,18 +165,21 @@ def token_batch(rng: np.random.Generator, rows: int = 3, source: int = 9, target
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """(Workdir, data, supernet, random weights) of a run of `tiny_config` that has a corpus."""
+    """(Run, data, supernet, random weights) of `tiny_config`, with a corpus."""
     from tiny import tiny_config  # noqa: PLC0415
 
-    from automoe_jax.phases import run as phases  # noqa: PLC0415
+    from automoe_jax.phases.prepare import prepare  # noqa: PLC0415
+    from automoe_jax.phases.run import Run  # noqa: PLC0415
+    from automoe_jax.phases.train import target  # noqa: PLC0415
     from automoe_jax.system.progress import Silent  # noqa: PLC0415
     from automoe_jax.training import loop  # noqa: PLC0415
 
-    run, config = tmp_path_factory.mktemp("run"), tiny_config()
-    data = phases.prepare_run(config, run, Silent())
-    trained = phases.trained(config, data.tokenizer.vocab_sizes)
-    state = loop.initial_state(trained, config.training, config.seed)
-    return run, data, trained, jax.tree.map(np.asarray, state.params)
+    config = tiny_config()
+    run = Run(config, tmp_path_factory.mktemp("run"), Silent())
+    data = prepare(run)
+    supernet = target(config, data.tokenizer.vocab_sizes)
+    state = loop.initial_state(supernet, config.training, config.seed)
+    return run, data, supernet, jax.tree.map(np.asarray, state.params)
 
 
 @pytest.fixture

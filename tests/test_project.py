@@ -32,7 +32,7 @@ def imports_of(module: str) -> set[str]:
         ("automoe_jax.latency.process", {"jax", "flax"}),
         ("automoe_jax.search.evolution", {"jax", "flax"}),
         ("automoe_jax.data.corpus", {"tensorflow", "torch"}),
-        ("automoe_jax.phases.run", {"tensorflow", "torch"}),
+        ("automoe_jax.phases.pipeline", {"tensorflow", "torch"}),
     ],
 )
 def test_what_modules_pull_in(module, unwanted):

@@ -1,9 +1,10 @@
-"""The report of a run: one HTML page with its pictures beside it."""
+"""The report of a run: an HTML page and its picture."""
 
 import html
 from pathlib import Path
 from typing import Any
 
+from automoe_jax.report.architecture import SIDES, attention
 from automoe_jax.report.plots import search_plot
 from automoe_jax.system import files
 
@@ -12,8 +13,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
   color: #1d2129; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #d6dae0; text-align: right; }
-th:first-child, td:first-child, td.text { text-align: left; }
-tr.chosen { background: #eef6ee; font-weight: 600; }
+th:first-child, td:first-child, .text td { text-align: left; }
+.compared tr:last-child { background: #eef6ee; font-weight: 600; }
 img { max-width: 100%; }
 code { background: #f2f3f5; padding: .1rem .3rem; }
 small { color: #5a6270; }
@@ -21,7 +22,7 @@ small { color: #5a6270; }
 
 
 def table_rows(results: dict[str, Any]) -> list[list[str]]:
-    """The comparison as text: header, then a row per subnet. The last is the searched one."""
+    """The comparison as text: header, then a row per subnet, the searched one last."""
     rows = [
         ["subnet", "params M", "active M", "GFLOPs", "latency ms", "of largest", "BLEU inherited"]
     ]
@@ -41,14 +42,16 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def write(folder: Path, results: dict[str, Any], lines: list[dict[str, Any]], found: dict):
+def write(
+    folder: Path, results: dict[str, Any], lines: list[dict[str, Any]], found: dict[str, Any]
+):
     """Writes `index.html` and `search.png`.
 
     Args:
       folder: `report/`.
-      results: of the pipeline.
-      lines: of the search's history.
-      found: the search's result.
+      results: content of `results.json`.
+      lines: of `history.jsonl`.
+      found: result of the search.
     """
     limits = found["limits"]
     x_name = found["over"][0]
@@ -56,32 +59,17 @@ def write(folder: Path, results: dict[str, Any], lines: list[dict[str, Any]], fo
         f"best {i}": (best["costs"][x_name], best["sample_loss"])
         for i, best in enumerate(found["best"][:3], 1)
     }
-    most = limits[x_name]["most"] if x_name in limits else None
+    limit = limits[x_name]["most"] if x_name in limits else None
     label = found["objective"]["label"]
-    search_plot(lines, x_name, folder / "search.png", most, marked, label)
+    search_plot(lines, x_name, folder / "search.png", limit, marked, label)
     files.write_text(folder / "index.html", _page(results, found))
 
 
 def _page(results: dict[str, Any], found: dict[str, Any]) -> str:
-    def cells(tag: str, values: list[str]) -> str:
-        return "".join(f"<{tag}>{html.escape(v)}</{tag}>" for v in values)
-
-    header, *rows = table_rows(results)
-    body = "".join(
-        f"<tr{' class=chosen' if row[0] == 'searched' else ''}>{cells('td', row)}</tr>"
-        for row in rows
-    )
     test, latency = results["test"], results["latency"]
-    cards = "".join(_card(row) for row in results["rows"] if row["name"] == "searched")
-    examples = "".join(
-        "<tr>"
-        + "".join(
-            f"<td class=text>{html.escape(e[k])}</td>"
-            for k in ("source", "translation", "reference")
-        )
-        + "</tr>"
-        for e in results["examples"]
-    )
+    searched = results["rows"][-1]["subnet"]
+    columns = ["source", "translation", "reference"]
+    examples = [[example[name] for name in columns] for example in results["examples"]]
     random = results["random"]
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
     return f"""<!doctype html>
@@ -89,7 +77,7 @@ def _page(results: dict[str, Any], found: dict[str, Any]) -> str:
 <h1>Searched translator</h1>
 <p>Test BLEU of the searched and trained subnet: <b>{test["bleu"]:.1f}</b>, chrF {test["chrf"]:.1f}
 on {test["sentences"]:,} sentences.<br><small>{html.escape(test["bleu_signature"])}</small></p>
-<table><tr>{cells("th", header)}</tr>{body}</table>
+{_table("compared", table_rows(results))}
 <p><small>Latency: batch 1, {latency["source_length"]} tokens in, {latency["target_length"]} out,
 beam {latency["beam_size"]}, {latency["runs"]} runs in turns, 10 % tails dropped, mean ± standard
 deviation; {latency["threads_used"]} thread(s), {latency["platform"]}. Ratios with 95 % intervals.
@@ -99,9 +87,10 @@ BLEU inherited: with the supernet's weights, without further training.</small></
 {results["searched_loss"]:.4f}; median of {random["count"]} random subnets within the limit
 {_number(random["median_loss"])}.</p>
 <img src="search.png" alt="loss against cost of every scored subnet">
-{cards}
+<h2>Architecture</h2>
+{_table("layers", _layers(searched))}
 <h2>Examples</h2>
-<table><tr><th>source</th><th>translation</th><th>reference</th></tr>{examples}</table>
+{_table("text", [columns, *examples])}
 <p><small>Phases: {seconds}.</small></p>
 </html>
 """
@@ -111,24 +100,23 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _card(row: dict[str, Any]) -> str:
-    """The architecture, layer by layer."""
-    subnet = row["subnet"]
+def _table(css_class: str, rows: list[list[str]]) -> str:
+    """A table; its first row is the header."""
     lines = []
-    for side in ("encoder", "decoder"):
+    for i, row in enumerate(rows):
+        tag = "td" if i else "th"
+        cells = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
+        lines.append(f"<tr>{cells}</tr>")
+    return f"<table class={css_class}>{''.join(lines)}</table>"
+
+
+def _layers(subnet: dict[str, Any]) -> list[list[str]]:
+    """Header, then a row per layer of an architecture in JSON form."""
+    rows = [["layer", "width", "heads", "experts", "FFN sizes"]]
+    for side in SIDES:
         for i, layer in enumerate(subnet[side]["layers"], 1):
-            if side == "encoder":
-                heads = str(layer["heads"])
-            else:
-                heads = (
-                    f"{layer['self_heads']} / {layer['cross_heads']}, span {layer['cross_span']}"
-                )
-            experts = ", ".join(map(str, layer["experts"]))
-            lines.append(
-                f"<tr><td>{side} {i}</td><td>{subnet[side]['embed_dim']}</td><td>{heads}</td>"
-                f"<td>{len(layer['experts'])}</td><td>{experts}</td></tr>"
-            )
-    return (
-        "<h2>Architecture</h2><table><tr><th>layer</th><th>width</th><th>heads</th>"
-        f"<th>experts</th><th>FFN sizes</th></tr>{''.join(lines)}</table>"
-    )
+            heads = ", ".join(filter(None, attention(layer)))
+            sizes = layer["experts"]
+            width = str(subnet[side]["embed_dim"])
+            rows.append([f"{side} {i}", width, heads, str(len(sizes)), ", ".join(map(str, sizes))])
+    return rows

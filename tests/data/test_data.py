@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import shipped_config
 
+from automoe_jax.config import base, resolve
 from automoe_jax.data import batches, phrases, tokens
 from automoe_jax.data.config import DataConfig
 from automoe_jax.data.corpus import open_corpus
@@ -21,6 +22,7 @@ from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.data.tokenizers.sentence_piece import train
 from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.run import Run
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 
@@ -260,14 +262,20 @@ def test_unusable_pairs_are_counted(tokenizer, tmp_path):
 # --- plans and batches ---------------------------------------------------------------------------
 
 
+def run_of(data, vocab_size: int, path) -> Run:
+    config = dataclasses.replace(
+        resolve(base()), data=data, tokenizer=TokenizerConfig(vocab_size=vocab_size)
+    )
+    return Run(config, path, Silent())
+
+
 def test_a_foreign_tokenizer_is_not_mixed_in(tmp_path):
     config = write_corpus(tmp_path / "text", n=30)
     for name, size in (("a", 40), ("b", 41)):
-        prepare(config, TokenizerConfig(vocab_size=size), tmp_path / name, Silent())
-    theirs = tmp_path / "b" / "tokenizer"
+        prepare(run_of(config, size, tmp_path / name))
     with pytest.raises(UserError, match="is not the tokenizer of the run that weights"):
-        prepare(config, TokenizerConfig(vocab_size=40), tmp_path / "a", Silent(), theirs)
-    inherited = prepare(config, TokenizerConfig(vocab_size=40), tmp_path / "c", Silent(), theirs)
+        prepare(run_of(config, 40, tmp_path / "a"), tmp_path / "b")
+    inherited = prepare(run_of(config, 40, tmp_path / "c"), tmp_path / "b")
     assert inherited.tokenizer.vocab_sizes == (41, 41)
 
 
@@ -275,7 +283,7 @@ def test_a_split_of_nothing_usable_says_so_every_time(tmp_path):
     config = write_corpus(tmp_path / "text", valid_xx=b"\n" * 6)
     for _ in range(2):
         with pytest.raises(UserError, match=r"no pair of valid can be used \(6 empty\)"):
-            prepare(config, TokenizerConfig(vocab_size=40), tmp_path / "a", Silent())
+            prepare(run_of(config, 40, tmp_path / "a"))
 
 
 @st.composite

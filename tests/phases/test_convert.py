@@ -27,7 +27,12 @@ from automoe_jax.decoding.translator import Translator
 from automoe_jax.decoding.weights import unpack
 from automoe_jax.model.extract import extract
 from automoe_jax.phases import convert as conversion
-from automoe_jax.phases import run as phases
+from automoe_jax.phases.convert import convert, write_checkpoint
+from automoe_jax.phases.export import export_params
+from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.run import Run, open_run
+from automoe_jax.phases.search import claim_search
+from automoe_jax.phases.train import origin, subnet_params, supernet_params, train_supernet
 from automoe_jax.published import checkpoint, state_dict, subnet_files, supertransformer
 from automoe_jax.published.state_dict import CheckpointError
 from automoe_jax.system import files
@@ -262,25 +267,26 @@ def test_pytorch_files(tmp_path, super_a, monkeypatch):
 def test_supernet_and_subnet(tmp_path, shared, super_a):
     """Both forms hold the published weights; the export of a subnet holds that subnet alone."""
     config = resolve(config_of(SPACE))
-    conversion.convert(config, super_a, tmp_path / "super", IDS, Silent())
-    params, step = phases.supernet_params(config, tmp_path / "super", (64, 64))
+    whole, sub = (Run(config, tmp_path / name, Silent()) for name in ("super", "sub"))
+    convert(whole, super_a, IDS)
+    params, step = supernet_params(whole, (64, 64))
     published, _ = state_dict.to_params(checkpoint.read(super_a), SPACE)
     same(params, published)
     assert step == 0
-    conversion.write_checkpoint(config, tmp_path / "super", tmp_path / "back.safetensors")
+    write_checkpoint(whole, tmp_path / "back.safetensors")
     state = checkpoint.read(super_a)
     back = checkpoint.read(tmp_path / "back.safetensors")
     same(back, {key: state[key] for key in back})
 
     info = json.loads((shared / "fixtures/A06_frac_dec2.json").read_text())
     subnet = from_json(info["subnet"], 32)
-    conversion.convert(config, super_a, tmp_path / "sub", IDS, Silent(), subnet)
-    own, found, _ = phases.subnet_params(config, tmp_path / "sub")
+    convert(sub, super_a, IDS, subnet)
+    own, found, _ = subnet_params(sub)
     assert found == subnet
     same(own, extract(published, subnet, SPACE.hull()))
-    origin = phases.origin(tmp_path / "sub/subnet", "trained subnet", 0)
-    assert origin == "trained subnet, converted from superA.npz"
-    phases.export_params(config, tmp_path / "sub", own, subnet, tmp_path / "export", origin)
+    words = origin(sub.path / "subnet", "trained subnet", 0)
+    assert words == "trained subnet, converted from superA.npz"
+    export_params(sub, own, subnet, tmp_path / "export", words)
     translator = Translator.load(tmp_path / "export")
     (translation,) = translator.translate(["5 6 7 8 2"], max_length=6)
     assert translation.hypotheses[0].ids == tuple(map(int, translation.text.split()))
@@ -293,25 +299,25 @@ def test_supernet_and_subnet(tmp_path, shared, super_a):
     # No more than the subnet's weights, with the output layer where the table is wider than it.
     assert used <= stored <= used + 64 * subnet.decoder.embed_dim
     with pytest.raises(UserError, match=r"back\.safetensors exists; name a new file"):
-        conversion.write_checkpoint(config, tmp_path / "super", tmp_path / "back.safetensors")
+        write_checkpoint(whole, tmp_path / "back.safetensors")
     with pytest.raises(UserError, match="holds a subnet and no supernet"):
-        conversion.write_checkpoint(config, tmp_path / "sub", tmp_path / "none.npz")
+        write_checkpoint(sub, tmp_path / "none.npz")
     with pytest.raises(UserError, match="has converted weights and no corpus; name one"):
-        phases.prepare_run(config, tmp_path / "sub", Silent())
+        prepare(sub)
     with pytest.raises(UserError, match="has weights already; name a new --workdir"):
-        conversion.convert(config, super_a, tmp_path / "sub", IDS, Silent(), subnet)
+        convert(sub, super_a, IDS, subnet)
 
 
 def test_a_killed_conversion(tmp_path, super_a, monkeypatch):
     """Nothing is trained on what is not there; the same command again makes it whole."""
-    config = resolve(config_of(SPACE))
+    run = Run(resolve(config_of(SPACE)), tmp_path / "run", Silent())
     with monkeypatch.context() as patched:
         patched.setattr(conversion, "Checkpoints", None)
         with pytest.raises(TypeError):
-            conversion.convert(config, super_a, tmp_path / "run", IDS, Silent())
+            convert(run, super_a, IDS)
     with pytest.raises(UserError, match=r"did not finish; run launch/convert\.py again"):
-        phases.train_supernet(config, tmp_path / "run", Silent())
-    conversion.convert(config, super_a, tmp_path / "run", IDS, Silent())
+        train_supernet(run)
+    convert(run, super_a, IDS)
     assert loop.latest_step(tmp_path / "run/supernet") == 0
 
 
@@ -321,17 +327,15 @@ def test_a_chosen_finalist_is_not_shadowed(tmp_path, super_a, shared):
     info = json.loads((shared / "fixtures/A06_frac_dec2.json").read_text())
     subnet = from_json(info["subnet"], 32)
     with pytest.raises(UserError, match="has weights already"):
-        conversion.convert(
-            resolve(config_of(SPACE)), super_a, tmp_path / "run", IDS, Silent(), subnet
-        )
+        convert(Run(resolve(config_of(SPACE)), tmp_path / "run", Silent()), super_a, IDS, subnet)
 
 
 def test_random_and_converted_are_different_searches(tmp_path):
-    config = resolve(config_of(SPACE))
-    phases.claim_search(config, tmp_path / "search", None)
+    run = Run(resolve(config_of(SPACE)), tmp_path, Silent())
+    claim_search(run, tmp_path / "search", None)
     (tmp_path / "search/history.jsonl").write_text("")
     with pytest.raises(UserError, match="supernet_step is None there and 0 here"):
-        phases.claim_search(config, tmp_path / "search", 0)
+        claim_search(run, tmp_path / "search", 0)
 
 
 def write_ids(folder: Path, n: int):
@@ -346,28 +350,27 @@ def write_ids(folder: Path, n: int):
 
 def test_training_goes_on_from_converted_weights(tmp_path, super_a):
     """The corpus may be named later; a rate of nothing leaves the weights as they came."""
-    conversion.convert(resolve(config_of(SPACE)), super_a, tmp_path / "run", IDS, Silent())
+    convert(Run(resolve(config_of(SPACE)), tmp_path / "run", Silent()), super_a, IDS)
     write_ids(tmp_path / "text", 40)
     later = config_of(SPACE, kind="parallel_text", path=str(tmp_path / "text"))
     training = later.training
     training.update(steps=2, warmup_steps=0, peak_rate=1e-20, initial_rate=1e-20, final_rate=1e-20)
     training.update(tokens_per_batch=64, batches_per_step=jax.device_count(), buckets=1)
     training.update(eval_every=0, eval_subnets=0)
-    config = resolve(later)
-    run = phases.open_run(config, tmp_path / "run")
-    before, _ = phases.supernet_params(config, run, (64, 64))
-    phases.train_supernet(config, run, Silent())
-    after, step = phases.supernet_params(config, run, (64, 64))
+    run = open_run(resolve(later), tmp_path / "run", Silent())
+    before, _ = supernet_params(run, (64, 64))
+    train_supernet(run)
+    after, step = supernet_params(run, (64, 64))
     assert step == 2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after, before)
-    assert phases.origin(run / "supernet", "supernet", step).endswith("trained on to step 2")
-    metrics = (run / "supernet/metrics.jsonl").read_text().splitlines()
+    assert origin(run.supernet, "supernet", step).endswith("trained on to step 2")
+    metrics = (run.supernet / "metrics.jsonl").read_text().splitlines()
     losses = [x["value"] for x in map(json.loads, metrics) if x["name"] == "valid/loss_largest"]
     published_loss = 135 / 26  # of the fixtures' batches: about 5.2 nats a token
     assert losses[-1] == pytest.approx(published_loss, rel=0.3)
     changed = config_of(SPACE, kind="parallel_text", path=str(tmp_path))
     with pytest.raises(UserError, match=r"was made with another config: data\.path"):
-        phases.open_run(resolve(changed), tmp_path / "run")
+        open_run(resolve(changed), tmp_path / "run", Silent())
 
 
 def test_programs(tmp_path):
@@ -391,19 +394,19 @@ def test_programs(tmp_path):
         f"--config=configs/supertransformer.py:{tmp_path}/space.yml",
         f"--workdir={tmp_path}/run", "--config.export.beam_sizes=2,",
     ]  # fmt: skip
-    convert = [*flags, f"--checkpoint={tmp_path}/iwslt.npz", f"--subnet={tmp_path}/sub.yml"]
+    command = [*flags, f"--checkpoint={tmp_path}/iwslt.npz", f"--subnet={tmp_path}/sub.yml"]
     text = [f"--dict={english},{german}", f"--bpe_codes={codes}", "--lowercase"]
 
-    assert "give --dict and --bpe_codes, or --tokenizer=ids" in mistake("convert", *convert)
-    assert "needs --dict and --bpe_codes together" in mistake("convert", *convert, text[0])
+    assert "give --dict and --bpe_codes, or --tokenizer=ids" in mistake("convert", *command)
+    assert "needs --dict and --bpe_codes together" in mistake("convert", *command, text[0])
     swapped = [f"--dict={german},{english}", *text[1:]]
-    line = mistake("convert", *convert, *swapped)
+    line = mistake("convert", *command, *swapped)
     assert f"has {sizes[1]} and {sizes[0]} entries for source and target" in line
-    wrong = [*convert, "--config.space.encoder_depths=1,2"]
+    wrong = [*command, "--config.space.encoder_depths=1,2"]
     assert "it has 3 encoder layers" in mistake("convert", *wrong, *text)
     assert not (tmp_path / "run").exists()
 
-    done = launch("convert", *convert, *text)
+    done = launch("convert", *command, *text)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode().startswith("subnet converted: ")
     assert "text: bpe, en to de; Moses does not split compounds" in done.stderr.decode()

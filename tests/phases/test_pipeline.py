@@ -10,19 +10,26 @@ from tiny import KillAt, Killed, tiny_config
 from automoe_jax.config import base, resolve
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.translator import Translator
-from automoe_jax.phases import pipeline
-from automoe_jax.phases import run as phases
-from automoe_jax.phases import search as search_phase
+from automoe_jax.phases.pipeline import run_pipeline
+from automoe_jax.phases.run import CACHE, open_run
+from automoe_jax.phases.search import run_search
 from automoe_jax.published import subnet_files
 from automoe_jax.system.errors import UserError
-from automoe_jax.system.progress import Silent
+from automoe_jax.system.progress import Progress, Silent
 from automoe_jax.training.config import ModelConfig
+
+SILENT = Silent()
 
 
 @pytest.fixture
 def cached(tmp_path):
-    with compiled_once(tmp_path / phases.CACHE):
+    with compiled_once(tmp_path / CACHE):
         yield
+
+
+def pipeline_of(config, folder, progress: Progress = SILENT):
+    """Results of the whole pipeline."""
+    return run_pipeline(open_run(config, folder, progress))
 
 
 @pytest.mark.usefixtures("cached")
@@ -30,9 +37,9 @@ def test_pipeline_survives_kills(tmp_path):
     config = tiny_config()
     for words in ("train: ", "iteration 1", "finalist 2: validation", "measuring latency"):
         with pytest.raises(Killed):
-            pipeline.run(config, tmp_path, KillAt(words))
+            pipeline_of(config, tmp_path, KillAt(words))
     history = (tmp_path / "search" / "history.jsonl").read_text().splitlines()
-    results = pipeline.run(config, tmp_path, Silent())
+    results = pipeline_of(config, tmp_path)
     # What was scored before the kills was not scored again.
     assert len({json.dumps(json.loads(x)["subnet"]) for x in history}) == len(history)
 
@@ -61,19 +68,19 @@ def test_pipeline_survives_kills(tmp_path):
     assert len(translator.translate(["Today is Monday."], beam_size=2)) == 1
 
     # Everything is done: again costs nothing and changes nothing.
-    assert pipeline.run(config, tmp_path, KillAt("step ")) == results
+    assert pipeline_of(config, tmp_path, KillAt("step ")) == results
     with pytest.raises(UserError, match=r"search\.constraint\.gflops is 0\.00025 there"):
-        pipeline.run(tiny_config(gflops=1e-3), tmp_path, Silent())
+        pipeline_of(tiny_config(gflops=1e-3), tmp_path)
     other = dataclasses.replace(config, model=ModelConfig(0.4, 0.1))
     with pytest.raises(UserError, match=r"model\.dropout is 0\.3 there and 0\.4 here"):
-        pipeline.run(other, tmp_path, Silent())
+        pipeline_of(other, tmp_path)
     other = dataclasses.replace(config, export=ExportConfig((1,)))
     with pytest.raises(UserError, match=r"export\.beam_sizes is \[2\] there"):
-        pipeline.run(other, tmp_path, Silent())
+        pipeline_of(other, tmp_path)
     # A finished run is moved as one piece.
     moved = tmp_path.with_name(f"{tmp_path.name}_moved")
     tmp_path.rename(moved)
-    assert pipeline.run(config, moved, KillAt("step ")) == results
+    assert pipeline_of(config, moved, KillAt("step ")) == results
 
 
 def test_search_under_a_measured_limit(prepared, tmp_path):
@@ -89,7 +96,8 @@ def test_search_under_a_measured_limit(prepared, tmp_path):
     latency = dataclasses.replace(config.latency, target_length=100, runs=41, kernels="xla")
     config = dataclasses.replace(config, search=search, latency=latency)
     run, data, _, params = prepared
-    found = search_phase.run_search(config, run, tmp_path / "search", data, params, Silent())
+    own = dataclasses.replace(run, config=config)
+    found = run_search(own, tmp_path / "search", data, params)
     assert found[0].verdict is not None
     assert found[0].verdict.ratio <= 0.999
     result = json.loads((tmp_path / "search" / "result.json").read_text())

@@ -1,5 +1,6 @@
 """How far a supernet's ranking is believed, and the scorer that a search and a ranking share."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,6 @@ from tiny import KillAt, Killed, tiny_config
 
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.phases import rank as ranking
-from automoe_jax.phases import run as phases
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training import loop, parallel
@@ -98,33 +98,35 @@ def test_spread_covers_the_range():
 def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
     """Training itself stands in the slow tests; here its loss is a formula of the subnet."""
     run, data, _, params = prepared
-    config = tiny_config()
     begun = []
 
-    def train(config, run, subnet, progress, init, out):
+    def train(run, subnet, init_from, out):
         begun.append(subnet)
-        (run / out).mkdir(parents=True)
+        (run.path / out).mkdir(parents=True)
 
-    def loss(config, run, out, data):
-        assert (run / out).is_dir()
+    def loss(run, out, data):
+        assert (run.path / out).is_dir()
         return 10 - complexity.count(begun[-1]).flops / 1e5
 
-    monkeypatch.setattr(phases, "train_subnet", train)
+    monkeypatch.setattr(ranking, "train_subnet", train)
     monkeypatch.setattr(ranking, "_loss", loss)
 
     def rank(progress):
-        return ranking.rank(config, run, "rank", data, params, 8, 5, progress)
+        own = dataclasses.replace(run, progress=progress)
+        return ranking.rank(own, "rank", data, params, 8, 5)
 
     with pytest.raises(Killed):
         rank(KillAt("subnet 3 of 5"))
     assert len(begun) == 2
     result = rank(Silent())
-    assert begun == ranking.spread(config.space, 5, config.seed)  # each once, in their order
-    assert result == json.loads((run / "rank" / "rank.json").read_text()) == rank(Silent())
+    assert begun == ranking.spread(
+        run.config.space, 5, run.config.seed
+    )  # each once, in their order
+    assert result == json.loads((run.path / "rank" / "rank.json").read_text()) == rank(Silent())
     inherited = [row["inherited"] for row in result["subnets"]]
     trained = [row["trained"] for row in result["subnets"]]
     assert trained == [pytest.approx(10 - row["gflops"] * 1e4) for row in result["subnets"]]
     tau: float = kendalltau(inherited, trained).statistic  # pyright: ignore
     assert result["tau"] == pytest.approx(tau)
-    assert (run / "rank" / "rank.png").stat().st_size > 10_000
-    assert not [x for x in (run / "rank").iterdir() if x.is_dir()]  # weights are not kept
+    assert (run.path / "rank" / "rank.png").stat().st_size > 10_000
+    assert not [x for x in (run.path / "rank").iterdir() if x.is_dir()]  # weights are not kept

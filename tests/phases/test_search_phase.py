@@ -15,7 +15,6 @@ from automoe_jax.architecture.subnet import from_json
 from automoe_jax.latency.records import History
 from automoe_jax.latency.statistics import summarise
 from automoe_jax.latency.subnet_timer import Measured, Verdict
-from automoe_jax.phases import run as phases
 from automoe_jax.phases import search as search_phase
 from automoe_jax.phases import search_result, search_seeds
 from automoe_jax.predictor import features, latency_source
@@ -48,7 +47,8 @@ def search(prepared, config, folder, notes=None):
     progress = Silent()
     if notes is not None:
         progress.note = notes.append
-    return search_phase.run_search(config, run, folder, data, params, progress)
+    own = dataclasses.replace(run, config=config, progress=progress)
+    return search_phase.run_search(own, folder, data, params)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def fake_latency(monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(search_phase, "SubnetTimer", FakeTimer)
     monkeypatch.setattr(latency_source, "PAUSE", 0.0)
-    monkeypatch.setattr(phases, "latency_model", lambda *args: model)
+    monkeypatch.setattr(search_phase, "latency_model", lambda *args: model)
     FakeTimer.timed, FakeTimer.finals = [], []
     FakeTimer.slow = FakeTimer.machine = FakeTimer.at_first = 1.0
     return model
@@ -379,8 +379,9 @@ def test_what_was_measured_before_the_first_score_is_kept(prepared, tmp_path):
 
     def program(config):
         """As launch/search.py does it."""
-        phases.claim_search(config, tmp_path, 8)
-        return search_phase.run_search(config, run, tmp_path, data, params, Silent())
+        own = dataclasses.replace(run, config=config)
+        search_phase.claim_search(own, tmp_path, 8)
+        return search_phase.run_search(own, tmp_path, data, params)
 
     with pytest.MonkeyPatch.context() as patch:
         KillAtWrite(patch, 6)

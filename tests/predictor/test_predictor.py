@@ -17,7 +17,9 @@ from automoe_jax.latency.records import History
 from automoe_jax.latency.subnet_timer import Measured
 from automoe_jax.model.extract import extract
 from automoe_jax.phases import costs
-from automoe_jax.phases import run as phases
+from automoe_jax.phases.export import SupernetExporter
+from automoe_jax.phases.latency_model import fit_latency_model
+from automoe_jax.phases.run import Run
 from automoe_jax.predictor import design, features, fit, model, regression, tables
 from automoe_jax.predictor.config import PredictorConfig
 from automoe_jax.predictor.features import Task
@@ -198,12 +200,12 @@ def test_asked_to_fit_again_it_times_again(tmp_path, monkeypatch):
     """A model that is there is of another day or another JAX: its timings are not taken over."""
     monkeypatch.setattr(fit, "SubnetTimer", FakeTimer)
     config = dataclasses.replace(resolve(base()), space=SPACE)
-    inherited = phases.SupernetExporter(config, tmp_path, {}, "nothing")
     path = tmp_path / "latency_model.json"
     FakeTimer.asked = 0
     for times, predictor in ((1, PredictorConfig(24, 8)), (2, PredictorConfig(24, 8, runs=7))):
         own = dataclasses.replace(config, predictor=predictor)
-        phases.fit_latency_model(own, tmp_path, inherited, (300, 300), path, Silent())
+        run = Run(own, tmp_path, Silent())
+        fit_latency_model(run, SupernetExporter(run, {}, "nothing"), (300, 300), path)
         assert FakeTimer.asked == times * (24 + 8 - 1)
     assert model.load(path).fitted == 24
 
