@@ -14,19 +14,11 @@ from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.translator import Translator
-from automoe_jax.phases import report, search_result
+from automoe_jax.phases import report, search_result, train
 from automoe_jax.phases.export import add_scores, export_params, measure_approximation
 from automoe_jax.phases.prepare import corpus_split, open_splits, prepare
 from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, Run, claim
 from automoe_jax.phases.search import claim_search, run_search
-from automoe_jax.phases.train import (
-    CHOSEN,
-    chosen_finalist,
-    subnet_params,
-    supernet_params,
-    train_subnet,
-    train_supernet,
-)
 from automoe_jax.published.subnet_files import load
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
@@ -52,8 +44,8 @@ def run_pipeline(run: Run) -> dict[str, Any]:
 
     note("phase 1 of 5: supernet training")
     with _timed(run, "supernet"):
-        train_supernet(run)
-        params, step = supernet_params(run, data.tokenizer.vocab_sizes)
+        train.train_supernet(run)
+        params, step = train.supernet_params(run, data.tokenizer.vocab_sizes)
 
     note("phase 2 of 5: search")
     folder = run.path / SEARCH
@@ -68,18 +60,18 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     note(f"phase 3 of 5: training {len(finalists)} finalist(s)")
     with _timed(run, "finalists"):
         for out, subnet in finalists.items():
-            train_subnet(run, subnet, run.path if config.pipeline.inherit else None, out)
+            train.train_subnet(run, subnet, run.path if config.pipeline.inherit else None, out)
 
     note("phase 4 of 5: export")
     with _timed(run, "export"):
         exported = (run.path / EXPORT / workdir.MANIFEST).exists()
-        if not (exported and (run.path / SUBNET / CHOSEN).exists()):
+        if not (exported and (run.path / SUBNET / train.CHOSEN).exists()):
             _choose(run, finalists)
 
     note("phase 5 of 5: report")
     if not (run.path / REPORT / report.RESULTS).exists():
         with _timed(run, "report"):
-            results = report.compare(run, params, finalists[chosen_finalist(run)], found)
+            results = report.compare(run, params, finalists[train.chosen_finalist(run)], found)
         report.write(run, {**results, "seconds": _seconds(run)}, found)
     return files.read_json(run.path / REPORT / report.RESULTS, "report")
 
@@ -112,7 +104,7 @@ def _choose(run: Run, finalists: dict[str, Subnet]):
     start = "the supernet's weights" if pipeline.inherit else "scratch"
     rows = {}
     for out, subnet in finalists.items():
-        params, _, step = subnet_params(run, out)
+        params, _, step = train.subnet_params(run, out)
         folder = run.path / out / EXPORT
         export_params(run, params, subnet, folder, f"trained from {start}, step {step}")
         scores, _ = evaluation.evaluate(Translator.load(folder), sources, references, beam)
@@ -132,7 +124,7 @@ def _choose(run: Run, finalists: dict[str, Subnet]):
     shutil.copytree(source, temporary)
     temporary.rename(export)
     if not run.config.export.exact:
-        params, subnet, _ = subnet_params(run, chosen)
+        params, subnet, _ = train.subnet_params(run, chosen)
         measure_approximation(run, params, subnet, export)
     choice = {"version": 1, "folder": chosen, "finalists": list(rows.values())}
-    files.write_json(run.path / SUBNET / CHOSEN, choice)
+    files.write_json(run.path / SUBNET / train.CHOSEN, choice)

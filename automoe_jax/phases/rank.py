@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ DRAWS = 40  # random subnets drawn for each one that is trained
 RESAMPLES = 2000  # of the bootstrap
 # Least Kendall's tau for a search and for a coarse search; its interval must be above 0 too.
 FIT, FIT_COARSE = 0.6, 0.3
-Correlation = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Trust:
       spearman: Spearman's rank correlation.
       offset: mean of inherited less trained loss, nats a token.
       regret: trained loss of the subnet that the supernet ranks first, less the lowest.
-      verdict: if the supernet is fit for a search, in words.
+      verdict: whether the supernet is fit for a search, in words.
     """
 
     tau: float
@@ -73,16 +71,12 @@ def spread(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
 
 def trust(inherited: np.ndarray, trained: np.ndarray, seed: int = 0) -> Trust:
     """Compares inherited and trained losses of the same subnets."""
-    tau = _or_zero(scores.kendall, inherited, trained)
+    tau = _or_zero(scores.kendall(inherited, trained))
     rows = np.random.default_rng(seed).integers(len(trained), size=(RESAMPLES, len(trained)))
-    taus = np.array(
-        [
-            _or_zero(scores.kendall, inherited[r], trained[r])
-            for r in rows
-            if len(set(r.tolist())) > 2
-        ]
-    )
-    low, high = np.quantile(taus, [0.025, 0.975])
+    resampled = [
+        _or_zero(scores.kendall(inherited[r], trained[r])) for r in rows if len(set(r.tolist())) > 2
+    ]
+    low, high = map(float, np.quantile(resampled, [0.025, 0.975]))
     regret = float(trained[inherited.argmin()] - trained.min())
     if tau >= FIT and low > 0:
         verdict = "fit for the search: better subnets have better inherited losses"
@@ -92,21 +86,14 @@ def trust(inherited: np.ndarray, trained: np.ndarray, seed: int = 0) -> Trust:
         )
     else:
         verdict = "not fit for the search: inherited losses do not tell which subnet is better"
-    return Trust(
-        tau=tau,
-        tau_low=float(low),
-        tau_high=float(high),
-        spearman=_or_zero(scores.spearman, inherited, trained),
-        offset=float((inherited - trained).mean()),
-        regret=regret,
-        verdict=verdict,
-    )
+    spearman = _or_zero(scores.spearman(inherited, trained))
+    offset = float((inherited - trained).mean())
+    return Trust(tau, low, high, spearman, offset, regret, verdict)
 
 
-def _or_zero(correlation: Correlation, a: np.ndarray, b: np.ndarray) -> float:
-    """The correlation; 0 where it is undefined, as for equal values."""
-    value = correlation(a, b)
-    return 0.0 if np.isnan(value) else value
+def _or_zero(correlation: float) -> float:
+    """Rank correlation is undefined (NaN) if all values are equal."""
+    return 0.0 if np.isnan(correlation) else correlation
 
 
 def rank(

@@ -8,6 +8,7 @@ import jax
 
 from automoe_jax.architecture.subnet import Subnet, from_json, to_json
 from automoe_jax.config import RunConfig
+from automoe_jax.data.prepared import PreparedData
 from automoe_jax.decoding.export import random_params
 from automoe_jax.model.extract import Params, extract
 from automoe_jax.phases.prepare import prepare, vocab_sizes
@@ -15,6 +16,7 @@ from automoe_jax.phases.run import SUBNET, SUPERNET, Run, claim
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import loop
+from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.loop import TrainingTarget
 
 CHOSEN = "chosen.json"  # in subnet/: the finalist that the pipeline exports
@@ -47,16 +49,8 @@ def train_supernet(run: Run):
         _check_space(config, run.supernet, SUPERNET)
     claim(run, SUPERNET, SUPERNET, settings(config, None, None), begun=bool(step))
     data = prepare(run)
-    loop.train(
-        target(config, data.tokenizer.vocab_sizes),
-        config.training,
-        config.sampling,
-        config.seed,
-        data,
-        run.supernet,
-        run.progress,
-    )
-    _drop_compiled_code()
+    supernet = target(config, data.tokenizer.vocab_sizes)
+    _train(run, supernet, config.training, data, run.supernet)
 
 
 def train_subnet(run: Run, subnet: Subnet, init_from: Path | None = None, out: str = SUBNET):
@@ -93,21 +87,20 @@ def train_subnet(run: Run, subnet: Subnet, init_from: Path | None = None, out: s
         params, inherited_step = supernet_params(supernet, own.vocab_sizes)
         run.progress.note(f"weights inherited from {supernet.supernet} at step {inherited_step:,}")
         params = extract(params, subnet, own.hull)
-    loop.train(
-        own,
-        config.subnet_training,
-        config.sampling,
-        config.seed,
-        data,
-        folder,
-        run.progress,
-        params,
-    )
-    _drop_compiled_code()
+    _train(run, own, config.subnet_training, data, folder, params)
 
 
-def _drop_compiled_code():
-    # One training takes thousands of memory mappings, and Linux allows a process 65,530.
+def _train(
+    run: Run,
+    own: TrainingTarget,
+    training: TrainingConfig,
+    data: PreparedData,
+    folder: Path,
+    init_params: Params | None = None,
+):
+    sampling, seed = run.config.sampling, run.config.seed
+    loop.train(own, training, sampling, seed, data, folder, run.progress, init_params)
+    # Each training takes thousands of memory mappings; Linux allows a process 65,530.
     jax.clear_caches()
 
 

@@ -11,9 +11,11 @@ from automoe_jax.config import base, resolve
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.phases.pipeline import run_pipeline
-from automoe_jax.phases.run import CACHE, open_run
+from automoe_jax.phases.run import CACHE, Run, open_run
 from automoe_jax.phases.search import run_search
+from automoe_jax.phases.train import trained_folder
 from automoe_jax.published import subnet_files
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress, Silent
 from automoe_jax.training.config import ModelConfig
@@ -69,6 +71,8 @@ def test_pipeline_survives_kills(tmp_path):
 
     # Everything is done: again costs nothing and changes nothing.
     assert pipeline_of(config, tmp_path, KillAt("step ")) == results
+    chosen = json.loads((tmp_path / "subnet/chosen.json").read_text())
+    assert (tmp_path / chosen["folder"] / "export/manifest.json").exists()
     with pytest.raises(UserError, match=r"search\.constraint\.gflops is 0\.00025 there"):
         pipeline_of(tiny_config(gflops=1e-3), tmp_path)
     other = dataclasses.replace(config, model=ModelConfig(0.4, 0.1))
@@ -81,6 +85,15 @@ def test_pipeline_survives_kills(tmp_path):
     moved = tmp_path.with_name(f"{tmp_path.name}_moved")
     tmp_path.rename(moved)
     assert pipeline_of(config, moved, KillAt("step ")) == results
+
+
+@pytest.mark.parametrize("stored", [{"folder": "subnet/2"}, {"chosen": 1}], ids=["name", "index"])
+def test_the_chosen_finalist_is_found(tmp_path, stored):
+    """By its folder's name, or by its index in the files of earlier versions."""
+    run = Run(tiny_config(), tmp_path, SILENT)
+    assert trained_folder(run) == "subnet"
+    files.write_json(tmp_path / "subnet/chosen.json", {"version": 1, **stored, "finalists": []})
+    assert trained_folder(run) == "subnet/2"
 
 
 def test_search_under_a_measured_limit(prepared, tmp_path):
