@@ -159,13 +159,6 @@ def tokenizer_config(
 ) -> TokenizerConfig | None:
     """The tokenizer's settings by the program's options, else by the config.
 
-    Args:
-      config: group `tokenizer`.
-      kind: "bpe", "ids" or None.
-      dictionaries: none, one or two files.
-      codes: file of merges, or None.
-      lowercase: True if the model's text is lower case.
-
     Returns:
       None if neither names a tokenizer: the run's own is meant.
     """

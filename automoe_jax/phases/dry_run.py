@@ -24,9 +24,7 @@ LENGTH = 30
 def describe(run: Run, subnet: Subnet | None) -> Iterator[str]:
     """Lines of text: parameters, batch, compile time, memory per device.
 
-    Args:
-      run: need not exist.
-      subnet: to train; None for the supernet.
+    The run need not exist. Without a subnet, it is the supernet's step.
     """
     config = run.config
     # The tokenizer of converted weights is not the config's.

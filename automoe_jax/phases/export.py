@@ -35,14 +35,9 @@ def model_spec(config: RunConfig, subnet: Subnet) -> Spec:
 
 
 def export_params(run: Run, params: Params, subnet: Subnet, folder: Path, origin: str):
-    """Exports weights with the run's tokenizer and some of its sentences.
+    """Exports stand-alone weights with the run's tokenizer and some of its sentences.
 
-    Args:
-      run: group `export` is used.
-      params: stand-alone weights of the subnet.
-      subnet: their architecture.
-      folder: to write; an export in it is replaced.
-      origin: describes where the weights come from.
+    `origin` describes where the weights come from. An export in `folder` is replaced.
     """
     config = run.config
     samples: list[str] = []
@@ -86,13 +81,8 @@ def add_scores(folder: Path, scores: dict[str, Any]):
 def measure_approximation(run: Run, params: Params, subnet: Subnet, folder: Path) -> float:
     """Validation BLEU of an approximate export (int8, shortlist) less that of an exact one.
 
-    Writes both into the export's manifest.
-
-    Args:
-      run: must have a corpus.
-      params: stand-alone weights of the subnet.
-      subnet: their architecture.
-      folder: the approximate export of these weights.
+    The export in `folder` has the stand-alone weights `params`. Both scores are written into its
+    manifest.
     """
     sources, references = evaluation.read_split(corpus_split(run, "valid"), COMPARED)
     beam = Translator.load(folder).beam_size()
@@ -130,17 +120,11 @@ def _with_export(run: Run, **changes: Any) -> Run:
 
 @dataclasses.dataclass(frozen=True)
 class SupernetExporter:
-    """Exports subnets with inherited weights, for timing and comparison.
-
-    Attributes:
-      run: groups `export` and `latency` are used.
-      supernet: its weights.
-      origin: describes where they come from.
-    """
+    """Exports subnets with inherited weights, for timing and comparison."""
 
     run: Run
     supernet: Params
-    origin: str
+    origin: str  # describes where the weights come from
 
     def params(self, subnet: Subnet) -> Params:
         """A subnet's weights, as NumPy."""

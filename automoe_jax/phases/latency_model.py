@@ -45,13 +45,8 @@ def fit_latency_model(
 ) -> LatencyModel:
     """Times subnets, fits a model and writes it.
 
-    Continues a killed fit. If the model exists already, everything is timed again.
-
-    Args:
-      run: groups `predictor` and `latency` are used.
-      exporter: writes the exports that are timed.
-      vocab_sizes: of source and target.
-      path: JSON file to write; measurements are kept beside it.
+    Measurements are kept beside `path`: a killed fit continues. If the model exists already,
+    everything is timed again.
     """
     config = run.config
     folder = path.with_suffix(".measurements")

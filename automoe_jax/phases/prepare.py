@@ -22,11 +22,8 @@ from automoe_jax.system.progress import Progress
 def prepare(run: Run, init_from: Path | None = None) -> PreparedData:
     """Makes what is missing of `corpus/`, `tokenizer/` and `tokens/`, and opens it.
 
-    On a pod the first process does it and the others wait; they share the workdir.
-
-    Args:
-      run: groups `data` and `tokenizer` are used.
-      init_from: workdir whose tokenizer is copied, because weights will be inherited from it.
+    On a pod the first process does it and the others wait; they share the workdir. The tokenizer
+    is that of the workdir `init_from`, if weights will be inherited from there.
 
     Raises:
       UserError: the corpus is missing or has no usable pair, or the run has another tokenizer than
@@ -89,15 +86,7 @@ def make_tokenizer(
     progress: Progress,
     text: Callable[[], Iterable[str]],
 ):
-    """Makes a tokenizer.
-
-    Args:
-      config: its kind and settings.
-      languages: source and target.
-      folder: to write.
-      progress: receives a note.
-      text: returns the training sentences; called for kind sentencepiece only.
-    """
+    """Makes a tokenizer's folder; `text` returns the sentences that SentencePiece is trained on."""
     if config.kind == "sentencepiece":
         progress.note(f"training a SentencePiece BPE model of {config.vocab_size:,} pieces")
         sentence_piece.train(text(), folder, config)

@@ -101,16 +101,9 @@ def rank(
 ) -> dict[str, Any]:
     """Trains `count` subnets from scratch and compares their losses with inherited ones.
 
-    Writes `rank.json` and `rank.png`; a killed run continues with the subnet that it was at. The
-    trained weights are not kept.
-
-    Args:
-      run: group `subnet_training` is used.
-      out: folder in the workdir.
-      data: validation pairs to score on.
-      params: of the supernet.
-      step: of `params`.
-      count: of subnets.
+    Writes `rank.json` and `rank.png` into the folder `out` of the workdir; a killed run continues
+    with the subnet that it was at. The trained weights are not kept.
+    The inherited weights are the supernet's `params` of training step `step`.
 
     Returns:
       The content of `rank.json`.

@@ -32,13 +32,9 @@ def beam_size(config: RunConfig) -> int:
 
 
 def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -> dict[str, Any]:
-    """Measures the subnets with inherited weights, and the trained one on test text.
+    """Measures subnets with weights of the supernet `params`, and the trained one on test text.
 
-    Args:
-      run: its `export/` holds the trained subnet.
-      params: of the supernet.
-      searched: architecture of the trained subnet.
-      found: result of the search.
+    `searched` is the architecture of `export/`, `found` the result of the search.
 
     Returns:
       The content of `results.json`, without the phases' times.

@@ -21,13 +21,7 @@ CACHE = ".jax_cache"  # compiled programs
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The argument of every phase.
-
-    Attributes:
-      config: all settings.
-      path: the workdir.
-      progress: receives notes and progress bars.
-    """
+    """All settings, the workdir, and the receiver of notes and progress bars."""
 
     config: RunConfig
     path: Path
@@ -73,9 +67,7 @@ def claim(run: Run, folder: str | Path, kind: str, content: dict[str, Any], *, b
     """Starts or continues a folder: `workdir.claim` in the first process, others wait for it.
 
     Args:
-      run: the folder's run.
       folder: absolute, or relative to the workdir.
-      kind: of the manifest.
       content: all settings that decide what the folder will hold.
       begun: True if the folder holds results of the settings in its manifest.
 

@@ -26,14 +26,7 @@ def attention(layer: dict[str, Any]) -> tuple[str, str]:
 
 
 def architecture_card(subnet: dict[str, Any], costs: dict[str, float], score: float, path: Path):
-    """FFN sizes of all experts, layer by layer (the paper's Figures 4 to 6).
-
-    Args:
-      subnet: JSON form.
-      costs: by name.
-      score: of the search.
-      path: PNG to write.
-    """
+    """FFN sizes of all experts of a subnet in JSON form (the paper's Figures 4 to 6)."""
     stacks = [subnet[side]["layers"] for side in SIDES]
     depth = max(map(len, stacks))
     sizes = [layer["experts"] for layers in stacks for layer in layers]
@@ -86,11 +79,7 @@ def statistics(subnets: list[dict[str, Any]]) -> dict[str, float]:
 def front_statistics(members: list[dict[str, Any]], x_name: str, path: Path, y_label: str = LOSS):
     """Costs, depths and experts of the architectures on a front (the paper's Figure 3).
 
-    Args:
-      members: {"loss", "costs", "subnet"} each.
-      x_name: cost of the front.
-      path: PNG to write.
-      y_label: names the score.
+    Each member is {"loss", "costs", "subnet"}; `x_name` is the cost of the front.
     """
     figure, ((top, experts), (depth, shares)) = plt.subplots(
         2, 2, figsize=(10, 7.4), layout="constrained"

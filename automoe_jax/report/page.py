@@ -48,7 +48,6 @@ def write(
     """Writes `index.html` and `search.png`.
 
     Args:
-      folder: `report/`.
       results: content of `results.json`.
       lines: of `history.jsonl`.
       found: result of the search.

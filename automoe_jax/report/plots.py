@@ -60,7 +60,6 @@ def search_plot(
     Args:
       lines: of `history.jsonl`.
       x_name: name of a cost, as `latency_ms`.
-      path: PNG to write.
       limit: of the cost, drawn as a line.
       marked: points to name.
       y_label: names the score.
@@ -114,9 +113,7 @@ def progress_plot(lines: list[dict[str, Any]], path: Path, y_label: str = LOSS):
 def predicted_plot(pairs: Sequence[tuple[float, float, float, float]], path: Path):
     """Measured over predicted latency.
 
-    Args:
-      pairs: (predicted, measured, low, high) in ms; the last two a 95 % interval.
-      path: PNG to write.
+    Each pair is (predicted, measured, low, high) in ms; the last two are a 95 % interval.
     """
     predicted, measured, low, high = ([p[i] for p in pairs] for i in range(4))
     _, axes = plt.subplots(figsize=SQUARE, layout="constrained")
