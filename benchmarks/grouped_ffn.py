@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
+from automoe_jax.cli import process
 from automoe_jax.ops import grouped_ffn as op
 from automoe_jax.ops.grouping import ExpertWeights
-from automoe_jax.system import malloc as huge_pages
 
 SIZES = (1024, 2048, 3072)
 
@@ -62,7 +62,7 @@ def dense(x, weights):
 
 
 def main():
-    huge_pages.use()
+    process.prepare(huge_pages=True)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=0, help="default: 2,048; on a GPU 32,768")
     parser.add_argument("--embed_dim", type=int, default=640)

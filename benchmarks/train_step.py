@@ -22,9 +22,10 @@ import numpy as np
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.cli import process
 from automoe_jax.data.batches import Share
 from automoe_jax.model.transformer import supernet_static
-from automoe_jax.system import malloc as huge_pages
+from automoe_jax.system import malloc
 from automoe_jax.training import loop, optimizer, parallel, sampling
 from automoe_jax.training.config import ModelConfig, TrainingConfig
 from automoe_jax.training.loop import TrainingTarget
@@ -97,7 +98,7 @@ class Step:
 
 
 def main():
-    huge_pages.use()
+    process.prepare(huge_pages=True)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", type=int, default=68, help="sentences")
     parser.add_argument("--length", type=int, default=30, help="tokens of a sentence")
@@ -182,7 +183,7 @@ def main():
         "params": n_params,
         "runs": args.runs,
         **measure.machine(),
-        "huge_pages": huge_pages.active(),
+        "huge_pages": malloc.active(),
         "matmul_gflops": measure.spread([r / 1e9 for r in rates]),
         "bandwidth_gb_s": measure.spread([b / 1e9 for b in bandwidths]),
         "optimizer_floor_s": optimizer_s,

@@ -7,10 +7,11 @@ python launch/benchmark.py --export=A,B --threads=1 --json
 import dataclasses
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
-from automoe_jax.cli import process as common
+from automoe_jax.cli import options, terminal
+from automoe_jax.decoding import native
+from automoe_jax.decoding.translator import read_manifest
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.latency.kernels import kernels_used
 from automoe_jax.latency.process import Timer
@@ -36,7 +37,7 @@ _TARGET = flags.DEFINE_integer("target_length", _DEFAULT.target_length, "tokens 
 _SENTENCES = flags.DEFINE_string(
     "sentences", None, "text file of real sentences (default: those in the first export)"
 )
-_JSON = flags.DEFINE_bool("json", False, "print one JSON line instead of a table")
+_JSON = options.define_json()
 
 
 def main():
@@ -52,8 +53,6 @@ def main():
         target_length=_TARGET.value,
         beam_size=_BEAM.value,
     )
-    from automoe_jax.decoding.translator import read_manifest  # noqa: PLC0415
-
     manifests = [read_manifest(path) for path in exports]
     sentences = _sentences(manifests)
     kinds: dict[str, tuple[LatencyConfig, list[str] | None]] = {
@@ -62,7 +61,7 @@ def main():
     }
     if sentences and all(m["tokenizer"] for m in manifests):
         kinds["real sentences"] = (config, sentences)
-    progress = common.TerminalProgress()
+    progress = terminal.TerminalProgress()
     results = {}
     with Timer(config.threads, config.platform) as timer:
         for name, (kind, texts) in kinds.items():
@@ -80,7 +79,7 @@ def main():
     }
     rows = [_row(i, path, results) for i, path in enumerate(exports)]
     if _JSON.value:
-        common.print_json({**about, "exports": rows})
+        terminal.print_json({**about, "exports": rows})
         return
     table = Table("export", "input", "mean ms", "std", "median", "min", "of the first [95 %]")
     for row in rows:
@@ -92,7 +91,7 @@ def main():
                 *(f"{r[k]:.2f}" for k in ("mean_ms", "std_ms", "median_ms", "min_ms")),
                 f"{value:.3f} [{low:.3f}, {high:.3f}]",
             )
-    Console(width=None if Console().is_terminal else 120).print(table)
+    terminal.print_table(table)
     kernels = about["kernels"]
     print(f"{about['protocol']}; {threads} thread(s), {kernels} kernels, {about['machine']}")
 
@@ -122,6 +121,4 @@ def _used(config: LatencyConfig) -> str:
     used = kernels_used(config)
     if used == "native" or config.kernels == "xla" or config.platform != "cpu":
         return used
-    from automoe_jax.decoding import native  # noqa: PLC0415
-
     return f"{used} ({native.reason()})"

@@ -11,13 +11,16 @@ its YAML. Then launch/export.py, search.py and train.py with the same --config a
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from automoe_jax.cli import process as common
+from automoe_jax.cli import options, terminal
+from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.phases import convert as conversion
+from automoe_jax.published import subnet_files
+from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+CONFIG = ConfigFlag()
+_WORKDIR = options.define_workdir()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "state dict: .npz, .safetensors, or .pt where PyTorch is installed"
 )
@@ -40,16 +43,11 @@ _WRITE = flags.DEFINE_string(
 
 
 def main():
-    common.set_jax_defaults()
-    config = common.load_config(_CONFIG)
+    config = CONFIG.load()
     if bool(_CHECKPOINT.value) == bool(_WRITE.value):
         both = ", not both" if _WRITE.value else ""
         raise UserError(f"give --checkpoint to read one, or --write to write one{both}")
-    from automoe_jax.phases import convert as conversion  # noqa: PLC0415
-    from automoe_jax.published import subnet_files  # noqa: PLC0415
-    from automoe_jax.system import workdir  # noqa: PLC0415
-
-    run = workdir.resolve(_WORKDIR.value or common.default_workdir())
+    run = workdir.resolve(_WORKDIR.value or CONFIG.default_workdir)
     if _WRITE.value:
         for flag in (_SUBNET, _DICT, _CODES, _LOWERCASE, _TOKENIZER):
             if flag.value:
@@ -68,7 +66,7 @@ def main():
             "give --dict and --bpe_codes, or --tokenizer=ids to run the model on token ids"
         )
     folder = conversion.convert(
-        config, Path(_CHECKPOINT.value or ""), run, tokenizer, common.TerminalProgress(), subnet
+        config, Path(_CHECKPOINT.value or ""), run, tokenizer, terminal.TerminalProgress(), subnet
     )
     what = "supernet" if subnet is None else "subnet"
     print(f"{what} converted: {folder}")

@@ -11,33 +11,29 @@ import math
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
-from rich.console import Console
 from rich.table import Table
 
-from automoe_jax.cli import process as common
+from automoe_jax.architecture import counts as complexity
+from automoe_jax.cli import options, terminal
+from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.published import subnet_files, supertransformer
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
 _SUBNET = flags.DEFINE_string("subnet", None, "subnet file: JSON, or HAT's or AutoMoE's YAML")
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "config whose space the subnet must be in, or is described without --subnet",
-    lock_config=True,
-)  # fmt: skip
+CONFIG = ConfigFlag("config whose space the subnet must be in, or is described without --subnet")
 _LENGTH = flags.DEFINE_integer("sentence_length", 30, "tokens of source and target")
 _OUT = flags.DEFINE_string(
     "out", None, "file to write the subnet to, JSON or (.yml) subtransformer YAML; without "
     "--subnet, the config's space as supertransformer YAML"
 )  # fmt: skip
-_JSON = flags.DEFINE_bool("json", False, "print one JSON line instead of a table")
+_JSON = options.define_json()
 
 
 def main():
     if _LENGTH.value < 1:
         raise UserError(f"--sentence_length is {_LENGTH.value}; at least 1 is needed")
-    from automoe_jax.architecture import counts as complexity  # noqa: PLC0415
-    from automoe_jax.published import subnet_files  # noqa: PLC0415
-
-    space = common.load_config(_CONFIG).space if flags.FLAGS["config"].present else None
+    space = CONFIG.load().space if CONFIG.present else None
     if not _SUBNET.value:
         if space is None:
             raise UserError("--subnet is missing; give a subnet file, or a --config to describe")
@@ -55,7 +51,7 @@ def main():
         subnet_files.save(subnet, _OUT.value)
     counts = complexity.count(subnet, _LENGTH.value, max_experts, max_ffn_dims)
     if _JSON.value:
-        common.print_json(dataclasses.asdict(counts))
+        terminal.print_json(dataclasses.asdict(counts))
         return
     table = Table("layer", "experts", "FFN sizes", "params", "active", "FLOPs")
     specs = (*subnet.encoder.layers, *subnet.decoder.layers)
@@ -68,7 +64,7 @@ def main():
             f"{cost.active_params:,.0f}",
             f"{cost.flops:,.0f}",
         )
-    Console(width=None if Console().is_terminal else 120).print(table)
+    terminal.print_table(table)
     print(f"Q/K/V width     {subnet.qkv_dim}")
     print(f"embedding width {subnet.encoder.embed_dim} / {subnet.decoder.embed_dim}")
     print(f"params         {counts.params:,} (embedding tables and output layer not counted)")
@@ -81,10 +77,6 @@ def main():
 
 
 def _describe_space(space):
-    from automoe_jax.architecture import counts as complexity  # noqa: PLC0415
-    from automoe_jax.published import supertransformer  # noqa: PLC0415
-    from automoe_jax.system import files  # noqa: PLC0415
-
     if _OUT.value:
         if Path(_OUT.value).suffix not in (".yml", ".yaml"):
             raise UserError(f"--out is {_OUT.value}; a space is written as .yml or .yaml")
@@ -95,7 +87,7 @@ def _describe_space(space):
     }
     if _JSON.value:
         counts = {name: dataclasses.asdict(count) for name, count in corners.items()}
-        common.print_json({"space": dataclasses.asdict(space), **counts})
+        terminal.print_json({"space": dataclasses.asdict(space), **counts})
         return
     for field in dataclasses.fields(space):
         value = getattr(space, field.name)

@@ -9,7 +9,13 @@ from pathlib import Path
 
 from absl import flags
 
-from automoe_jax.cli import process as common
+from automoe_jax.cli import options, terminal
+from automoe_jax.data.config import DataConfig
+from automoe_jax.decoding import evaluation as evaluate
+from automoe_jax.decoding.translator import Translator
+from automoe_jax.phases import prepare
+from automoe_jax.phases import run as phases
+from automoe_jax.system import files, malloc, workdir
 from automoe_jax.system.errors import UserError
 
 _EXPORT = flags.DEFINE_string("export", None, "export folder")
@@ -18,17 +24,11 @@ _SPLIT = flags.DEFINE_string("split", "test", "split of the run's corpus")
 _SOURCE = flags.DEFINE_string("source", None, "text to translate, in place of a corpus")
 _REFERENCE = flags.DEFINE_string("reference", None, "its reference translation")
 _LIMIT = flags.DEFINE_integer("limit", 0, "most sentences; 0 for all")
-_BEAM = flags.DEFINE_integer(
-    "beam_size", None, "one of the export's (default: 5, or its largest where it has no 5)"
-)
-_PENALTY = flags.DEFINE_float(
-    "length_penalty", 0.6, "power of the length that scores are divided by"
-)
-_KERNELS = flags.DEFINE_enum(
-    "kernels", "auto", ["auto", "native", "xla"], "native needs a CPU and a C compiler"
-)
+_BEAM = options.define_beam_size()
+_PENALTY = options.define_length_penalty()
+_KERNELS = options.define_kernels()
 _OUTPUT = flags.DEFINE_string("output", None, "file for the translations")
-_JSON = flags.DEFINE_bool("json", False, "print the scores as one JSON line")
+_JSON = options.define_json("print the scores as one JSON line")
 
 
 def main():
@@ -37,14 +37,11 @@ def main():
     files_given = [f.value is not None for f in (_SOURCE, _REFERENCE)]
     if any(files_given) != all(files_given) or any(files_given) == (_WORKDIR.value is not None):
         raise UserError("give either --workdir, or --source and --reference together")
-    from automoe_jax.decoding import evaluation as evaluate  # noqa: PLC0415
-    from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
-    from automoe_jax.system import files  # noqa: PLC0415
-
     if _LIMIT.value < 0:
         raise UserError(f"--limit is {_LIMIT.value}; it cannot be negative")
     if _OUTPUT.value and Path(_OUTPUT.value).is_dir():
         raise UserError(f"--output {_OUTPUT.value} is a folder; name a file")
+    malloc.return_large_blocks()
     translator = Translator.load(_EXPORT.value, kernels=_KERNELS.value)
     if _WORKDIR.value is None:
         texts = [files.read_text(f.value or "", f.name) for f in (_SOURCE, _REFERENCE)]
@@ -58,7 +55,7 @@ def main():
             sources, references = sources[: _LIMIT.value], references[: _LIMIT.value]
     else:
         sources, references = evaluate.read_split(_split(), _LIMIT.value)
-    task = common.TerminalProgress().task("translating", len(sources))
+    task = terminal.TerminalProgress().task("translating", len(sources))
     scores, translations = evaluate.evaluate(
         translator,
         sources,
@@ -71,7 +68,7 @@ def main():
     if _OUTPUT.value:
         files.write_text(_OUTPUT.value, "".join(t + "\n" for t in translations))
     if _JSON.value:
-        common.print_json(dataclasses.asdict(scores))
+        terminal.print_json(dataclasses.asdict(scores))
         return
     print(f"BLEU {scores.bleu:.2f}  {scores.bleu_signature}")
     print(f"chrF {scores.chrf:.2f}  {scores.chrf_signature}")
@@ -84,11 +81,6 @@ def main():
 
 def _split():
     """A split of the corpus of `--workdir`, as its manifest describes it."""
-    from automoe_jax.data.config import DataConfig  # noqa: PLC0415
-    from automoe_jax.phases import prepare  # noqa: PLC0415
-    from automoe_jax.phases import run as phases  # noqa: PLC0415
-    from automoe_jax.system import workdir  # noqa: PLC0415
-
     run = workdir.resolve(_WORKDIR.value or "")
     data = DataConfig(**workdir.read(run, "run")["config"]["data"])
     phases.check_corpus(data, run)

@@ -9,15 +9,23 @@ python launch/export.py --config FILE --workdir DIR --quantize=int8 --shortlist=
 import dataclasses
 from pathlib import Path
 
+import jax
+import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
-from automoe_jax.cli import process as common
+from automoe_jax.cli import options, terminal
+from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.decoding.config import QUANTIZATIONS
+from automoe_jax.model.extract import extract
+from automoe_jax.phases import approximation
+from automoe_jax.phases import run as phases
+from automoe_jax.published import subnet_files
+from automoe_jax.system import compile_cache, workdir
 from automoe_jax.system.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+CONFIG = ConfigFlag()
+_WORKDIR = options.define_workdir()
 _SUBNET = flags.DEFINE_string(
     "subnet", None, "subnet file to export with the supernet's weights; without it, the run's "
     "trained subnet"
@@ -40,20 +48,10 @@ _SHORTLIST = flags.DEFINE_integer(
 
 
 def main():
-    common.set_jax_defaults()
-    config = common.load_config(_CONFIG)
+    config = CONFIG.load()
     given = {"quantize": _QUANTIZE.value, "shortlist": _SHORTLIST.value}
     given = {name: value for name, value in given.items() if value is not None}
     config = dataclasses.replace(config, export=dataclasses.replace(config.export, **given))
-    import jax  # noqa: PLC0415
-    import numpy as np  # noqa: PLC0415
-
-    from automoe_jax.data.tokenizers import loading as tokenizers  # noqa: PLC0415
-    from automoe_jax.model.extract import extract  # noqa: PLC0415
-    from automoe_jax.phases import run as phases  # noqa: PLC0415
-    from automoe_jax.published import subnet_files  # noqa: PLC0415
-    from automoe_jax.system import compile_cache, workdir  # noqa: PLC0415
-
     subnet = None
     if _SUBNET.value:
         subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim)
@@ -66,7 +64,7 @@ def main():
         print(f"exported with random weights: {out}")
         return
 
-    run = workdir.resolve(_WORKDIR.value or common.default_workdir())
+    run = workdir.resolve(_WORKDIR.value or CONFIG.default_workdir)
     if not (run / workdir.MANIFEST).exists():
         raise UserError(
             f"--workdir {run} is not a run; train one with launch/train.py, or convert one with "
@@ -91,8 +89,6 @@ def main():
     if not (run / "tokens").is_dir():
         print("the run has no corpus: what not being exact costs in BLEU was not measured")
         return
-    from automoe_jax.phases import approximation  # noqa: PLC0415
-
-    progress = common.TerminalProgress()
+    progress = terminal.TerminalProgress()
     difference = approximation.measure(config, run, params, subnet, out, progress)
     print(f"BLEU on validation text, this export minus the exact one: {difference:+.2f}")

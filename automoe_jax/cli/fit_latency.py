@@ -12,17 +12,20 @@ config.predictor.held_out others. With --table it is fitted to a CSV of HAT's in
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from absl import flags
-from ml_collections import config_flags
-from rich.console import Console
 from rich.table import Table
 
-from automoe_jax.cli import process as common
-from automoe_jax.system import malloc as huge_pages
+from automoe_jax.cli import options, terminal
+from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.phases import run as phases
+from automoe_jax.predictor import features, tables
+from automoe_jax.system import compile_cache, workdir
 from automoe_jax.system.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+CONFIG = ConfigFlag()
+_WORKDIR = options.define_workdir()
 _OUT = flags.DEFINE_string(
     "out", None, "file to write (default: latency_model.json in the workdir, where searches look)"
 )
@@ -33,28 +36,20 @@ _VOCAB = flags.DEFINE_integer(
 _TABLE = flags.DEFINE_string("table", None, "CSV of measured latencies, in the columns of HAT's")
 _SEED = flags.DEFINE_integer("seed", 0, "of the table's split")
 _HELD_OUT = flags.DEFINE_float("held_out", 0.2, "share of the table's rows that test the model")
-_JSON = flags.DEFINE_bool("json", False, "print one JSON line instead of a table")
+_JSON = options.define_json()
 
 
 def main():
     if _TABLE.value is not None:
         _fit_table(_TABLE.value)
         return
-    huge_pages.use()
-    common.set_jax_defaults()
-    config = common.load_config(_CONFIG)
+    config = CONFIG.load()
     if _VOCAB.value is not None and (not _RANDOM.value or _VOCAB.value < 8):
         raise UserError(
             f"--vocab_size is {_VOCAB.value}; it goes with --random_weights and is at least 8"
         )
-    import jax  # noqa: PLC0415
-    import numpy as np  # noqa: PLC0415
-
-    from automoe_jax.phases import run as phases  # noqa: PLC0415
-    from automoe_jax.system import compile_cache, workdir  # noqa: PLC0415
-
-    progress = common.TerminalProgress()
-    folder = _WORKDIR.value or common.default_workdir()
+    progress = terminal.TerminalProgress()
+    folder = _WORKDIR.value or CONFIG.default_workdir
     if _VOCAB.value is None:
         run = phases.open_run(config, folder)
         vocab_sizes = phases.prepare_run(config, run, progress).tokenizer.vocab_sizes
@@ -71,23 +66,19 @@ def main():
     model = phases.fit_latency_model(config, run, inherited, vocab_sizes, path, progress)
     about = {"file": str(path), **_about(model)}
     if _JSON.value:
-        common.print_json(about)
+        terminal.print_json(about)
         return
     _show(about)
     table = Table("of the latency", "ms for the largest subnet")
-    from automoe_jax.predictor import features  # noqa: PLC0415
-
     assert model.task is not None
     largest = features.work(config.space.largest(), model.task)
     for name, x in zip(features.WORK, largest, strict=True):
         if model.coefficients[name] * x > 0:
             table.add_row(name, f"{model.coefficients[name] * x:.2f}")
-    _print(table)
+    terminal.print_table(table)
 
 
 def _fit_table(path: str):
-    from automoe_jax.predictor import tables  # noqa: PLC0415
-
     if not _OUT.value:
         raise UserError("--out is missing; name the file for the model, as --out=xeon.json")
     model, ordinary = tables.fit(path, _SEED.value, _HELD_OUT.value)
@@ -98,7 +89,7 @@ def _fit_table(path: str):
         "least_squares": {"rmse_ms": ordinary.rmse, "mape": ordinary.mape},
     }
     if _JSON.value:
-        common.print_json(about)
+        terminal.print_json(about)
         return
     _show(about)
     print(
@@ -123,7 +114,3 @@ def _show(about: dict[str, Any]):
         f"{error['worst']:.1f} % at worst, {error['rmse_ms']:.2f} ms root mean squared, "
         f"Kendall's tau {tau}"
     )
-
-
-def _print(table: Table):
-    Console(width=None if Console().is_terminal else 120).print(table)

@@ -3,40 +3,34 @@
 python launch/pipeline.py --config configs/quickstart.py
 """
 
-from absl import flags
-from ml_collections import config_flags
-from rich.console import Console
 from rich.table import Table
 
-from automoe_jax.cli import process as common
-from automoe_jax.system import malloc as huge_pages
+from automoe_jax.cli import options, terminal
+from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.phases import pipeline
+from automoe_jax.phases import run as phases
+from automoe_jax.report.page import table_rows
+from automoe_jax.system import compile_cache
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
-_JSON = flags.DEFINE_bool("json", False, "print the results as one JSON line")
+CONFIG = ConfigFlag()
+_WORKDIR = options.define_workdir()
+_JSON = options.define_json("print the results as one JSON line")
 
 
 def main():
-    huge_pages.use()
-    common.set_jax_defaults()
-    config = common.load_config(_CONFIG)
-    from automoe_jax.phases import pipeline  # noqa: PLC0415
-    from automoe_jax.phases import run as phases  # noqa: PLC0415
-    from automoe_jax.report.page import table_rows  # noqa: PLC0415
-    from automoe_jax.system import compile_cache  # noqa: PLC0415
-
-    folder = _WORKDIR.value or common.default_workdir()
+    config = CONFIG.load()
+    folder = _WORKDIR.value or CONFIG.default_workdir
     compile_cache.enable(phases.open_run(config, folder) / phases.CACHE)
-    results = pipeline.run(config, folder, common.TerminalProgress())
+    results = pipeline.run(config, folder, terminal.TerminalProgress())
     if _JSON.value:
-        common.print_json(results)
+        terminal.print_json(results)
         return
     header, *rows = table_rows(results)
     table = Table(*header)
     for row in rows:
         table.add_row(*row)
     # Wide enough for the table where the output is not a terminal.
-    Console(width=None if Console().is_terminal else 120).print(table)
+    terminal.print_table(table)
     random, test = results["random"], results["test"]
     print(f"searched subnet, trained: test BLEU {test['bleu']:.2f}, chrF {test['chrf']:.2f}")
     print(f"  {test['bleu_signature']}")

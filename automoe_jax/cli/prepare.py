@@ -3,20 +3,16 @@
 python launch/prepare.py --config configs/wmt14.py --workdir runs/wmt14
 """
 
-from absl import flags
-from ml_collections import config_flags
+from automoe_jax.cli import options, terminal
+from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.phases import run as phases
 
-from automoe_jax.cli import process as common
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+CONFIG = ConfigFlag()
+_WORKDIR = options.define_workdir()
 
 
 def main():
-    common.set_jax_defaults()
-    config = common.load_config(_CONFIG)
-    from automoe_jax.phases import run as phases  # noqa: PLC0415
-
-    run = phases.open_run(config, _WORKDIR.value or common.default_workdir())
-    data = phases.prepare_run(config, run, common.TerminalProgress())
+    config = CONFIG.load()
+    run = phases.open_run(config, _WORKDIR.value or CONFIG.default_workdir)
+    data = phases.prepare_run(config, run, terminal.TerminalProgress())
     print(f"{run}: {len(data.train):,} training and {len(data.valid):,} validation pairs")

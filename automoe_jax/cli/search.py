@@ -17,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
-from rich.console import Console
 from rich.table import Table
 
-from automoe_jax.cli import process as common
-from automoe_jax.system import malloc as huge_pages
+from automoe_jax.cli import options, terminal
+from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.config import RunConfig
+from automoe_jax.phases import run as phases
+from automoe_jax.phases import search as search_phase
+from automoe_jax.phases import search_result, search_seeds
+from automoe_jax.system import compile_cache, files
 from automoe_jax.system.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+CONFIG = ConfigFlag()
+_WORKDIR = options.define_workdir()
 _OUT = flags.DEFINE_string(
     "out", "search", "folder in the workdir; another one for another limit or algorithm"
 )
@@ -36,22 +39,14 @@ _RANDOM = flags.DEFINE_bool(
 _SEEDS = flags.DEFINE_list(
     "seeds", None, "search once per seed, each in seed_N under --out, and compare the fronts"
 )
-_JSON = flags.DEFINE_bool("json", False, "print the result as one JSON line")
+_JSON = options.define_json("print the result as one JSON line")
 
 
 def main():
-    huge_pages.use()
-    common.set_jax_defaults()
-    config = common.load_config(_CONFIG)
+    config = CONFIG.load()
     seeds = _seeds()
-    from automoe_jax.config import RunConfig  # noqa: PLC0415
-    from automoe_jax.phases import run as phases  # noqa: PLC0415
-    from automoe_jax.phases import search as search_phase  # noqa: PLC0415
-    from automoe_jax.phases import search_result, search_seeds  # noqa: PLC0415
-    from automoe_jax.system import compile_cache, files  # noqa: PLC0415
-
-    progress = common.TerminalProgress()
-    run = phases.open_run(config, _WORKDIR.value or common.default_workdir())
+    progress = terminal.TerminalProgress()
+    run = phases.open_run(config, _WORKDIR.value or CONFIG.default_workdir)
     compile_cache.enable(run / phases.CACHE)
     data = phases.prepare_run(config, run, progress)
     vocab_sizes = data.tokenizer.vocab_sizes
@@ -70,7 +65,7 @@ def main():
     if not seeds:
         result = one(config, folder)
         if _JSON.value:
-            common.print_json(result)
+            terminal.print_json(result)
             return
         _show(result, folder)
         return
@@ -81,7 +76,7 @@ def main():
         results[seed] = one(own, folder / f"seed_{seed}")
     compared = search_seeds.compare(folder, seeds)
     if _JSON.value:
-        common.print_json(compared)
+        terminal.print_json(compared)
         return
     _show_seeds(compared, folder)
 
@@ -103,7 +98,7 @@ def _show(result: dict[str, Any], folder: Path):
     for best in result["best"]:
         row = [f"{best['costs'][c]:.4g}" for c in costs] + _verified(best["verified"])
         table.add_row(best["file"], f"{best['loss']:.4f}", *row)
-    _print(table)
+    terminal.print_table(table)
     print(f"subnets: {folder}/best_*.json")
     print(f"score: {result['objective']['label']}, on the whole validation set")
     random = result["random"]
@@ -140,13 +135,9 @@ def _show_seeds(compared: dict[str, Any], folder: Path):
             str(row["front"]),
             f"{row['hypervolume_share']:.4f}",
         )
-    _print(table)
+    terminal.print_table(table)
     print(
         f"best score: mean {compared['best_mean']:.4f}, standard deviation "
         f"{compared['best_std']:.4f}; hypervolume as a share of that of all fronts together"
     )
     print(f"picture: {folder / 'seeds.png'}")
-
-
-def _print(table: Table):
-    Console(width=None if Console().is_terminal else 120).print(table)

@@ -4,15 +4,20 @@ python launch/train.py --config configs/wmt14.py
 python launch/train.py --config configs/wmt14.py --subnet best_1.json --init_from runs/wmt14
 """
 
+import jax
 from absl import flags
-from ml_collections import config_flags
 
-from automoe_jax.cli import process as common
-from automoe_jax.system import malloc as huge_pages
+from automoe_jax.cli import options, terminal
+from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.data.tokenizers import loading as tokenizers
+from automoe_jax.phases import dry_run
+from automoe_jax.phases import run as phases
+from automoe_jax.published import subnet_files
+from automoe_jax.system import compile_cache, files, workdir
 from automoe_jax.system.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+CONFIG = ConfigFlag()
+_WORKDIR = options.define_workdir()
 _SUBNET = flags.DEFINE_string("subnet", None, "subnet file (JSON, or HAT's YAML) to train")
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "workdir whose supernet's weights the subnet inherits"
@@ -32,17 +37,9 @@ _PROCESS = flags.DEFINE_integer("process", None, "number of this process, with -
 
 
 def main():
-    huge_pages.use()
-    common.set_jax_defaults()
-    config = common.load_config(_CONFIG)
+    config = CONFIG.load()
     _join()
-    from automoe_jax.data.tokenizers import loading as tokenizers  # noqa: PLC0415
-    from automoe_jax.phases import dry_run  # noqa: PLC0415
-    from automoe_jax.phases import run as phases  # noqa: PLC0415
-    from automoe_jax.published import subnet_files  # noqa: PLC0415
-    from automoe_jax.system import compile_cache, files, workdir  # noqa: PLC0415
-
-    progress = common.TerminalProgress()
+    progress = terminal.TerminalProgress()
     subnet = None
     if _SUBNET.value:
         subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim)
@@ -50,7 +47,7 @@ def main():
     elif _INIT_FROM.value:
         raise UserError("--init_from needs --subnet: a supernet starts from fresh weights")
     if _DRY_RUN.value:
-        made = workdir.resolve(_WORKDIR.value or common.default_workdir()) / "tokenizer"
+        made = workdir.resolve(_WORKDIR.value or CONFIG.default_workdir) / "tokenizer"
         # The run's own where there is one: converted weights bring theirs.
         sizes = (
             tokenizers.load(made).vocab_sizes
@@ -60,7 +57,7 @@ def main():
         for line in dry_run.describe(config, sizes, subnet, progress):
             print(line)
         return
-    run = phases.open_run(config, _WORKDIR.value or common.default_workdir())
+    run = phases.open_run(config, _WORKDIR.value or CONFIG.default_workdir)
     compile_cache.enable(run / phases.CACHE)
     if subnet is None:
         phases.train_supernet(config, run, progress)
@@ -79,6 +76,4 @@ def _join():
         _PROCESS.value is not None
     ):
         raise UserError("--coordinator, --processes and --process go together")
-    import jax  # noqa: PLC0415
-
     jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

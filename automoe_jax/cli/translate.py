@@ -18,19 +18,17 @@ from pathlib import Path
 
 from absl import flags
 
-from automoe_jax.cli import process as common
+from automoe_jax.cli import options, terminal
 from automoe_jax.decoding.batching import BATCH_TOKENS, MAX_SOURCE
+from automoe_jax.decoding.translator import Translator
+from automoe_jax.system import malloc
 from automoe_jax.system.errors import UserError
 
 _EXPORT = flags.DEFINE_string("export", None, "export folder")
 _INPUT = flags.DEFINE_string("input", None, "text file, one sentence a line (default: stdin)")
 _OUTPUT = flags.DEFINE_string("output", None, "file to write (default: stdout)")
-_BEAM = flags.DEFINE_integer(
-    "beam_size", None, "one of the export's (default: 5, or its largest where it has no 5)"
-)
-_PENALTY = flags.DEFINE_float(
-    "length_penalty", 0.6, "power of the length that scores are divided by"
-)
+_BEAM = options.define_beam_size()
+_PENALTY = options.define_length_penalty()
 _HYPOTHESES = flags.DEFINE_integer(
     "num_hypotheses",
     1,
@@ -42,9 +40,7 @@ _BATCH = flags.DEFINE_integer(
     "batch_tokens", BATCH_TOKENS, "source tokens translated together on a core", lower_bound=1
 )
 _PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what to run on")
-_KERNELS = flags.DEFINE_enum(
-    "kernels", "auto", ["auto", "native", "xla"], "native needs a CPU and a C compiler"
-)
+_KERNELS = options.define_kernels()
 _SCORES = flags.DEFINE_bool("scores", False, "write the score and a tab before each translation")
 
 # Lines translated together: sorted by length within, written in order.
@@ -55,9 +51,8 @@ READ_BYTES = 1 << 16
 def main():
     if not _EXPORT.value:
         raise UserError("--export is missing; give an export folder")
-    from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
-
-    progress = common.TerminalProgress()
+    malloc.return_large_blocks()
+    progress = terminal.TerminalProgress()
     with contextlib.ExitStack() as stack:
         source = _Source(stack)
         translator = Translator.load(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from automoe_jax.latency.config import LatencyConfig
-from automoe_jax.system import malloc as huge_pages
+from automoe_jax.system import malloc
 from automoe_jax.system.errors import UserError
 
 
@@ -39,7 +39,7 @@ class Timer:
         cpus = cpus[: threads or len(cpus)]
         self.threads, self.platform = len(cpus), platform
         environment = {
-            **huge_pages.without(dict(os.environ)),
+            **malloc.without_huge_pages(dict(os.environ)),
             "NPROC": str(len(cpus)),
             "JAX_PLATFORMS": "cpu" if platform == "cpu" else "",
         }

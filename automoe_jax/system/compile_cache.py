@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jax
 
-from automoe_jax.system.malloc import COMPILED
+from automoe_jax.system.malloc import COMPILE_EVENT
 
 SECONDS_WORTH_KEEPING = 0.1
 
 
-def enable(folder: Path, environment: bool = True):
+def enable(folder: Path, *, environment: bool = True):
     """Keeps compiled programs in `folder`, for this process and, with `environment`, its children.
 
     Code compiled for one CPU need not run on another, so each kind of machine has a folder of its
@@ -48,22 +48,15 @@ def machine() -> str:
 
 
 class Compilations:
-    """Counts XLA's compilations in this process within a `with`, taken from a cache or made."""
-
-    _total = 0
-    _listens = False
+    """Counts XLA's compilations within a `with`, those read from a cache included."""
 
     def __enter__(self) -> "Compilations":
-        if not Compilations._listens:
-            jax.monitoring.register_event_duration_secs_listener(_count)
-            Compilations._listens = True
-        self._before = Compilations._total
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
         return self
 
     def __exit__(self, *exc):
-        self.count = Compilations._total - self._before
+        jax.monitoring.unregister_event_duration_listener(self._listen)
 
-
-def _count(event: str, duration_secs: float, **kwargs: str | int):
-    if event == COMPILED:
-        Compilations._total += 1
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int):
+        self.count += event == COMPILE_EVENT

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from automoe_jax.system import malloc as huge_pages
+from automoe_jax.system import malloc
 
 PROGRAM = """
 import os, sys
-from automoe_jax import huge_pages
+from automoe_jax.cli import process
 print("begun")
-huge_pages.use()
+process.prepare(huge_pages=True)
 print(os.environ.get("GLIBC_TUNABLES", ""), sys.argv[1:])
 """
 
@@ -21,7 +21,8 @@ print(os.environ.get("GLIBC_TUNABLES", ""), sys.argv[1:])
 FREED = """
 import ctypes, os
 import jax
-from automoe_jax import huge_pages
+from automoe_jax.cli import process
+from automoe_jax.system import malloc
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -37,10 +38,10 @@ for block in blocks:
     ctypes.memset(block, 1, 100_000)
 for block in blocks[:-1]:
     libc.free(block)
-huge_pages.use()
+process.prepare(huge_pages=True)
 for seconds in (0.01, 2.0):
     before = resident_mb()
-    jax.monitoring.record_event_duration_secs(huge_pages.COMPILED, seconds)
+    jax.monitoring.record_event_duration_secs(malloc.COMPILE_EVENT, seconds)
     print(before - resident_mb() > 150)
 """
 
@@ -49,14 +50,14 @@ def begin(path, tunables, program=PROGRAM):
     path.write_text(program)
     environment = {"PATH": "/usr/bin", "PYTHONPATH": str(Path(__file__).parents[2])}
     if tunables:
-        environment[huge_pages.TUNABLES] = tunables
+        environment[malloc.TUNABLES] = tunables
     return subprocess.run(
         [sys.executable, str(path), "--a=1", "two words"],
         env=environment, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
 
 
-@pytest.mark.skipif(not huge_pages.available(), reason="no glibc 2.35 or no huge pages here")
+@pytest.mark.skipif(not malloc.available(), reason="no glibc 2.35 or no huge pages here")
 def test_begins_again_once_with_the_same_arguments(tmp_path):
     lines = begin(tmp_path / "x.py", "glibc.malloc.arena_max=3")
     wanted = "glibc.malloc.arena_max=3:glibc.malloc.hugetlb=1 ['--a=1', 'two words']"
@@ -74,6 +75,7 @@ def test_what_was_freed_is_given_back_after_a_long_compilation(tmp_path):
 
 
 def test_a_child_runs_as_its_user_would():
-    mixed = {"A": "b", huge_pages.TUNABLES: "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=3"}
-    assert huge_pages.without(mixed) == {"A": "b", huge_pages.TUNABLES: "glibc.malloc.arena_max=3"}
-    assert huge_pages.without({huge_pages.TUNABLES: "glibc.malloc.hugetlb=1"}) == {}
+    huge, other = "glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=3"
+    mixed = {"A": "b", malloc.TUNABLES: f"{huge}:{other}"}
+    assert malloc.without_huge_pages(mixed) == {"A": "b", malloc.TUNABLES: other}
+    assert malloc.without_huge_pages({malloc.TUNABLES: huge}) == {}

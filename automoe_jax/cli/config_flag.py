@@ -1,0 +1,84 @@
+"""The flag `--config`: a file of `configs/`, and `--config.group.field` to change its fields."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from automoe_jax.config import RunConfig, base, resolve
+from automoe_jax.system.errors import UserError
+
+# `--help` lists a flag under the command that calls `ConfigFlag`, not under this module.
+flags.disclaim_key_flags()
+
+
+class ConfigFlag:
+    """`--config` of one command, defined when this is constructed."""
+
+    def __init__(self, about: str = "config file"):
+        self._holder = config_flags.DEFINE_config_file("config", None, about, lock_config=True)
+
+    @property
+    def present(self) -> bool:
+        """Whether the command line has a `--config`."""
+        return bool(self._holder.present)
+
+    @property
+    def default_workdir(self) -> str:
+        """runs/<name of the config file>."""
+        flag: Any = flags.FLAGS["config"]
+        return f"runs/{Path(flag.config_filename).stem}"
+
+    def load(self) -> RunConfig:
+        """The settings, checked."""
+        try:
+            value: Any = self._holder.value
+            list(value or ())  # a file that failed to load raises at its first use
+        except Exception as e:  # a config is a program: it can raise anything
+            lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+            raise UserError(f"--config cannot be read: {lines[-1] if lines else e}") from None
+        if value is None:
+            raise UserError("--config is missing; give a file, as --config configs/quickstart.py")
+        return resolve(value)
+
+    def help_text(self) -> str:
+        """The fields of a config and their defaults."""
+        lines = [f"  --config.{name}={value}" for name, value in _fields(base()).items()]
+        return "Fields of --config and their defaults:\n\n" + "\n".join(lines)
+
+    def refuse_yaml(self, argv: list[str]):
+        """Raises `UserError` for a supertransformer YAML given as the config file."""
+        for name, value in zip(argv[1:], [*argv[2:], ""], strict=False):
+            file = value if name == "--config" else name.removeprefix("--config=")
+            if name.startswith("--config") and file.endswith((".yml", ".yaml")) and ":" not in file:
+                raise UserError(f"{file} is YAML; use --config=configs/supertransformer.py:{file}")
+
+    def explain_traceback(self, traceback: str) -> str:
+        """The error line for a config file that raised."""
+        reason = traceback.splitlines()[-1].partition(": ")[2]
+        if "takes 0 positional arguments" in reason:
+            reason = "this file takes nothing behind a colon"
+        return f"--config cannot be read: {reason}"
+
+    def explain_error(self, argv: list[str], error: Exception) -> str:
+        """The error line for a misspelt field, with the nearest one that exists."""
+        known = _fields(base())
+        for argument in argv[1:]:
+            if argument.startswith("--config."):
+                name = argument.removeprefix("--config.").split("=")[0]
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, 1, 0.5)
+                    hint = f"; did you mean --config.{near[0]}?" if near else ""
+                    return f"--config.{name} is not a field of the config{hint}"
+        return f"--config cannot be read: {type(error).__name__}: {error}"
+
+
+def _fields(group: Any, prefix: str = "") -> dict[str, Any]:
+    """Default of every field of a config by its dotted name, as "training.steps"."""
+    fields = {}
+    for name, value in group.items():
+        nested = hasattr(value, "items")
+        fields |= _fields(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return fields

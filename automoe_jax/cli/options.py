@@ -1,0 +1,71 @@
+"""Flags that several commands share, their parsing, and the text of `--help`."""
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from automoe_jax.system.errors import UserError
+
+if TYPE_CHECKING:
+    from automoe_jax.cli.config_flag import ConfigFlag
+
+# A flag defined here belongs to the command that calls, as far as `--help` is concerned.
+flags.disclaim_key_flags()
+
+
+def define_workdir() -> flags.FlagHolder[str | None]:
+    """Defines `--workdir`."""
+    return flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
+
+
+def define_json(about: str = "print one JSON line instead of a table") -> flags.FlagHolder[bool]:
+    """Defines `--json`."""
+    return flags.DEFINE_bool("json", False, about)
+
+
+def define_kernels() -> flags.FlagHolder[str]:
+    """Defines `--kernels`."""
+    return flags.DEFINE_enum(
+        "kernels", "auto", ["auto", "native", "xla"], "native needs a CPU and a C compiler"
+    )
+
+
+def define_beam_size() -> flags.FlagHolder[int | None]:
+    """Defines `--beam_size` of a command that translates."""
+    return flags.DEFINE_integer(
+        "beam_size", None, "one of the export's (default: 5, or its largest where it has no 5)"
+    )
+
+
+def define_length_penalty() -> flags.FlagHolder[float]:
+    """Defines `--length_penalty`."""
+    return flags.DEFINE_float(
+        "length_penalty", 0.6, "power of the length that scores are divided by"
+    )
+
+
+def parse(argv: list[str], command: ModuleType):
+    """Parses the flags of a command; raises `UserError` for any other argument."""
+    config: ConfigFlag | None = getattr(command, "CONFIG", None)
+    try:
+        if config:
+            config.refuse_yaml(argv)
+        rest = flags.FLAGS(argv)[1:]
+    except flags.Error as e:
+        text = str(e).removeprefix("FATAL Flags parsing error:").strip()
+        if "Traceback" in text and config:
+            raise UserError(config.explain_traceback(text)) from None
+        raise UserError(f"{text} (--help lists the options)") from None
+    except Exception as e:  # a config file or an unknown field can raise anything
+        raise UserError(config.explain_error(argv, e) if config else str(e)) from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; options start with --")
+
+
+def help_text(command: ModuleType) -> str:
+    """What a command does, its flags, and the fields of its `--config`."""
+    config: ConfigFlag | None = getattr(command, "CONFIG", None)
+    options = flags.FLAGS.module_help(command).replace("\n\n", "\n")
+    parts = [(command.__doc__ or "").strip(), "Options:" + options.split(":", 1)[1]]
+    return "\n\n".join([*parts, config.help_text()] if config else parts)

@@ -1,0 +1,101 @@
+"""Output of the commands: results on stdout; notes and progress on stderr."""
+
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+_console = Console(stderr=True, highlight=False)
+# Seconds between the lines that replace a bar where stderr is not a terminal.
+_INTERVAL = 10.0
+# Columns of a table where stdout is not a terminal.
+_WIDTH = 120
+
+
+def print_json(value: Any):
+    """Prints one JSON line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(table: Table):
+    """Prints a table as wide as the terminal."""
+    Console(width=None if Console().is_terminal else _WIDTH).print(table)
+
+
+def note(text: str):
+    """Prints one line on stderr."""
+    _console.print(text, markup=False, soft_wrap=True)
+
+
+class TerminalProgress:
+    """Bars on a terminal; elsewhere a line every few seconds."""
+
+    def note(self, text: str):
+        note(text)
+
+    def task(self, name: str, total: int):
+        return _Bar(name, total) if _console.is_terminal else _Lines(name, total)
+
+
+class _Bar:
+    def __init__(self, name: str, total: int):
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+            console=_console,
+            transient=True,
+        )
+        self._values: dict[str, object] = {}
+        self._id = self._progress.add_task(name, total=total, values="")
+        self._progress.start()
+
+    def update(self, done: int, **fields: object):
+        self._values.update(fields)
+        self._progress.update(self._id, completed=done, values=_format(self._values))
+
+    def close(self):
+        self._progress.stop()
+
+
+class _Lines:
+    def __init__(self, name: str, total: int):
+        self._name, self._total = name, total
+        self._start = self._last = time.monotonic()
+        self._first: int | None = None
+        self._values: dict[str, object] = {}
+
+    def update(self, done: int, **fields: object):
+        self._values.update(fields)
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done
+        if now - self._last < _INTERVAL:
+            return
+        self._last = now
+        left = ""
+        if done > self._first:
+            seconds = (now - self._start) * (self._total - done) / (done - self._first)
+            left = f", {seconds:,.0f} s left"
+        values = _format(self._values)
+        note(f"{self._name}: {done:,} of {self._total:,}{left} {values}".rstrip())
+
+    def close(self):
+        pass
+
+
+def _format(values: dict[str, object]) -> str:
+    return " ".join(f"{k}={v}" for k, v in values.items())
