@@ -1,9 +1,8 @@
-"""Arrays for the devices of this process, read and padded ahead of time by Grain."""
+"""Batches for the devices of this process, prepared ahead of time by Grain."""
 
 import dataclasses
 from collections.abc import Iterator
 
-import grain
 import numpy as np
 
 from automoe_jax.architecture.ids import PAD_ID
@@ -15,7 +14,7 @@ Batch = dict[str, np.ndarray]  # "source" and "target": int32, (devices, micro-b
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """This process's part of a step: its devices are `devices` of `n_devices`, in global order."""
+    """The devices of this process among all devices, in global order."""
 
     first_device: int
     n_local_devices: int
@@ -25,8 +24,8 @@ class Share:
 def assemble(tokens: TokenPairs, plan: Plan, step: int, share: Share) -> Batch:
     """The batch of a step for the devices of one process.
 
-    Batch b of the step goes to device b // micro-batches, so that the step's content does not
-    depend on how devices are spread over processes.
+    Batch b of the step goes to device b // micro-batches: the content of a step does not depend on
+    how devices are spread over processes.
     """
     content = plan.step(step)
     pairs = content.pairs.reshape(share.n_devices, -1, content.bucket.rows)
@@ -49,10 +48,13 @@ def _pad(side: Side, pairs: np.ndarray, time: int) -> np.ndarray:
 def batches(
     tokens: TokenPairs, plan: Plan, share: Share, start: int, stop: int, buffer: int = 4
 ) -> Iterator[Batch]:
-    """Batches of the steps from `start` to `stop`, prepared `buffer` steps ahead.
+    """Batches of the steps from `start` up to `stop`, prepared `buffer` steps ahead.
 
-    Seekable: the batch of a step is the same whatever `start` is.
+    Seekable: the batch of a step does not depend on `start`.
     """
+    # Saves 0.25 s of start-up (Grain) where nothing is trained or scored.
+    import grain  # noqa: PLC0415
+
     dataset = grain.MapDataset.range(start, stop).map(
         lambda step: assemble(tokens, plan, int(step), share)
     )

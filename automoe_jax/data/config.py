@@ -1,4 +1,4 @@
-"""Group `data` of a config."""
+"""Group `data` of a config: the corpus."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ KINDS = ("phrases", "parallel_text", "tfds")
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the text comes from; group `data` of a config.
+    """Source, languages and sizes of the corpus.
 
     Attributes:
       kind: "phrases" (embedded), "parallel_text" (a folder) or "tfds" (WMT).
@@ -18,8 +18,8 @@ class DataConfig:
       name: `wmt14_translate/de-en`, `wmt14_translate/fr-en` or `wmt19_translate/de-en`, for "tfds".
       data_dir: folder of TFDS, for "tfds".
       train_pairs, valid_pairs, test_pairs: sizes, for "phrases".
-      max_length: longest source or target in tokens, eos included; longer pairs are left out of
-        training and validation.
+      max_length: upper bound of tokens on a side, eos included; training and validation leave out
+        longer pairs.
     """
 
     kind: str

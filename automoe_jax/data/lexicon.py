@@ -1,8 +1,8 @@
-"""Which target words a source word is translated by, counted from the training text.
+"""Target words by which each source word is translated, estimated from the training text.
 
-IBM Model 1 (Brown et al., 1993) by expectation maximisation; the source's eos stands for its empty
-word. Letters: V source words, N target words for each, F frequent target words, O pairs of words
-that occur in the same pair of sentences.
+IBM Model 1 (Brown et al., 1993) by expectation maximisation; the source's eos is its empty word.
+Letters: V source words, N target words of each, F frequent target words, O pairs of words in the
+same sentence pair (with repetitions), K distinct pairs of words.
 """
 
 from typing import NamedTuple
@@ -12,15 +12,15 @@ import numpy as np
 from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from automoe_jax.data.tokens import TokenPairs
 
-# More text changes the lists little.
-MOST_PAIRS = 50_000
+# More text hardly changes the lists.
+MAX_PAIRS = 50_000
 ROUNDS = 4
-# Frequent target words that every sentence may use.
+# Number of frequent target words that every sentence may use.
 COMMON = 256
 
 
 class Lexicon(NamedTuple):
-    """`words_VN`: best first, -1 where there are fewer. `common_F`: may stand anywhere."""
+    """`words_VN`: best first, -1 for fewer than N. `common_F`: for every sentence."""
 
     words_VN: np.ndarray
     common_F: np.ndarray
@@ -29,26 +29,25 @@ class Lexicon(NamedTuple):
 def build(
     pairs: TokenPairs, n_source: int, n_target: int, per_word: int, common: int = COMMON
 ) -> Lexicon:
-    """Translations of each source word.
+    """Estimates the translations of each source word.
 
     Args:
       pairs: training text.
       n_source: V.
-      n_target: words of the output layer.
+      n_target: size of the target vocabulary.
       per_word: N.
-      common: how many of the most frequent target words every sentence may use; eos and the
-        unknown word are added.
+      common: number of frequent target words; eos and the unknown word are added to them.
     """
-    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_PAIRS)).astype(np.int64))
+    chosen = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), MAX_PAIRS)).astype(np.int64))
     sources, targets = [], []
     for i in chosen:
-        # Once each: how often a word stands in a sentence says little of its translation.
+        # Once each: a word's count in its sentence says little about its translation.
         source, target = np.unique(pairs.source[i]), np.unique(pairs.target[i])
         sources.append(np.tile(source, len(target)).astype(np.int64))
         targets.append(np.repeat(target, len(source)).astype(np.int64))
     widths = [len(np.unique(pairs.source[i])) for i in chosen]
     heights = [len(s) // w for s, w in zip(sources, widths, strict=True)]
-    # A target word's possible sources stand side by side; where each group begins:
+    # The possible sources of a target word are adjacent; offsets of these groups:
     group = np.repeat(np.array(widths), heights)
     starts = np.concatenate([[0], np.cumsum(group)[:-1]])
     source_O = np.concatenate(sources)

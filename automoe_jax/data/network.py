@@ -1,4 +1,4 @@
-"""Whether a server answers: asked before a library that would retry for minutes."""
+"""Tests that a server answers, before a library retries for minutes."""
 
 import functools
 import threading
@@ -10,7 +10,7 @@ SECONDS = 5.0
 
 
 def reachable(url: str, seconds: float = SECONDS) -> bool:
-    """Whether the server of a URL gives any HTTP answer within `seconds`."""
+    """True if the server of a URL gives any HTTP answer within `seconds`."""
     parts = urllib.parse.urlsplit(url)
     return _answers(f"{parts.scheme}://{parts.netloc}/", seconds)
 
@@ -25,11 +25,11 @@ def _answers(url: str, seconds: float) -> bool:
             with urllib.request.urlopen(request, timeout=seconds):
                 answered.set()
         except urllib.error.HTTPError:
-            answered.set()  # it said no, so it is there
+            answered.set()  # an error status is an answer
         except (OSError, ValueError):
             pass
 
-    # In a thread of its own: looking up a name has no time limit.
+    # In its own thread, because a DNS look-up has no timeout.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)

@@ -11,19 +11,21 @@ from pathlib import Path
 
 from automoe_jax.system.errors import UserError
 
+LinePair = tuple[bytes, bytes]
+
 _TEST = re.compile(r"test\w*")
 _END = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class FilePair:
-    """The two sides of one split."""
+    """The source and target file of one split."""
 
     source: Path
     target: Path
 
-    def read(self) -> Iterator[tuple[bytes, bytes]]:
-        """Line pairs.
+    def read(self) -> Iterator[LinePair]:
+        """Yields line pairs.
 
         Raises:
           UserError: a file is not text, or the sides differ in length (with both counts).
@@ -43,14 +45,14 @@ class FilePair:
             raise UserError(f"{self.source} is empty; at least one pair is needed")
 
     def fingerprint(self) -> list:
-        """Changes when the files do: names, sizes and the text at both ends."""
+        """JSON that changes when the files do: names, sizes and hashes of both ends."""
         return [
             [path.name, path.stat().st_size, _ends(path)] for path in (self.source, self.target)
         ]
 
 
 def _ends(path: Path) -> str:
-    """A hash of the first and last MiB."""
+    """Hash of the first and last MiB."""
     with path.open("rb") as f:
         content = f.read(_END)
         f.seek(max(path.stat().st_size - _END, 0))
@@ -58,7 +60,7 @@ def _ends(path: Path) -> str:
 
 
 def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, FilePair]:
-    """The splits of a folder: train, valid, and what is named test... in both languages.
+    """The splits of a folder: train, valid, and every test* that has both languages.
 
     Raises:
       UserError: no such folder, or train or valid is missing on a side.
@@ -93,7 +95,7 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file without their ends; `UserError` where it is not text or torn."""
+    """Lines of a file without line ends; `UserError` if it is not text or not whole."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as f:

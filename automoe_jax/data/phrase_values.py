@@ -1,14 +1,16 @@
 """Values with an English and a German form: Babel's CLDR data and spelled-out numbers.
 
-A value that can be counted up without end (a date, an amount, a number) belongs to one of the
-splits by a hash of its English form, so the test split holds values that training never saw.
-Names (languages, countries, weekdays) are few and cannot be guessed: they occur in every split.
+A value from an unlimited range (a date, an amount, a number) belongs to one of the splits by a hash
+of its English form, so the test split has values that training never saw. Names (languages,
+countries, weekdays) are few and cannot be inferred: they occur in every split.
 """
 
 import datetime
 import functools
+import json
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,38 +24,11 @@ SPLITS = ("train", "valid", "test")
 # Of 20 hash values, one goes to validation and two to the test.
 _SHARE = {"valid": (0,), "test": (1, 2), "train": tuple(range(3, 20))}
 
-LANGUAGES = """
-    af am ar az be bg bn bs ca cs cy da de el en eo es et eu fa fi fil fr ga gl gu ha he hi hr
-    hu hy id is it ja jv ka kk km kn ko ku ky la lb lo lt lv mg mi mk ml mn mr ms mt my nb ne
-    nl pa pl ps pt ro ru sd si sk sl so sq sr sv sw ta te tg th tk tr uk ur uz vi xh yi yo zh
-    zu
-""".split()
-# Countries whose German name takes no article, so that it stands anywhere in a sentence.
-COUNTRIES = """
-    AD AF AL AM AO AR AT AU AZ BA BB BD BE BF BG BH BI BJ BO BR BT BW BY BZ CA CL CM CN CO CR
-    CU CY CZ DE DJ DK DZ EC EE EG ER ES ET FI FJ FR GA GD GE GH GM GN GQ GR GT GW GY HN HR HT
-    HU ID IE IL IN IS IT JM JO JP KE KG KH KI KP KR KW KZ LA LI LK LR LS LT LU LV LY MA MC ME
-    MG MK ML MM MR MT MU MW MX MY MZ NA NE NG NI NO NP NR NZ OM PA PE PG PK PL PT PW PY QA RO
-    RS RU RW SA SE SG SI SL SM SN SO SR SV SY SZ TG TH TJ TL TM TN TO TT TV TZ UG UY UZ VE VN
-    VU WS ZA ZM ZW
-""".split()
-CURRENCIES = """
-    EUR USD GBP CHF JPY CAD AUD SEK NOK DKK PLN CZK INR CNY
-""".split()
-LENGTHS = ["length-kilometer", "length-meter", "length-mile"]
-MASSES = ["mass-kilogram", "mass-gram", "mass-tonne"]
-AMOUNTS = """
-    length-centimeter volume-liter volume-milliliter area-square-meter area-hectare
-    temperature-celsius power-kilowatt digital-gigabyte energy-kilowatt-hour mass-kilogram
-    length-meter speed-kilometer-per-hour
-""".split()
+# Codes and units by list name. The German names of the countries take no article, so that they fit
+# anywhere in a sentence.
+LISTS: dict[str, Any] = json.loads(Path(__file__).with_name("phrases.json").read_text("utf-8"))
 _EPOCH = datetime.date(1950, 1, 1)
 _N_DAYS = (datetime.date(2050, 1, 1) - _EPOCH).days
-
-
-def _plain(text: str) -> str:
-    """CLDR's no-break spaces as ordinary ones: what a person types."""
-    return text.replace("\u00a0", " ").replace("\u202f", " ")
 
 
 def belongs(english: str, split: str) -> bool:
@@ -61,149 +36,129 @@ def belongs(english: str, split: str) -> bool:
     return zlib.crc32(english.encode()) % 20 in _SHARE[split]
 
 
+def _both(form: Callable[[str], str]) -> Pair:
+    """A form in English and German, with CLDR's no-break spaces as ordinary ones."""
+    english, german = (
+        form(lang).replace("\u00a0", " ").replace("\u202f", " ") for lang in ("en", "de")
+    )
+    return english, german
+
+
+def _choose(rng: Rng, options: Sequence[Any]) -> Any:
+    return options[int(rng.integers(len(options)))]
+
+
 def _date(rng: Rng) -> datetime.date:
     return _EPOCH + datetime.timedelta(days=int(rng.integers(_N_DAYS)))
 
 
-def _magnitude(rng: Rng, most_digits: int) -> int:
-    """A positive number, each length equally likely."""
-    low = 10 ** int(rng.integers(most_digits))
+def _magnitude(rng: Rng, max_digits: int) -> int:
+    """A positive number, each number of digits equally likely."""
+    low = 10 ** int(rng.integers(max_digits))
     return int(rng.integers(low, 10 * low))
 
 
 def full_date(rng: Rng) -> Pair:
-    day = _date(rng)
-    return (
-        dates.format_date(day, "EEEE, d MMMM y", locale="en"),
-        dates.format_date(day, "full", locale="de"),
-    )
+    day, patterns = _date(rng), {"en": "EEEE, d MMMM y", "de": "full"}
+    return _both(lambda lang: dates.format_date(day, patterns[lang], locale=lang))
 
 
 def date(rng: Rng) -> Pair:
     day = _date(rng)
-    english = "MMMM d, y" if rng.random() < 0.5 else "d MMMM y"
-    return (
-        dates.format_date(day, english, locale="en"),
-        dates.format_date(day, "long", locale="de"),
-    )
+    patterns = {"en": "MMMM d, y" if rng.random() < 0.5 else "d MMMM y", "de": "long"}
+    return _both(lambda lang: dates.format_date(day, patterns[lang], locale=lang))
 
 
 def month(rng: Rng) -> Pair:
     day = _date(rng)
-    return tuple(dates.format_date(day, "MMMM y", locale=lang) for lang in ("en", "de"))  # type: ignore[return-value]
+    return _both(lambda lang: dates.format_date(day, "MMMM y", locale=lang))
 
 
 def time(rng: Rng) -> Pair:
     value = datetime.time(int(rng.integers(24)), int(rng.integers(60)))
-    pattern = "h:mm a" if rng.random() < 0.5 else "HH:mm"
-    return (
-        _plain(dates.format_time(value, pattern, locale="en")),
-        dates.format_time(value, "HH:mm", locale="de") + " Uhr",
-    )
+    patterns = {"en": "h:mm a" if rng.random() < 0.5 else "HH:mm", "de": "HH:mm 'Uhr'"}
+    return _both(lambda lang: dates.format_time(value, patterns[lang], locale=lang))
 
 
 def number(rng: Rng) -> Pair:
     value = _magnitude(rng, 7)
     if rng.random() < 0.3:
         value = round(value / 100, 2)
-    return tuple(_plain(numbers.format_decimal(value, locale=lang)) for lang in ("en", "de"))  # type: ignore[return-value]
+    return _both(lambda lang: numbers.format_decimal(value, locale=lang))
 
 
 def percent(rng: Rng) -> Pair:
     value = int(rng.integers(1, 1000)) / 1000
-    return tuple(
-        _plain(numbers.format_percent(value, "#,##0.#%" if lang == "en" else "#,##0.# %", lang))
-        for lang in ("en", "de")
-    )  # type: ignore[return-value]
+    patterns = {"en": "#,##0.#%", "de": "#,##0.# %"}
+    return _both(lambda lang: numbers.format_percent(value, patterns[lang], lang))
 
 
 def money(rng: Rng) -> Pair:
     value = _magnitude(rng, 6)
     value = value / 100 if rng.random() < 0.7 else value
-    currency = CURRENCIES[rng.integers(len(CURRENCIES))]
+    currency = _choose(rng, LISTS["currencies"])
     style = "name" if rng.random() < 0.5 else "standard"
-    return tuple(
-        _plain(numbers.format_currency(value, currency, locale=lang, format_type=style))
-        for lang in ("en", "de")
-    )  # type: ignore[return-value]
+    return _both(
+        lambda lang: numbers.format_currency(value, currency, locale=lang, format_type=style)
+    )
 
 
 def count(rng: Rng) -> Pair:
     value = _magnitude(rng, 6) + 1
-    return numbers.format_decimal(value, locale="en"), numbers.format_decimal(value, locale="de")
+    return _both(lambda lang: numbers.format_decimal(value, locale=lang))
 
 
-def _in_units(rng: Rng, choices: Sequence[str]) -> Pair:
+def _quantity(rng: Rng, unit_list: str) -> Pair:
     value: float = _magnitude(rng, 4) + 1
     if rng.random() < 0.3:
         value = value / 10
-    unit = choices[int(rng.integers(len(choices)))]
-    return tuple(
-        _plain(units.format_unit(value, unit, length="long", locale=lang)) for lang in ("en", "de")
-    )  # type: ignore[return-value]
-
-
-def distance(rng: Rng) -> Pair:
-    return _in_units(rng, LENGTHS)
-
-
-def weight(rng: Rng) -> Pair:
-    return _in_units(rng, MASSES)
-
-
-def measure(rng: Rng) -> Pair:
-    return _in_units(rng, AMOUNTS)
+    unit = _choose(rng, LISTS[unit_list])
+    return _both(lambda lang: units.format_unit(value, unit, length="long", locale=lang))
 
 
 def duration(rng: Rng) -> Pair:
-    options = (
-        ("day", 60, "hour", 24),
-        ("hour", 24, "minute", 60),
-        ("minute", 60, "second", 60),
-        ("year", 100, "month", 12),
+    large, max_large, small, max_small = _choose(
+        rng,
+        (
+            ("day", 60, "hour", 24),
+            ("hour", 24, "minute", 60),
+            ("minute", 60, "second", 60),
+            ("year", 100, "month", 12),
+        ),
     )
-    large, most_large, small, most_small = options[rng.integers(len(options))]
-    first, second = int(rng.integers(1, most_large)), int(rng.integers(1, most_small))
-
-    def form(lang: str) -> str:
-        word = " and " if lang == "en" else " und "
-        return word.join(
+    parts = (int(rng.integers(1, max_large)), large), (int(rng.integers(1, max_small)), small)
+    words = {"en": " and ", "de": " und "}
+    return _both(
+        lambda lang: words[lang].join(
             units.format_unit(n, f"duration-{unit}", length="long", locale=lang)
-            for n, unit in ((first, large), (second, small))
+            for n, unit in parts
         )
-
-    return form("en"), form("de")
+    )
 
 
 def _relative(rng: Rng, sign: int) -> Pair:
-    unit, seconds = (
-        ("minute", 60),
-        ("hour", 3600),
-        ("day", 86400),
-        ("week", 7 * 86400),
-        ("month", 30 * 86400),
-        ("year", 365 * 86400),
-    )[int(rng.integers(6))]
-    delta = datetime.timedelta(seconds=sign * int(rng.integers(2, 60)) * seconds)
-    return tuple(
-        dates.format_timedelta(
+    unit, hours = _choose(
+        rng,
+        (
+            ("minute", 1 / 60),
+            ("hour", 1),
+            ("day", 24),
+            ("week", 7 * 24),
+            ("month", 30 * 24),
+            ("year", 365 * 24),
+        ),
+    )
+    delta = sign * int(rng.integers(2, 60)) * datetime.timedelta(hours=hours)
+    return _both(
+        lambda lang: dates.format_timedelta(
             delta, cast(Any, unit), threshold=1e9, add_direction=True, locale=lang
         )
-        for lang in ("en", "de")
-    )  # type: ignore[return-value]
-
-
-def ago(rng: Rng) -> Pair:
-    return _relative(rng, -1)
-
-
-def later(rng: Rng) -> Pair:
-    return _relative(rng, 1)
+    )
 
 
 def spelled(rng: Rng) -> Pair:
     value = int(rng.integers(2, 100)) if rng.random() < 0.4 else _magnitude(rng, 3) + 1
-    return num2words(value, lang="en"), num2words(value, lang="de")
+    return _both(lambda lang: num2words(value, lang=lang))
 
 
 def year(rng: Rng) -> Pair:
@@ -213,7 +168,7 @@ def year(rng: Rng) -> Pair:
 
 def weekday(rng: Rng) -> Pair:
     day = int(rng.integers(7))
-    return tuple(dates.get_day_names("wide", locale=lang)[day] for lang in ("en", "de"))  # type: ignore[return-value]
+    return _both(lambda lang: dates.get_day_names("wide", locale=lang)[day])
 
 
 @functools.cache
@@ -221,17 +176,12 @@ def _names(kind: str, lang: str) -> dict[str, str]:
     return dict(getattr(Locale(lang), kind))
 
 
-def language(rng: Rng) -> Pair:
-    code = LANGUAGES[rng.integers(len(LANGUAGES))]
-    return _names("languages", "en")[code], _names("languages", "de")[code]
+def _name(rng: Rng, kind: str, codes: str) -> Pair:
+    code = _choose(rng, LISTS[codes])
+    return _both(lambda lang: _names(kind, lang)[code])
 
 
-def country(rng: Rng) -> Pair:
-    code = COUNTRIES[rng.integers(len(COUNTRIES))]
-    return _names("territories", "en")[code], _names("territories", "de")[code]
-
-
-# Slot name -> (how to draw a value, whether values are held out).
+# Slot name -> (function that draws a value, whether each split has values of its own).
 KINDS: dict[str, tuple[Callable[[Rng], Pair], bool]] = {
     "full_date": (full_date, True),
     "date": (date, True),
@@ -241,17 +191,17 @@ KINDS: dict[str, tuple[Callable[[Rng], Pair], bool]] = {
     "percent": (percent, True),
     "money": (money, True),
     "count": (count, True),
-    "distance": (distance, True),
-    "weight": (weight, True),
-    "measure": (measure, True),
+    "distance": (lambda rng: _quantity(rng, "lengths"), True),
+    "weight": (lambda rng: _quantity(rng, "masses"), True),
+    "measure": (lambda rng: _quantity(rng, "amounts"), True),
     "duration": (duration, True),
-    "ago": (ago, True),
-    "later": (later, True),
+    "ago": (lambda rng: _relative(rng, -1), True),
+    "later": (lambda rng: _relative(rng, 1), True),
     "spelled": (spelled, True),
     "year": (year, False),
     "weekday": (weekday, False),
-    "language": (language, False),
-    "country": (country, False),
+    "language": (lambda rng: _name(rng, "languages", "languages"), False),
+    "country": (lambda rng: _name(rng, "territories", "countries"), False),
 }
 
 

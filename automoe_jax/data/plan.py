@@ -1,11 +1,12 @@
-"""Which pairs make which batch: a pure function of seed, epoch and lengths.
+"""Assigns sentence pairs to batches: a pure function of seed, epoch and lengths.
 
-Pairs are put into a handful of length buckets; a bucket's batches all have one shape, so a step
-compiles once per bucket. A step is some number of batches of one bucket.
+Pairs are grouped into a few length buckets. All batches of a bucket have one shape, so a step
+compiles once per bucket. The batches of one step are all of one bucket.
 """
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from automoe_jax.system.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """A batch shape: rows, source and target time."""
+    """A batch shape: rows, source time and target time."""
 
     rows: int
     source: int
@@ -23,7 +24,7 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step: indices of pairs (batches, rows), -1 where a row is empty."""
+    """One step. `pairs` (batches, rows) are indices of pairs, -1 for an empty row."""
 
     bucket: Bucket
     pairs: np.ndarray
@@ -32,15 +33,16 @@ class Step:
 def choose_buckets(
     source_lengths: np.ndarray, target_lengths: np.ndarray, count: int, tokens_per_batch: int
 ) -> list[Bucket]:
-    """Up to `count` shapes that cover all pairs with little padding, smallest first.
+    """Up to `count` shapes that hold all pairs with little padding, smallest first.
 
-    Out of a grid of length quantiles, the shape that saves the most padding is added to the one
-    that holds every pair, and again; then shapes are exchanged while that saves more.
+    Greedy: starts with the shape that holds every pair, and adds the shape of a grid of length
+    quantiles that saves the most padding, up to `count` shapes. Then replaces one shape at a time
+    while that saves more.
 
     Args:
       source_lengths, target_lengths: tokens of each pair.
-      count: most buckets.
-      tokens_per_batch: rows times the longer side is at most this.
+      count: upper bound of the number of buckets.
+      tokens_per_batch: upper bound of rows times the longer side.
 
     Raises:
       UserError: not even one pair of the longest shape fits into a batch.
@@ -51,38 +53,22 @@ def choose_buckets(
             f"training.tokens_per_batch is {tokens_per_batch}, but the longest pair has {longest} "
             "tokens on a side; raise it or lower data.max_length"
         )
-    cells = np.zeros((source_lengths.max() + 1, target_lengths.max() + 1), np.int64)
-    np.add.at(cells, (source_lengths, target_lengths), 1)
-    s, t = np.nonzero(cells)
-    n = cells[s, t]
-    quantiles = np.linspace(0, 1, 33)[1:]
-    grid = np.array(
-        [
-            (a, b)
-            for a in np.unique(np.quantile(source_lengths, quantiles, method="higher"))
-            for b in np.unique(np.quantile(target_lengths, quantiles, method="higher"))
-        ]
-    )
-    fits = (s <= grid[:, :1]) & (t <= grid[:, 1:])  # (shapes of the grid, cells)
-    size = grid.sum(axis=1)
-    whole = len(grid) - 1  # the shape that holds every pair
-    price = np.where(fits, size[:, None], size[whole])  # of each cell under each shape
+    grid, padded_GC, n_pairs_C = _padded_lengths(source_lengths, target_lengths)
 
     def best_addition(chosen: list[int]) -> tuple[int, int]:
-        """(padded tokens, index of the shape that is best added)."""
-        cost = price[chosen].min(axis=0)
-        totals = np.minimum(price, cost) @ n
+        """(padded tokens in all, index of the shape), with the best shape added to `chosen`."""
+        totals = np.minimum(padded_GC, padded_GC[chosen].min(axis=0)) @ n_pairs_C
         return int(totals.min()), int(totals.argmin())
 
-    chosen = [whole]
-    total = int(price[whole] @ n)
+    chosen = [len(grid) - 1]
+    total = int(padded_GC[-1] @ n_pairs_C)
     while len(chosen) < count:
         better, shape = best_addition(chosen)
         if better == total:
             break
         chosen, total = [*chosen, shape], better
     improved = True
-    while improved:  # exchange one shape at a time for a better one
+    while improved:
         improved = False
         for old in chosen[1:]:
             rest = [c for c in chosen if c != old]
@@ -93,15 +79,40 @@ def choose_buckets(
     return [Bucket(tokens_per_batch // max(a, b), a, b) for a, b in sorted(shapes, key=sum)]
 
 
+def _padded_lengths(source_lengths: np.ndarray, target_lengths: np.ndarray):
+    """Padded tokens of every (source length, target length) under every shape of a grid.
+
+    Letters: G shapes of the grid, C combinations of lengths that occur.
+
+    Returns:
+      The grid (G, 2) of quantiles of the lengths, whose last shape holds every pair; source plus
+      target tokens after padding (G, C), for the last shape where a shape is too small; and the
+      number of pairs (C).
+    """
+    quantiles = np.linspace(0, 1, 33)[1:]
+    sizes = (
+        np.unique(np.quantile(lengths, quantiles, method="higher"))
+        for lengths in (source_lengths, target_lengths)
+    )
+    grid = np.array(list(itertools.product(*sizes)))
+    n_pairs = np.zeros((source_lengths.max() + 1, target_lengths.max() + 1), np.int64)
+    np.add.at(n_pairs, (source_lengths, target_lengths), 1)
+    source_C, target_C = np.nonzero(n_pairs)
+    fits_GC = (source_C <= grid[:, :1]) & (target_C <= grid[:, 1:])
+    tokens_G = grid.sum(axis=1)
+    padded_GC = np.where(fits_GC, tokens_G[:, None], tokens_G[-1])
+    return grid, padded_GC, n_pairs[source_C, target_C]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """The batches of every step of a training run.
 
     Attributes:
       source_lengths, target_lengths: tokens of each pair.
-      buckets: shapes, by rising size; the last holds every pair.
-      batches_per_step: batches of a step, over all devices and micro-batches.
-      seed: of the shuffling; None keeps the order (evaluation).
+      buckets: batch shapes by size, the last of which holds every pair.
+      batches_per_step: devices times micro-batches.
+      seed: for shuffling; None keeps the order (evaluation).
     """
 
     source_lengths: np.ndarray
@@ -112,7 +123,7 @@ class Plan:
 
     @functools.cached_property
     def _bucket_of_pair(self) -> np.ndarray:
-        """For each pair the first bucket that holds it."""
+        """Index of the first bucket that holds each pair."""
         fits = [
             (self.source_lengths <= b.source) & (self.target_lengths <= b.target)
             for b in self.buckets
@@ -121,7 +132,7 @@ class Plan:
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
-        """The same in every epoch: it depends on lengths alone."""
+        """Steps of any epoch: the number depends on the lengths alone."""
         return len(self.epoch(0))
 
     @property
@@ -158,7 +169,7 @@ def _epoch(plan: Plan, epoch: int) -> list[Step]:
             for j, b in enumerate(plan.buckets[k + 1 :], k + 1)
             if b.source >= bucket.source and b.target >= bucket.target
         ]
-        if rest and larger:  # what does not fill a step goes into a larger bucket
+        if rest and larger:  # pairs that do not fill a step go into a larger bucket
             pairs_of[larger[0]] = np.concatenate([pairs_of[larger[0]], pairs[-rest:]])
             pairs = pairs[:-rest]
         elif rest:

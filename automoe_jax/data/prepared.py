@@ -1,4 +1,4 @@
-"""What training and search read of a corpus."""
+"""The data that training and search read."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from automoe_jax.data.tokens import TokenPairs
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """What training and search read."""
+    """A tokenizer, and the training and validation pairs it encoded."""
 
     tokenizer: Tokenizer
     train: TokenPairs

@@ -1,4 +1,4 @@
-"""A tokenised split on disk: flat ids and where each sentence starts."""
+"""A tokenised split on disk: flat ids, and the offset of each sentence."""
 
 import dataclasses
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from automoe_jax.data.corpus import Split
+from automoe_jax.data.parallel_text import LinePair
 from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.system import files
 
@@ -16,7 +17,7 @@ CHUNK = 20_000
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side: sentence i is `ids[starts[i]:starts[i + 1]]`, eos included."""
+    """Source or target side: sentence i is `ids[starts[i]:starts[i + 1]]`, eos included."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -31,7 +32,7 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class TokenPairs:
-    """The pairs of a split that can be trained on, and what became of the others."""
+    """The usable pairs of a split, and how many there were of each kind."""
 
     source: Side
     target: Side
@@ -42,16 +43,16 @@ class TokenPairs:
 
 
 def text_or_none(line: bytes) -> str | None:
-    """The line as text without surrounding blanks, or None where it is not UTF-8."""
+    """The line as text without surrounding whitespace, or None if it is not UTF-8."""
     try:
         return line.decode("utf-8").strip()
     except UnicodeDecodeError:
         return None
 
 
-def sample_sentences(split: Split, most: int) -> Iterator[str]:
-    """Up to `most` sentences of both sides, spread evenly over a split."""
-    n_pairs = min(len(split), max(most // 2, 1))
+def sample_sentences(split: Split, count: int) -> Iterator[str]:
+    """Up to `count` sentences of both sides, spread evenly over a split."""
+    n_pairs = min(len(split), max(count // 2, 1))
     indices = np.linspace(0, len(split) - 1, n_pairs).astype(np.int64)
     for at in range(0, n_pairs, CHUNK):
         for pair in split.read(indices[at : at + CHUNK].tolist()):
@@ -70,24 +71,15 @@ def tokenize(
 ):
     """Writes the tokenised split to `folder`.
 
-    Pairs with an empty side, a side longer than `max_length` tokens or bytes that are not UTF-8
-    are left out and counted.
+    Leaves out, and counts, pairs with an empty side, a side longer than `max_length` tokens, or
+    bytes that are not UTF-8.
     """
-    counts = dict.fromkeys(("kept", "empty", "too_long", "not_utf8"), 0)
+    counts: dict[str, int] = dict.fromkeys(("kept", "empty", "too_long", "not_utf8"), 0)
     dtype = np.uint16 if max(tokenizer.vocab_sizes) <= 2**16 else np.uint32
     sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    lengths: tuple[list[int], list[int]] = ([], [])
-    for at in range(0, len(split), CHUNK):
-        end = min(at + CHUNK, len(split))
-        texts = []
-        for pair in split.read(range(at, end)):
-            source, target = map(text_or_none, pair)
-            if source is None or target is None:
-                counts["not_utf8"] += 1
-            elif not source or not target:
-                counts["empty"] += 1
-            else:
-                texts.append((source, target))
+    for start in range(0, len(split), CHUNK):
+        stop = min(start + CHUNK, len(split))
+        texts = _usable(split.read(range(start, stop)), counts)
         encoded = [
             tokenizer.encode([source for source, _ in texts], "source"),
             tokenizer.encode([target for _, target in texts], "target"),
@@ -97,22 +89,35 @@ def tokenize(
                 counts["too_long"] += 1
                 continue
             counts["kept"] += 1
-            for side, ids in enumerate(pair):
-                sides[side].append(np.array(ids, dtype))
-                lengths[side].append(len(ids))
-        progress(end, len(split))
+            for side, ids in zip(sides, pair, strict=True):
+                side.append(np.array(ids, dtype))
+        progress(stop, len(split))
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
-    for name, ids, n in zip(("source", "target"), sides, lengths, strict=True):
-        flat = np.concatenate(ids) if ids else np.zeros(0, dtype)
+    for name, side in zip(("source", "target"), sides, strict=True):
+        flat = np.concatenate(side) if side else np.zeros(0, dtype)
         np.save(temporary / f"{name}_ids.npy", flat)
-        np.save(temporary / f"{name}_starts.npy", np.cumsum([0, *n], dtype=np.int64))
+        np.save(temporary / f"{name}_starts.npy", np.cumsum([0, *map(len, side)], dtype=np.int64))
     files.write_json(temporary / "counts.json", {"version": 1, **counts})
     os.replace(temporary, folder)
 
 
+def _usable(pairs: list[LinePair], counts: dict[str, int]) -> list[tuple[str, str]]:
+    """The pairs whose sides are both text; counts the others."""
+    texts = []
+    for pair in pairs:
+        source, target = map(text_or_none, pair)
+        if source is None or target is None:
+            counts["not_utf8"] += 1
+        elif not source or not target:
+            counts["empty"] += 1
+        else:
+            texts.append((source, target))
+    return texts
+
+
 def load(folder: Path) -> TokenPairs:
-    """Opens what `tokenize` wrote; the ids stay on disk until they are read."""
+    """Opens a folder that `tokenize` wrote; the ids are memory-mapped."""
 
     def side(name: str) -> Side:
         ids = np.load(folder / f"{name}_ids.npy", mmap_mode="r")

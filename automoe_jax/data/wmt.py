@@ -1,12 +1,13 @@
 """WMT corpora through TFDS, with HAT's validation and test sets.
 
-HAT (section 4.1) validates and tests on: WMT'14 En-De newstest2013 and 2014, which is what TFDS's
-own splits are; WMT'14 En-Fr newstest2012 with 2013, and 2014; WMT'19 En-De newstest2017 and 2018.
-TFDS splits the last two otherwise (En-Fr validates on 2013 alone, WMT'19 has 2018 as validation
-and no test), but has the sets: they are read through a builder with HAT's choice. Training text
-is the year's own (WMT'14: Europarl v7, Common Crawl, News Commentary v9, and for French also UN
-and Giga-Fr-En; WMT'19: Europarl v9, ParaCrawl v3, Common Crawl, News Commentary v14, Wiki Titles,
-Rapid 2019); HAT's En-De text is the WMT'16 one that fairseq distributes, nearly the same.
+HAT (section 4.1) validates and tests on newstest2013 and 2014 for WMT'14 En-De, as TFDS does; on
+newstest2012 with 2013, and 2014, for WMT'14 En-Fr; on newstest2017 and 2018 for WMT'19 En-De. For
+the last two TFDS has other splits (En-Fr validates on 2013 alone; WMT'19 validates on 2018 and has
+no test split) but the same sets, so a builder of our own reads HAT's choice of them.
+
+Training text is that of the year (WMT'14: Europarl v7, Common Crawl, News Commentary v9, and for
+French also UN and Giga-Fr-En; WMT'19: Europarl v9, ParaCrawl v3, Common Crawl, News Commentary v14,
+Wiki Titles, Rapid 2019). HAT trains En-De on fairseq's copy of WMT'16, which is nearly the same.
 """
 
 import functools
@@ -27,7 +28,7 @@ _VERSION = tfds.core.Version("1.0.0")
 
 
 class WmtHatEval(wmt.WmtTranslate):
-    """Validation and test sets of HAT where they differ from TFDS's splits."""
+    """HAT's validation and test sets that differ from TFDS's splits."""
 
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's way)
         wmt.WmtConfig(
@@ -53,11 +54,11 @@ class WmtHatEval(wmt.WmtTranslate):
     @py_utils.classproperty
     @classmethod
     @functools.cache
-    def url_infos(cls):  # the sets are in the archive that wmt19_translate downloads
+    def url_infos(cls):  # wmt19_translate downloads the archive with all these sets
         return wmt19.Wmt19Translate.url_infos
 
 
-# name -> (builder of the training text, its config, config of `WmtHatEval` or None for its own)
+# name -> (builder of the training text, its config, config of `WmtHatEval` if that evaluates)
 CORPORA = {
     "wmt14_translate/de-en": (wmt14.Wmt14Translate, "de-en", None),
     "wmt14_translate/fr-en": (wmt14.Wmt14Translate, "fr-en", "fr-en.wmt14"),
@@ -66,14 +67,14 @@ CORPORA = {
 
 
 def open_sources(name: str, data_dir: str):
-    """Data sources "train", "valid" and "test", downloaded and prepared where needed.
+    """Data sources "train", "valid" and "test"; downloads and prepares them the first time.
 
     Args:
       name: a key of `CORPORA`.
-      data_dir: folder of TFDS; `~` is understood.
+      data_dir: folder of TFDS; `~` is expanded.
 
     Raises:
-      UserError: unknown name; or not prepared, not downloaded, and the network out of reach.
+      UserError: the name is unknown, or the files are missing and the network is out of reach.
     """
     if name not in CORPORA:
         raise UserError(f"data.name is {name!r}; allowed: {', '.join(CORPORA)}")
@@ -101,13 +102,12 @@ def _prepared(builder_class, config: str, folder: Path, name: str) -> Any:
                     f"{' '.join(missing)} in {place}, or copy {builder.data_path} from a "
                     "machine where it is prepared as array_record"
                 )
-        # One thread of statmt.org at a time; TFDS retries by itself once the network is there.
         builder.download_and_prepare()
     return builder
 
 
 def _missing_downloads(builder, folder: Path) -> list[str]:
-    """URLs that are neither in TFDS's folder for manual downloads nor in its cache."""
+    """URLs that are neither in TFDS's folder of manual downloads nor in its cache."""
     source, _ = builder.builder_config.language_pair
     infos = builder.url_infos
     missing = []

@@ -1,8 +1,8 @@
-"""Text to token ids and back: the kinds of tokenizers, and what they share.
+"""The interface of tokenizers, and how their folders are written.
 
 A tokenizer is a folder (`tokenizer/` of a run or an export) whose `tokenizer.json` names its kind:
-`sentencepiece` (one joint vocabulary, trained on the corpus), `bpe` (what published fairseq models
-were trained with) or `ids` (text that is token ids already).
+`sentencepiece` (one joint vocabulary, trained on the corpus), `bpe` (of a published fairseq model)
+or `ids` (the text is token ids).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from automoe_jax.system import files
 
 INFO = "tokenizer.json"
-Side = Literal["source", "target"]
+SideName = Literal["source", "target"]
 
 
 class Tokenizer(Protocol):
@@ -30,25 +30,25 @@ class Tokenizer(Protocol):
 
     @property
     def content(self) -> bytes:
-        """Equal for tokenizers that give equal ids."""
+        """Equal if two tokenizers encode alike."""
         ...
 
-    def encode(self, sentences: Sequence[str], side: Side = "source") -> list[list[int]]:
+    def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]:
         """Ids of each sentence, eos at the end."""
         ...
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Target text of each; special ids are left out, unknown ones become a mark."""
+        """Target text of each; drops special ids, and writes a mark for unknown ones."""
         ...
 
 
 def write_folder(folder: Path, info: dict, fill: Callable[[Path], object]):
-    """Makes a tokenizer's folder beside its name and renames it.
+    """Writes a tokenizer's folder under a temporary name and renames it.
 
     Args:
-      folder: where.
-      info: what `tokenizer.json` says, besides the version.
-      fill: writes the other files into the folder that it is given.
+      folder: its final name.
+      info: content of `tokenizer.json`, without the version.
+      fill: writes all other files into the folder it is given.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)

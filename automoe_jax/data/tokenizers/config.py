@@ -1,4 +1,4 @@
-"""Group `tokenizer` of a config."""
+"""Group `tokenizer` of a config: the vocabulary."""
 
 import dataclasses
 
@@ -10,20 +10,20 @@ KINDS = ("sentencepiece", "bpe", "ids")
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Group `tokenizer` of a config.
+    """Kind and settings of the tokenizer.
 
     Attributes:
       kind: "sentencepiece", trained on the corpus; "bpe", from `dictionaries` and `bpe_codes`;
         "ids", for text that is token ids separated by blanks.
-      vocab_size: pieces, special ones included; bpe has what its dictionaries have.
-      character_coverage: share of characters that get a piece; the rest is unknown (sentencepiece).
-      split_digits: every digit its own piece, so that numbers are copied digit by digit
+      vocab_size: pieces, special ones included; kind bpe takes the size of its dictionaries.
+      character_coverage: share of characters that get a piece; others are unknown (sentencepiece).
+      split_digits: True to make every digit a piece, so that numbers are copied digit by digit
         (sentencepiece).
-      max_sentences: most lines (source and target) to train on, spread evenly over the corpus
-        (sentencepiece).
-      dictionaries: fairseq's dict.txt, one for both languages or source and target (bpe).
-      bpe_codes: merges that subword-nmt learned (bpe).
-      lowercase: text to lower case, as the IWSLT models want it (bpe).
+      max_sentences: upper bound of lines (source and target) to train on, spread evenly over the
+        corpus (sentencepiece).
+      dictionaries: fairseq's dict.txt, one for both languages, or source and target (bpe).
+      bpe_codes: file of subword-nmt's merges (bpe).
+      lowercase: True to lower-case the text, as the IWSLT models need (bpe).
     """
 
     kind: str = "sentencepiece"

@@ -1,9 +1,9 @@
 """The text processing of published fairseq models: Moses tokens, BPE merges, dict.txt.
 
-HAT's and AutoMoE's data were made so (their preprocess.sh): Moses tokenizer with escaping,
-compounds split at dashes (`-a`) for WMT'14 En-Fr and WMT'19 but not for WMT'14 En-De and IWSLT,
-lower case for IWSLT, subword-nmt with "@@ ", and fairseq's dictionary, whose first four ids are
-bos, pad, eos and unk. Whether dashes split is read off the dictionary: it has "@-@" where they do.
+As in the preprocess.sh of HAT and AutoMoE: the Moses tokenizer with escaping; compounds split at
+dashes (`-a`) for WMT'14 En-Fr and WMT'19, but not for WMT'14 En-De and IWSLT; lower case for IWSLT;
+subword-nmt with "@@ "; and fairseq's dictionary, whose first four ids are bos, pad, eos and unk.
+A dictionary that contains "@-@" tells that compounds were split.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from sacremoses import MosesDetokenizer, MosesTokenizer
 from subword_nmt.apply_bpe import BPE
 
 from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from automoe_jax.data.tokenizers.base import INFO, Side, write_folder
+from automoe_jax.data.tokenizers.base import INFO, SideName, write_folder
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
@@ -26,15 +26,15 @@ _CODES = "bpe.codes"
 _SEPARATOR = "@@ "
 _BLANKS = re.compile(r"\s+")
 UNKNOWN = "<unk>"
-DASH = "@-@"  # what Moses makes of a dash between words where it splits there
+DASH = "@-@"  # Moses's token for a dash at which it split a compound
 
 
 class Dictionary:
-    """fairseq's dict.txt: one symbol and its count a line, ids from 4 on in that order."""
+    """fairseq's dict.txt: a symbol and its count on each line, with ids from 4 on."""
 
     def __init__(self, symbols: Sequence[str]):
         self.symbols = ("<s>", "<pad>", "</s>", UNKNOWN, *symbols)
-        # As fairseq does it, the last of equal symbols counts.
+        # As in fairseq, the last of equal symbols wins.
         self._ids = {symbol: i for i, symbol in enumerate(self.symbols)}
 
     def __len__(self) -> int:
@@ -44,15 +44,14 @@ class Dictionary:
         return symbol in self._ids
 
     def encode(self, pieces: Sequence[str]) -> list[int]:
-        """Ids of symbols, unk for those that are not there, eos at the end."""
+        """Ids of symbols, unk for those that are missing, eos at the end."""
         return [*(self._ids.get(piece, UNK_ID) for piece in pieces), EOS_ID]
 
     @classmethod
     def load(cls, path: Path) -> "Dictionary":
         """Reads a file; `UserError` naming the line that is not a symbol and a count."""
         symbols = []
-        # Only line feeds end lines, with or without a carriage return: symbols may hold other
-        # characters that Unicode breaks lines at.
+        # Symbols may contain Unicode line separators: only a line feed ends a line.
         text = files.read_text(path, "dictionary").removeprefix("\ufeff")
         for i, line in enumerate(files.lines(text), start=1):
             symbol, blank, count = line.rstrip("\r").rpartition(" ")
@@ -74,11 +73,11 @@ class FairseqBpe:
       bpe: the merges.
       dictionaries: of source and target; the same one where they share it.
       languages: of source and target, for Moses's rules.
-      lowercase: whether text is made lower case.
-      content: of the files, to compare tokenizers by.
+      lowercase: True to lower-case the text.
+      content: bytes of the files, for comparing tokenizers.
 
     Attributes:
-      splits_dashes: whether compounds are split at dashes, as the dictionaries say.
+      splits_dashes: True if compounds are split at dashes.
     """
 
     kind = "bpe"
@@ -104,7 +103,7 @@ class FairseqBpe:
         source, target = self._dictionaries
         return len(source), len(target)
 
-    def encode(self, sentences: Sequence[str], side: Side = "source") -> list[list[int]]:
+    def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]:
         which = 0 if side == "source" else 1
         return [
             self._dictionaries[which].encode(self._pieces(sentence, which))
@@ -115,12 +114,12 @@ class FairseqBpe:
         return [self._detokenizer.detokenize(text.split()) for text in self.tokenized(ids)]
 
     def tokenized(self, ids: Sequence[Sequence[int]], unknown: str = UNKNOWN) -> list[str]:
-        """Target tokens of each, separated by blanks: merged, but not detokenised.
+        """Target words of each, separated by blanks: BPE merged, but not detokenised.
 
         Args:
-          ids: of the target.
-          unknown: what stands for an unknown symbol; fairseq's scorer writes "<<unk>>" in
-            references, so that they never match.
+          ids: target ids.
+          unknown: text of an unknown symbol; fairseq's scorer writes "<<unk>>" in references, so
+            that it never matches.
         """
         return [self._merged(x, unknown) for x in ids]
 
@@ -140,7 +139,7 @@ class FairseqBpe:
 
     @classmethod
     def load(cls, folder: Path, info: dict[str, Any]) -> "FairseqBpe":
-        """Reads what `make` wrote."""
+        """Reads the folder that `make` wrote."""
         try:
             names, languages = list(info["dictionaries"]), tuple(info["languages"])
             lowercase = bool(info["lowercase"])
@@ -170,13 +169,13 @@ def make(
 
     Args:
       dictionaries: one for both languages, or source and target.
-      codes: merges, as subword-nmt's learn_bpe writes them.
+      codes: merges that subword-nmt's learn_bpe wrote.
       languages: of source and target.
-      lowercase: whether text is made lower case.
-      folder: where.
+      lowercase: True to lower-case the text.
+      folder: the tokenizer's folder.
 
     Raises:
-      UserError: a file is missing or not what it should be.
+      UserError: a file is missing or malformed.
     """
     names = ["dict.txt"] if len(dictionaries) == 1 else ["dict.source.txt", "dict.target.txt"]
     for path in dictionaries:
@@ -202,6 +201,6 @@ def _read_codes(path: Path) -> BPE:
     try:
         with contextlib.redirect_stderr(said):
             return BPE(io.StringIO(text))
-    except (SystemExit, ValueError):  # the library says what is wrong and exits
+    except (SystemExit, ValueError):  # the library prints the reason and exits
         reason = " ".join(said.getvalue().split()) or "not a file of subword-nmt's learn_bpe"
         raise UserError(f"BPE codes {path} cannot be read: {reason}") from None

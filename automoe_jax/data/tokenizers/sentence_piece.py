@@ -9,7 +9,7 @@ from pathlib import Path
 import sentencepiece as spm
 
 from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from automoe_jax.data.tokenizers.base import Side, write_folder
+from automoe_jax.data.tokenizers.base import SideName, write_folder
 from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.system.errors import UserError
 
@@ -33,7 +33,7 @@ class SentencePiece:
     def content(self) -> bytes:
         return self._processor.serialized_model_proto()
 
-    def encode(self, sentences: Sequence[str], side: Side = "source") -> list[list[int]]:
+    def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]:
         del side  # one vocabulary
         return self._processor.encode(
             list(sentences), out_type=int, add_eos=True, num_threads=os.cpu_count() or 1
@@ -45,7 +45,7 @@ class SentencePiece:
 
     @classmethod
     def load(cls, folder: Path) -> "SentencePiece":
-        """Reads what `train` wrote; `UserError` where it is missing or broken."""
+        """Reads the folder that `train` wrote; `UserError` if it is missing or broken."""
         path = folder / _SPM
         try:
             return cls(spm.SentencePieceProcessor(model_proto=path.read_bytes()))
@@ -78,7 +78,7 @@ def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
                     minloglevel=2,
                 )
         except RuntimeError as e:
-            # "INTERNAL: file(line) [condition] What is wrong.", where the last part may be missing.
+            # "INTERNAL: file(line) [condition] Reason.", where the reason may be missing.
             reason = str(e).rpartition("] ")[2].strip() or str(e)
             raise UserError(
                 f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: {reason}"
@@ -91,7 +91,7 @@ def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """SentencePiece's C++ writes progress to file descriptor 2 whatever it is told."""
+    """Silences file descriptor 2, where SentencePiece's C++ code writes at any log level."""
     sys.stderr.flush()
     kept = os.dup(2)
     sink = os.open(os.devnull, os.O_WRONLY)

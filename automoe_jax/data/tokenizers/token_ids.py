@@ -1,4 +1,4 @@
-"""Text that is token ids already: for models whose vocabulary is not at hand."""
+"""Text that consists of token ids, for a model whose vocabulary is not available."""
 
 import re
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
-from automoe_jax.data.tokenizers.base import INFO, Side, write_folder
+from automoe_jax.data.tokenizers.base import INFO, SideName, write_folder
 from automoe_jax.system.errors import UserError
 
 _NUMBER = re.compile("[0-9]{1,9}")
 
 
 class TokenIds:
-    """A `Tokenizer` whose text is decimal ids separated by blanks; a final eos (2) is optional."""
+    """A `Tokenizer` of decimal ids separated by blanks; a final eos (2) is optional."""
 
     kind = "ids"
 
@@ -24,8 +24,8 @@ class TokenIds:
     def content(self) -> bytes:
         return repr(self.vocab_sizes).encode()
 
-    def encode(self, sentences: Sequence[str], side: Side = "source") -> list[list[int]]:
-        """Ids of each sentence, eos at the end; `UserError` where a word is not an id."""
+    def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]:
+        """Ids of each sentence, eos at the end; `UserError` if a word is not an id."""
         size = self.vocab_sizes[0 if side == "source" else 1]
         return [_parse(sentence, size) for sentence in sentences]
 
@@ -34,7 +34,7 @@ class TokenIds:
 
     @classmethod
     def load(cls, folder: Path, info: dict[str, Any]) -> "TokenIds":
-        """Reads what `make` wrote."""
+        """Reads the folder that `make` wrote."""
         sizes = info.get("vocab_sizes")
         if not isinstance(sizes, list) or len(sizes) != 2:
             raise UserError(f"{folder / INFO}: vocab_sizes must be two numbers of ids")
@@ -42,7 +42,7 @@ class TokenIds:
 
 
 def make(vocab_sizes: tuple[int, int], folder: Path):
-    """Writes the tokenizer of these numbers of source and target ids."""
+    """Writes the folder of a tokenizer with these numbers of source and target ids."""
     write_folder(
         folder, {"kind": TokenIds.kind, "vocab_sizes": list(vocab_sizes)}, lambda path: None
     )
