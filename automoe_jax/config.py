@@ -1,7 +1,7 @@
 """All settings of a run: dataclasses inside, ml_collections at the boundary.
 
-The defaults stand in the dataclasses alone; `base()` makes a ConfigDict of them, a file in
-`configs/` changes some, flags change others, and `resolve` makes dataclasses again.
+The dataclasses alone have the defaults. `base()` makes a ConfigDict of them, a file in `configs/`
+and flags change some fields, and `resolve` makes dataclasses again.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingCon
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """What `launch/pipeline.py` does between and after the phases.
+    """The steps of the pipeline between and after the phases.
 
     Attributes:
-      finalists: best subnets of the search that are trained; the better one is kept.
-      inherit: whether they start from the supernet's weights; the paper trains them from scratch.
-      valid_sentences: validation sentences to choose between finalists on; 0 for all.
-      test_sentences: test sentences to report BLEU on; 0 for all.
+      finalists: number of found subnets to train; the best one is kept.
+      inherit: True to start them from the supernet's weights; the paper trains them from scratch.
+      valid_sentences: validation sentences for choosing among finalists; 0 for all.
+      test_sentences: test sentences for the reported BLEU; 0 for all.
     """
 
     finalists: int = 2
@@ -49,55 +49,41 @@ class RunConfig:
     """One attribute per group of a config file.
 
     Attributes:
-      seed: of everything random.
+      seed: seed of all random numbers.
       data: the corpus.
       tokenizer: the vocabulary.
       space: the search space.
       model: dropout.
-      training: of the supernet.
-      sampling: of subnets during it.
-      subnet_training: of a stand-alone subnet.
+      training: training of the supernet.
+      sampling: sampling of subnets while the supernet trains.
+      subnet_training: training of a stand-alone subnet.
       search: the algorithm and its limits.
-      predictor: how a latency model is made.
-      latency: how latency is measured.
-      export: what an export holds.
-      pipeline: how the phases are put together.
+      predictor: fitting of a latency model.
+      latency: measuring of latency.
+      export: content of an export.
+      pipeline: the steps between and after the phases.
     """
 
-    seed: int
-    data: DataConfig
-    tokenizer: TokenizerConfig
-    space: SearchSpace
-    model: ModelConfig
-    training: TrainingConfig
-    sampling: SamplingConfig
-    subnet_training: TrainingConfig
-    search: SearchConfig
-    predictor: PredictorConfig
-    latency: LatencyConfig
-    export: ExportConfig
-    pipeline: PipelineConfig
+    seed: int = 0
+    data: DataConfig = DataConfig("phrases", "en", "de")
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    space: SearchSpace = SearchSpace()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    subnet_training: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
+    predictor: PredictorConfig = PredictorConfig()
+    latency: LatencyConfig = LatencyConfig()
+    export: ExportConfig = ExportConfig()
+    pipeline: PipelineConfig = PipelineConfig()
 
     def groups(self, *names: str) -> dict[str, Any]:
         """The named groups, for a manifest."""
         return {name: getattr(self, name) for name in names}
 
 
-_DEFAULTS = RunConfig(
-    seed=0,
-    data=DataConfig("phrases", "en", "de"),
-    tokenizer=TokenizerConfig(),
-    space=SearchSpace(),
-    model=ModelConfig(),
-    training=TrainingConfig(),
-    sampling=SamplingConfig(),
-    subnet_training=TrainingConfig(),
-    search=SearchConfig(),
-    predictor=PredictorConfig(),
-    latency=LatencyConfig(),
-    export=ExportConfig(),
-    pipeline=PipelineConfig(),
-)
+_DEFAULTS = RunConfig()
 
 
 def base() -> Any:
@@ -106,17 +92,17 @@ def base() -> Any:
 
 
 def resolve(config: ConfigDict) -> RunConfig:
-    """The settings of a config, checked.
+    """The checked settings of a config.
 
     Raises:
       UserError: a group or field is unknown, of the wrong type, or out of range.
     """
-    fields = {f.name: f.type for f in dataclasses.fields(RunConfig)}
+    names = [f.name for f in dataclasses.fields(RunConfig)]
     for name in config:
-        if name not in fields:
-            raise UserError(f"config.{name} is not a group; groups: {', '.join(fields)}")
+        if name not in names:
+            raise UserError(f"config.{name} is not a group; groups: {', '.join(names)}")
     values = {}
-    for name in fields:
+    for name in names:
         if name not in config:
             raise UserError(
                 f"config.{name} is missing; start the file from automoe_jax.config.base()"
@@ -168,7 +154,7 @@ def _group(name: str, defaults: Any, group: Any):
 
 
 def _as_tuple(value: Any) -> Any:
-    """What a command line gives for a tuple: one entry, a list, or text with commas."""
+    """A tuple of what a flag gives: one entry, a list, or text with commas."""
     if isinstance(value, int | str):
         value = (value,)
     if not isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What every package stands on: errors, files, workdirs, progress, the machine.
+"""The base of every package: errors, files, workdirs, progress, the machine.
 
 It may import nothing of the project.
 """

@@ -1,4 +1,4 @@
-"""JAX's persistent compilation cache in a folder of the run, apart for each kind of machine."""
+"""JAX's persistent compilation cache, with a folder for each kind of machine."""
 
 import hashlib
 import importlib.metadata
@@ -10,20 +10,20 @@ import jax
 
 from automoe_jax.system.malloc import COMPILE_EVENT
 
-SECONDS_WORTH_KEEPING = 0.1
+MIN_COMPILE_SECONDS = 0.1
 
 
 def enable(folder: Path, *, environment: bool = True):
-    """Keeps compiled programs in `folder`, for this process and, with `environment`, its children.
+    """Keeps compiled programs in a sub-folder of `folder` for this kind of machine.
 
-    Code compiled for one CPU need not run on another, so each kind of machine has a folder of its
-    own.
+    A program compiled for one CPU may not run on another. With `environment`, child processes use
+    the cache too.
     """
     path = folder / machine()
     path.mkdir(parents=True, exist_ok=True)
     settings = {
         "jax_compilation_cache_dir": str(path),
-        "jax_persistent_cache_min_compile_time_secs": SECONDS_WORTH_KEEPING,
+        "jax_persistent_cache_min_compile_time_secs": MIN_COMPILE_SECONDS,
     }
     for name, value in settings.items():
         jax.config.update(name, value)
@@ -32,12 +32,12 @@ def enable(folder: Path, *, environment: bool = True):
 
 
 def enabled() -> bool:
-    """Whether this process keeps compiled programs already."""
+    """True if this process has a compilation cache already."""
     return bool(jax.config.values["jax_compilation_cache_dir"])
 
 
 def machine() -> str:
-    """Changes with the CPU's model and features and with the version of jaxlib."""
+    """Hash of the CPU's model and features and of the version of jaxlib."""
     about = [platform.machine(), platform.processor(), importlib.metadata.version("jaxlib")]
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,9 +1,9 @@
-"""The error whose text is meant for the person at the keyboard."""
+"""The error whose text is written for the user."""
 
 
 class UserError(ValueError):
-    """A mistake in what was given to the program.
+    """A mistake of the user.
 
-    The text is one line that says what was given, what is allowed and what to do. The programs in
-    `launch/` print it and exit with 2; any other exception is a fault of the project.
+    The text is one line: what was given, what is allowed, what to do. The commands print it and
+    exit with 2; any other exception is a fault of the project.
     """

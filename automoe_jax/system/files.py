@@ -1,4 +1,4 @@
-"""Reading and writing small files so that neither a mistake nor a kill leaves a riddle."""
+"""Small files: clear errors when reading, atomic writing."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ def read_text(path: str | Path, what: str) -> str:
 
     Args:
       path: the file.
-      what: what it should be, for the error line.
+      what: kind of file, for the error text.
 
     Raises:
-      UserError: it is missing, a folder, unreadable, or not text.
+      UserError: the file is missing, a folder, unreadable, or not text.
     """
     path = Path(path)
     try:
@@ -34,7 +34,7 @@ def read_text(path: str | Path, what: str) -> str:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """The content of a JSON file; `UserError` where it is not JSON."""
+    """The content of a JSON file; `UserError` if it is not JSON."""
     text = read_text(path, what)
     try:
         return json.loads(text)
@@ -43,7 +43,7 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def write_text(path: str | Path, text: str):
-    """Writes a file beside its name and renames it: readers see the old one or the new one."""
+    """Writes a file under a temporary name and renames it: readers see the old or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
@@ -54,7 +54,7 @@ def write_text(path: str | Path, text: str):
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` made a home folder; `UserError` where there is no such user."""
+    """The path with `~` expanded; `UserError` if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as e:
@@ -67,13 +67,13 @@ def write_json(path: str | Path, obj: Any):
 
 
 def lines(text: str) -> list[str]:
-    """Lines as `wc` counts them: other characters that Unicode breaks lines at are text."""
+    """Lines ended by line feeds only: Unicode's other line separators are text."""
     found = text.split("\n")
     return found[:-1] if not found[-1] else found
 
 
 @contextlib.contextmanager
 def no_stdout() -> Iterator[None]:
-    """Sends what a library prints to nowhere."""
+    """Discards what a library prints on stdout."""
     with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
         yield

@@ -1,11 +1,11 @@
-"""What is known of the machine that a latency belongs to."""
+"""The machine on which a latency was measured."""
 
 import platform
 from pathlib import Path
 
 
 def cpu_name() -> str:
-    """The CPU as it calls itself; elsewhere than on Linux, its architecture."""
+    """Model name of the CPU, or its architecture where the name is unknown."""
     try:
         with open("/proc/cpuinfo") as f:
             return next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
@@ -14,7 +14,7 @@ def cpu_name() -> str:
 
 
 def cache_bytes() -> int:
-    """Size of the largest cache of the first CPU; 0 where it is not told."""
+    """Size of the largest cache of the first CPU; 0 if unknown."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     sizes = [0]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):

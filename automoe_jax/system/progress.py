@@ -1,27 +1,27 @@
-"""How the library tells of its progress: through an object that it is handed."""
+"""The object through which the library reports progress."""
 
 from typing import Protocol
 
 
 class Task(Protocol):
-    """One bar."""
+    """One progress bar."""
 
     def update(self, done: int, **fields: object) -> None:
-        """Sets how much is done, and values to show beside the bar."""
+        """Sets the count, and values to show beside the bar."""
         ...
 
     def close(self) -> None: ...
 
 
 class Progress(Protocol):
-    """Where notes and bars go."""
+    """Receives notes and bars."""
 
     def note(self, text: str) -> None:
-        """One line of text."""
+        """Shows one line of text."""
         ...
 
     def task(self, name: str, total: int) -> Task:
-        """A bar that counts to `total`."""
+        """Starts a bar that counts to `total`."""
         ...
 
 
@@ -34,7 +34,7 @@ class _NoTask:
 
 
 class Silent:
-    """Says nothing."""
+    """Discards everything."""
 
     def note(self, text: str) -> None:
         pass

@@ -1,3 +1,3 @@
-"""The version of this package, by itself so that nothing needs the package for it."""
+"""The version of this package."""
 
 __version__ = "0.1.0"

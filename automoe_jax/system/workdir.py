@@ -1,4 +1,4 @@
-"""Folders of a run: what made them is written down, and nothing else may continue them."""
+"""Manifests of the folders of a run: only the settings that made a folder may continue it."""
 
 import dataclasses
 import datetime
@@ -14,13 +14,13 @@ from automoe_jax.system.version import __version__
 
 VERSION = 1
 MANIFEST = "manifest.json"
-CONVERTED = "converted_from"  # what a manifest calls the checkpoint that weights came from
-# Fields that change what a run says, not what it computes.
+CONVERTED = "converted_from"  # key of the published checkpoint that weights came from
+# Fields that change a run's output, not its results.
 _FREE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
 
 
 def resolve(path: str | Path) -> Path:
-    """The absolute path of a workdir; `UserError` where it cannot be one."""
+    """The absolute path of a workdir; `UserError` if it cannot be made or written to."""
     if not str(path):
         raise UserError("--workdir is empty; name a folder for the run")
     folder = files.expanded(path).absolute()
@@ -34,20 +34,20 @@ def resolve(path: str | Path) -> Path:
     return folder
 
 
-def claim(folder: Path, kind: str, config: dict[str, Any], begun: bool):
+def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     """Starts or continues a folder.
 
-    Writes `manifest.json` (kind, config, versions, host, when) where there is none, or where
-    nothing has come of the one that is there.
+    Writes `manifest.json` (kind, config, versions, host, when) if there is none, or if the folder
+    has no results yet.
 
     Args:
       folder: the workdir or one of its sub-folders.
-      kind: what it holds.
-      config: everything that decides its content, as JSON.
-      begun: whether the folder holds anything that its manifest is true of.
+      kind: kind of content, as "run" or "supernet".
+      config: all settings that decide the content.
+      begun: True if the folder holds results of the settings in its manifest.
 
     Raises:
-      UserError: the folder was made with another config; names the first field that differs.
+      UserError: the folder has results of another config; names the first field that differs.
     """
     folder = resolve(folder)
     origin = {}
@@ -71,7 +71,7 @@ def claim(folder: Path, kind: str, config: dict[str, Any], begun: bool):
 
 
 def write(folder: Path, kind: str, content: dict[str, Any]):
-    """Writes a manifest: `content` with versions, host and time."""
+    """Writes a manifest: `content`, versions, host and time."""
     manifest = {
         "version": VERSION,
         "kind": kind,
@@ -88,7 +88,7 @@ def write(folder: Path, kind: str, content: dict[str, Any]):
 
 
 def read(folder: Path, kind: str) -> dict[str, Any]:
-    """The manifest of a folder; `UserError` where it is missing or of another kind."""
+    """The manifest of a folder; `UserError` if it is missing or of another kind."""
     path = folder / MANIFEST
     manifest = files.read_json(path, f"{kind} manifest")
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
@@ -101,11 +101,11 @@ def read(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def with_defaults(stored: Any, like: Any) -> Any:
-    """A stored group of settings with the fields that this version added to it.
+    """A stored group of settings, with defaults for fields that were added since.
 
     Args:
-      stored: as JSON.
-      like: the group as a dataclass of today; anything else leaves `stored` as it is.
+      stored: the group as JSON.
+      like: the group as a dataclass of this version; anything else leaves `stored` as it is.
     """
     if not dataclasses.is_dataclass(like) or not isinstance(stored, dict):
         return stored
@@ -116,12 +116,12 @@ def with_defaults(stored: Any, like: Any) -> Any:
 
 
 def same(stored: Any, like: Any) -> bool:
-    """Whether a stored group of settings is that of a dataclass of today."""
+    """True if a stored group of settings equals a dataclass of this version."""
     return not _first_difference(with_defaults(stored, like), _as_json(like), "")
 
 
 def _as_json(value: Any) -> Any:
-    """The value as JSON gives it back: tuples become lists, dataclasses objects."""
+    """The value as JSON returns it: tuples become lists, dataclasses become objects."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
@@ -132,7 +132,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _first_difference(old: Any, new: Any, where: str) -> str:
-    """`field is A there and B here`, or nothing."""
+    """`field is A there and B here`, or "" if all fields are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if key in _FREE:
