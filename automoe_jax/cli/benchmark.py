@@ -5,9 +5,9 @@ python launch/benchmark.py --export=A,B --threads=1 --json
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 from absl import flags
-from rich.table import Table
 
 from automoe_jax.cli import options, terminal
 from automoe_jax.decoding import native
@@ -81,17 +81,8 @@ def main():
     if _JSON.value:
         terminal.print_json({**about, "exports": rows})
         return
-    table = Table("export", "input", "mean ms", "std", "median", "min", "of the first [95 %]")
-    for row in rows:
-        for name, r in row["inputs"].items():
-            value, low, high = r["ratio_to_first"]
-            table.add_row(
-                row["export"],
-                name,
-                *(f"{r[k]:.2f}" for k in ("mean_ms", "std_ms", "median_ms", "min_ms")),
-                f"{value:.3f} [{low:.3f}, {high:.3f}]",
-            )
-    terminal.print_table(table)
+    header = ("export", "input", "mean ms", "std", "median", "min", "of the first [95 %]")
+    terminal.print_table(header, _cells(rows))
     kernels = about["kernels"]
     print(f"{about['protocol']}; {threads} thread(s), {kernels} kernels, {about['machine']}")
 
@@ -114,6 +105,15 @@ def _row(i: int, path: str, results) -> dict:
             "ratio_to_first": ratio(times[i], times[0]),
         }
     return {"export": path, "inputs": inputs}
+
+
+def _cells(rows: list[dict]) -> Iterator[tuple[str, ...]]:
+    """The cells of the table: a row for each export and kind of input."""
+    for row in rows:
+        for name, times in row["inputs"].items():
+            value, low, high = times["ratio_to_first"]
+            ms = (f"{times[k]:.2f}" for k in ("mean_ms", "std_ms", "median_ms", "min_ms"))
+            yield row["export"], name, *ms, f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _used(config: LatencyConfig) -> str:

@@ -26,10 +26,10 @@ class ConfigFlag:
         return bool(self._holder.present)
 
     @property
-    def default_workdir(self) -> str:
-        """runs/<name of the config file>."""
+    def stem(self) -> str:
+        """Name of the config file, without folder and suffix."""
         flag: Any = flags.FLAGS["config"]
-        return f"runs/{Path(flag.config_filename).stem}"
+        return Path(flag.config_filename).stem
 
     def load(self) -> RunConfig:
         """The settings, checked."""

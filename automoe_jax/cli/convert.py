@@ -12,15 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-from automoe_jax.cli import options, terminal
-from automoe_jax.cli.config_flag import ConfigFlag
-from automoe_jax.phases import convert as conversion
+from automoe_jax.cli.run_flags import RunFlags
+from automoe_jax.phases import convert
 from automoe_jax.published import subnet_files
-from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
 
-CONFIG = ConfigFlag()
-_WORKDIR = options.define_workdir()
+CONFIG = RunFlags()
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "state dict: .npz, .safetensors, or .pt where PyTorch is installed"
 )
@@ -47,26 +44,28 @@ def main():
     if bool(_CHECKPOINT.value) == bool(_WRITE.value):
         both = ", not both" if _WRITE.value else ""
         raise UserError(f"give --checkpoint to read one, or --write to write one{both}")
-    run = workdir.resolve(_WORKDIR.value or CONFIG.default_workdir)
+    run = CONFIG.run(config)
     if _WRITE.value:
         for flag in (_SUBNET, _DICT, _CODES, _LOWERCASE, _TOKENIZER):
             if flag.value:
                 raise UserError(f"--{flag.name} is for --checkpoint; --write takes none")
-        conversion.write_checkpoint(config, run, Path(_WRITE.value))
+        convert.write_checkpoint(run, Path(_WRITE.value))
         print(f"state dict written: {_WRITE.value}")
         return
     subnet = None
     if _SUBNET.value:
         subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim)
-    tokenizer = conversion.tokenizer_config(
-        config.tokenizer, _TOKENIZER.value, tuple(_DICT.value), _CODES.value, _LOWERCASE.value
+    tokenizer = convert.tokenizer_config(
+        config.tokenizer,
+        _TOKENIZER.value,
+        tuple(_DICT.value),
+        _CODES.value,
+        lowercase=_LOWERCASE.value,
     )
-    if tokenizer is None and not (run / "tokenizer").is_dir():
+    if tokenizer is None and not run.tokenizer.is_dir():
         raise UserError(
             "give --dict and --bpe_codes, or --tokenizer=ids to run the model on token ids"
         )
-    folder = conversion.convert(
-        config, Path(_CHECKPOINT.value or ""), run, tokenizer, terminal.TerminalProgress(), subnet
-    )
+    folder = convert.convert(run, Path(_CHECKPOINT.value or ""), tokenizer, subnet)
     what = "supernet" if subnet is None else "subnet"
     print(f"{what} converted: {folder}")

@@ -11,7 +11,6 @@ import math
 from pathlib import Path
 
 from absl import flags
-from rich.table import Table
 
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.cli import options, terminal
@@ -53,18 +52,21 @@ def main():
     if _JSON.value:
         terminal.print_json(dataclasses.asdict(counts))
         return
-    table = Table("layer", "experts", "FFN sizes", "params", "active", "FLOPs")
-    specs = (*subnet.encoder.layers, *subnet.decoder.layers)
-    for cost, layer in zip(counts.layers, specs, strict=True):
-        table.add_row(
-            cost.name,
-            str(len(layer.experts)),
-            " ".join(map(str, layer.experts)),
-            f"{cost.params:,}",
-            f"{cost.active_params:,.0f}",
-            f"{cost.flops:,.0f}",
-        )
-    terminal.print_table(table)
+    layers = (*subnet.encoder.layers, *subnet.decoder.layers)
+    terminal.print_table(
+        ("layer", "experts", "FFN sizes", "params", "active", "FLOPs"),
+        (
+            (
+                cost.name,
+                str(len(layer.experts)),
+                " ".join(map(str, layer.experts)),
+                f"{cost.params:,}",
+                f"{cost.active_params:,.0f}",
+                f"{cost.flops:,.0f}",
+            )
+            for cost, layer in zip(counts.layers, layers, strict=True)
+        ),
+    )
     print(f"Q/K/V width     {subnet.qkv_dim}")
     print(f"embedding width {subnet.encoder.embed_dim} / {subnet.decoder.embed_dim}")
     print(f"params         {counts.params:,} (embedding tables and output layer not counted)")

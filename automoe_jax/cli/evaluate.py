@@ -10,11 +10,9 @@ from pathlib import Path
 from absl import flags
 
 from automoe_jax.cli import options, terminal
-from automoe_jax.data.config import DataConfig
-from automoe_jax.decoding import evaluation as evaluate
+from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.translator import Translator
-from automoe_jax.phases import prepare
-from automoe_jax.phases import run as phases
+from automoe_jax.phases.prepare import stored_split
 from automoe_jax.system import files, malloc, workdir
 from automoe_jax.system.errors import UserError
 
@@ -54,9 +52,10 @@ def main():
         if _LIMIT.value:
             sources, references = sources[: _LIMIT.value], references[: _LIMIT.value]
     else:
-        sources, references = evaluate.read_split(_split(), _LIMIT.value)
+        split = stored_split(workdir.resolve(_WORKDIR.value), _SPLIT.value)
+        sources, references = evaluation.read_split(split, _LIMIT.value)
     task = terminal.TerminalProgress().task("translating", len(sources))
-    scores, translations = evaluate.evaluate(
+    scores, translations = evaluation.evaluate(
         translator,
         sources,
         references,
@@ -77,11 +76,3 @@ def main():
         "and AutoMoE publish it)"
     )
     print(f"{scores.sentences:,} sentences")
-
-
-def _split():
-    """A split of the corpus of `--workdir`, as its manifest describes it."""
-    run = workdir.resolve(_WORKDIR.value or "")
-    data = DataConfig(**workdir.read(run, "run")["config"]["data"])
-    phases.check_corpus(data, run)
-    return prepare.corpus_split(data, run, _SPLIT.value)

@@ -7,25 +7,21 @@ python launch/export.py --config FILE --workdir DIR --quantize=int8 --shortlist=
 """
 
 import dataclasses
-from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
 
-from automoe_jax.cli import options, terminal
-from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.decoding.config import QUANTIZATIONS
-from automoe_jax.model.extract import extract
-from automoe_jax.phases import approximation
-from automoe_jax.phases import run as phases
+from automoe_jax.phases import export
+from automoe_jax.phases.prepare import vocab_sizes
+from automoe_jax.phases.run import EXPORT
+from automoe_jax.phases.train import origin, subnet_params, supernet_params, trained_folder
 from automoe_jax.published import subnet_files
-from automoe_jax.system import compile_cache, workdir
+from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
 
-CONFIG = ConfigFlag()
-_WORKDIR = options.define_workdir()
+CONFIG = RunFlags()
 _SUBNET = flags.DEFINE_string(
     "subnet", None, "subnet file to export with the supernet's weights; without it, the run's "
     "trained subnet"
@@ -60,35 +56,31 @@ def main():
         if subnet is None or not _OUT.value:
             raise UserError("--random_weights needs --subnet and --out")
         out = workdir.resolve(_OUT.value)
-        phases.export_random(config, subnet, out, tokenizers.vocab_sizes(config.tokenizer))
+        export.export_random(config, subnet, out, tokenizers.vocab_sizes(config.tokenizer))
         print(f"exported with random weights: {out}")
         return
 
-    run = workdir.resolve(_WORKDIR.value or CONFIG.default_workdir)
-    if not (run / workdir.MANIFEST).exists():
+    if not (CONFIG.path / workdir.MANIFEST).exists():
         raise UserError(
-            f"--workdir {run} is not a run; train one with launch/train.py, or convert one with "
-            "launch/convert.py (--random_weights needs none)"
+            f"--workdir {CONFIG.path} is not a run; train one with launch/train.py, or convert one "
+            "with launch/convert.py (--random_weights needs none)"
         )
-    run = phases.open_run(config, run)
-    compile_cache.enable(run / phases.CACHE)
+    run = CONFIG.open_run(config)
     if subnet is None:
-        folder = _TRAINED.value or phases.trained_folder(run)
-        params, subnet, step = phases.subnet_params(config, run, folder)
-        origin = phases.origin(run / folder, "trained subnet", step)
+        name = _TRAINED.value or trained_folder(run)
+        params, subnet, step = subnet_params(run, name)
+        source = origin(run.path / name, "trained subnet", step)
     else:
-        vocab_sizes = tokenizers.load(run / "tokenizer").vocab_sizes
-        params, step = phases.supernet_params(config, run, vocab_sizes)
-        params = jax.tree.map(np.asarray, extract(params, subnet, config.space.hull()))
-        origin = phases.origin(run / phases.SUPERNET, "supernet", step)
-    out = workdir.resolve(_OUT.value) if _OUT.value else Path(run) / phases.EXPORT
-    phases.export_params(config, run, params, subnet, out, origin)
-    print(f"exported ({origin}): {out}")
+        supernet, step = supernet_params(run, vocab_sizes(run))
+        source = origin(run.supernet, "supernet", step)
+        params = export.SupernetExporter(run, supernet, source).params(subnet)
+    out = workdir.resolve(_OUT.value) if _OUT.value else run.path / EXPORT
+    export.export_params(run, params, subnet, out, source)
+    print(f"exported ({source}): {out}")
     if config.export.exact:
         return
-    if not (run / "tokens").is_dir():
+    if not run.tokens.is_dir():
         print("the run has no corpus: what not being exact costs in BLEU was not measured")
         return
-    progress = terminal.TerminalProgress()
-    difference = approximation.measure(config, run, params, subnet, out, progress)
+    difference = export.measure_approximation(run, params, subnet, out)
     print(f"BLEU on validation text, this export minus the exact one: {difference:+.2f}")

@@ -15,17 +15,20 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from rich.table import Table
 
 from automoe_jax.cli import options, terminal
-from automoe_jax.cli.config_flag import ConfigFlag
-from automoe_jax.phases import run as phases
+from automoe_jax.cli.run_flags import RunFlags
+from automoe_jax.phases.export import SupernetExporter
+from automoe_jax.phases.latency_model import fit_latency_model
+from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.run import CACHE, LATENCY_MODEL
+from automoe_jax.phases.train import random_weights, supernet_params
 from automoe_jax.predictor import features, tables
-from automoe_jax.system import compile_cache, workdir
+from automoe_jax.predictor.model import LatencyModel
+from automoe_jax.system import compile_cache
 from automoe_jax.system.errors import UserError
 
-CONFIG = ConfigFlag()
-_WORKDIR = options.define_workdir()
+CONFIG = RunFlags()
 _OUT = flags.DEFINE_string(
     "out", None, "file to write (default: latency_model.json in the workdir, where searches look)"
 )
@@ -48,34 +51,32 @@ def main():
         raise UserError(
             f"--vocab_size is {_VOCAB.value}; it goes with --random_weights and is at least 8"
         )
-    progress = terminal.TerminalProgress()
-    folder = _WORKDIR.value or CONFIG.default_workdir
     if _VOCAB.value is None:
-        run = phases.open_run(config, folder)
-        vocab_sizes = phases.prepare_run(config, run, progress).tokenizer.vocab_sizes
+        run = CONFIG.open_run(config)
+        vocab_sizes = prepare(run).tokenizer.vocab_sizes
     else:
-        run, vocab_sizes = workdir.resolve(folder), (_VOCAB.value, _VOCAB.value)
-    compile_cache.enable(run / phases.CACHE)
+        run, vocab_sizes = CONFIG.run(config), (_VOCAB.value, _VOCAB.value)
+        compile_cache.enable(run.path / CACHE)
     if _RANDOM.value:
-        params = phases.random_weights(config, vocab_sizes)
+        params = random_weights(config, vocab_sizes)
     else:
-        params, _ = phases.supernet_params(config, run, vocab_sizes)
+        params, _ = supernet_params(run, vocab_sizes)
         params = jax.tree.map(np.asarray, params)
-    path = Path(_OUT.value) if _OUT.value else run / phases.LATENCY_MODEL
-    inherited = phases.SupernetExporter(config, run, params, "timing")
-    model = phases.fit_latency_model(config, run, inherited, vocab_sizes, path, progress)
+    path = Path(_OUT.value) if _OUT.value else run.path / LATENCY_MODEL
+    exporter = SupernetExporter(run, params, "timing")
+    model = fit_latency_model(run, exporter, vocab_sizes, path)
     about = {"file": str(path), **_about(model)}
     if _JSON.value:
         terminal.print_json(about)
         return
     _show(about)
-    table = Table("of the latency", "ms for the largest subnet")
     assert model.task is not None
     largest = features.work(config.space.largest(), model.task)
-    for name, x in zip(features.WORK, largest, strict=True):
-        if model.coefficients[name] * x > 0:
-            table.add_row(name, f"{model.coefficients[name] * x:.2f}")
-    terminal.print_table(table)
+    costs = {
+        name: model.coefficients[name] * x for name, x in zip(features.WORK, largest, strict=True)
+    }
+    rows = ((name, f"{ms:.2f}") for name, ms in costs.items() if ms > 0)
+    terminal.print_table(("of the latency", "ms for the largest subnet"), rows)
 
 
 def _fit_table(path: str):
@@ -98,7 +99,7 @@ def _fit_table(path: str):
     )
 
 
-def _about(model) -> dict[str, Any]:
+def _about(model: LatencyModel) -> dict[str, Any]:
     e = model.error
     error = {"count": e.count, "mape": e.mape, "worst": e.worst, "rmse_ms": e.rmse, "tau": e.tau}
     return {"made_for": model.made_for, "fitted": model.fitted, "held_out": error}

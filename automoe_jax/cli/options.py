@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 flags.disclaim_key_flags()
 
 
-def define_workdir() -> flags.FlagHolder[str | None]:
-    """Defines `--workdir`."""
-    return flags.DEFINE_string("workdir", None, "folder of the run (default: runs/<config>)")
-
-
 def define_json(about: str = "print one JSON line instead of a table") -> flags.FlagHolder[bool]:
     """Defines `--json`."""
     return flags.DEFINE_bool("json", False, about)

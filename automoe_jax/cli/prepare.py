@@ -3,16 +3,15 @@
 python launch/prepare.py --config configs/wmt14.py --workdir runs/wmt14
 """
 
-from automoe_jax.cli import options, terminal
-from automoe_jax.cli.config_flag import ConfigFlag
-from automoe_jax.phases import run as phases
+from automoe_jax.cli.run_flags import RunFlags
+from automoe_jax.cli.terminal import TerminalProgress
+from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.run import open_run
 
-CONFIG = ConfigFlag()
-_WORKDIR = options.define_workdir()
+CONFIG = RunFlags()
 
 
 def main():
-    config = CONFIG.load()
-    run = phases.open_run(config, _WORKDIR.value or CONFIG.default_workdir)
-    data = phases.prepare_run(config, run, terminal.TerminalProgress())
-    print(f"{run}: {len(data.train):,} training and {len(data.valid):,} validation pairs")
+    run = open_run(CONFIG.load(), CONFIG.path, TerminalProgress())
+    data = prepare(run)
+    print(f"{run.path}: {len(data.train):,} training and {len(data.valid):,} validation pairs")

@@ -10,17 +10,15 @@ inherited weights: rank correlation, offset, and a scatter plot.
 import dataclasses
 
 from absl import flags
-from rich.table import Table
 
 from automoe_jax.cli import options, terminal
-from automoe_jax.cli.config_flag import ConfigFlag
-from automoe_jax.phases import rank as ranking
-from automoe_jax.phases import run as phases
-from automoe_jax.system import compile_cache
+from automoe_jax.cli.run_flags import RunFlags
+from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.rank import FEWEST, rank
+from automoe_jax.phases.train import supernet_params
 from automoe_jax.system.errors import UserError
 
-CONFIG = ConfigFlag()
-_WORKDIR = options.define_workdir()
+CONFIG = RunFlags()
 _OUT = flags.DEFINE_string("out", "rank", "folder in the workdir")
 _SUBNETS = flags.DEFINE_integer("subnets", 12, "how many to train")
 _JSON = options.define_json("print the result as one JSON line")
@@ -28,30 +26,28 @@ _JSON = options.define_json("print the result as one JSON line")
 
 def main():
     config = CONFIG.load()
-    if _SUBNETS.value < ranking.FEWEST:
-        raise UserError(f"--subnets is {_SUBNETS.value}; give at least {ranking.FEWEST}")
-    # Only the loss at the end is wanted.
-    quiet = dataclasses.replace(config.subnet_training, eval_every=0)
-    config = dataclasses.replace(config, subnet_training=quiet)
-    progress = terminal.TerminalProgress()
-    run = phases.open_run(config, _WORKDIR.value or CONFIG.default_workdir)
-    compile_cache.enable(run / phases.CACHE)
-    data = phases.prepare_run(config, run, progress)
-    params, step = phases.supernet_params(config, run, data.tokenizer.vocab_sizes)
-    result = ranking.rank(config, run, _OUT.value, data, params, step, _SUBNETS.value, progress)
+    if _SUBNETS.value < FEWEST:
+        raise UserError(f"--subnets is {_SUBNETS.value}; give at least {FEWEST}")
+    # Only the loss at the end is used.
+    training = dataclasses.replace(config.subnet_training, eval_every=0)
+    run = CONFIG.open_run(dataclasses.replace(config, subnet_training=training))
+    data = prepare(run)
+    params, step = supernet_params(run, data.tokenizer.vocab_sizes)
+    result = rank(run, _OUT.value, data, params, step, _SUBNETS.value)
     if _JSON.value:
         terminal.print_json(result)
         return
-    table = Table("subnet", "GFLOPs", "inherited loss", "trained loss")
-    for i, row in enumerate(result["subnets"], 1):
-        table.add_row(
-            str(i), f"{row['gflops']:.4g}", f"{row['inherited']:.4f}", f"{row['trained']:.4f}"
-        )
-    terminal.print_table(table)
+    terminal.print_table(
+        ("subnet", "GFLOPs", "inherited loss", "trained loss"),
+        (
+            (str(i), f"{row['gflops']:.4g}", f"{row['inherited']:.4f}", f"{row['trained']:.4f}")
+            for i, row in enumerate(result["subnets"], 1)
+        ),
+    )
     print(
         f"Kendall's tau {result['tau']:.3f} [{result['tau_low']:.3f}, {result['tau_high']:.3f}], "
         f"Spearman {result['spearman']:.3f}, inherited less trained loss {result['offset']:+.3f} "
         f"nats a token; the supernet's first choice is {result['regret']:.4f} nats from the best"
     )
     print(f"the supernet is {result['verdict']}")
-    print(f"picture: {run / _OUT.value / 'rank.png'}")
+    print(f"picture: {run.path / _OUT.value / 'rank.png'}")

@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from rich.table import Table
 
 from automoe_jax.cli import options, terminal
-from automoe_jax.cli.config_flag import ConfigFlag
-from automoe_jax.config import RunConfig
-from automoe_jax.phases import run as phases
-from automoe_jax.phases import search as search_phase
-from automoe_jax.phases import search_result, search_seeds
-from automoe_jax.system import compile_cache, files
+from automoe_jax.cli.run_flags import RunFlags
+from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.run import Run
+from automoe_jax.phases.search import claim_search, run_search
+from automoe_jax.phases.search_result import RESULT
+from automoe_jax.phases.search_seeds import compare
+from automoe_jax.phases.train import random_weights, supernet_params
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
-CONFIG = ConfigFlag()
-_WORKDIR = options.define_workdir()
+CONFIG = RunFlags()
 _OUT = flags.DEFINE_string(
     "out", "search", "folder in the workdir; another one for another limit or algorithm"
 )
@@ -45,40 +45,36 @@ _JSON = options.define_json("print the result as one JSON line")
 def main():
     config = CONFIG.load()
     seeds = _seeds()
-    progress = terminal.TerminalProgress()
-    run = phases.open_run(config, _WORKDIR.value or CONFIG.default_workdir)
-    compile_cache.enable(run / phases.CACHE)
-    data = phases.prepare_run(config, run, progress)
+    run = CONFIG.open_run(config)
+    data = prepare(run)
     vocab_sizes = data.tokenizer.vocab_sizes
     if _RANDOM.value:
-        params, step = phases.random_weights(config, vocab_sizes), None
+        params, step = random_weights(config, vocab_sizes), None
     else:
-        params, step = phases.supernet_params(config, run, vocab_sizes)
+        params, step = supernet_params(run, vocab_sizes)
 
-    def one(own: RunConfig, folder: Path) -> dict[str, Any]:
-        phases.claim_search(own, folder, step)
-        if not (folder / search_result.RESULT).exists():
-            search_phase.run_search(own, run, folder, data, params, progress)
-        return files.read_json(folder / search_result.RESULT, "search result")
+    def search(own: Run, folder: Path) -> dict[str, Any]:
+        claim_search(own, folder, step)
+        if not (folder / RESULT).exists():
+            run_search(own, folder, data, params)
+        return files.read_json(folder / RESULT, "search result")
 
-    folder = run / _OUT.value
+    folder = run.path / _OUT.value
     if not seeds:
-        result = one(config, folder)
-        if _JSON.value:
-            terminal.print_json(result)
-            return
-        _show(result, folder)
-        return
-    results = {}
-    for seed in seeds:
-        progress.note(f"seed {seed}")
-        own = dataclasses.replace(config, search=dataclasses.replace(config.search, seed=seed))
-        results[seed] = one(own, folder / f"seed_{seed}")
-    compared = search_seeds.compare(folder, seeds)
+        result = search(run, folder)
+    else:
+        for seed in seeds:
+            run.progress.note(f"seed {seed}")
+            settings = dataclasses.replace(config.search, seed=seed)
+            own = dataclasses.replace(run, config=dataclasses.replace(config, search=settings))
+            search(own, folder / f"seed_{seed}")
+        result = compare(folder, seeds)
     if _JSON.value:
-        terminal.print_json(compared)
-        return
-    _show_seeds(compared, folder)
+        terminal.print_json(result)
+    elif seeds:
+        _show_seeds(result, folder)
+    else:
+        _show(result, folder)
 
 
 def _seeds() -> list[int]:
@@ -94,11 +90,11 @@ def _show(result: dict[str, Any], folder: Path):
     costs = list(result["best"][0]["costs"])
     verified = any(best["verified"] for best in result["best"])
     last = ("final latency ms", "of the largest's") if verified else ()
-    table = Table("file", "score", *costs, *last)
+    rows = []
     for best in result["best"]:
-        row = [f"{best['costs'][c]:.4g}" for c in costs] + _verified(best["verified"])
-        table.add_row(best["file"], f"{best['loss']:.4f}", *row)
-    terminal.print_table(table)
+        values = (f"{best['costs'][c]:.4g}" for c in costs)
+        rows.append((best["file"], f"{best['loss']:.4f}", *values, *_verified(best["verified"])))
+    terminal.print_table(("file", "score", *costs, *last), rows)
     print(f"subnets: {folder}/best_*.json")
     print(f"score: {result['objective']['label']}, on the whole validation set")
     random = result["random"]
@@ -126,16 +122,18 @@ def _verified(verdict: dict[str, Any] | None) -> list[str]:
 
 
 def _show_seeds(compared: dict[str, Any], folder: Path):
-    table = Table("seed", "best score", compared["cost"], "subnets on the front", "hypervolume")
-    for seed, row in compared["seeds"].items():
-        table.add_row(
+    header = ("seed", "best score", compared["cost"], "subnets on the front", "hypervolume")
+    rows = (
+        (
             seed,
             f"{row['best']:.4f}",
             f"{row['cost_of_best']:.4g}",
             str(row["front"]),
             f"{row['hypervolume_share']:.4f}",
         )
-    terminal.print_table(table)
+        for seed, row in compared["seeds"].items()
+    )
+    terminal.print_table(header, rows)
     print(
         f"best score: mean {compared['best_mean']:.4f}, standard deviation "
         f"{compared['best_std']:.4f}; hypervolume as a share of that of all fronts together"

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -27,8 +28,11 @@ def print_json(value: Any):
     print(json.dumps(value, ensure_ascii=False))
 
 
-def print_table(table: Table):
+def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]):
     """Prints a table as wide as the terminal."""
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
     Console(width=None if Console().is_terminal else _WIDTH).print(table)
 
 

@@ -7,17 +7,13 @@ python launch/train.py --config configs/wmt14.py --subnet best_1.json --init_fro
 import jax
 from absl import flags
 
-from automoe_jax.cli import options, terminal
-from automoe_jax.cli.config_flag import ConfigFlag
-from automoe_jax.data.tokenizers import loading as tokenizers
-from automoe_jax.phases import dry_run
-from automoe_jax.phases import run as phases
+from automoe_jax.cli.run_flags import RunFlags
+from automoe_jax.phases import dry_run, train
 from automoe_jax.published import subnet_files
-from automoe_jax.system import compile_cache, files, workdir
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
-CONFIG = ConfigFlag()
-_WORKDIR = options.define_workdir()
+CONFIG = RunFlags()
 _SUBNET = flags.DEFINE_string("subnet", None, "subnet file (JSON, or HAT's YAML) to train")
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "workdir whose supernet's weights the subnet inherits"
@@ -39,7 +35,6 @@ _PROCESS = flags.DEFINE_integer("process", None, "number of this process, with -
 def main():
     config = CONFIG.load()
     _join()
-    progress = terminal.TerminalProgress()
     subnet = None
     if _SUBNET.value:
         subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim)
@@ -47,33 +42,24 @@ def main():
     elif _INIT_FROM.value:
         raise UserError("--init_from needs --subnet: a supernet starts from fresh weights")
     if _DRY_RUN.value:
-        made = workdir.resolve(_WORKDIR.value or CONFIG.default_workdir) / "tokenizer"
-        # The run's own where there is one: converted weights bring theirs.
-        sizes = (
-            tokenizers.load(made).vocab_sizes
-            if made.is_dir()
-            else tokenizers.vocab_sizes(config.tokenizer)
-        )
-        for line in dry_run.describe(config, sizes, subnet, progress):
+        for line in dry_run.describe(CONFIG.run(config), subnet):
             print(line)
         return
-    run = phases.open_run(config, _WORKDIR.value or CONFIG.default_workdir)
-    compile_cache.enable(run / phases.CACHE)
+    run = CONFIG.open_run(config)
     if subnet is None:
-        phases.train_supernet(config, run, progress)
-        print(f"supernet trained: {run / phases.SUPERNET}")
+        train.train_supernet(run)
+        print(f"supernet trained: {run.supernet}")
         return
     init_from = files.expanded(_INIT_FROM.value).absolute() if _INIT_FROM.value else None
-    phases.train_subnet(config, run, subnet, progress, init_from, _OUT.value)
-    print(f"subnet trained: {run / _OUT.value}")
+    train.train_subnet(run, subnet, init_from, _OUT.value)
+    print(f"subnet trained: {run.path / _OUT.value}")
 
 
 def _join():
-    """Joins a pod's other processes; must come before anything asks JAX for devices."""
+    """Joins a pod's other processes; must come before JAX is asked for devices."""
     if not (_DISTRIBUTED.value or _COORDINATOR.value):
         return
-    if bool(_COORDINATOR.value) != (_PROCESSES.value is not None) or bool(_COORDINATOR.value) != (
-        _PROCESS.value is not None
-    ):
+    given = {bool(_COORDINATOR.value), _PROCESSES.value is not None, _PROCESS.value is not None}
+    if len(given) > 1:
         raise UserError("--coordinator, --processes and --process go together")
     jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

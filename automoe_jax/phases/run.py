@@ -76,6 +76,6 @@ def claim(run: Run, folder: str | Path, kind: str, content: dict[str, Any], *, b
     """
     path = run.path / folder
     if jax.process_index() == 0:
-        workdir.claim(path, kind, content, begun)
+        workdir.claim(path, kind, content, begun=begun)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"claim {path}")

@@ -1,0 +1,44 @@
+"""`--config` and `--workdir` of a command that works on a run."""
+
+from pathlib import Path
+
+from absl import flags
+
+from automoe_jax.cli.config_flag import ConfigFlag
+from automoe_jax.cli.terminal import TerminalProgress
+from automoe_jax.config import RunConfig
+from automoe_jax.phases.run import CACHE, Run, open_run
+from automoe_jax.system import compile_cache, workdir
+
+# `--help` lists a flag under the command that calls `RunFlags`, not under this module.
+flags.disclaim_key_flags()
+
+
+class RunFlags(ConfigFlag):
+    """`--config` and `--workdir` of one command, defined when this is constructed."""
+
+    def __init__(self):
+        super().__init__()
+        self._workdir = flags.DEFINE_string(
+            "workdir", None, "folder of the run (default: runs/<config>)"
+        )
+
+    @property
+    def given_path(self) -> str:
+        """The workdir as the command line names it; runs/<name of the config file> by default."""
+        return self._workdir.value or f"runs/{self.stem}"
+
+    @property
+    def path(self) -> Path:
+        """The absolute path of the workdir."""
+        return workdir.resolve(self.given_path)
+
+    def run(self, config: RunConfig) -> Run:
+        """The run, whether it exists or not."""
+        return Run(config, self.path, TerminalProgress())
+
+    def open_run(self, config: RunConfig) -> Run:
+        """Starts or continues the run; keeps programs that this process compiles in its folder."""
+        run = open_run(config, self.path, TerminalProgress())
+        compile_cache.enable(run.path / CACHE)
+        return run
