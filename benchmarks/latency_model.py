@@ -18,9 +18,10 @@ from pathlib import Path
 
 import measure
 
-from automoe_jax.architecture.subnet import from_json
 from automoe_jax.config import base, resolve
-from automoe_jax.latency.records import History
+from automoe_jax.latency.policy import MeasurementPolicy
+from automoe_jax.latency.prober import Prober
+from automoe_jax.latency.records import LATENCY, MEASUREMENTS, ReplayLog
 from automoe_jax.phases.export import SupernetExporter
 from automoe_jax.phases.latency_model import fit_latency_model
 from automoe_jax.phases.run import LATENCY_MODEL, Run
@@ -78,22 +79,22 @@ def main():
         model = fit_latency_model(run, inherited, vocab_sizes, path)
     minutes = (time.monotonic() - start) / 60
 
-    fitted_to = History(measurements)
-    seen = [from_json(line["subnet"]) for line in fitted_to.records(predictor.LATENCY)]
+    seen = list(ReplayLog(measurements / MEASUREMENTS).stored(LATENCY))
     unseen = design.unseen(config.space, args.subnets, seen, SEED)
     # The same reference, so that the drift since the model was made is taken out.
-    history = History(folder / "unseen")
-    assert model.reference is not None
-    smallest = config.space.smallest()
-    if history.value(predictor.LATENCY, smallest) is None:
-        history.measured(predictor.LATENCY, smallest, model.reference["ms"], "of the model")
-    values = predictor.measure_all(
-        unseen, smallest, config.latency, args.runs, inherited.export_for_timing, history, notes
-    )
+    log = ReplayLog(folder / "unseen" / MEASUREMENTS)
+    reference, smallest = model.reference, config.space.smallest()
+    assert reference is not None
+    log.get(LATENCY, smallest, lambda: {"value": reference["ms"], "how": "of the model"})
+    policy = MeasurementPolicy(runs=args.runs)
+    write, exports = inherited.export_for_timing, folder / "unseen" / ".timing"
+    prober = Prober(config.latency, policy, write, smallest, exports)
+    values = predictor.measure_all(unseen, smallest, prober, policy.group, log, notes)
+    prober.close()
     predicted = [model.predict(s) for s in unseen]
-    measured = [values[s][0] for s in unseen]
+    measured = [values[s].ms for s in unseen]
     found = agreement(predicted, measured)
-    pairs = [(model.predict(s), m, m - 1.96 * d, m + 1.96 * d) for s, (m, d) in values.items()]
+    pairs = [(model.predict(s), m.ms, m.low, m.high) for s, m in values.items()]
     plots.predicted_plot(pairs, folder / "latency.png")
     goals = {
         "MAPE %": measure.goal(found.mape, MAPE),

@@ -1,227 +1,166 @@
-"""Latency of subnets that still live in a supernet: exported, timed, corrected for drift."""
+"""All input and output of timing: exports subnets, times them, corrects for drift."""
 
 import dataclasses
 import math
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.latency.config import LatencyConfig
-from automoe_jax.latency.process import Timer
-from automoe_jax.latency.statistics import Latency, interval, ratio, summarise
+from automoe_jax.latency.policy import MeasurementPolicy
+from automoe_jax.latency.process import Timer, thread_count
+from automoe_jax.latency.records import FinalMeasurement, Measured
+from automoe_jax.latency.statistics import interval, ratio, summarise
 
 # Writes an export of a subnet for one beam size.
 ExportForTiming = Callable[[Subnet, Path, int], None]
-# Runs after which it is looked whether more are needed, from the second time on; exports timed in
-# turns.
-CHUNK, GROUP = 10, 4
-# Runs that tell whether the machine is slow at the moment.
-GLANCE = 30
-# It is looked several times, so that each look has to be surer than the interval that is told.
-SURE = 0.995
-# Times that a reference above the limit is timed again, and seconds before each.
-AGAIN, PAUSE = 3, 2.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """One subnet's latency in ms: the protocol's mean, corrected for drift, its 95 % interval."""
-
-    ms: float
-    low: float
-    high: float
-    runs: int
-    reference: float  # what the reference took in the same turns
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """A final measurement: the subnet beside the smallest and the largest one, in turns."""
-
-    latency: Latency
-    largest: Latency
-    low_ms: float  # 95 % interval of the latency
-    high_ms: float
-    ratio: float  # of the largest's latency
-    ratio_low: float  # 95 % interval
-    ratio_high: float
-    slowdown: float  # the smallest's latency over what it takes at other times
-
-
-class SubnetTimer:
+class Prober:
     """Measures subnets on a machine whose speed drifts.
 
-    Each is timed in turns with a reference, the smallest subnet, and its latency is what it would
-    have been had the reference run as fast as when it was first measured.
+    Each subnet is timed in turns with a reference, the smallest subnet. Its latency is the one it
+    would have if the reference took `reference_ms`, its latency when it was first measured. The
+    child process starts, and the reference is exported, at the first measurement.
     """
 
     def __init__(
         self,
-        config: LatencyConfig,
-        runs: int,
+        protocol: LatencyConfig,
+        policy: MeasurementPolicy,
         write: ExportForTiming,
         reference: Subnet,
-        reference_ms: float | None,
         folder: Path,
     ):
-        """Starts the timing process.
+        """Measures nothing yet.
 
         Args:
-          config: the protocol.
-          runs: timed runs per candidate at most.
+          protocol: lengths, beam size, and the runs of a final measurement.
+          policy: runs of the other measurements, retries and pauses.
           write: exports a subnet.
           reference: the smallest subnet.
-          reference_ms: its latency where that has been measured before (a resumed search, a
-            latency model).
           folder: for exports that are only timed; removed by `close`.
         """
-        self._config = dataclasses.replace(config, runs=runs)
-        self._final = config
-        self._write, self._folder = write, folder
-        self._timer = Timer(config.threads, config.platform)
-        self._reference_ms = reference_ms
-        shutil.rmtree(folder, ignore_errors=True)
-        self._reference = self._export(reference, "reference")
-        self._first = reference
-        self._largest: Path | None = None
-
-    @property
-    def threads(self) -> int:
-        """CPU cores used."""
-        return self._timer.threads
-
-    @property
-    def how(self) -> str:
-        """How `measure` gets its values."""
-        c = self._config
-        return (
-            f"measured ({c.name}): beam {c.beam_size}, {c.source_length} in, "
-            f"{c.target_length} out, {self._timer.threads} thread(s), {c.platform}; corrected by "
-            "the smallest subnet timed in turns"
+        self._final, self._policy = protocol, policy
+        self._config = c = dataclasses.replace(protocol, runs=policy.runs)
+        self._write, self._folder, self._reference = write, folder, reference
+        self._timer: Timer | None = None
+        self.how = (
+            f"measured ({c.name}): beam {c.beam_size}, {c.source_length} in, {c.target_length} "
+            f"out, {thread_count(c.threads)} thread(s), {c.platform}; corrected by the smallest "
+            "subnet timed in turns"
         )
 
-    @property
-    def reference_ms(self) -> float:
-        """The reference's latency, by which drift is corrected."""
-        if self._reference_ms is None:
-            self._reference_ms = self._alone()
-        return self._reference_ms
+    def measure_reference(self, limit: float = math.inf) -> Measured:
+        """Latency of the reference alone.
 
-    def _alone(self) -> float:
-        """The reference's latency, timed with nothing beside it."""
-        return self._time_reference(max(self._config.runs, self._final.runs))
+        Above the limit it is timed again after a pause and the lowest mean counts: if the smallest
+        subnet exceeds a limit, every subnet does.
 
-    def _time_reference(self, runs: int, *beside: Path) -> float:
-        config = dataclasses.replace(self._config, runs=runs)
-        return summarise(self._timer.time([self._reference, *beside], config)[0]).mean_ms
-
-    def slowdown(self, largest: Subnet) -> float:
-        """What the reference takes at the moment, beside the largest subnet, over what it took when
-        first measured.
+        Args:
+          limit: ms.
         """
-        base = self.reference_ms
-        return self._time_reference(GLANCE, self._export_largest(largest)) / base
+        ms = self._time_reference()
+        for _ in range(self._policy.reference_retries):
+            if ms <= limit:
+                break
+            time.sleep(self._policy.reference_pause_s)
+            ms = min(ms, self._time_reference())
+        return Measured(ms, ms, ms, ms, self.how)
 
-    def measure(self, subnet: Subnet, limit: float = math.inf) -> Measured:
+    def measure(self, subnet: Subnet, reference_ms: float, limit: float = math.inf) -> Measured:
         """Latency of one subnet.
 
         Args:
-          subnet: which.
-          limit: ms; the runs end as soon as the latency is surely below or above it. The reference
-            is timed again after a pause where it is above, as nothing else would be below.
+          subnet: any but the reference.
+          reference_ms: the reference's latency when it was first measured.
+          limit: ms; the runs end early if the latency is clearly below or above it.
         """
-        base = self.reference_ms
-        if subnet == self._first:
-            for _ in range(AGAIN):
-                if base <= limit:
-                    break
-                time.sleep(PAUSE)
-                base = self._reference_ms = min(base, self._alone())
-            return Measured(base, base, base, 0, base)
+        policy = self._policy
         candidate = self._export(subnet, "candidate")
         own: list[float] = []
         reference: list[float] = []
         while True:
-            left = self._config.runs - len(own)
-            stops = limit < math.inf and left > CHUNK
-            warmup = 0 if own else self._config.warmup
-            config = dataclasses.replace(self._config, runs=CHUNK if stops else left, warmup=warmup)
-            # The reference first: the process keeps compiled programs in what it loads first.
-            times = self._timer.time([self._reference, candidate], config)
+            left = policy.runs - len(own)
+            stops = limit < math.inf and left > policy.chunk_runs
+            runs, warmup = policy.chunk_runs if stops else left, 0 if own else self._config.warmup
+            times = self._time(
+                candidate, config=dataclasses.replace(self._config, runs=runs, warmup=warmup)
+            )
             reference += times[0]
             own += times[1]
-            if len(own) < self._config.runs:
-                _, low, high = ratio(own, reference, confidence=SURE)
-                clear = base * high < limit or base * low > limit
-                if len(own) < 2 * CHUNK or not clear:
+            if len(own) < policy.runs:
+                _, low, high = ratio(own, reference, confidence=policy.stop_confidence)
+                clear = reference_ms * high < limit or reference_ms * low > limit
+                if len(own) < 2 * policy.chunk_runs or not clear:
                     continue
             shutil.rmtree(candidate)
-            return _measured(own, reference, base)
+            return self._corrected(own, reference, reference_ms)
 
-    def measure_all(self, subnets: Sequence[Subnet]) -> list[Measured]:
-        """Latency of up to `GROUP` subnets, timed in turns with each other."""
-        base = self.reference_ms
+    def measure_group(self, subnets: Sequence[Subnet], reference_ms: float) -> list[Measured]:
+        """Latency of up to `policy.group` subnets, timed in turns with each other."""
         paths = [self._export(s, f"candidate_{i}") for i, s in enumerate(subnets)]
-        reference, *own = self._timer.time([self._reference, *paths], self._config)
+        reference, *own = self._time(*paths)
         for path in paths:
             shutil.rmtree(path)
-        return [_measured(times, reference, base) for times in own]
+        return [self._corrected(times, reference, reference_ms) for times in own]
 
-    def verify(self, subnet: Subnet, largest: Subnet) -> Verdict:
-        """Times a subnet, the smallest and the largest one in turns, with the protocol's number of
-        runs. Nothing is corrected for drift; `slowdown` is from when the reference was first
-        measured.
-        """
-        base = self.reference_ms
+    def verify(self, subnet: Subnet, largest: Subnet, reference_ms: float) -> FinalMeasurement:
+        """Times a subnet, the smallest and the largest one in turns, with the protocol's runs."""
         candidate = self._export(subnet, "candidate")
-        exports = [self._reference, candidate, self._export_largest(largest)]
-        reference, own, other = self._timer.time(exports, self._final)
+        beside = self._export_once(largest, "largest")
+        reference, own, other = self._time(candidate, beside, config=self._final)
         shutil.rmtree(candidate)
-        slowdown = summarise(reference).mean_ms / base
-        return Verdict(
+        slowdown = summarise(reference).mean_ms / reference_ms
+        return FinalMeasurement(
             summarise(own), summarise(other), *interval(own), *ratio(own, other), slowdown
         )
 
-    def _export_largest(self, largest: Subnet) -> Path:
-        """Exports it once."""
-        if self._largest is None:
-            self._largest = self._export(largest, "largest")
-        return self._largest
+    def slowdown(self, largest: Subnet, reference_ms: float) -> float:
+        """The reference's latency now, in turns with the largest subnet, over `reference_ms`."""
+        config = dataclasses.replace(self._config, runs=self._policy.glance_runs)
+        times = self._time(self._export_once(largest, "largest"), config=config)
+        return summarise(times[0]).mean_ms / reference_ms
+
+    def close(self):
+        """Ends the child process and removes the exports."""
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _time_reference(self) -> float:
+        runs = max(self._config.runs, self._final.runs)
+        return summarise(self._time(config=dataclasses.replace(self._config, runs=runs))[0]).mean_ms
+
+    def _time(self, *exports: Path, config: LatencyConfig | None = None) -> list[list[float]]:
+        """Times in ms of the reference and of the exports, in turns."""
+        timer = self._started()
+        # The reference comes first: the process keeps compiled programs in the export that it
+        # loads first, and the others are removed.
+        reference = self._export_once(self._reference, "reference")
+        return timer.time([reference, *exports], config or self._config)
+
+    def _started(self) -> Timer:
+        if self._timer is None:
+            shutil.rmtree(self._folder, ignore_errors=True)  # what a killed process left
+            self._timer = Timer(self._config.threads, self._config.platform)
+        return self._timer
+
+    def _export_once(self, subnet: Subnet, name: str) -> Path:
+        self._started()
+        path = self._folder / name
+        return path if path.exists() else self._export(subnet, name)
 
     def _export(self, subnet: Subnet, name: str) -> Path:
+        self._started()
         path = self._folder / name
         self._write(subnet, path, self._config.beam_size)
         return path
 
-    def close(self):
-        """Ends the timing process and removes its files."""
-        self._timer.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def speed(first_ms: float, references_ms: Sequence[float]) -> float:
-    """How long the reference usually takes over what it took at first.
-
-    The first measurement takes seconds, in which the machine may have been slower than it is most
-    of the time; and alone the reference finds its weights in the caches. Whatever was corrected to
-    it has to be multiplied by this.
-
-    Args:
-      first_ms: by which drift was corrected.
-      references_ms: what it took beside each of the subnets timed.
-    """
-    return statistics.median(references_ms or [first_ms]) / first_ms
-
-
-def _measured(own: list[float], reference: list[float], reference_ms: float) -> Measured:
-    value, low, high = ratio(own, reference, resamples=300)
-    return Measured(
-        reference_ms * value,
-        reference_ms * low,
-        reference_ms * high,
-        len(own),
-        summarise(reference).mean_ms,
-    )
+    def _corrected(self, own: list[float], reference: list[float], reference_ms: float) -> Measured:
+        value, low, high = (reference_ms * x for x in ratio(own, reference, resamples=300))
+        mean = summarise(reference).mean_ms
+        return Measured(value, low, high, mean, f"{self.how}; {len(own)} runs")

@@ -1,7 +1,7 @@
-"""Latency of exported subnets: measured in a process of its own, interleaved, tails dropped.
+"""The child process that times exports.
 
-A timed process is a child: the number of threads can only be set before JAX starts, and the
-memory and threads of a training process would disturb.
+Timing runs in a child because the number of threads can only be set before JAX starts, and because
+the memory and threads of a training process would disturb it.
 """
 
 import dataclasses
@@ -24,6 +24,18 @@ def available_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def thread_count(threads: int) -> int:
+    """The number of CPU cores to use; `threads` 0 means all.
+
+    Raises:
+      UserError: more threads are asked for than there are CPUs.
+    """
+    cpus = len(available_cpus())
+    if threads > cpus:
+        raise UserError(f"threads is {threads}; this machine lets us use {cpus} CPU(s)")
+    return threads or cpus
+
+
 class Timer:
     """A child process that loads exports and times them."""
 
@@ -33,10 +45,7 @@ class Timer:
         Raises:
           UserError: more threads are asked for than there are CPUs.
         """
-        cpus = available_cpus()
-        if threads > len(cpus):
-            raise UserError(f"threads is {threads}; this machine lets us use {len(cpus)} CPU(s)")
-        cpus = cpus[: threads or len(cpus)]
+        cpus = available_cpus()[: thread_count(threads)]
         self.threads, self.platform = len(cpus), platform
         environment = {
             **malloc.without_huge_pages(dict(os.environ)),
@@ -83,11 +92,10 @@ class Timer:
         """
         request = {
             "exports": [str(Path(e).absolute()) for e in exports],
-            "platform": self.platform,
             "sentences": None if sentences is None else list(sentences),
             **dataclasses.asdict(config),
+            "platform": self.platform,
         }
-        request["platform"] = self.platform
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

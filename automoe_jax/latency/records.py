@@ -1,75 +1,116 @@
-"""What a search has measured and scored, on disk line by line: nothing is computed twice."""
+"""Measurements of a search or a fit in a JSON-lines file, replayed after a restart."""
 
-import json
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture.subnet import Subnet, from_json, to_json
+from automoe_jax.latency.statistics import Latency
+from automoe_jax.system import jsonl
 
-HISTORY, MEASUREMENTS = "history.jsonl", "measurements.jsonl"
+MEASUREMENTS = "measurements.jsonl"
+# Kinds of records, as the file names them.
+LATENCY, FINAL = "latency_ms", "final_ms"
 
 
-class History:
-    """Memory of a search. A killed search, started again, finds here what it had done.
+class ReplayLog:
+    """Records by kind and subnet, each made at most once in the life of a search.
 
-    `history.jsonl` has a line per scored candidate: subnet, loss, the value of each constraint and
-    how it was got, iteration, origin, parents. `measurements.jsonl` has a line per constraint
-    value, those of rejected candidates included.
+    A search that is started again asks for the same records in the same order; those in the file
+    are returned instead of made. Decisions are folds over `asked`, what this process has asked for
+    so far, so a resumed search decides as an uninterrupted one.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._paths = {name: folder / name for name in (HISTORY, MEASUREMENTS)}
-        self.lines = _read(self._paths[HISTORY])
-        self._losses = {from_json(line["subnet"]): line["loss"] for line in self.lines}
-        self._values = {
-            (line["constraint"], from_json(line["subnet"])): line
-            for line in _read(self._paths[MEASUREMENTS])
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._stored = {
+            (line["constraint"], from_json(line["subnet"])): line for line in jsonl.read_lines(path)
         }
+        self._asked: dict[str, dict[Subnet, dict[str, Any]]] = {}
 
-    def loss(self, subnet: Subnet) -> float | None:
-        return self._losses.get(subnet)
+    def get(self, kind: str, subnet: Subnet, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The record of a subnet; if there is none, `make` returns its fields (`value`, `how`)."""
+        key = kind, subnet
+        if key not in self._stored:
+            line = {"constraint": kind, **make(), "subnet": to_json(subnet)}
+            self._stored[key] = line
+            jsonl.append_line(self._path, line)
+        return self._asked.setdefault(kind, {}).setdefault(subnet, self._stored[key])
 
-    def value(self, constraint: str, subnet: Subnet) -> tuple[float, str] | None:
-        """(value, how it was got) of a constraint, or None."""
-        line = self._values.get((constraint, subnet))
-        return None if line is None else (line["value"], line["how"])
+    def asked(self, kind: str) -> dict[Subnet, dict[str, Any]]:
+        """Records of a kind that this process has asked for, in the order of the first requests."""
+        return self._asked.get(kind, {})
 
-    def about(self, constraint: str, subnet: Subnet) -> dict[str, Any]:
-        """Everything recorded with a value; nothing where there is none."""
-        return self._values.get((constraint, subnet), {})
-
-    def records(self, constraint: str) -> list[dict[str, Any]]:
-        """Everything recorded of a constraint, in the order that it came."""
-        return [line for (name, _), line in self._values.items() if name == constraint]
-
-    def measured(self, constraint: str, subnet: Subnet, value: float, how: str, **about: Any):
-        """Records a constraint's value, with whatever else is to be known of it."""
-        line = {"constraint": constraint, "value": value, "how": how, **about}
-        line["subnet"] = to_json(subnet)
-        self._values[constraint, subnet] = line
-        self._append(MEASUREMENTS, line)
-
-    def scored(self, subnet: Subnet, loss: float, **about: Any):
-        """Records a candidate's loss and what is known about it."""
-        self._losses[subnet] = loss
-        line = {"loss": loss, **about, "subnet": to_json(subnet)}
-        self.lines.append(line)
-        self._append(HISTORY, line)
-
-    def _append(self, name: str, line: dict[str, Any]):
-        with self._paths[name].open("a") as f:
-            f.write(json.dumps(line) + "\n")
+    def stored(self, kind: str) -> dict[Subnet, dict[str, Any]]:
+        """Every record of a kind, whether asked for or not."""
+        return {subnet: line for (k, subnet), line in self._stored.items() if k == kind}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; one that a kill has torn is cut off the file."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        with path.open("r+b") as f:
-            f.truncate(end)
-    return [json.loads(line) for line in data[:end].splitlines()]
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A subnet's latency in ms, corrected for drift by a reference timed in turns with it.
+
+    Attributes:
+      ms: mean of the protocol.
+      low, high: 95 % interval.
+      reference: mean of the reference in the same turns, not corrected.
+      how: how it was measured, in words.
+      predicted: latency predicted before the measurement; None without a model.
+    """
+
+    ms: float
+    low: float
+    high: float
+    reference: float
+    how: str
+    predicted: float | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a record."""
+        values = dataclasses.asdict(self)
+        return {"value": values.pop("ms"), "how": values.pop("how"), **values}
+
+
+def measured_of(line: dict[str, Any]) -> Measured:
+    """The measurement in a record; a record without an interval is that of a reference."""
+    ms = line["value"]
+    return Measured(
+        ms,
+        line.get("low", ms),
+        line.get("high", ms),
+        line.get("reference", ms),
+        line["how"],
+        line.get("predicted"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalMeasurement:
+    """A subnet timed in turns with the smallest and the largest one; not corrected for drift.
+
+    Attributes:
+      latency: of the subnet.
+      largest: of the largest one.
+      low_ms, high_ms: 95 % interval of the latency.
+      ratio: of the largest one's latency.
+      ratio_low, ratio_high: 95 % interval of the ratio.
+      slowdown: the smallest one's latency over its usual one.
+    """
+
+    latency: Latency
+    largest: Latency
+    low_ms: float
+    high_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    slowdown: float
+
+
+def final_of(line: dict[str, Any]) -> FinalMeasurement:
+    """The final measurement in a record."""
+    stored = line["verdict"]
+    latencies = {name: Latency(**stored[name]) for name in ("latency", "largest")}
+    return FinalMeasurement(**{**stored, **latencies})

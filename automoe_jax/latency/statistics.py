@@ -1,6 +1,7 @@
 """Statistics of timed runs: trimmed means, intervals and ratios."""
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,3 +81,16 @@ def _trimmed_means(times_RN: np.ndarray) -> np.ndarray:
     """`trim(row).mean()` of each row."""
     cut = times_RN.shape[1] // 10
     return np.sort(times_RN, axis=1)[:, cut : times_RN.shape[1] - cut].mean(axis=1)
+
+
+def reference_scale(first_ms: float, references_ms: Sequence[float]) -> float:
+    """The factor from latencies corrected to the reference's first measurement to usual ones.
+
+    The first measurement takes seconds, in which the machine may have been slower than usual; and
+    a reference that is timed alone finds its weights in the caches.
+
+    Args:
+      first_ms: the reference's latency that drift was corrected to.
+      references_ms: the reference's latency in turns with each of the other subnets.
+    """
+    return statistics.median(references_ms or [first_ms]) / first_ms

@@ -1,6 +1,6 @@
-"""The child process of `latency.Timer`: reads requests on stdin, answers on stdout, JSON lines.
+"""The program of `process.Timer`'s child: requests on stdin, answers on stdout, as JSON lines.
 
-Run as `python -m automoe_jax.latency_worker 0,1`, where 0 and 1 are the CPUs to use.
+Run as `python -m automoe_jax.latency.worker 0,1`, where 0 and 1 are the CPUs to use.
 """
 
 import json
@@ -9,19 +9,24 @@ import sys
 import time
 from typing import Any
 
+import jax
+import numpy as np
+
+from automoe_jax.architecture.ids import EOS_ID, UNK_ID
+from automoe_jax.decoding.translator import Translator
+from automoe_jax.system.errors import UserError
+
 _LOADED: dict[tuple[str, str, str], Any] = {}
-_MOST_LOADED = 8
+_MAX_LOADED = 8
 
 
 def main():
     """Serves until stdin ends."""
     cpus = {int(c) for c in sys.argv[1].split(",")}
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)  # before JAX starts its threads
+        os.sched_setaffinity(0, cpus)  # before the first use of JAX starts its threads
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print does not get among the answers
-
-    from automoe_jax.system.errors import UserError  # noqa: PLC0415
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
 
     for line in sys.stdin:
         try:
@@ -44,7 +49,7 @@ def _serve(request: dict[str, Any]) -> list[list[float]]:
             own[i % n]()
     times: list[list[float]] = [[] for _ in calls]
     for i in range(request["runs"]):
-        # In turns, and from another start each round: no export always follows the same one.
+        # In turns, rotated by one each round, so that no export always follows the same one.
         for k in range(len(calls)):
             which = (i + k) % len(calls)
             start = time.perf_counter()
@@ -54,13 +59,11 @@ def _serve(request: dict[str, Any]) -> list[list[float]]:
 
 
 def _load(path: str, platform: str, kernels: str):
-    from automoe_jax.decoding.translator import Translator  # noqa: PLC0415
-
     key = (path, platform, kernels)
     stamp = os.stat(path).st_mtime_ns if os.path.isdir(path) else 0
     if key in _LOADED and _LOADED[key][0] == stamp:
         return _LOADED[key][1]
-    while len(_LOADED) >= _MOST_LOADED:
+    while len(_LOADED) >= _MAX_LOADED:
         del _LOADED[next(iter(_LOADED))]
     _LOADED[key] = (stamp, Translator.load(path, platform, kernels))
     return _LOADED[key][1]
@@ -68,11 +71,6 @@ def _load(path: str, platform: str, kernels: str):
 
 def _calls(translator, request: dict[str, Any]) -> list:
     """Functions to time: one for the protocol's sentence, or one per real sentence."""
-    import jax  # noqa: PLC0415
-    import numpy as np  # noqa: PLC0415
-
-    from automoe_jax.architecture.ids import EOS_ID, UNK_ID  # noqa: PLC0415
-
     beam = request["beam_size"]
     if request["sentences"] is not None:
         return [

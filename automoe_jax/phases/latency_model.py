@@ -26,7 +26,7 @@ def latency_model(
     if not path.exists() and not config.search.latency_model:
         fit_latency_model(run, exporter, vocab_sizes, path)
     model = predictor_model.load(path)
-    for line in model.strange(fit.made_for(config.latency)):
+    for line in model.warnings(fit.made_for(config.latency)):
         run.progress.note(f"warning: {line}")
     wanted = fit.task_of(config.latency, vocab_sizes[1], config.export.quantize)
     # The cache size belongs to the machine; a different machine is only warned about.

@@ -1,95 +1,134 @@
-"""What a search minimises: validation loss, or 100 less the BLEU or chrF of translations."""
+"""What a search minimises: validation loss, or 100 minus BLEU or chrF of translations."""
 
+import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.tokens import TokenPairs
-from automoe_jax.decoding import evaluation as evaluate
+from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.translator import Translator
+from automoe_jax.phases.export import SupernetExporter
+from automoe_jax.phases.prepare import corpus_split
+from automoe_jax.phases.run import Run
 from automoe_jax.training.population import PopulationScorer, sample_pairs
 
-# Fixes the pairs that the crowd is scored on.
+# Seed of the validation pairs that candidates are compared on.
 SAMPLE_SEED = 0
 
 
 class Objective(Protocol):
-    """Scores of subnets, smaller is better."""
+    """Scores of subnets with inherited weights; lower is better."""
 
-    label: str  # what it is, for the axis of a picture
-    at_once: int  # subnets that are scored together
+    @property
+    def label(self) -> str:
+        """What the score is, for the axis of a picture."""
+        ...
 
-    def crowd(self, subnets: Sequence[Subnet]) -> list[float]:
-        """On the sample."""
+    @property
+    def batch_size(self) -> int:
+        """Subnets that are scored together."""
+        ...
+
+    def sample(self, subnets: Sequence[Subnet]) -> list[float]:
+        """Scores on a sample of the validation set."""
         ...
 
     def full(self, subnet: Subnet) -> float:
-        """On the whole validation set."""
+        """The score on the whole validation set."""
         ...
 
 
+@dataclasses.dataclass(frozen=True)
 class Loss:
-    """Nats per target token with inherited weights."""
+    """Nats per target token."""
 
-    def __init__(self, scorer: PopulationScorer, pairs: TokenPairs, count: int):
-        self.label = "validation loss, inherited weights (nats a token)"
-        self.at_once = scorer.at_once
-        self._scorer = scorer
-        sample = sample_pairs(pairs, count, SAMPLE_SEED)
-        self._sample = scorer.prepare(sample)
-        self._all = self._sample if len(sample) == len(pairs) else scorer.prepare(pairs)
+    scorer: PopulationScorer
+    sample_batches: list[Any]
+    all_batches: list[Any]
+    label: str = "validation loss, inherited weights (nats a token)"
 
-    def crowd(self, subnets: Sequence[Subnet]) -> list[float]:
-        return self._scorer.losses(self._sample, subnets)
+    @property
+    def batch_size(self) -> int:
+        return self.scorer.at_once
 
-    def full(self, subnet: Subnet) -> float:
-        return self._scorer.losses(self._all, [subnet])[0]
-
-
-class Text:
-    """100 less the BLEU or chrF of the exported subnet's translations."""
-
-    at_once = 1
-
-    def __init__(
-        self,
-        metric: str,
-        export: Callable[[Subnet, Path], None],
-        folder: Path,
-        sources: Sequence[str],
-        references: Sequence[str],
-        count: int,
-        beam_size: int,
-    ):
-        """Keeps what it is given.
-
-        Args:
-          metric: "bleu" or "chrf".
-          export: writes an export with a tokenizer.
-          folder: for exports that are scored and removed.
-          sources, references: the validation set.
-          count: sentences of the sample, spread evenly over it.
-          beam_size: one of the exports'.
-        """
-        self.label = f"100 - validation {'BLEU' if metric == 'bleu' else 'chrF'}, inherited weights"
-        self._metric, self._export, self._folder = metric, export, folder
-        self._all = (list(sources), list(references))
-        step = max(1, len(sources) // count)
-        self._sample = tuple(x[::step][:count] for x in self._all)
-        self._beam = beam_size
-
-    def crowd(self, subnets: Sequence[Subnet]) -> list[float]:
-        return [self._score(s, *self._sample) for s in subnets]
+    def sample(self, subnets: Sequence[Subnet]) -> list[float]:
+        return self.scorer.losses(self.sample_batches, subnets)
 
     def full(self, subnet: Subnet) -> float:
-        return self._score(subnet, *self._all)
+        return self.scorer.losses(self.all_batches, [subnet])[0]
 
-    def _score(self, subnet: Subnet, sources: list[str], references: list[str]) -> float:
-        self._export(subnet, self._folder)
-        scores, _ = evaluate.evaluate(
-            Translator.load(self._folder), sources, references, self._beam
-        )
-        shutil.rmtree(self._folder)
-        return 100 - getattr(scores, self._metric)
+
+@dataclasses.dataclass(frozen=True)
+class TranslationQuality:
+    """100 minus the BLEU or chrF of the exported subnet's translations.
+
+    Attributes:
+      metric: "bleu" or "chrf".
+      exporter: writes the subnet with its tokenizer.
+      folder: for exports, each removed after scoring.
+      sources, references: the validation set.
+      count: sentences of the sample, spread evenly over it.
+      beam_size: of the exports.
+    """
+
+    metric: str
+    exporter: SupernetExporter
+    folder: Path
+    sources: Sequence[str]
+    references: Sequence[str]
+    count: int
+    beam_size: int
+    batch_size: int = 1
+
+    @property
+    def label(self) -> str:
+        name = "BLEU" if self.metric == "bleu" else "chrF"
+        return f"100 - validation {name}, inherited weights"
+
+    def sample(self, subnets: Sequence[Subnet]) -> list[float]:
+        step = max(1, len(self.sources) // self.count)
+        sample = [texts[::step][: self.count] for texts in (self.sources, self.references)]
+        return [self._score(subnet, *sample) for subnet in subnets]
+
+    def full(self, subnet: Subnet) -> float:
+        return self._score(subnet, self.sources, self.references)
+
+    def _score(self, subnet: Subnet, sources: Sequence[str], references: Sequence[str]) -> float:
+        self.exporter.export(subnet, self.folder, (self.beam_size,))
+        translator = Translator.load(self.folder)
+        scores, _ = evaluation.evaluate(translator, sources, references, self.beam_size)
+        shutil.rmtree(self.folder)
+        return 100 - getattr(scores, self.metric)
+
+
+def make_objective(
+    run: Run, folder: Path, scorer: PopulationScorer, exporter: SupernetExporter, pairs: TokenPairs
+) -> Objective:
+    """The configured objective.
+
+    Args:
+      run: its config's group `search`; the corpus.
+      folder: of the search.
+      scorer: of the supernet.
+      exporter: of the supernet.
+      pairs: the validation set.
+    """
+    search = run.config.search
+    if search.objective == "loss":
+        sample = sample_pairs(pairs, search.eval_pairs, SAMPLE_SEED)
+        batches = scorer.prepare(sample)
+        whole = batches if len(sample) == len(pairs) else scorer.prepare(pairs)
+        return Loss(scorer, batches, whole)
+    sources, references = evaluation.read_split(corpus_split(run, "valid"))
+    return TranslationQuality(
+        metric=search.objective,
+        exporter=exporter,
+        folder=folder / ".objective",
+        sources=sources,
+        references=references,
+        count=search.objective_sentences,
+        beam_size=min(run.config.export.beam_sizes),
+    )

@@ -11,12 +11,12 @@ from automoe_jax.config import RunConfig
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.latency.process import Timer
-from automoe_jax.latency.records import History
 from automoe_jax.latency.statistics import ratio, summarise
 from automoe_jax.model.extract import Params
 from automoe_jax.phases.export import SupernetExporter, add_scores
 from automoe_jax.phases.prepare import corpus_split
 from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, Run
+from automoe_jax.phases.search_history import ScoreHistory
 from automoe_jax.published.subnet_files import load
 from automoe_jax.report import page
 from automoe_jax.system import files
@@ -113,5 +113,5 @@ def _compare_inherited(
 def write(run: Run, results: dict[str, Any], found: dict[str, Any]):
     """Writes the page, its picture and, last, `results.json`."""
     folder = run.path / REPORT
-    page.write(folder, results, History(run.path / SEARCH).lines, found)
+    page.write(folder, results, ScoreHistory(run.path / SEARCH).lines, found)
     files.write_json(folder / RESULTS, results)

@@ -1,109 +1,142 @@
-"""Writes what a search has found: subnet files, the front, `result.json`, pictures."""
-
-from __future__ import annotations
+"""The result of a search, and its files: subnets, the front, `result.json`, pictures."""
 
 import dataclasses
 import statistics
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-from automoe_jax.architecture.subnet import from_json, to_json
-from automoe_jax.published import subnet_files
+from automoe_jax.architecture.subnet import Subnet, to_json
+from automoe_jax.latency.records import FinalMeasurement
 from automoe_jax.report import architecture, plots
-from automoe_jax.search.evolution import Scored
-from automoe_jax.search.limits import Limits
+from automoe_jax.search.candidates import Scored
 from automoe_jax.system import files
-
-if TYPE_CHECKING:
-    from automoe_jax.phases.search import Found, Search
 
 RESULT, FRONT = "result.json", "front.json"
 
 
-def write(
-    search: Search,
-    limits: Limits,
-    scored: list[Scored],
-    on_front: list[Scored],
-    found: list[Found],
-) -> list[Found]:
-    """Writes all files of a finished search into its folder; returns `found`."""
-    folder, history = search.folder, search.history
-    for i, f in enumerate(found, 1):
-        subnet_files.save(f.subnet, folder / f"best_{i}.json")
-    first = [s for s in scored if s.candidate.iteration == 0 and s.candidate.origin == "sample"]
-    # The random baseline is the first one drawn, not the best of them.
-    order = {from_json(line["subnet"]): i for i, line in enumerate(history.lines)}
-    first.sort(key=lambda s: order[s.candidate.subnet])
-    losses = [s.loss for s in first]
-    smallest, largest = search.space.smallest(), search.space.largest()
-    corners = {
-        "smallest": (search.costs(smallest), search.full(smallest)),
-        "largest": (search.costs(largest), search.full(largest)),
-    }
-    sampled = {s.candidate.subnet: s.loss for s in scored}
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A subnet that a search returns.
+
+    Attributes:
+      subnet: the architecture.
+      loss: score on the whole validation set.
+      sample_loss: score on the sample that candidates are compared on.
+      costs: by name.
+      final: the final measurement; None unless latency is limited and measured.
+    """
+
+    subnet: Subnet
+    loss: float
+    sample_loss: float
+    costs: dict[str, float]
+    final: FinalMeasurement | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Corner:
+    """The smallest or the largest subnet, as `Found`."""
+
+    loss: float
+    sample_loss: float
+    costs: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """A finished search.
+
+    Attributes:
+      algorithm, objective: names in the config.
+      label: what the score is, for the axis of a picture.
+      over: costs that the front trades off against the score; pictures show the first one.
+      limits: bound and origin by name of the cost.
+      found: the returned subnets, best first.
+      samples: the random candidates of the first population, in the order of drawing.
+      front: subnet, score and costs of its members.
+      corners: "smallest" and "largest".
+      scored: number of scored candidates.
+      recompilations: of the scoring step.
+      measurements: latencies measured; None if latency is neither limited nor on the front.
+      lines: the history, with costs as known at the end.
+      predicted_and_measured: (predicted, measured, low, high) in ms.
+    """
+
+    algorithm: str
+    objective: str
+    label: str
+    over: tuple[str, ...]
+    limits: dict[str, tuple[float, str]]
+    found: tuple[Found, ...]
+    samples: tuple[Scored, ...]
+    front: tuple[tuple[Subnet, float, dict[str, float]], ...]
+    corners: dict[str, Corner]
+    scored: int
+    recompilations: int
+    measurements: int | None
+    lines: tuple[dict[str, Any], ...]
+    predicted_and_measured: tuple[tuple[float, float, float, float], ...]
+
+
+def write(result: SearchResult, folder: Path):
+    """Writes all files of a finished search; `result.json`, which marks it as finished, last."""
+    for i, f in enumerate(result.found, 1):
+        files.write_json(folder / f"best_{i}.json", to_json(f.subnet))
     members = [
-        {
-            "loss": s.loss,
-            "costs": search.costs(s.candidate.subnet),
-            "subnet": to_json(s.candidate.subnet),
-        }
-        for s in on_front
+        {"loss": loss, "costs": costs, "subnet": to_json(subnet)}
+        for subnet, loss, costs in result.front
     ]
-    names = search.front_names
-    files.write_json(folder / FRONT, {"version": 1, "over": ["loss", *names], "subnets": members})
-    result = {
+    over = ["loss", *result.over]
+    files.write_json(folder / FRONT, {"version": 1, "over": over, "subnets": members})
+    write_pictures(result, members, folder)
+    files.write_json(folder / RESULT, _as_json(result))
+
+
+def _as_json(result: SearchResult) -> dict[str, Any]:
+    losses = [s.loss for s in result.samples]
+    return {
         "version": 1,
-        "algorithm": search.search.algorithm,
-        "over": list(names),
-        "objective": {"name": search.search.objective, "label": search.objective.label},
-        "limits": {x.name: {"most": x.most, "how": x.how(found[0].subnet)} for x in limits.all},
+        "algorithm": result.algorithm,
+        "over": list(result.over),
+        "objective": {"name": result.objective, "label": result.label},
+        "limits": {name: {"most": b, "how": how} for name, (b, how) in result.limits.items()},
         "best": [
             {
                 "file": f"best_{i}.json",
                 "loss": f.loss,
-                "sample_loss": sampled[f.subnet],
+                "sample_loss": f.sample_loss,
                 "costs": f.costs,
-                "verified": None if f.verdict is None else dataclasses.asdict(f.verdict),
+                "verified": None if f.final is None else dataclasses.asdict(f.final),
             }
-            for i, f in enumerate(found, 1)
+            for i, f in enumerate(result.found, 1)
         ],
-        "scored": len(scored),
-        "recompilations": search.scorer.recompilations,
-        "measurements": None if search.latency is None else search.latency.used,
+        "scored": result.scored,
+        "recompilations": result.recompilations,
+        "measurements": result.measurements,
         "random": {
-            "count": len(first),
+            "count": len(losses),
             "median_loss": statistics.median(losses) if losses else None,
             "best_loss": min(losses) if losses else None,
-            "first": to_json(first[0].candidate.subnet) if first else None,
+            "first": to_json(result.samples[0].subnet) if losses else None,
         },
-        "front": len(members),
-        "largest_loss": corners["largest"][1],
-        "smallest_loss": corners["smallest"][1],
+        "front": len(result.front),
+        "largest_loss": result.corners["largest"].loss,
+        "smallest_loss": result.corners["smallest"].loss,
     }
-    marked = {"found": (found[0].costs[names[0]], sampled[found[0].subnet])}
-    for (name, (costs, _)), loss in zip(
-        corners.items(), search.objective.crowd([smallest, largest]), strict=True
-    ):
-        marked[name] = (costs[names[0]], loss)
-    _pictures(search, limits, found, members, marked)
-    files.write_json(folder / RESULT, result)
-    return found
 
 
-def _pictures(search: Search, limits: Limits, found, members, marked):
-    folder, x_name = search.folder, search.front_names[0]
-    most = next((x.most for x in limits.all if x.name == x_name), None)
-    label = search.objective.label
-    # Costs as they are known now: as a search goes on, predictions are corrected.
-    lines = [
-        {**line, "costs": search.costs(from_json(line["subnet"]))} for line in search.history.lines
-    ]
+def write_pictures(result: SearchResult, members: list[dict[str, Any]], folder: Path):
+    """Writes the pictures; `members` is the front as JSON."""
+    x_name, label = result.over[0], result.label
+    bound = result.limits[x_name][0] if x_name in result.limits else None
+    shown = {"found": result.found[0], **result.corners}
+    marked = {name: (x.costs[x_name], x.sample_loss) for name, x in shown.items()}
     on_front = [(m["costs"][x_name], m["loss"]) for m in members]
-    plots.search_plot(lines, x_name, folder / "search.png", most, marked, label, on_front)
+    lines = list(result.lines)
+    plots.search_plot(lines, x_name, folder / "search.png", bound, marked, label, on_front)
     plots.progress_plot(lines, folder / "progress.png", label)
-    for i, f in enumerate(found, 1):
+    for i, f in enumerate(result.found, 1):
         architecture.architecture_card(to_json(f.subnet), f.costs, f.loss, folder / f"best_{i}.png")
     architecture.front_statistics(members, x_name, folder / "front.png", label)
-    pairs = [] if search.latency is None else search.latency.predicted_and_measured()
-    if len(pairs) > 1:
-        plots.predicted_plot(pairs, folder / "latency.png")
+    if len(result.predicted_and_measured) > 1:
+        plots.predicted_plot(list(result.predicted_and_measured), folder / "latency.png")

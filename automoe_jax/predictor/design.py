@@ -7,7 +7,7 @@ import numpy as np
 from automoe_jax.architecture.space import SearchSpace, SpaceError
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.predictor import features
-from automoe_jax.predictor.features import Task
+from automoe_jax.predictor.features import TranslationTask
 
 POOL = 400
 # Share of random ones: they are what the model will be asked about.
@@ -34,7 +34,7 @@ def blocks(space: SearchSpace) -> list[Subnet]:
     return list(dict.fromkeys(found))
 
 
-def choose(space: SearchSpace, task: Task, count: int, seed: int) -> list[Subnet]:
+def choose(space: SearchSpace, task: TranslationTask, count: int, seed: int) -> list[Subnet]:
     """The smallest, the largest, random ones, and of `blocks` and further random ones those that
     tell the features apart best (greedy D-optimal design); all different.
 

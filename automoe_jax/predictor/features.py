@@ -65,7 +65,7 @@ PRODUCTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class TranslationTask:
     """What is translated, and with what.
 
     Attributes:
@@ -84,7 +84,7 @@ class Task:
     cache_bytes: int
 
 
-def work(subnet: Subnet, task: Task) -> np.ndarray:
+def work(subnet: Subnet, task: TranslationTask) -> np.ndarray:
     """The features named by `WORK`, experts under uniform routing."""
     n, steps = task.source_length, task.target_length
     q, e, d = subnet.qkv_dim, subnet.encoder.embed_dim, subnet.decoder.embed_dim

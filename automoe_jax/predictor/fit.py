@@ -8,15 +8,16 @@ import numpy as np
 
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet, to_json
-from automoe_jax.latency import subnet_timer as timing
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.latency.kernels import kernels_used
-from automoe_jax.latency.process import available_cpus
-from automoe_jax.latency.records import History
-from automoe_jax.latency.subnet_timer import GROUP, ExportForTiming, SubnetTimer
+from automoe_jax.latency.policy import MeasurementPolicy
+from automoe_jax.latency.prober import ExportForTiming, Prober
+from automoe_jax.latency.process import thread_count
+from automoe_jax.latency.records import LATENCY, MEASUREMENTS, Measured, ReplayLog, measured_of
+from automoe_jax.latency.statistics import reference_scale
 from automoe_jax.predictor import design, features, regression
 from automoe_jax.predictor.config import PredictorConfig
-from automoe_jax.predictor.features import Task
+from automoe_jax.predictor.features import TranslationTask
 from automoe_jax.predictor.model import WORK, LatencyModel
 from automoe_jax.predictor.scores import agreement
 from automoe_jax.system import machine
@@ -24,14 +25,14 @@ from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
 from automoe_jax.system.version import __version__
 
-LATENCY = "latency_ms"
-# What a latency is off by although its runs agree: subnets lie differently in memory.
-OTHER_NOISE = 0.015
+# Relative error not visible in run-to-run variance (memory layout).
+LAYOUT_NOISE = 0.015
+_INTERVAL = 3.92  # width of a 95 % interval in standard deviations
 
 
-def task_of(config: LatencyConfig, vocab_size: int, quantize: str) -> Task:
-    """What is timed here."""
-    return Task(
+def task_of(config: LatencyConfig, vocab_size: int, quantize: str) -> TranslationTask:
+    """The translation task that latencies are measured on."""
+    return TranslationTask(
         config.source_length,
         config.target_length,
         config.beam_size,
@@ -42,10 +43,10 @@ def task_of(config: LatencyConfig, vocab_size: int, quantize: str) -> Task:
 
 
 def made_for(config: LatencyConfig) -> dict[str, Any]:
-    """What a latency measured here belongs to."""
+    """The machine and versions that a latency measured here is valid for."""
     return {
         "cpu": machine.cpu_name(),
-        "threads": config.threads or len(available_cpus()),
+        "threads": thread_count(config.threads),
         "platform": config.platform,
         "kernels": kernels_used(config),
         "jax": importlib.metadata.version("jax"),
@@ -57,7 +58,7 @@ def fit(
     space: SearchSpace,
     latency: LatencyConfig,
     config: PredictorConfig,
-    task: Task,
+    task: TranslationTask,
     write: ExportForTiming,
     folder: Path,
     progress: Progress,
@@ -65,20 +66,20 @@ def fit(
 ) -> LatencyModel:
     """Times `config.subnets` + `config.held_out` subnets and fits a model.
 
-    What was measured is kept in `folder/measurements.jsonl`: a fit that was killed goes on.
+    Measurements are kept in `folder/measurements.jsonl`: a fit that was killed continues.
 
     Args:
-      space: the subnets to be able to predict.
-      latency: the protocol; `config.runs` in place of its runs.
-      config: how many.
+      space: the subnets to predict.
+      latency: the protocol, with `config.runs` in place of its runs.
+      config: how many subnets.
       task: of the exports that `write` makes.
       write: exports a subnet for timing.
       folder: for measurements.
-      progress: told of it.
+      progress: shows how many are timed.
       seed: of the choice of subnets.
 
     Raises:
-      UserError: the space has too few subnets to fit anything to.
+      UserError: the space has too few subnets.
     """
     train = design.choose(space, task, config.subnets, seed)
     test = design.unseen(space, config.held_out, train, seed)
@@ -88,15 +89,19 @@ def fit(
             "all with search.latency=gold, or ask for fewer with predictor.subnets and "
             "predictor.held_out"
         )
-    history = History(folder)
-    reference = space.smallest()
-    values = measure_all([*train, *test], reference, latency, config.runs, write, history, progress)
-    others = [history.about(LATENCY, s) for s in values if s != reference]
-    speed = timing.speed(values[reference][0], [line["reference"] for line in others])
-    values = {s: (speed * ms, speed * deviation) for s, (ms, deviation) in values.items()}
+    reference, policy = space.smallest(), MeasurementPolicy(runs=config.runs)
+    prober = Prober(latency, policy, write, reference, folder / ".timing")
+    log = ReplayLog(folder / MEASUREMENTS)
+    try:
+        measured = measure_all([*train, *test], reference, prober, policy.group, log, progress)
+    finally:
+        prober.close()
+    others = [m.reference for s, m in measured.items() if s != reference]
+    scale = reference_scale(measured[reference].ms, others)
+    values = {s: (scale * m.ms, scale * (m.high - m.low) / _INTERVAL) for s, m in measured.items()}
     y_N, deviation_N = np.array([values[s] for s in train]).T
     x_NF = np.array([features.work(s, task) for s in train])
-    deviation_N = np.hypot(deviation_N, OTHER_NOISE * y_N)
+    deviation_N = np.hypot(deviation_N, LAYOUT_NOISE * y_N)
     coefficients = regression.non_negative(x_NF, y_N, deviation_N)
     predicted = np.array([features.work(s, task) for s in test]) @ coefficients
     return LatencyModel(
@@ -113,37 +118,21 @@ def fit(
 def measure_all(
     subnets: list[Subnet],
     reference: Subnet,
-    latency: LatencyConfig,
-    runs: int,
-    write: ExportForTiming,
-    history: History,
+    prober: Prober,
+    group_size: int,
+    log: ReplayLog,
     progress: Progress,
-) -> dict[Subnet, tuple[float, float]]:
-    """(latency in ms, its standard deviation) of each; what `history` knows is not timed again."""
-    known = history.value(LATENCY, reference)
-    missing = [s for s in subnets if history.value(LATENCY, s) is None and s != reference]
-    if missing or known is None:
-        folder = history.folder / ".timing"
-        first = known[0] if known else None
-        timer = SubnetTimer(latency, runs, write, reference, first, folder)
-        task = progress.task("timing subnets", len(subnets))
-        try:
-            if known is None:
-                history.measured(LATENCY, reference, timer.reference_ms, timer.how)
-            for start in range(0, len(missing), GROUP):
-                group = missing[start : start + GROUP]
-                for subnet, m in zip(group, timer.measure_all(group), strict=True):
-                    history.measured(
-                        LATENCY, subnet, m.ms, timer.how,
-                        low=m.low, high=m.high, reference=m.reference,
-                    )  # fmt: skip
-                task.update(len(subnets) - len(missing) + start + len(group))
-        finally:
-            task.close()
-            timer.close()
-    return {s: _known(history.about(LATENCY, s)) for s in subnets}
-
-
-def _known(line: dict[str, Any]) -> tuple[float, float]:
-    """(latency, standard deviation) of a record; the reference has none."""
-    return line["value"], (line["high"] - line["low"]) / 3.92 if "high" in line else 0.0
+) -> dict[Subnet, Measured]:
+    """The measurement of each subnet and of the reference; those in `log` are not repeated."""
+    first = log.get(LATENCY, reference, lambda: prober.measure_reference().fields())
+    known = log.stored(LATENCY)
+    missing = [s for s in subnets if s not in known]
+    task = progress.task("timing subnets", len(subnets))
+    for start in range(0, len(missing), group_size):
+        group = missing[start : start + group_size]
+        for subnet, m in zip(group, prober.measure_group(group, first["value"]), strict=True):
+            log.get(LATENCY, subnet, m.fields)
+        task.update(len(subnets) - len(missing) + start + len(group))
+    task.close()
+    known = log.stored(LATENCY)
+    return {s: measured_of(known[s]) for s in dict.fromkeys([reference, *subnets])}

@@ -8,7 +8,7 @@ import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.predictor import features
-from automoe_jax.predictor.features import Task
+from automoe_jax.predictor.features import TranslationTask
 from automoe_jax.predictor.scores import Agreement
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
@@ -35,7 +35,7 @@ class LatencyModel:
 
     kind: str
     coefficients: dict[str, float]
-    task: Task | None
+    task: TranslationTask | None
     made_for: dict[str, Any]
     error: Agreement
     fitted: int
@@ -61,7 +61,7 @@ class LatencyModel:
             f"{self.error.count} others {self.error.mape:.1f} % (mean absolute)"
         )
 
-    def strange(self, here: dict[str, Any]) -> list[str]:
+    def warnings(self, here: dict[str, Any]) -> list[str]:
         """What is different here from where it was made, a line each.
 
         Args:
@@ -90,7 +90,7 @@ def load(path: Path) -> LatencyModel:
         if stored["version"] != VERSION:
             raise UserError(f"{path} is a latency model of version {stored['version']}; fit again")
         fields = {f.name: stored[f.name] for f in dataclasses.fields(LatencyModel)}
-        fields["task"] = Task(**fields["task"]) if fields["task"] else None
+        fields["task"] = TranslationTask(**fields["task"]) if fields["task"] else None
         fields["error"] = Agreement(**fields["error"])
         names = features.WORK if fields["kind"] == WORK else ("intercept", *features.PRODUCTS)
         if tuple(fields["coefficients"]) != names:

@@ -1,62 +1,60 @@
-"""Which candidates are worth a final measurement."""
+"""The order of final latency measurements.
 
+A final measurement differs from the candidate's earlier one by a factor that is partly common to
+all candidates: the machine has become slower, or the latency behind a ratio limit was timed too
+low. A candidate is expected to pass if its upper end times the median factor so far is within the
+limit. The median includes a factor of one, for the time before any final measurement, so one noisy
+measurement rules out little. It is recomputed after each final measurement, so skipped candidates
+may be retried.
+"""
+
+import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
-class Finals:
-    """Chooses among candidates, best first, on a machine whose speed changes.
+@dataclasses.dataclass(frozen=True)
+class FinalAttempt:
+    """One final measurement. Both figures are upper ends of intervals, divided by the limit.
 
-    A final measurement ends higher or lower than the candidate's own one did, by a factor that is
-    partly common to all: the machine has become slower, the latency that a ratio is of was timed
-    too low. A candidate is likely to pass if the upper end of its own interval times the median
-    factor so far is within the limit. The median counts a factor of one, for what was seen before
-    any final measurement, so that one noisy measurement rules out little; it changes with every
-    measurement, so that what was passed over is returned to.
+    Attributes:
+      index: of the candidate.
+      upper: as known before.
+      final: as measured now.
     """
 
-    def __init__(self, keep: int, most: int):
-        """Nothing is measured yet.
-
-        Args:
-          keep: candidates to find.
-          most: final measurements, unless nothing has passed yet.
-        """
-        self._keep, self._most = keep, most
-        self._factors: list[float] = []
-        self._tried: set[int] = set()
-        self._passed: list[int] = []
+    index: int
+    upper: float
+    final: float
 
     @property
-    def factor(self) -> float:
-        """What a final measurement is expected to find, over the candidate's own one."""
-        return statistics.median([1.0, *self._factors])
+    def passed(self) -> bool:
+        """True if the final measurement is within the limit."""
+        return self.final <= 1
 
-    def next(self, count: int, upper: Callable[[int], float]) -> int | None:
-        """The best candidate that is likely to pass; none where there is nothing left to gain.
 
-        Args:
-          count: candidates.
-          upper: upper end of a candidate's own interval over the limit.
-        """
-        if self._passed and len(self._tried) >= self._most:
-            return None
-        if len(self._passed) >= self._keep:
-            count = sorted(self._passed)[self._keep - 1]  # the others are worse than what is found
-        for i in range(count):
-            if i not in self._tried and upper(i) * self.factor <= 1:
-                return i
+def next_candidate(
+    attempts: Sequence[FinalAttempt],
+    count: int,
+    upper: Callable[[int], float],
+    *,
+    keep: int,
+    max_attempts: int,
+) -> int | None:
+    """The best candidate that is expected to pass, or None if none can improve the result.
+
+    Args:
+      attempts: final measurements so far.
+      count: number of candidates, best first.
+      upper: upper end of a candidate's latency over the limit, as known now.
+      keep: candidates to find.
+      max_attempts: final measurements at most, unless none has passed yet.
+    """
+    passed = sorted(a.index for a in attempts if a.passed)
+    if passed and len(attempts) >= max_attempts:
         return None
-
-    def made(self, index: int, upper: float, final: float):
-        """Takes note of a final measurement.
-
-        Args:
-          index: of the candidate.
-          upper: upper end of its own interval over the limit.
-          final: the same of the final measurement; it passes if that is at most one.
-        """
-        self._tried.add(index)
-        self._factors.append(final / upper)
-        if final <= 1:
-            self._passed.append(index)
+    if len(passed) >= keep:
+        count = passed[keep - 1]  # the candidates after it are worse
+    factor = statistics.median([1.0, *(a.final / a.upper for a in attempts)])
+    tried = {a.index for a in attempts}
+    return next((i for i in range(count) if i not in tried and upper(i) * factor <= 1), None)

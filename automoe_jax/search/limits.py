@@ -2,63 +2,63 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from automoe_jax.architecture.subnet import Subnet
-from automoe_jax.search.evolution import InfeasibleError
+from automoe_jax.search.candidates import InfeasibleError
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """One limit.
+    """An upper bound on one cost.
 
     Attributes:
-      name: of the cost, as `latency_ms`.
-      bound: gives the largest value allowed.
-      value: of a subnet, remembered where it is expensive.
-      how: how the value of a subnet was got, in words.
+      name: of the cost, such as `latency_ms`.
       field: of `search.constraint` that sets it.
+      upper_bound: returns the bound as known now; that of a latency ratio changes with the estimate
+        of the largest subnet's latency.
+      value: cost of a subnet.
+      how: how the cost of a subnet is known, in words.
     """
 
     name: str
-    bound: Callable[[], float]
+    field: str
+    upper_bound: Callable[[], float]
     value: Callable[[Subnet], float]
     how: Callable[[Subnet], str]
-    field: str
-
-    @property
-    def most(self) -> float:
-        """The largest value allowed, as it is known now."""
-        return self.bound()
 
 
+@dataclasses.dataclass(frozen=True)
 class Limits:
-    """All limits together."""
+    """All limits of a search, in the order in which they are checked: cheap costs first."""
 
-    def __init__(self, limits: list[Limit]):
-        # Cheap ones first: what they reject is never timed.
-        self.all = sorted(limits, key=lambda limit: limit.name.startswith("latency"))
+    all: tuple[Limit, ...]
 
     def within(self, subnet: Subnet) -> bool:
-        """Whether a subnet satisfies every limit."""
-        return all(limit.value(subnet) <= limit.most for limit in self.all)
+        """True if the subnet satisfies every limit."""
+        return all(limit.value(subnet) <= limit.upper_bound() for limit in self.all)
 
-    def about(self, subnet: Subnet) -> dict[str, dict]:
-        """Value, limit and origin of each cost that is limited, for the history."""
+    def record(self, subnet: Subnet) -> dict[str, dict[str, Any]]:
+        """Value, limit and origin of each limited cost, for the history."""
         return {
             limit.name: {
                 "value": limit.value(subnet),
-                "limit": limit.most,
+                "limit": limit.upper_bound(),
                 "how": limit.how(subnet),
             }
             for limit in self.all
         }
 
     def require(self, smallest: Subnet):
-        """Raises `InfeasibleError` where not even the smallest subnet is within the limits."""
+        """Checks that a search can find anything.
+
+        Raises:
+          InfeasibleError: the smallest subnet exceeds a limit.
+        """
         for limit in self.all:
-            value = limit.value(smallest)
-            if value > limit.most:
+            value, bound = limit.value(smallest), limit.upper_bound()
+            if value > bound:
                 raise InfeasibleError(
-                    f"no subnet can meet {limit.name} <= {limit.most:.4g}: the smallest one has "
+                    f"no subnet can meet {limit.name} <= {bound:.4g}: the smallest one has "
                     f"{value:.4g}; raise search.constraint.{limit.field}"
                 )

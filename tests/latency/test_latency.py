@@ -11,9 +11,11 @@ from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.export import export
 from automoe_jax.decoding.xla_engine import Spec
 from automoe_jax.latency.config import LatencyConfig
+from automoe_jax.latency.policy import MeasurementPolicy
+from automoe_jax.latency.prober import Prober
 from automoe_jax.latency.process import Timer, available_cpus
-from automoe_jax.latency.statistics import interval, ratio, summarise, trim
-from automoe_jax.latency.subnet_timer import AGAIN, SubnetTimer, speed
+from automoe_jax.latency.records import Measured, ReplayLog, measured_of
+from automoe_jax.latency.statistics import interval, ratio, reference_scale, summarise, trim
 from automoe_jax.model.extract import extract
 from automoe_jax.system.errors import UserError
 
@@ -81,13 +83,11 @@ def test_more_threads_than_cpus():
 class ScriptedTimer:
     """Answers with prepared times: the reference's and the candidates'."""
 
-    threads = 1
-
     def __init__(self, answers):
         self.answers = answers
 
     def time(self, exports, config, sentences=None):
-        # What is loaded first keeps compiled programs: it must not be removed before the others.
+        # The export that is loaded first keeps compiled programs: it must not be removed.
         assert exports[0].name == "reference"
         return self.answers.pop(0)
 
@@ -96,50 +96,64 @@ class ScriptedTimer:
 
 
 def scripted(monkeypatch, tmp_path, answers, runs=10):
-    """A timer that gives these times, one list for each export of each request."""
+    """A prober that gives these times, one list for each export of each request."""
     script = ScriptedTimer(answers)
-    monkeypatch.setattr("automoe_jax.latency.subnet_timer.Timer", lambda *a: script)
+    monkeypatch.setattr("automoe_jax.latency.prober.Timer", lambda *a: script)
 
     def no_export(subnet, folder, beam_size):
         folder.mkdir(parents=True, exist_ok=True)
 
-    return SubnetTimer(QUICK, runs, no_export, SPACE.smallest(), None, tmp_path / "t")
+    policy = MeasurementPolicy(runs=runs, reference_pause_s=0.0)
+    return Prober(QUICK, policy, no_export, SPACE.smallest(), tmp_path / "t")
 
 
 def test_drift_is_corrected(tmp_path, monkeypatch):
     answers = [[[10.0] * 10], [[20.0] * 10, [30.0] * 10]]  # at twice the reference's first time
-    timer = scripted(monkeypatch, tmp_path, answers)
-    assert timer.measure(SPACE.smallest()).ms == 10.0
-    assert timer.measure(SPACE.largest()).ms == pytest.approx(15.0)
-    timer.close()
+    prober = scripted(monkeypatch, tmp_path, answers)
+    assert prober.measure_reference().ms == 10.0
+    measured = prober.measure(SPACE.largest(), 10.0)
+    assert measured.ms == pytest.approx(15.0)
+    assert measured.reference == 20.0
+    assert measured.how.endswith("; 10 runs")
+    assert (tmp_path / "t").exists()
+    prober.close()
     assert not (tmp_path / "t").exists()
+
+
+def test_a_prober_starts_nothing_before_it_measures(tmp_path):
+    """Nor do its exports of an earlier process count: a measurement begins with new ones."""
+
+    def no_export(subnet, folder, beam_size):
+        raise AssertionError("exported before anything is measured")
+
+    prober = Prober(QUICK, MeasurementPolicy(), no_export, SPACE.smallest(), tmp_path / "t")
+    assert "beam 2, 8 in, 6 out" in prober.how
+    prober.close()
 
 
 def test_what_seems_infeasible_is_timed_again(tmp_path, monkeypatch):
     """The smallest subnet in a slow moment; after it, it is within the limit."""
-    monkeypatch.setattr("automoe_jax.latency.subnet_timer.PAUSE", 0.0)
-    timer = scripted(monkeypatch, tmp_path, [[[14.0] * 10], [[13.0] * 10], [[10.0] * 10], [[9.0]]])
-    assert timer.measure(SPACE.smallest(), limit=12.0).ms == 10.0
-    assert timer.reference_ms == 10.0
-    answers = [[[14.0] * 10], *[[[13.0 + i] * 10] for i in range(AGAIN)]]
-    timer = scripted(monkeypatch, tmp_path, answers)
-    assert timer.measure(SPACE.smallest(), limit=12.0).ms == 13.0
+    answers = [[[14.0] * 10], [[13.0] * 10], [[10.0] * 10], [[9.0]]]
+    prober = scripted(monkeypatch, tmp_path, answers)
+    assert prober.measure_reference(limit=12.0).ms == 10.0
+    retries = MeasurementPolicy().reference_retries
+    answers = [[[14.0] * 10], *[[[13.0 + i] * 10] for i in range(retries)]]
+    prober = scripted(monkeypatch, tmp_path, answers)
+    assert prober.measure_reference(limit=12.0).ms == 13.0
     assert answers == []
 
 
 def test_the_final_measurement(tmp_path, monkeypatch):
-    answers = [[[10.0] * 10], [[12.0] * 10, [18.0] * 10, [36.0] * 10]]
-    timer = scripted(monkeypatch, tmp_path, answers)
-    assert timer.measure(SPACE.smallest()).ms == 10.0
-    verdict = timer.verify(SPACE.hull(), SPACE.largest())
-    assert verdict.latency.mean_ms == verdict.low_ms == verdict.high_ms == 18.0  # not corrected
-    assert verdict.ratio == verdict.ratio_low == verdict.ratio_high == 0.5
-    assert verdict.slowdown == pytest.approx(1.2)
+    answers = [[[12.0] * 10, [18.0] * 10, [36.0] * 10]]
+    final = scripted(monkeypatch, tmp_path, answers).verify(SPACE.hull(), SPACE.largest(), 10.0)
+    assert final.latency.mean_ms == final.low_ms == final.high_ms == 18.0  # not corrected
+    assert final.ratio == final.ratio_low == final.ratio_high == 0.5
+    assert final.slowdown == pytest.approx(1.2)
 
 
-def test_speed_is_what_the_reference_usually_takes():
-    assert speed(10.0, []) == 1.0
-    assert speed(14.0, [10.0, 10.2, 9.9, 15.0]) == pytest.approx(10.1 / 14)
+def test_scale_is_what_the_reference_usually_takes():
+    assert reference_scale(10.0, []) == 1.0
+    assert reference_scale(14.0, [10.0, 10.2, 9.9, 15.0]) == pytest.approx(10.1 / 14)
 
 
 def test_runs_end_when_the_interval_is_clear_of_the_limit(tmp_path, monkeypatch):
@@ -148,24 +162,23 @@ def test_runs_end_when_the_interval_is_clear_of_the_limit(tmp_path, monkeypatch)
     def around(ms):
         return list(ms + 0.3 * rng.normal(size=10))
 
-    first = [[[10.0] * 10]]
-    clear = [*first, [around(10), around(30)], [around(10), around(30)]]
-    timer = scripted(monkeypatch, tmp_path, clear, runs=100)
-    measured = timer.measure(SPACE.largest(), limit=20.0)
-    assert measured.runs == 20
+    clear = [[around(10), around(30)], [around(10), around(30)]]
+    prober = scripted(monkeypatch, tmp_path, clear, runs=100)
+    measured = prober.measure(SPACE.largest(), 10.0, limit=20.0)
+    assert measured.how.endswith("; 20 runs")
     assert 20 < measured.low < measured.ms < measured.high
     # Near the limit it takes all of them.
-    near = [*first, *[[around(10), around(20)] for _ in range(10)]]
-    timer = scripted(monkeypatch, tmp_path, near, runs=100)
-    measured = timer.measure(SPACE.largest(), limit=20.02)
-    assert measured.runs == 100
+    near = [[around(10), around(20)] for _ in range(10)]
+    prober = scripted(monkeypatch, tmp_path, near, runs=100)
+    measured = prober.measure(SPACE.largest(), 10.0, limit=20.02)
+    assert measured.how.endswith("; 100 runs")
     assert measured.low < 20 < measured.high
 
 
 def test_several_in_turns(tmp_path, monkeypatch):
-    answers = [[[10.0] * 10], [[20.0] * 10, [30.0] * 10, [40.0] * 10]]
-    timer = scripted(monkeypatch, tmp_path, answers)
-    found = timer.measure_all([SPACE.largest(), SPACE.hull()])
+    answers = [[[20.0] * 10, [30.0] * 10, [40.0] * 10]]
+    prober = scripted(monkeypatch, tmp_path, answers)
+    found = prober.measure_group([SPACE.largest(), SPACE.hull()], 10.0)
     assert [m.ms for m in found] == pytest.approx([15.0, 20.0])
 
 
@@ -177,10 +190,39 @@ def test_runs_that_end_early_are_sure(tmp_path, monkeypatch):
         answers = [
             [list(5 + 0.1 * rng.normal(size=10)), list(10 + rng.normal(size=10))] for _ in range(10)
         ]
-        timer = scripted(monkeypatch, tmp_path, [[[5.0] * 10], *answers], runs=100)
-        wrong += timer.measure(SPACE.largest(), limit=10.0).runs < 100
-        timer.close()
+        prober = scripted(monkeypatch, tmp_path, answers, runs=100)
+        wrong += not prober.measure(SPACE.largest(), 5.0, limit=10.0).how.endswith("; 100 runs")
+        prober.close()
     assert wrong <= 6  # 20 % of 300 where 95 % intervals from ten runs on decided
+
+
+def line(value):
+    return lambda: {"value": value, "how": "timed", "low": value - 0.1, "high": value + 0.1}
+
+
+def test_a_log_replays_what_it_holds_and_survives_a_torn_line(tmp_path):
+    path = tmp_path / "new" / "measurements.jsonl"
+    a, b = SPACE.smallest(), SPACE.largest()
+    log = ReplayLog(path)
+    assert log.get("latency_ms", a, line(3.0))["value"] == 3.0
+    assert log.get("latency_ms", a, line(9.0))["value"] == 3.0  # made once
+    with path.open("a") as f:
+        f.write('{"constraint": "latency_ms", "subn')  # a kill tore this line
+    again = ReplayLog(path)
+    assert again.asked("latency_ms") == {}  # nothing counts before it is asked for
+    assert list(again.stored("latency_ms")) == [a]
+    assert again.get("latency_ms", b, line(5.0))["value"] == 5.0
+    assert again.get("latency_ms", a, line(9.0))["high"] == 3.1
+    assert list(again.asked("latency_ms")) == [b, a]
+    assert list(ReplayLog(path).stored("latency_ms")) == [a, b]
+    assert again.asked("final_ms") == {}
+
+
+def test_records_of_a_reference_have_no_interval():
+    m = measured_of({"value": 4.0, "how": "timed"})
+    assert (m.low, m.ms, m.high, m.reference, m.predicted) == (4.0, 4.0, 4.0, 4.0, None)
+    whole = Measured(3.0, 2.9, 3.1, 2.0, "timed", 2.5)
+    assert measured_of(whole.fields()) == whole
 
 
 def test_interval_knows_that_a_slow_moment_lasts():

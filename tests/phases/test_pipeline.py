@@ -110,9 +110,9 @@ def test_search_under_a_measured_limit(prepared, tmp_path):
     config = dataclasses.replace(config, search=search, latency=latency)
     run, data, _, params = prepared
     own = dataclasses.replace(run, config=config)
-    found = run_search(own, tmp_path / "search", data, params)
-    assert found[0].verdict is not None
-    assert found[0].verdict.ratio <= 0.999
+    found = run_search(own, tmp_path / "search", data, params).found
+    assert found[0].final is not None
+    assert found[0].final.ratio <= 0.999
     result = json.loads((tmp_path / "search" / "result.json").read_text())
     assert result["best"][0]["verified"]["ratio"] <= 0.999
     assert "corrected by" in result["limits"]["latency_ms"]["how"]

@@ -1,6 +1,7 @@
 """A whole search on a tiny supernet: limits, kills, budgets of measurements, fronts, seeds."""
 
 import dataclasses
+import functools
 import json
 import random
 from typing import ClassVar
@@ -10,20 +11,29 @@ import pytest
 from conftest import compiled_once
 from tiny import Killed, tiny_config
 
-from automoe_jax.architecture import counts as complexity
+from automoe_jax.architecture import counts
 from automoe_jax.architecture.subnet import from_json
-from automoe_jax.latency.records import History
+from automoe_jax.latency.policy import MeasurementPolicy
+from automoe_jax.latency.records import (
+    LATENCY,
+    MEASUREMENTS,
+    FinalMeasurement,
+    Measured,
+    ReplayLog,
+)
 from automoe_jax.latency.statistics import summarise
-from automoe_jax.latency.subnet_timer import Measured, Verdict
-from automoe_jax.phases import search as search_phase
-from automoe_jax.phases import search_result, search_seeds
-from automoe_jax.predictor import features, latency_source
+from automoe_jax.phases import latency_model, search_context, search_result, search_seeds
+from automoe_jax.phases.run import Run
+from automoe_jax.phases.search import claim_search, run_search
+from automoe_jax.phases.search_history import ScoreHistory
+from automoe_jax.predictor import features
 from automoe_jax.predictor import fit as predictor
 from automoe_jax.predictor.model import WORK, LatencyModel
 from automoe_jax.predictor.scores import agreement
 from automoe_jax.published import subnet_files
-from automoe_jax.search.evolution import InfeasibleError
+from automoe_jax.search.candidates import InfeasibleError
 from automoe_jax.search.front import front
+from automoe_jax.system import jsonl
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 
@@ -42,18 +52,17 @@ def configured(search=None, **constraint):
 
 
 def search(prepared, config, folder, notes=None):
-    """What is found; `notes`, a list, takes what the progress is told."""
+    """What is found; `notes`, a list, takes the lines for the user."""
     run, data, _, params = prepared
     progress = Silent()
     if notes is not None:
         progress.note = notes.append
-    own = dataclasses.replace(run, config=config, progress=progress)
-    return search_phase.run_search(own, folder, data, params)
+    return run_search(Run(config, run.path, progress), folder, data, params).found
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(search_result, "_pictures", lambda *args: None)
+    monkeypatch.setattr(search_result, "write_pictures", lambda *args: None)
 
 
 def contents(folder):
@@ -61,7 +70,7 @@ def contents(folder):
 
 
 def true_ms(subnet) -> float:
-    return complexity.count(subnet).flops / 1e4
+    return counts.count(subnet).flops / 1e4
 
 
 def beside() -> float:
@@ -69,34 +78,37 @@ def beside() -> float:
     return 1.03 * true_ms(tiny_config().space.smallest())
 
 
-class FakeTimer:
+class FakeProber:
     """Latencies by a formula, a little above what the model predicts; counts what it times."""
 
     timed: ClassVar[list] = []
     finals: ClassVar[list] = []
-    threads, how = 1, "measured (fake)"
+    how = "measured (fake)"
     at_first = 1.0  # how much longer the smallest takes when the search begins
     slow = 1.0  # of the final measurements
     machine = 1.0  # how much slower all is by then
 
-    def __init__(self, *args):
-        pass
+    def __init__(self, protocol, policy, write, reference, folder):
+        self.reference = reference
 
-    def measure(self, subnet, limit):
+    def measure_reference(self, limit):
+        return self.measure(self.reference, None, limit)
+
+    def measure(self, subnet, reference_ms, limit):
         self.timed.append(subnet)
         ms = 1.03 * true_ms(subnet) * self.at_first
-        return Measured(ms, 0.99 * ms, 1.01 * ms, 20, beside())
+        return Measured(ms, 0.99 * ms, 1.01 * ms, beside(), f"{self.how}; 20 runs")
 
-    def verify(self, subnet, largest):
+    def verify(self, subnet, largest, reference_ms):
         self.finals.append(subnet)
         a, b = 1.03 * true_ms(subnet) * self.slow, 1.03 * true_ms(largest)
         a, b = a * self.machine, b * self.machine
-        return Verdict(
+        return FinalMeasurement(
             summarise([a] * 10), summarise([b] * 10), a, 1.005 * a, a / b, a / b, 1.005 * a / b,
             self.slow * self.machine / self.at_first,
         )  # fmt: skip
 
-    def slowdown(self, largest):
+    def slowdown(self, largest, reference_ms):
         return self.slow * self.machine / self.at_first
 
     def close(self):
@@ -105,7 +117,7 @@ class FakeTimer:
 
 @pytest.fixture
 def fake_latency(monkeypatch):
-    """Latency without exports: the model knows FLOPs, the timer finds 3 % more."""
+    """Latency without exports: the model knows FLOPs, the prober finds 3 % more."""
 
     class Model(LatencyModel):
         def predict(self, subnet):
@@ -117,11 +129,12 @@ def fake_latency(monkeypatch):
         WORK, dict.fromkeys(features.WORK, 0.0), task, predictor.made_for(config.latency),
         agreement([1.0, 2.0], [1.0, 2.0]), 10, None,
     )  # fmt: skip
-    monkeypatch.setattr(search_phase, "SubnetTimer", FakeTimer)
-    monkeypatch.setattr(latency_source, "PAUSE", 0.0)
-    monkeypatch.setattr(search_phase, "latency_model", lambda *args: model)
-    FakeTimer.timed, FakeTimer.finals = [], []
-    FakeTimer.slow = FakeTimer.machine = FakeTimer.at_first = 1.0
+    monkeypatch.setattr(search_context, "Prober", FakeProber)
+    policy = functools.partial(MeasurementPolicy, look_pause_s=0.0)
+    monkeypatch.setattr(search_context, "MeasurementPolicy", policy)
+    monkeypatch.setattr(latency_model, "latency_model", lambda *args: model)
+    FakeProber.timed, FakeProber.finals = [], []
+    FakeProber.slow = FakeProber.machine = FakeProber.at_first = 1.0
     return model
 
 
@@ -133,21 +146,20 @@ def moments(whole: dict[str, str], seed: str) -> list[int]:
 
 
 class KillAtWrite:
-    """Ends the program at some write of the history, once torn in the middle of its line."""
+    """Ends the program at some write of a record, once torn in the middle of its line."""
 
     def __init__(self, monkeypatch, moment: int):
-        whole, self.left = History._append, moment
+        whole, self.left = jsonl.append_line, moment
 
-        def append(history, name, line):
+        def append_line(path, line):
             self.left -= 1
             if self.left == 0:
-                path = history._paths[name]
                 with path.open("a") as f:
                     f.write(json.dumps(line)[: 20 * (moment % 2)])
                 raise Killed
-            whole(history, name, line)
+            whole(path, line)
 
-        monkeypatch.setattr(History, "_append", append)
+        monkeypatch.setattr(jsonl, "append_line", append_line)
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
@@ -169,7 +181,7 @@ def test_killed_and_resumed_is_the_same(prepared, tmp_path, mode):
                 search(prepared, config, tmp_path / f"at_{moment}")
         search(prepared, config, tmp_path / f"at_{moment}")
         assert contents(tmp_path / f"at_{moment}") == whole
-    assert FakeTimer.timed == FakeTimer.finals == []
+    assert FakeProber.timed == FakeProber.finals == []
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
@@ -180,21 +192,21 @@ def test_verified_search(prepared, tmp_path):
     )
     found = search(prepared, config, tmp_path / "whole")
     assert found
-    assert all(f.verdict and f.verdict.high_ms <= 26.0 for f in found)
+    assert all(f.final and f.final.high_ms <= 26.0 for f in found)
     assert all(f.costs["latency_ms"] == 1.03 * true_ms(f.subnet) for f in found)
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
-    assert result["measurements"] == len(FakeTimer.timed) + len(FakeTimer.finals) <= 16
-    assert len(FakeTimer.timed) > 5
+    assert result["measurements"] == len(FakeProber.timed) + len(FakeProber.finals) <= 16
+    assert len(FakeProber.timed) > 5
     assert result["recompilations"] == 0
-    lines = History(tmp_path / "whole").lines
+    lines = ScoreHistory(tmp_path / "whole").lines
     # Once it has seen that predictions are low, it draws with that in mind.
     how = lines[-1]["constraints"]["latency_ms"]["how"]
     assert "times 1.030, as measured" in how or "measured (fake)" in how
 
-    once = list(FakeTimer.timed), list(FakeTimer.finals)
+    once = list(FakeProber.timed), list(FakeProber.finals)
     whole = contents(tmp_path / "whole")
     for moment in moments(whole, seed="verified"):
-        FakeTimer.timed, FakeTimer.finals = [], []
+        FakeProber.timed, FakeProber.finals = [], []
         folder = tmp_path / f"at_{moment}"
         with pytest.MonkeyPatch.context() as patch:
             KillAtWrite(patch, moment)
@@ -203,7 +215,7 @@ def test_verified_search(prepared, tmp_path):
         search(prepared, config, folder)
         assert contents(folder) == whole
         # The one whose line was being written is the only one that may have to be timed again.
-        for again, first in zip((FakeTimer.timed, FakeTimer.finals), once, strict=True):
+        for again, first in zip((FakeProber.timed, FakeProber.finals), once, strict=True):
             assert len(again) <= len(first) + 1
             assert len(set(again)) >= len(again) - 1
 
@@ -212,14 +224,14 @@ def test_verified_search(prepared, tmp_path):
 def test_a_final_measurement_that_fails(prepared, tmp_path):
     """The machine became slower: the search goes on to smaller subnets, or says the fastest."""
     config = configured({"latency": "verified", "measurements": 30}, latency_ms=17.0)
-    FakeTimer.slow = 1.08  # only the smallest are fast enough
+    FakeProber.slow = 1.08  # only the smallest are fast enough
     notes = []
     found = search(prepared, config, tmp_path / "a", notes)
-    assert all(f.verdict and f.verdict.high_ms <= 17.0 for f in found)
+    assert all(f.final and f.final.high_ms <= 17.0 for f in found)
     failed = [n for n in notes if "fails the final measurement" in n]
     assert failed
     assert all("takes 1.08 times as long as during most of the search" in n for n in failed)
-    FakeTimer.slow = 10.0
+    FakeProber.slow = 10.0
     with pytest.raises(InfeasibleError, match=r"nearest was E.*limit 17 .*took [\d.]+ ms when"):
         search(prepared, config, tmp_path / "b")
 
@@ -228,10 +240,10 @@ def test_a_final_measurement_that_fails(prepared, tmp_path):
 @pytest.mark.parametrize("measurements", [4, 7, 30])
 def test_the_budget_holds_when_nothing_passes(prepared, tmp_path, measurements):
     config = configured({"latency": "verified", "measurements": measurements}, latency_ms=17.0)
-    FakeTimer.slow = 1.5
+    FakeProber.slow = 1.5
     with pytest.raises(InfeasibleError, match="passed the final latency measurement"):
         search(prepared, config, tmp_path)
-    assert len(FakeTimer.timed) + len(FakeTimer.finals) <= measurements
+    assert len(FakeProber.timed) + len(FakeProber.finals) <= measurements
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
@@ -240,13 +252,13 @@ def test_a_ratio_does_not_mind_a_slower_machine(prepared, tmp_path):
     config = configured({"latency": "verified", "measurements": 30}, latency_ratio=0.8)
     ratios = []
     for name, slower in (("a", 1.0), ("b", 1.3)):
-        FakeTimer.machine, FakeTimer.slow = slower, 1.004  # the best are a little above the limit
+        FakeProber.machine, FakeProber.slow = slower, 1.004  # the best are a little above the limit
         found = search(prepared, config, tmp_path / name)
-        assert all(f.verdict and f.verdict.ratio_high <= 0.8 for f in found)
-        ratios.append([f.verdict.ratio for f in found if f.verdict])
+        assert all(f.final and f.final.ratio_high <= 0.8 for f in found)
+        ratios.append([f.final.ratio for f in found if f.final])
     assert ratios[1] == pytest.approx(ratios[0])
     # Each failure rules out what lies as far beyond the limit: few are timed in vain.
-    assert len(FakeTimer.finals) <= 2 * (len(ratios[0]) + 3)
+    assert len(FakeProber.finals) <= 2 * (len(ratios[0]) + 3)
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
@@ -258,13 +270,13 @@ def test_a_slow_moment_at_the_start_does_not_matter(prepared, tmp_path, limit):
     most = limit.get("latency_ms") or 0.7 * 1.03 * true_ms(tiny_config().space.largest())
     config = configured({"latency": "verified", "measurements": 30, "iterations": 6}, **limit)
     plain = search(prepared, config, tmp_path / "plain")
-    FakeTimer.at_first, FakeTimer.timed = 1.4, []
+    FakeProber.at_first, FakeProber.timed = 1.4, []
     notes = []
     found = search(prepared, config, tmp_path / "slow", notes)
     for f in found:
         assert f.costs["latency_ms"] == pytest.approx(1.03 * true_ms(f.subnet))
-        assert f.verdict
-        assert f.verdict.slowdown == pytest.approx(1.0)
+        assert f.final
+        assert f.final.slowdown == pytest.approx(1.0)
     if "latency_ms" in limit:
         # More than that moment would have allowed.
         assert min(f.costs["latency_ms"] for f in found) > most / 1.4
@@ -282,21 +294,21 @@ def test_a_slow_machine_is_waited_for(prepared, tmp_path, monkeypatch):
     plain = search(prepared, config, tmp_path / "plain")
     looks = iter([1.4, 1.4, 1.0, 1.0] + [1.0] * 10)
     finals = iter([1.4, 1.0] + [1.0] * 10)
-    final = FakeTimer.verify
+    final = FakeProber.verify
 
-    def verify(timer, subnet, largest):
-        timer.machine = next(finals)
-        return final(timer, subnet, largest)
+    def verify(prober, subnet, largest, reference_ms):
+        prober.machine = next(finals)
+        return final(prober, subnet, largest, reference_ms)
 
-    monkeypatch.setattr(FakeTimer, "verify", verify)
-    monkeypatch.setattr(FakeTimer, "slowdown", lambda timer, largest: next(looks))
-    FakeTimer.timed, FakeTimer.finals = [], []
+    monkeypatch.setattr(FakeProber, "verify", verify)
+    monkeypatch.setattr(FakeProber, "slowdown", lambda *args: next(looks))
+    FakeProber.timed, FakeProber.finals = [], []
     notes = []
     found = search(prepared, config, tmp_path / "slow", notes)
     assert [f.subnet for f in found] == [f.subnet for f in plain]
-    assert FakeTimer.finals[0] == FakeTimer.finals[1]
+    assert FakeProber.finals[0] == FakeProber.finals[1]
     result = json.loads((tmp_path / "slow" / "result.json").read_text())
-    assert result["measurements"] == len(FakeTimer.timed) + len(FakeTimer.finals)
+    assert result["measurements"] == len(FakeProber.timed) + len(FakeProber.finals)
     waits = [n for n in notes if "waiting for it, up to" in n]
     assert len(waits) == 1
     assert "the machine takes 1.4 times as long as during most of the search" in waits[0]
@@ -307,16 +319,16 @@ def test_one_outlier_rules_out_little(prepared, tmp_path, monkeypatch):
     """The best is far slower in its final measurement than when it was drawn; only that one is."""
     config = configured({"latency": "verified", "measurements": 30}, latency_ms=22.0)
     plain = search(prepared, config, tmp_path / "plain")
-    best, final = plain[0].subnet, FakeTimer.verify
+    best, final = plain[0].subnet, FakeProber.verify
 
-    def verify(timer, subnet, largest):
-        timer.slow = 1.5 if subnet == best else 1.0
-        return final(timer, subnet, largest)
+    def verify(prober, subnet, largest, reference_ms):
+        prober.slow = 1.5 if subnet == best else 1.0
+        return final(prober, subnet, largest, reference_ms)
 
-    monkeypatch.setattr(FakeTimer, "verify", verify)
-    FakeTimer.finals = []
+    monkeypatch.setattr(FakeProber, "verify", verify)
+    FakeProber.finals = []
     found = search(prepared, config, tmp_path / "outlier")
-    assert FakeTimer.finals[0] == best
+    assert FakeProber.finals[0] == best
     # What came second is found: at first it is passed over, and then returned to.
     assert plain[1].subnet in [f.subnet for f in found]
     assert len(found) == len(plain)
@@ -328,16 +340,16 @@ def test_the_smallest_is_the_last_resort(prepared, tmp_path, monkeypatch):
     smallest = tiny_config().space.smallest()
     most = 1.1 * true_ms(smallest)  # by the predictions, others are within the limit too
 
-    def measure(timer, subnet, limit):
-        timer.timed.append(subnet)
+    def measure(prober, subnet, reference_ms, limit):
+        prober.timed.append(subnet)
         ms = (1.03 if subnet == smallest else 1.2) * true_ms(subnet)
-        return Measured(ms, ms, ms, 20, beside())
+        return Measured(ms, ms, ms, beside(), prober.how)
 
-    monkeypatch.setattr(FakeTimer, "measure", measure)
+    monkeypatch.setattr(FakeProber, "measure", measure)
     config = configured({"latency": "verified", "measurements": 30}, latency_ms=most)
     found = search(prepared, config, tmp_path)
     assert [f.subnet for f in found] == [smallest]
-    assert len(FakeTimer.timed) > 1
+    assert len(FakeProber.timed) > 1
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["best"][0]["verified"]["high_ms"] <= most
     assert from_json(json.loads((tmp_path / "best_1.json").read_text())) == smallest
@@ -356,9 +368,9 @@ def test_a_front_is_within_the_limits_and_best_first(prepared, tmp_path):
     assert stored
     assert all(x["costs"]["latency_ms"] <= 22.0 for x in stored)
     assert [f.loss for f in found] == sorted(f.loss for f in found)
-    assert len(FakeTimer.timed) + len(FakeTimer.finals) <= 30
+    assert len(FakeProber.timed) + len(FakeProber.finals) <= 30
     # Some of every round's front are measured, not the last one's alone.
-    lines = History(tmp_path / "limited").records("latency_ms")
+    lines = ReplayLog(tmp_path / "limited" / MEASUREMENTS).stored(LATENCY)
     assert len(lines) > 4
 
     config = configured(
@@ -378,20 +390,20 @@ def test_what_was_measured_before_the_first_score_is_kept(prepared, tmp_path):
     config = configured({"latency": "partially_gold"}, latency_ms=26.0)
 
     def program(config):
-        """As launch/search.py does it."""
-        own = dataclasses.replace(run, config=config)
-        search_phase.claim_search(own, tmp_path, 8)
-        return search_phase.run_search(own, tmp_path, data, params)
+        """As the command `search` does it."""
+        own = Run(config, run.path, Silent())
+        claim_search(own, tmp_path, 8)
+        return run_search(own, tmp_path, data, params)
 
     with pytest.MonkeyPatch.context() as patch:
         KillAtWrite(patch, 6)
         with pytest.raises(Killed):
             program(config)
     assert not (tmp_path / "history.jsonl").exists()
-    first = list(FakeTimer.timed)
+    first = list(FakeProber.timed)
     assert len(first) == 6
     program(config)
-    assert len(FakeTimer.timed) == len(set(FakeTimer.timed)) + 1  # the one that was being written
+    assert len(FakeProber.timed) == len(set(FakeProber.timed)) + 1  # the one that was being written
     # The same folder for int8, whose latencies are others.
     int8 = dataclasses.replace(config, export=dataclasses.replace(config.export, quantize="int8"))
     with pytest.raises(UserError, match="made with another config: quantize is 'none' there"):
@@ -405,7 +417,7 @@ def test_limits_together(prepared, tmp_path):
         assert f.costs["size_mb"] <= 0.05
         assert f.costs["gflops"] <= 2.5e-4
         assert f.costs["params_m"] <= 0.006
-        assert f.verdict is None
+        assert f.final is None
     for name in ("search", "progress", "front", "best_1"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
@@ -424,10 +436,10 @@ def test_front_over_three(prepared, tmp_path):
         (x["loss"], x["costs"]["latency_ms"], x["costs"]["size_mb"]) for x in stored["subnets"]
     ]
     assert len(front(points)) == len(points)
-    measured = History(tmp_path).records("latency_ms")
+    measured = ReplayLog(tmp_path / MEASUREMENTS).stored(LATENCY)
     assert 1 < len(measured) <= 12
     on_front = {from_json(x["subnet"]) for x in stored["subnets"]}
-    assert on_front & {from_json(x["subnet"]) for x in measured}
+    assert on_front & measured.keys()
 
 
 def test_bleu_as_objective(prepared, tmp_path):
@@ -459,7 +471,7 @@ def test_local_search_from_a_file(prepared, tmp_path):
     subnet_files.save(start, tmp_path / "start.json")
     config = configured({"algorithm": "local", "start": str(tmp_path / "start.json")})
     found = search(prepared, config, tmp_path / "search")
-    lines = History(tmp_path / "search").lines
+    lines = ScoreHistory(tmp_path / "search").lines
     assert lines[0]["origin"] == "start"
     assert from_json(lines[0]["subnet"]) == start
     assert found[0].loss <= lines[0]["loss"] or len(lines) > 1

@@ -8,26 +8,33 @@ import pytest
 from conftest import elastic_space, random_params
 
 from automoe_jax.architecture.space import SearchSpace
-from automoe_jax.architecture.subnet import Decoder, DecoderLayer, Encoder, EncoderLayer, Subnet
+from automoe_jax.architecture.subnet import (
+    Decoder,
+    DecoderLayer,
+    Encoder,
+    EncoderLayer,
+    Subnet,
+    to_json,
+)
 from automoe_jax.config import base, resolve
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.weights import pack, prepare, quantize
 from automoe_jax.latency.config import LatencyConfig
-from automoe_jax.latency.records import History
-from automoe_jax.latency.subnet_timer import Measured
+from automoe_jax.latency.records import LATENCY as LATENCY_MS
+from automoe_jax.latency.records import MEASUREMENTS, Measured, ReplayLog
 from automoe_jax.model.extract import extract
 from automoe_jax.phases import costs
 from automoe_jax.phases.export import SupernetExporter
 from automoe_jax.phases.latency_model import fit_latency_model
 from automoe_jax.phases.run import Run
-from automoe_jax.predictor import design, features, fit, model, regression, tables
+from automoe_jax.predictor import design, estimates, features, fit, model, regression, tables
 from automoe_jax.predictor.config import PredictorConfig
-from automoe_jax.predictor.features import Task
+from automoe_jax.predictor.features import TranslationTask
 from automoe_jax.predictor.scores import agreement
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 
-TASK = Task(30, 20, 5, 32_768, 4, 0)
+TASK = TranslationTask(30, 20, 5, 32_768, 4, 0)
 ONE = Subnet(
     Encoder(512, (EncoderLayer(8, (1024, 2048)), EncoderLayer(4, (3072,)))),
     Decoder(640, (DecoderLayer(8, 4, 2, (1024, 0)),)),
@@ -118,22 +125,24 @@ def test_design_covers_every_dimension():
     assert not set(design.unseen(space, 30, chosen, 0)) & set(chosen)
 
 
-class FakeTimer:
+class FakeProber:
     """Times subnets by a formula; counts what it is asked."""
 
     asked = 0
     at_first = 1.0  # how much slower the machine is when the reference is timed alone
-    threads = 2
-    how = "measured"
 
     def __init__(self, *args):
-        self.reference_ms = self.at_first * truth(SPACE.smallest())
+        pass
 
-    def measure_all(self, subnets):
+    def measure_reference(self):
+        ms = self.at_first * truth(SPACE.smallest())
+        return Measured(ms, ms, ms, ms, "measured")
+
+    def measure_group(self, subnets, reference_ms):
         type(self).asked += len(subnets)
         beside = truth(SPACE.smallest())
         ms = [self.at_first * truth(s) for s in subnets]
-        return [Measured(t, 0.99 * t, 1.01 * t, 20, beside) for t in ms]
+        return [Measured(t, 0.99 * t, 1.01 * t, beside, "measured") for t in ms]
 
     def close(self):
         pass
@@ -149,15 +158,15 @@ def truth(subnet) -> float:
 
 
 def fitted(folder, monkeypatch, count=24):
-    monkeypatch.setattr(fit, "SubnetTimer", FakeTimer)
+    monkeypatch.setattr(fit, "Prober", FakeProber)
     config = PredictorConfig(subnets=count, held_out=8)
     return fit.fit(SPACE, LATENCY, config, TASK, lambda *_: None, folder, Silent())
 
 
 def test_fit_goes_on_and_knows_its_error(tmp_path, monkeypatch):
-    FakeTimer.asked = 0
+    FakeProber.asked = 0
     own = fitted(tmp_path / "a", monkeypatch)
-    assert FakeTimer.asked == 24 + 8 - 1  # the smallest subnet is the reference
+    assert FakeProber.asked == 24 + 8 - 1  # the smallest subnet is the reference
     assert own.error.count == 8
     assert own.error.mape < 2
     assert (own.error.tau or 0) > 0.9
@@ -165,10 +174,10 @@ def test_fit_goes_on_and_knows_its_error(tmp_path, monkeypatch):
     # Killed half-way: what was timed is not timed again, and the model is the same.
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "measurements.jsonl").write_text("".join(lines[:13]))
-    FakeTimer.asked = 0
+    FakeProber.asked = 0
     assert fitted(tmp_path / "b", monkeypatch) == own
-    assert FakeTimer.asked == 32 - 13
-    assert len(History(tmp_path / "b").records(fit.LATENCY)) == 32
+    assert FakeProber.asked == 32 - 13
+    assert len(ReplayLog(tmp_path / "b" / MEASUREMENTS).stored(LATENCY_MS)) == 32
 
     path = tmp_path / "latency_model.json"
     own.save(path)
@@ -177,9 +186,9 @@ def test_fit_goes_on_and_knows_its_error(tmp_path, monkeypatch):
     unseen = design.unseen(SPACE, 5, [], 3)
     assert [again.predict(s) for s in unseen] == [own.predict(s) for s in unseen]
     here = dict(own.made_for)
-    assert own.strange(here) == []
+    assert own.warnings(here) == []
     other = {**here, "threads": here["threads"] + 1, "cpu": "another"}
-    lines = own.strange(other)
+    lines = own.warnings(other)
     assert len(lines) == 2
     assert "made for cpu" in lines[0]
     assert f"made for threads {here['threads']}, and here it is {here['threads'] + 1}" in lines[1]
@@ -188,7 +197,7 @@ def test_fit_goes_on_and_knows_its_error(tmp_path, monkeypatch):
 def test_a_slow_moment_at_the_start_does_not_matter(tmp_path, monkeypatch):
     """The model tells latencies as they usually are, not as they were in the first second."""
     plain = fitted(tmp_path / "plain", monkeypatch)
-    monkeypatch.setattr(FakeTimer, "at_first", 1.4)
+    monkeypatch.setattr(FakeProber, "at_first", 1.4)
     slow = fitted(tmp_path / "slow", monkeypatch)
     assert slow.reference is not None
     assert plain.reference is not None
@@ -198,20 +207,19 @@ def test_a_slow_moment_at_the_start_does_not_matter(tmp_path, monkeypatch):
 
 def test_asked_to_fit_again_it_times_again(tmp_path, monkeypatch):
     """A model that is there is of another day or another JAX: its timings are not taken over."""
-    monkeypatch.setattr(fit, "SubnetTimer", FakeTimer)
+    monkeypatch.setattr(fit, "Prober", FakeProber)
     config = dataclasses.replace(resolve(base()), space=SPACE)
     path = tmp_path / "latency_model.json"
-    FakeTimer.asked = 0
+    FakeProber.asked = 0
     for times, predictor in ((1, PredictorConfig(24, 8)), (2, PredictorConfig(24, 8, runs=7))):
-        own = dataclasses.replace(config, predictor=predictor)
-        run = Run(own, tmp_path, Silent())
+        run = Run(dataclasses.replace(config, predictor=predictor), tmp_path, Silent())
         fit_latency_model(run, SupernetExporter(run, {}, "nothing"), (300, 300), path)
-        assert FakeTimer.asked == times * (24 + 8 - 1)
+        assert FakeProber.asked == times * (24 + 8 - 1)
     assert model.load(path).fitted == 24
 
 
 def test_too_small_a_space_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "SubnetTimer", FakeTimer)
+    monkeypatch.setattr(fit, "Prober", FakeProber)
     space = SearchSpace(
         encoder_depths=(1,), decoder_depths=(1,), encoder_heads=(8,), decoder_self_heads=(8,),
         decoder_cross_heads=(8,), cross_spans=(1,), encoder_experts=(1,), decoder_experts=(1,),
@@ -251,7 +259,7 @@ def test_tables(tmp_path):
     again = model.load(tmp_path / "m.json")
     subnet = SearchSpace().sample(np.random.default_rng(1))
     assert again.predict(subnet) == own.predict(subnet)
-    assert "of the table t.csv, not of this machine" in own.strange({})[0]
+    assert "of the table t.csv, not of this machine" in own.warnings({})[0]
 
 
 def test_broken_tables(tmp_path):
@@ -275,6 +283,65 @@ def test_published_tables(shared):
         assert ordinary.mape == pytest.approx(mape, abs=0.2)
         assert own.error.rmse <= ordinary.rmse
         assert own.error.mape <= ordinary.mape
+
+
+def measured(ms, reference=10.0, predicted=None):
+    return Measured(ms, 0.9 * ms, 1.1 * ms, reference, "timed", predicted)
+
+
+def known(model=None, *, relative=False, **ms):
+    """A fold over measurements of the smallest, the largest and another subnet, by name."""
+    other = SPACE.sample(np.random.default_rng(8))
+    subnets = {"smallest": SPACE.smallest(), "largest": SPACE.largest(), "other": other}
+    values = {subnets[name]: m for name, m in ms.items()}
+    return estimates.fold(values, model, relative=relative, min_measured=3)
+
+
+def fake_model(ms: float, reference_ms: float | None):
+    """A model that predicts `ms` for every subnet."""
+
+    class Model(model.LatencyModel):
+        def predict(self, subnet):
+            return ms
+
+    reference = None
+    if reference_ms is not None:
+        reference = {"subnet": to_json(SPACE.smallest()), "ms": reference_ms}
+    where = {"cpu": "this", "threads": 1}
+    return Model(model.WORK, {}, TASK, where, agreement([1.0], [1.0]), 8, reference)
+
+
+def test_nothing_is_known_at_first():
+    empty = known(fake_model(7.0, None))
+    assert empty.of(SPACE.hull()).ms == empty.of(SPACE.hull()).upper_ms == 7.0
+    with pytest.raises(KeyError):
+        known().of(SPACE.hull())
+
+
+def test_measurements_are_scaled_to_the_usual_speed():
+    """The reference took 12 ms at first and takes 10 in turns with others."""
+    found = known(smallest=measured(12.0), largest=measured(24.0), other=measured(36.0, 11.0))
+    assert found.scale == pytest.approx(10.5 / 12)
+    assert found.of(SPACE.largest()).ms == pytest.approx(21.0)
+    assert found.of(SPACE.largest()).upper_ms == pytest.approx(1.1 * 21.0)
+    assert found.of(SPACE.largest()).how == "timed"
+
+
+def test_predictions_are_corrected_by_what_was_measured():
+    unseen = SPACE.sample(np.random.default_rng(5))
+    own = fake_model(20.0, 10.0)
+    # Too few for a median: by the reference, 15 ms now and 10 when the model was made.
+    few = known(own, relative=True, smallest=measured(15.0, 15.0))
+    assert few.of(unseen).ms == pytest.approx(30.0)
+    assert "times 1.500, as measured in this search" in few.of(unseen).how
+    # Under a limit in ms a slow moment must not rule out everything; a fast one counts.
+    assert known(own, smallest=measured(15.0, 15.0)).of(unseen).ms == 20.0
+    assert known(own, smallest=measured(8.0, 8.0)).of(unseen).ms == pytest.approx(16.0)
+    # Enough: the median of measured over predicted.
+    many = known(own, smallest=measured(10.0), largest=measured(24.0), other=measured(40.0))
+    assert many.correction == pytest.approx(24.0 / 20.0)
+    pairs = known(own, smallest=measured(10.0), largest=measured(24.0, predicted=20.0))
+    assert estimates.predicted_and_measured(pairs) == [(20.0, 24.0, 0.9 * 24.0, 1.1 * 24.0)]
 
 
 def test_counted_size_is_that_of_the_export():

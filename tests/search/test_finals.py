@@ -3,23 +3,20 @@
 import numpy as np
 import pytest
 
-from automoe_jax.search.finals import Finals
+from automoe_jax.search.finals import FinalAttempt, next_candidate
 
 KEEP, MOST = 2, 7
 
 
 def run(uppers, final, keep=KEEP, most=MOST):
     """What is tried and what passes, of candidates with such upper ends over the limit."""
-    finals = Finals(keep, most)
-    tried: list[int] = []
-    passed = []
-    while (at := finals.next(len(uppers), lambda i: uppers[i])) is not None:
-        assert at not in tried
-        tried.append(at)
-        found = final(at)
-        finals.made(at, uppers[at], found)
-        if found <= 1:
-            passed.append(at)
+    attempts = []
+    limits = {"keep": keep, "max_attempts": most}
+    while (at := next_candidate(attempts, len(uppers), lambda i: uppers[i], **limits)) is not None:
+        assert at not in [a.index for a in attempts]
+        attempts.append(FinalAttempt(at, uppers[at], final(at)))
+    tried = [a.index for a in attempts]
+    passed = [a.index for a in attempts if a.passed]
     return tried, sorted(passed)[:keep]
 
 

@@ -1,0 +1,182 @@
+"""The inputs of one search, and its limits."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from automoe_jax.architecture.subnet import Subnet, to_json
+from automoe_jax.data.prepared import PreparedData
+from automoe_jax.latency.config import GOLD_RUNS
+from automoe_jax.latency.policy import MeasurementPolicy
+from automoe_jax.latency.prober import Prober
+from automoe_jax.latency.records import LATENCY, MEASUREMENTS, ReplayLog
+from automoe_jax.model.extract import Params
+from automoe_jax.phases import latency_model
+from automoe_jax.phases.costs import HOW, Counted
+from automoe_jax.phases.export import SupernetExporter
+from automoe_jax.phases.objectives import Objective, make_objective
+from automoe_jax.phases.run import Run
+from automoe_jax.phases.search_history import ScoreHistory
+from automoe_jax.phases.search_latency import SearchLatency
+from automoe_jax.phases.train import target
+from automoe_jax.published import subnet_files
+from automoe_jax.search.candidates import Candidate
+from automoe_jax.search.config import ConstraintConfig, SearchConfig
+from automoe_jax.search.limits import Limit, Limits
+from automoe_jax.system.errors import UserError
+from automoe_jax.training.population import PopulationScorer
+
+FULL_SCORE = "full_score"
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchContext:
+    """Immutable inputs shared by all steps of one search, and the files that it appends to."""
+
+    run: Run
+    folder: Path
+    history: ScoreHistory
+    log: ReplayLog
+    counted: Counted
+    scorer: PopulationScorer
+    objective: Objective
+    latency: SearchLatency | None
+    start: Subnet | None
+
+    @property
+    def config(self) -> SearchConfig:
+        return self.run.config.search
+
+    def costs(self, subnet: Subnet) -> dict[str, float]:
+        """Every known cost of a subnet, by name."""
+        costs = dict(self.counted(subnet))
+        if self.latency is not None:
+            costs[LATENCY] = self.latency.ms(subnet)
+        return costs
+
+    def front_costs(self, subnet: Subnet) -> tuple[float, ...]:
+        """The costs that the front trades off against the score."""
+        costs = self.costs(subnet)
+        return tuple(costs[name] for name in self.front_names())
+
+    def front_names(self) -> tuple[str, ...]:
+        if self.config.algorithm == "nsga2":
+            return self.config.front
+        if self.latency is not None:
+            return (LATENCY,)
+        return (next(name for name in HOW if getattr(self.config.constraint, name)),)
+
+    def full_score(self, subnet: Subnet) -> float:
+        """The score on the whole validation set."""
+
+        def make() -> dict[str, Any]:
+            return {"value": self.objective.full(subnet), "how": self.objective.label}
+
+        return self.log.get(FULL_SCORE, subnet, make)["value"]
+
+    def reserve(self) -> int:
+        """Measurements kept for the result."""
+        if self.latency is None or not self.config.limits_latency:
+            return 0
+        return self.latency.policy.reserve
+
+
+def open_search(run: Run, folder: Path, data: PreparedData, params: Params) -> SearchContext:
+    config = run.config
+    search, space = config.search, config.space
+    if not (search.constraint.any or search.algorithm == "nsga2"):
+        raise UserError(
+            "no limit for the search: set one of search.constraint, as "
+            "--config.search.constraint.latency_ratio=0.5 (latency_ms, gflops, active_params_m, "
+            "params_m and size_mb are the others), or draw a front with "
+            "--config.search.algorithm=nsga2"
+        )
+    start = subnet_files.load(search.start) if search.start else None
+    if start is not None:
+        space.validate(start)
+    vocab_sizes = data.tokenizer.vocab_sizes
+    exporter = SupernetExporter(run, params, "supernet")
+    scorer = PopulationScorer(target(config, vocab_sizes), config.training, params)
+    log = ReplayLog(folder / MEASUREMENTS)
+    latency = None
+    if search.needs_latency:
+        latency = _search_latency(run, folder, exporter, log)
+        if search.latency == "predicted":
+            latency = latency.with_model(latency_model.latency_model(run, exporter, vocab_sizes))
+    found = SearchContext(
+        run,
+        folder,
+        ScoreHistory(folder),
+        log,
+        Counted(space, config.export, vocab_sizes),
+        scorer,
+        make_objective(run, folder, scorer, exporter, data.valid),
+        latency,
+        start,
+    )
+    if latency is None or search.latency != "verified":
+        return found
+    # The smallest subnet first: if it exceeds a limit, no model need be made.
+    latency.begin()
+    limits_of(found).require(space.smallest())
+    model = latency_model.latency_model(run, exporter, vocab_sizes)
+    return dataclasses.replace(found, latency=latency.with_model(model))
+
+
+def _search_latency(
+    run: Run, folder: Path, exporter: SupernetExporter, log: ReplayLog
+) -> SearchLatency:
+    config, search, space = run.config, run.config.search, run.config.space
+    gold, verified = search.latency == "gold", search.latency == "verified"
+    policy = MeasurementPolicy(
+        budget=search.measurements if verified else math.inf,
+        keep=search.keep,
+        runs=GOLD_RUNS if gold else search.latency_runs,
+    )
+    prober = None
+    if search.latency != "predicted":
+        write, reference = exporter.export_for_timing, space.smallest()
+        prober = Prober(config.latency, policy, write, reference, folder / ".timing")
+    limited = search.constraint if search.limits_latency else ConstraintConfig()
+    return SearchLatency(
+        mode=search.latency,
+        log=log,
+        prober=prober,
+        policy=policy,
+        smallest=space.smallest(),
+        largest=space.largest(),
+        limit_ms=limited.latency_ms or math.inf,
+        limit_ratio=limited.latency_ratio or math.inf,
+        note=run.progress.note,
+    )
+
+
+def limits_of(search: SearchContext) -> Limits:
+    """The limits of the config: counted costs first, since what they reject is never timed."""
+    constraint = search.config.constraint
+
+    def counted(name: str, how: str) -> Limit:
+        bound = getattr(constraint, name)
+        return Limit(name, name, lambda: bound, lambda s: search.counted(s)[name], lambda _: how)
+
+    limits = [counted(name, how) for name, how in HOW.items() if getattr(constraint, name)]
+    latency = search.latency
+    if latency is not None and search.config.limits_latency:
+        in_ms = latency.upper_bound() == latency.limit_ms
+        field = "latency_ms" if in_ms else "latency_ratio"
+        limits.append(Limit(LATENCY, field, latency.upper_bound, latency.ms, latency.how))
+    return Limits(tuple(limits))
+
+
+def describe(search: SearchContext, limits: Limits, candidate: Candidate) -> dict[str, Any]:
+    """What the history says of a candidate besides its score."""
+    about = {
+        "iteration": candidate.iteration,
+        "origin": candidate.origin,
+        "parents": [to_json(p) for p in candidate.parents],
+        "constraints": limits.record(candidate.subnet),
+        "costs": search.costs(candidate.subnet),
+    }
+    objective = search.config.objective
+    return about if objective == "loss" else {**about, "objective": objective}
