@@ -50,12 +50,12 @@ def claim_search(run: Run, folder: Path, step: int | None):
     }
     scored, measured = ((folder / name).exists() for name in (HISTORY, MEASUREMENTS))
     try:
-        workdir.claim(folder, SEARCH, about, scored or measured)
+        workdir.claim(folder, SEARCH, about, begun=scored or measured)
     except UserError:
         if scored:
             raise
         (folder / MEASUREMENTS).unlink()  # of a search that scored nothing
-        workdir.claim(folder, SEARCH, about, False)
+        workdir.claim(folder, SEARCH, about, begun=False)
 
 
 def run_search(run: Run, folder: Path, data: PreparedData, params: Params) -> SearchResult:
