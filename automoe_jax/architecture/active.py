@@ -5,14 +5,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.architecture.subnet import Decoder, Encoder, Subnet
 
 # NumPy outside a jitted function, traced inside.
 Array = np.ndarray | jax.Array
 
 
 class ActiveStack(NamedTuple):
-    """Choices of the layers of one stack. L layers of the supernet, E experts.
+    """The active sizes of one stack. L layers of the supernet, E experts.
 
     `heads_L` is the self-attention's; `cross_*` are zero-length for the encoder. Entries beyond
     the active layers and experts are never read.
@@ -29,7 +29,7 @@ class ActiveStack(NamedTuple):
 
 
 class ActiveSubnet(NamedTuple):
-    """A subnet in a form of fixed shapes; a pytree of int32 arrays."""
+    """A subnet as a pytree of int32 arrays, of the same shapes for every subnet of a space."""
 
     encoder: ActiveStack
     decoder: ActiveStack
@@ -43,40 +43,40 @@ def to_active(subnet: Subnet, hull: Subnet) -> ActiveSubnet:
       hull: `SearchSpace.hull()`; gives the shapes.
     """
     return ActiveSubnet(
-        _stack(subnet.encoder, hull.encoder, "heads"),
-        _stack(subnet.decoder, hull.decoder, "self_heads"),
+        _active_stack(subnet.encoder, hull.encoder), _active_stack(subnet.decoder, hull.decoder)
     )
 
 
-def _stack(stack, hull, heads_field: str) -> ActiveStack:
-    n_layers = len(hull.layers)
-    n_experts = max(len(layer.experts) for layer in hull.layers)
-
-    def column(read, fill=1) -> np.ndarray:
-        values = [read(layer) for layer in stack.layers]
-        return np.array(values + [fill] * (n_layers - len(values)), np.int32)
-
-    cross = hasattr(hull.layers[0], "cross_span")
-    empty = np.zeros((0,), np.int32)
-    sizes_LE = np.zeros((n_layers, n_experts), np.int32)
+def _active_stack(stack: Encoder | Decoder, hull: Encoder | Decoder) -> ActiveStack:
+    shape = (len(hull.layers), max(len(layer.experts) for layer in hull.layers))
+    sizes_LE = np.zeros(shape, np.int32)
     for i, layer in enumerate(stack.layers):
         sizes_LE[i, : len(layer.experts)] = layer.experts
+
+    def column(values: list[int]) -> np.ndarray:
+        return np.array(values + [1] * (shape[0] - len(values)), np.int32)
+
+    def cross(name: str) -> np.ndarray:
+        if isinstance(hull, Encoder):
+            return np.zeros((0,), np.int32)
+        return column([getattr(layer, name) for layer in stack.layers])
+
     return ActiveStack(
         depth=np.asarray(len(stack.layers), np.int32),
         embed_dim=np.asarray(stack.embed_dim, np.int32),
-        heads_L=column(lambda x: getattr(x, heads_field)),
-        cross_heads_L=column(lambda x: x.cross_heads) if cross else empty,
-        cross_span_L=column(lambda x: x.cross_span) if cross else empty,
-        n_experts_L=column(lambda x: len(x.experts)),
+        heads_L=column([getattr(layer, layer.HEADS[0]) for layer in stack.layers]),
+        cross_heads_L=cross("cross_heads"),
+        cross_span_L=cross("cross_span"),
+        n_experts_L=column([len(layer.experts) for layer in stack.layers]),
         sizes_LE=sizes_LE,
-        top_k_L=column(lambda x: x.top_k),
+        top_k_L=column([layer.top_k for layer in stack.layers]),
     )
 
 
-def layer_row(choice: ActiveStack, i: Array | int) -> ActiveStack:
-    """The choice of layer `i`: what has a layer axis loses it."""
+def layer_row(stack: ActiveStack, i: Array | int) -> ActiveStack:
+    """The sizes of layer `i`: arrays with a layer axis lose it."""
     fields = {
         name: value[i] if name.endswith(("_L", "_LE")) and value.shape[0] else value
-        for name, value in choice._asdict().items()
+        for name, value in stack._asdict().items()
     }
     return ActiveStack(**fields)

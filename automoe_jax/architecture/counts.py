@@ -1,10 +1,9 @@
 """Counts the parameters and FLOPs of a subnet, as the published tables do.
 
-Parameters leave out the embedding table (and so the output layer, which is the same table).
-FLOPs are two per multiply-add of one forward pass, output layer left out; HAT's counter also has
-one multiply-add per LayerNorm element and per scaled query, and with these all 17 published rows,
-Transformer-Base and Transformer-Big come out to the printed digit. Experts count under uniform
-routing.
+Parameters exclude the embedding table and the output layer, which shares it. FLOPs are two per
+multiply-add of one forward pass without the output layer. As HAT's counter does, they include one
+multiply-add per LayerNorm element and per scaled query: all 17 published rows, Transformer-Base
+and Transformer-Big come out to the printed digit. Experts count under uniform routing.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """One layer. `active_*` is what one token uses; counts are weights, FLOPs are plain."""
+    """Parameters and FLOPs of one layer; `active_*` counts the parameters that one token uses."""
 
     name: str
     params: int
@@ -22,13 +21,13 @@ class LayerCost:
     active_params_min: int
     active_params_max: int
     flops: float
-    # Parameters if the layer had as many experts as the supernet's, the further ones at full size.
+    # Parameters with as many experts as a layer of the supernet, the added ones at full size.
     params_at_max_experts: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Complexity:
-    """A whole subnet; sums of `layers`."""
+    """Parameters and FLOPs of a subnet: sums over `layers`."""
 
     params: int
     active_params: float
@@ -52,23 +51,20 @@ def count(
     Args:
       subnet: the architecture.
       sentence_length: tokens of source and of target (30 for WMT, 23 for IWSLT).
-      max_experts: M of the supernet, for `sparsity_supernet`, which counts every layer at M
-        experts, those that the subnet does not have at the supernet's largest FFN size (so the
-        41 % of the paper's Table 4 row of WMT'19 come out); where None, the most experts of any
-        layer of the subnet.
-      max_ffn_dims: that largest size in encoder and decoder; where None, the subnet's.
+      max_experts: experts of each layer of the supernet; by default, the most of any layer of the
+        subnet. `sparsity_supernet` counts every layer with this many experts and gives those that
+        the subnet lacks the largest FFN size (as the paper does: 41 % for WMT'19 in Table 4).
+      max_ffn_dims: the largest FFN size of encoder and decoder; by default, the subnet's.
     """
-    stacks = (("encoder", subnet.encoder), ("decoder", subnet.decoder))
+    stacks = [stack for _, stack in subnet.stacks]
     if max_experts is None:
-        max_experts = max(len(layer.experts) for _, stack in stacks for layer in stack.layers)
+        max_experts = max(len(layer.experts) for stack in stacks for layer in stack.layers)
     if max_ffn_dims is None:
-        encoder, decoder = (
-            max(max(layer.experts) for layer in stack.layers) for _, stack in stacks
-        )
+        encoder, decoder = (max(max(x.experts) for x in stack.layers) for stack in stacks)
         max_ffn_dims = encoder, decoder
     layers = tuple(
         _layer(f"{side}.{i}", layer, subnet, sentence_length, (max_experts, max_ffn_dim))
-        for (side, stack), max_ffn_dim in zip(stacks, max_ffn_dims, strict=True)
+        for (side, stack), max_ffn_dim in zip(subnet.stacks, max_ffn_dims, strict=True)
         for i, layer in enumerate(stack.layers)
     )
 
@@ -90,7 +86,7 @@ def count(
 
 
 def _attention(n_queries: int, n_keys: int, d_q: int, d_kv: int, qkv_dim: int) -> tuple[int, int]:
-    """(parameters, multiply-adds), its LayerNorm and query scaling included."""
+    """(parameters, multiply-adds), LayerNorm and query scaling included."""
     params = (
         (d_q + 1) * qkv_dim  # query
         + 2 * (d_kv + 1) * qkv_dim  # key, value
@@ -114,13 +110,10 @@ def _layer(
     supernet: tuple[int, int],
 ) -> LayerCost:
     """Costs of a layer; `supernet` is the experts of each of its layers and their largest size."""
-    q = subnet.qkv_dim
-    if isinstance(layer, EncoderLayer):
-        d = subnet.encoder.embed_dim
-        params, macs = _attention(n, n, d, d, q)
-    else:
-        d = subnet.decoder.embed_dim
-        params, macs = _attention(n, n, d, d, q)
+    q, stack = subnet.qkv_dim, subnet.decoder if isinstance(layer, DecoderLayer) else subnet.encoder
+    d = stack.embed_dim
+    params, macs = _attention(n, n, d, d, q)
+    if isinstance(layer, DecoderLayer):
         cross = _attention(n, n * layer.cross_span, d, subnet.encoder.embed_dim, q)
         params, macs = params + cross[0], macs + cross[1]
 
@@ -129,7 +122,7 @@ def _layer(
     router_macs = n * d * n_experts if n_experts > 1 else 0
     sizes = sorted(_expert(d, f) for f in layer.experts)
     expert_macs = n * 2 * d * sum(layer.experts) / n_experts
-    dense = params + 2 * d  # with the LayerNorm of the FFN
+    dense = params + 2 * d  # the FFN's LayerNorm included
     k = layer.top_k
     mean = sum(sizes) / n_experts
     max_experts, max_ffn_dim = supernet

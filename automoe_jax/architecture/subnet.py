@@ -1,7 +1,7 @@
 """`Subnet`: one architecture, as a frozen dataclass and as JSON."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from automoe_jax.system.errors import UserError
 
@@ -10,12 +10,14 @@ DEFAULT_QKV_DIM = 512
 
 
 class SubnetError(UserError):
-    """A subnet that is not an architecture, or a file that does not hold one."""
+    """An impossible architecture, or a file without one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderLayer:
     """`experts` holds the FFN size of each expert: one entry is a dense FFN, 0 an identity."""
+
+    HEADS: ClassVar = ("heads",)  # fields that count attention heads; the first: self-attention's
 
     heads: int
     experts: tuple[int, ...]
@@ -24,7 +26,9 @@ class EncoderLayer:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderLayer:
-    """As `EncoderLayer`; `cross_span` last encoder layers are attended to."""
+    """As `EncoderLayer`; the cross-attention attends to the last `cross_span` encoder layers."""
+
+    HEADS: ClassVar = ("self_heads", "cross_heads")
 
     self_heads: int
     cross_heads: int
@@ -35,14 +39,22 @@ class DecoderLayer:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
+    layer_type: ClassVar = EncoderLayer
+
     embed_dim: int
     layers: tuple[EncoderLayer, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
+    layer_type: ClassVar = DecoderLayer
+
     embed_dim: int
     layers: tuple[DecoderLayer, ...]
+
+
+# The stacks of a subnet, by field name.
+STACKS = {"encoder": Encoder, "decoder": Decoder}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +72,20 @@ class Subnet:
 
     def __post_init__(self):
         _check_int(self.qkv_dim, "qkv_dim", 1)
-        for side, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
+        for side, stack in self.stacks:
             _check_int(stack.embed_dim, f"{side}.embed_dim", 1)
             if not stack.layers:
                 raise SubnetError(f"{side}.layers is empty; at least one layer is needed")
             for i, layer in enumerate(stack.layers):
                 self._check_layer(f"{side}.layers[{i}]", layer)
 
+    @property
+    def stacks(self) -> tuple[tuple[str, Encoder], tuple[str, Decoder]]:
+        """("encoder", its stack) and ("decoder", its stack)."""
+        return ("encoder", self.encoder), ("decoder", self.decoder)
+
     def _check_layer(self, where: str, layer: EncoderLayer | DecoderLayer):
-        names = ("heads",) if isinstance(layer, EncoderLayer) else ("self_heads", "cross_heads")
-        for name in names:
+        for name in layer.HEADS:
             heads = getattr(layer, name)
             _check_int(heads, f"{where}.{name}", 1)
             if self.qkv_dim % heads:
@@ -105,68 +121,54 @@ def _check_int(value: Any, where: str, low: int):
 def to_json(subnet: Subnet) -> dict[str, Any]:
     """The JSON form (version 1). `top_k` is written where it is not 1."""
 
-    def layer(spec: EncoderLayer | DecoderLayer) -> dict[str, Any]:
-        fields = {k: list(v) if k == "experts" else v for k, v in vars(spec).items()}
-        if fields["top_k"] == 1:
+    def layer_json(layer: EncoderLayer | DecoderLayer) -> dict[str, Any]:
+        fields = {**vars(layer), "experts": list(layer.experts)}
+        if layer.top_k == 1:
             del fields["top_k"]
         return fields
 
-    def stack(spec: Encoder | Decoder) -> dict[str, Any]:
-        return {"embed_dim": spec.embed_dim, "layers": [layer(x) for x in spec.layers]}
-
-    return {
-        "version": VERSION,
-        "qkv_dim": subnet.qkv_dim,
-        "encoder": stack(subnet.encoder),
-        "decoder": stack(subnet.decoder),
+    stacks = {
+        side: {"embed_dim": stack.embed_dim, "layers": [layer_json(x) for x in stack.layers]}
+        for side, stack in subnet.stacks
     }
+    return {"version": VERSION, "qkv_dim": subnet.qkv_dim, **stacks}
 
 
 def from_json(obj: Any, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
     """The subnet of a JSON object.
 
     Args:
-      obj: what `json.load` gave.
-      default_qkv_dim: the width where `qkv_dim` is left out.
+      obj: the result of `json.load`.
+      default_qkv_dim: the Q/K/V width of an object without `qkv_dim`.
 
     Raises:
       SubnetError: names the field that is missing, unknown or wrong.
     """
-    _check_fields(obj, "", {"encoder", "decoder"}, {"version", "qkv_dim"})
+    _check_fields(obj, "", set(STACKS), {"version", "qkv_dim"})
     if obj.get("version", VERSION) != VERSION:
         raise SubnetError(f"version is {obj['version']!r}; this program reads version {VERSION}")
-    encoder, decoder = obj["encoder"], obj["decoder"]
-    for side, stack in (("encoder", encoder), ("decoder", decoder)):
+    stacks = {}
+    for side, stack_type in STACKS.items():
+        stack = obj[side]
         _check_fields(stack, side, {"embed_dim", "layers"}, set())
         if not isinstance(stack["layers"], list):
             raise SubnetError(f"{side}.layers is {stack['layers']!r}; it must be a list of layers")
-    return Subnet(
-        qkv_dim=obj.get("qkv_dim", default_qkv_dim),
-        encoder=Encoder(
-            encoder["embed_dim"],
-            tuple(
-                _layer_from_json(EncoderLayer, x, f"encoder.layers[{i}]")
-                for i, x in enumerate(encoder["layers"])
-            ),
-        ),
-        decoder=Decoder(
-            decoder["embed_dim"],
-            tuple(
-                _layer_from_json(DecoderLayer, x, f"decoder.layers[{i}]")
-                for i, x in enumerate(decoder["layers"])
-            ),
-        ),
-    )
+        layers = tuple(
+            _layer_from_json(stack_type.layer_type, layer, f"{side}.layers[{i}]")
+            for i, layer in enumerate(stack["layers"])
+        )
+        stacks[side] = stack_type(stack["embed_dim"], layers)
+    return Subnet(qkv_dim=obj.get("qkv_dim", default_qkv_dim), **stacks)
 
 
-def _layer_from_json(kind: type, obj: Any, where: str):
-    fields = {f.name for f in dataclasses.fields(kind)}
+def _layer_from_json(layer_type: type, obj: Any, where: str):
+    fields = {f.name for f in dataclasses.fields(layer_type)}
     _check_fields(obj, where, fields - {"top_k"}, {"top_k"})
     if not isinstance(obj["experts"], list):
         raise SubnetError(
             f"{where}.experts is {obj['experts']!r}; it must be a list of FFN sizes, one per expert"
         )
-    return kind(**{**obj, "experts": tuple(obj["experts"])})
+    return layer_type(**{**obj, "experts": tuple(obj["experts"])})
 
 
 def _check_fields(obj: Any, where: str, required: set[str], optional: set[str]):
@@ -174,7 +176,7 @@ def _check_fields(obj: Any, where: str, required: set[str], optional: set[str]):
     if not isinstance(obj, dict):
         raise SubnetError(f"{name} is {type(obj).__name__}; it must be a JSON object")
     prefix = f"{where}." if where else ""
-    # Unknown ones first: a misspelt field is missing too.
+    # Unknown fields first: a misspelt field is also a missing one.
     for key in sorted(map(str, obj.keys() - required - optional)):
         allowed = ", ".join(sorted(required | optional))
         raise SubnetError(f"{prefix}{key} is not a field of a subnet; allowed here: {allowed}")
@@ -184,8 +186,7 @@ def _check_fields(obj: Any, where: str, required: set[str], optional: set[str]):
 
 def short_name(subnet: Subnet) -> str:
     """One line for tables: widths, and experts per layer, as `E512 1-1-2 D640 2-1`."""
-    parts = []
-    for letter, stack in (("E", subnet.encoder), ("D", subnet.decoder)):
-        counts = "-".join(str(len(layer.experts)) for layer in stack.layers)
-        parts.append(f"{letter}{stack.embed_dim} {counts}")
-    return " ".join(parts)
+    return " ".join(
+        f"{side[0].upper()}{stack.embed_dim} {'-'.join(str(len(x.experts)) for x in stack.layers)}"
+        for side, stack in subnet.stacks
+    )

@@ -42,7 +42,7 @@ def main():
     if space is not None:
         subnet = subnet_files.load(_SUBNET.value, space.qkv_dim)
         space.validate(subnet)
-        max_experts = max(space.max_experts("encoder"), space.max_experts("decoder"))
+        max_experts = max(stack.max_experts for stack in space.stacks)
         max_ffn_dims = max(space.encoder_ffn_dims), max(space.decoder_ffn_dims)
     else:
         subnet = subnet_files.load(_SUBNET.value)

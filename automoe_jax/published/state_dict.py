@@ -109,7 +109,7 @@ def from_params(params: Params, space: SearchSpace) -> State:
         ("embedding",) * 2 if "embedding" in params else ("source_embedding", "target_embedding")
     )
     source, target = (params[name]["table"].shape[0] for name in names)
-    moe = {side: space.max_experts(side) > 1 for side in ("encoder", "decoder")}
+    moe = {side: getattr(space, side).max_experts > 1 for side in ("encoder", "decoder")}
     layout = _layout(space, (source, target), moe)
     params = {
         **params,
@@ -214,10 +214,10 @@ def _sizes_hint(state: State, space: SearchSpace) -> str:
                 f"{max(getattr(space, f'{side}_depths'))}"
             )
         experts = _numbers(state, rf"{side}\.layers\.\d+\.switch_layer\.experts\.(\d+)\.")
-        if max(experts, 1) != space.max_experts(side):
+        if max(experts, 1) != getattr(space, side).max_experts:
             found.append(
                 f"its {side} has {max(experts, 1)} expert(s) per layer, space.{side}_experts goes "
-                f"up to {space.max_experts(side)}"
+                f"up to {getattr(space, side).max_experts}"
             )
     return f" ({'; '.join(found)})" if found else ""
 

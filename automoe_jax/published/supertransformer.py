@@ -138,7 +138,7 @@ def dump(space: SearchSpace) -> str:
         # Largest first, as theirs.
         text += line(key, getattr(space, name)[::-1])
     text += line(_SPANS, tuple(WRITTEN_SPANS[span] for span in space.cross_spans))
-    n_experts = (space.max_experts("encoder"), space.max_experts("decoder"))
+    n_experts = (space.encoder.max_experts, space.decoder.max_experts)
     if max(n_experts) == 1 and not space.identity_experts:
         return text
     for side in SIDES:

@@ -1,6 +1,9 @@
 """Search spaces: what they draw is in them, whatever the options."""
 
 import dataclasses
+import hashlib
+import itertools
+import json
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +14,7 @@ from conftest import elastic_space
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.counts import count
 from automoe_jax.architecture.space import SearchSpace, SpaceError
-from automoe_jax.architecture.subnet import EncoderLayer, SubnetError
+from automoe_jax.architecture.subnet import EncoderLayer, SubnetError, to_json
 
 OPTIONS = {
     "paper": SearchSpace(),
@@ -103,6 +106,28 @@ def test_sampling_is_seeded():
     space = SearchSpace()
     a, b = (space.sample(np.random.default_rng(7)) for _ in range(2))
     assert a == b
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("paper", "ae7500a6379c"),
+        ("everything elastic", "2ac8bc24fcf1"),
+        ("standard experts", "c1c128f6bc18"),
+    ],
+)
+def test_random_draws_are_as_they_were(name, digest):
+    """Fixed draws of a fixed seed: a search with the same seed repeats across versions.
+
+    Where the order of draws changes on purpose, put the new digests here and say in the commit that
+    searches of earlier versions can no longer be repeated.
+    """
+    space, rng = OPTIONS[name], np.random.default_rng(0)
+    drawn = [space.sample(rng) for _ in range(20)]
+    drawn += [space.mutate(subnet, rng, p) for subnet in drawn for p in (0.1, 0.3, 0.9)]
+    drawn += [space.crossover(a, b, rng) for a, b in itertools.pairwise(drawn)]
+    text = json.dumps([to_json(subnet) for subnet in drawn])
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == digest
 
 
 def test_hull_heads_are_the_finest_split():
