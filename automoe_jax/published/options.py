@@ -1,109 +1,55 @@
-"""The YAML files of HAT and AutoMoE: command line options of their fairseq, one a line."""
+"""The YAML files of HAT and AutoMoE: command line options of their fairseq, one per line."""
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
 
+from automoe_jax.architecture.subnet import STACKS
 from automoe_jax.system.errors import UserError
 
-# How they write a cross-attention span: the number of encoder layers before the last, or -1.
+# Cross-attention span by its form in the files: encoder layers before the last, -1 for none.
 SPANS = {-1: 1, 1: 2, 2: 3}
 WRITTEN_SPANS = {span: written for written, span in SPANS.items()}
-SIDES = ("encoder", "decoder")
 
-# Options of the same files that say nothing of the architecture: training, data, logging.
-_TRAINING = {
-    "arch",
-    "data",
-    "source-lang",
-    "target-lang",
-    "max-tokens",
-    "train-subtransformer",
-    "optimizer",
-    "adam-betas",
-    "adam-eps",
-    "clip-norm",
-    "weight-decay",
-    "dropout",
-    "attention-dropout",
-    "activation-dropout",
-    "criterion",
-    "label-smoothing",
-    "ddp-backend",
-    "distributed-world-size",
-    "fp16",
-    "update-freq",
-    "max-update",
-    "max-epoch",
-    "warmup-updates",
-    "lr-scheduler",
-    "warmup-init-lr",
-    "max-lr",
-    "min-lr",
-    "lr",
-    "lr-shrink",
-    "keep-last-epochs",
-    "save-interval",
-    "save-dir",
-    "save-interval-updates",
-    "keep-interval-updates",
-    "no-epoch-checkpoints",
-    "no-save",
-    "validate-interval",
-    "validation-metric",
-    "seed",
-    "cpu",
-    "task",
-    "num-workers",
-    "log-format",
-    "log-interval",
-    "no-progress-bar",
-    "tensorboard-logdir",
-    "max-sentences",
-    "max-source-positions",
-    "max-target-positions",
-    "left-pad-source",
-    "left-pad-target",
-    "required-batch-size-multiple",
-    "fp16-init-scale",
-    "min-loss-scale",
-    "memory-efficient-fp16",
-    "sandwich-rule",
-    "encoder-attention-heads",
-    "decoder-attention-heads",
-    "encoder-capacity-factor",
-    "decoder-capacity-factor",
-    "encoder-load-balancing-loss-coeff",
-    "decoder-load-balancing-loss-coeff",
-    "encoder-expert-dropout-ratio",
-    "decoder-expert-dropout-ratio",
-}
-# Options that make another architecture, where they are on.
-_OTHER = {
-    "encoder-normalize-before",
-    "decoder-normalize-before",
-    "encoder-learned-pos",
-    "decoder-learned-pos",
-    "no-token-positional-embeddings",
-    "vocab-original-scaling",
-    "adaptive-softmax-cutoff",
-    "encoder-drop-tokens",
-    "decoder-drop-tokens",
-    "encoder-is-first-expert-identity",
-    "decoder-is-first-expert-identity",
-}
-# Options that make another architecture where they are off.
-_SCALED = {f"{side}-is-scale-prob" for side in SIDES}
-# Options that have one value here.
-_FIXED = {"activation-fn": "relu", **{f"{side}-expert-type": "switch" for side in SIDES}}
+
+def _words(both: str, *, each: str = "") -> set[str]:
+    """The option names of a text, and those of `each` for encoder and decoder."""
+    return {*both.split(), *(f"{side}-{name}" for side in STACKS for name in each.split())}
+
+
+# Options of training, data and logging: they are allowed and have no effect.
+_TRAINING = _words(
+    """
+    arch data task source-lang target-lang seed cpu num-workers ddp-backend distributed-world-size
+    fp16 fp16-init-scale min-loss-scale memory-efficient-fp16 train-subtransformer sandwich-rule
+    max-tokens max-sentences max-source-positions max-target-positions left-pad-source
+    left-pad-target required-batch-size-multiple update-freq max-update max-epoch
+    optimizer adam-betas adam-eps clip-norm weight-decay criterion label-smoothing
+    dropout attention-dropout activation-dropout
+    lr lr-scheduler lr-shrink warmup-updates warmup-init-lr max-lr min-lr
+    save-dir save-interval save-interval-updates keep-last-epochs keep-interval-updates
+    no-epoch-checkpoints no-save validate-interval validation-metric
+    log-format log-interval no-progress-bar tensorboard-logdir
+    """,
+    each="attention-heads capacity-factor load-balancing-loss-coeff expert-dropout-ratio",
+)
+# Options that, switched on, make an architecture that this project does not have.
+_UNSUPPORTED = _words(
+    "no-token-positional-embeddings vocab-original-scaling adaptive-softmax-cutoff",
+    each="normalize-before learned-pos drop-tokens is-first-expert-identity",
+)
+# Options that make such an architecture when switched off.
+_SCALED = _words("", each="is-scale-prob")
+# Options with a single supported value.
+_FIXED = {"activation-fn": "relu", **{f"{side}-expert-type": "switch" for side in STACKS}}
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 class _Loader(yaml.BaseLoader):
-    """All values stay text, no object is made; a key that is given twice is refused."""
+    """Keeps all values as text, makes no objects, and refuses a key that is given twice."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep) for key, _ in node.value]
@@ -114,26 +60,26 @@ class _Loader(yaml.BaseLoader):
 
 
 class Options:
-    """The options of one file: every value as text or a list of texts.
+    """The options of one file: every value is text or a list of texts.
 
-    Not as YAML reads them: to YAML, the sizes 3072_1024 are one number.
+    YAML's own types do not serve: it reads the sizes 3072_1024 as one number.
     """
 
     def __init__(self, values: dict[str, Any], error: type[UserError]):
         self._values, self._error = values, error
 
     def given(self, key: str) -> bool:
-        """Whether an option is there and not an empty list."""
+        """True for an option that is present and no empty list."""
         return key in self._values and self._values[key] != []
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number; refused where it is missing and there is no default."""
+        """A whole number; an error if it is missing and has no default."""
         if default is not None and not self.given(key):
             return default
         return self._as_integer(key, self._value(key))
 
     def integers(self, key: str, default: Iterable[int] | None = None) -> tuple[int, ...]:
-        """A list of whole numbers; one alone is a list too."""
+        """A list of whole numbers; a single number counts as a list."""
         if default is not None and not self.given(key):
             return tuple(default)
         values = tuple(self._as_integer(key, value) for value in self._list(key))
@@ -156,7 +102,7 @@ class Options:
         return values[:depth]
 
     def flag(self, key: str) -> bool:
-        """Whether an option is on."""
+        """True for an option that is switched on."""
         return key in self._values and _on(self._values[key])
 
     def _value(self, key: str) -> Any:
@@ -179,12 +125,12 @@ def read(text: str, known: Iterable[str], what: str, error: type[UserError]) -> 
 
     Args:
       text: YAML.
-      known: the keys that the caller reads; those of training are allowed too, and have no effect.
+      known: the keys that the caller reads; training options are allowed and have no effect.
       what: the kind of file, for error lines.
-      error: what to raise.
+      error: the exception class.
 
     Raises:
-      error: not YAML, an unknown key, or one that makes another architecture than ours.
+      error: not YAML, an unknown key, or one of an architecture that this project does not have.
     """
     try:
         values = yaml.load(text, Loader=_Loader)
@@ -194,10 +140,10 @@ def read(text: str, known: Iterable[str], what: str, error: type[UserError]) -> 
         raise error(f"not a YAML mapping of {what} keys")
     known = set(known)
     for key in sorted(map(str, values)):
-        if key in _OTHER and not _on(values[key]):
+        if key in _UNSUPPORTED and not _on(values[key]):
             continue
         unscaled = key in _SCALED and not _on(values[key])
-        if key in _OTHER or unscaled or values[key] != _FIXED.get(key, values[key]):
+        if key in _UNSUPPORTED or unscaled or values[key] != _FIXED.get(key, values[key]):
             raise error(f"{key} is {values[key]}: this project has no such architecture")
         if key not in known | _TRAINING | _SCALED | _FIXED.keys():
             if what == "supertransformer" and key.endswith("-subtransformer"):
@@ -213,9 +159,16 @@ def read(text: str, known: Iterable[str], what: str, error: type[UserError]) -> 
     return Options(values, error)
 
 
-def line(key: str, value: Any) -> str:
-    """`key: value`, lists as both their YAML and their command line readers take them."""
-    return f"{key}: {list(value) if isinstance(value, tuple) else value}\n"
+def write(blocks: Iterable[Sequence[tuple[str, Any]]]) -> str:
+    """A file of (key, value) blocks, with an empty line between them.
+
+    Both the YAML and the command line reader of HAT accept the lists so written.
+    """
+    return "\n".join(
+        "".join(f"{k}: {list(v) if isinstance(v, tuple) else v}\n" for k, v in block)
+        for block in blocks
+        if block
+    )
 
 
 def _on(value: Any) -> bool:

@@ -1,12 +1,11 @@
 """Weights under the names of HAT's and AutoMoE's fairseq, to our params and back.
 
-Names and layouts: github.com/microsoft/AutoMoE, fairseq/models/transformer_super.py and
+Names and shapes: github.com/microsoft/AutoMoE, fairseq/models/transformer_super.py and
 fairseq/modules. Matrices are (out, in) there and (in, out) here; Q, K and V of one input are one
-matrix there; the experts of a layer are one array here. Letters: D embedding, Q the Q/K/V width,
-F FFN size, E experts, V vocabulary.
+matrix there; the experts of a layer are one array here.
 """
 
-import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -14,54 +13,49 @@ from typing import NamedTuple
 import numpy as np
 
 from automoe_jax.architecture.space import SearchSpace
-from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer
+from automoe_jax.architecture.subnet import STACKS, DecoderLayer
 from automoe_jax.model import stacked
 from automoe_jax.model.extract import Params
 from automoe_jax.system.errors import UserError
 
 State = dict[str, np.ndarray]
-Path = tuple[str, ...]
+Shape = tuple[int, ...]
+ParamPath = tuple[str, ...]
 
 SOURCE, TARGET, OUTPUT = (
     "encoder.embed_tokens.weight",
     "decoder.embed_tokens.weight",
     "decoder.embed_out",
 )
-# What is in a state dict and no weight: versions, and buffers of the sinusoidal positions.
+# Entries of a state dict that are no weights: versions and buffers of the sinusoidal positions.
 _BUFFERS = re.compile(r"(encoder|decoder)\.(version|embed_positions\.(_float_tensor|weights))")
-_MOST_NAMED = 8
+_MAX_NAMED = 8
 _ALL = slice(None)
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is not the supernet that the space says."""
+    """A checkpoint that does not fit the supernet of the space."""
 
 
-class Piece(NamedTuple):
-    """`params[path][place]` is the rows `rows` of the array `key`, transposed or not."""
+class WeightMap(NamedTuple):
+    """`params[path][place]` holds the rows `rows` of the state dict's array `key`.
+
+    Attributes:
+      key, key_shape: the array of the state dict.
+      path, shape: the array of the params; the path is empty where the params have no such array
+        (the router over one expert, which the published code has).
+      fields: the fields of the space that decide the shape, for error lines.
+      transposed: whether the rows are transposed on the way.
+    """
 
     key: str
-    path: Path
+    key_shape: Shape
+    path: ParamPath
+    shape: Shape
+    fields: str
     rows: slice = _ALL
     place: slice | int = _ALL
     transposed: bool = False
-
-
-@dataclasses.dataclass
-class Layout:
-    """Where every array of a state dict goes.
-
-    Attributes:
-      keys: shape of each key, and the fields of the space that it comes from.
-      arrays: shape of each array of the params.
-      pieces: what goes where.
-      unused: keys with a place in their code and none here: routers over one expert.
-    """
-
-    keys: dict[str, tuple[tuple[int, ...], str]] = dataclasses.field(default_factory=dict)
-    arrays: dict[Path, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    pieces: list[Piece] = dataclasses.field(default_factory=list)
-    unused: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 def to_params(state: Mapping[str, np.ndarray], space: SearchSpace) -> tuple[Params, list[str]]:
@@ -72,68 +66,66 @@ def to_params(state: Mapping[str, np.ndarray], space: SearchSpace) -> tuple[Para
       space: whose hull the checkpoint must be: the largest of every choice.
 
     Returns:
-      The params, float32, and the names that have no use here.
+      The params, float32, and the names of arrays that the supernet does not use.
 
     Raises:
       CheckpointError: names what is missing, left over, of another shape or not a finite number.
     """
     state = _one_table(dict(state), space)
-    sizes = vocab_sizes(state)
-    layout = _layout(space, sizes, {side: _is_moe(state, side) for side in ("encoder", "decoder")})
-    _check_names(state, layout, space)
-    for key, (shape, fields) in layout.keys.items():
-        _check_array(key, state[key], shape, fields)
-    flat = {path: np.zeros(shape, np.float32) for path, shape in layout.arrays.items()}
-    for piece in layout.pieces:
-        rows = state[piece.key][piece.rows]
-        flat[piece.path][piece.place] = rows.T if piece.transposed else rows
-    ignored = [key for key in state if key not in layout.keys]
+    moe = {
+        side: any(x.startswith(f"{side}.layers.") and ".switch_layer." in x for x in state)
+        for side in STACKS
+    }
+    maps = list(_weight_maps(space, vocab_sizes(state), moe))
+    used = [x for x in maps if x.path]
+    needed = {x.key: x for x in used}
+    _check_names(state, needed.keys(), {x.key for x in maps}, space)
+    for x in needed.values():
+        _check_array(state[x.key], x)
+    flat = {x.path: np.zeros(x.shape, np.float32) for x in used}
+    for x in used:
+        rows = state[x.key][x.rows]
+        flat[x.path][x.place] = rows.T if x.transposed else rows
     params = _nested(flat)
-    for side, experts in _experts_of(space).items():
+    for side, experts in _hull_experts(space).items():
         layers = [params[side][f"layer_{i}"] for i in range(len(experts))]
         params[side] = {stacked.LAYERS: stacked.join(layers, experts)}
-    return params, sorted(ignored)
+    return params, sorted(state.keys() - needed.keys())
 
 
 def from_params(params: Params, space: SearchSpace) -> State:
-    """The state dict of a supernet: `to_params` backwards.
+    """The state dict of a supernet: the inverse of `to_params`.
 
-    A layer with one expert among layers with more gets the router that it has there, as zeros: its
-    one probability is 1.
+    In a stack with experts, a layer with one expert gets a router of zeros, as the published code
+    has one there: its single probability is 1.
 
     Args:
       params: of the supernet of `space`.
       space: the search space.
     """
-    names = (
-        ("embedding",) * 2 if "embedding" in params else ("source_embedding", "target_embedding")
+    source, target = (
+        params["embedding" if "embedding" in params else name]["table"].shape[0]
+        for name in ("source_embedding", "target_embedding")
     )
-    source, target = (params[name]["table"].shape[0] for name in names)
-    moe = {side: getattr(space, side).max_experts > 1 for side in ("encoder", "decoder")}
-    layout = _layout(space, (source, target), moe)
-    params = {
-        **params,
-        **{s: stacked.per_layer(params[s], experts) for s, experts in _experts_of(space).items()},
-    }
-    state = {key: np.zeros(shape, np.float32) for key, (shape, _) in layout.keys.items()}
-    for piece in layout.pieces:
-        array = params
-        for name in piece.path:
-            array = array[name]
-        rows = np.asarray(array, np.float32)[piece.place]
-        state[piece.key][piece.rows] = rows.T if piece.transposed else rows
-    state |= {key: np.zeros(shape, np.float32) for key, shape in layout.unused.items()}
+    moe = {stack.side: stack.max_experts > 1 for stack in space.stacks}
+    layers = {s: stacked.per_layer(params[s], x) for s, x in _hull_experts(space).items()}
+    params, state = {**params, **layers}, {}
+    for x in _weight_maps(space, (source, target), moe):
+        found = state.setdefault(x.key, np.zeros(x.key_shape, np.float32))
+        if x.path:
+            array = params
+            for name in x.path:
+                array = array[name]
+            rows = np.asarray(array, np.float32)[x.place]
+            found[x.rows] = rows.T if x.transposed else rows
     if space.share_embeddings == "all":
         state[TARGET] = state[SOURCE]
     return state
 
 
-def _experts_of(space: SearchSpace) -> dict[str, list[tuple[int, ...]]]:
-    hull = space.hull()
-    return {
-        side: [layer.experts for layer in getattr(hull, side).layers]
-        for side in ("encoder", "decoder")
-    }
+def _hull_experts(space: SearchSpace) -> dict[str, list[tuple[int, ...]]]:
+    """FFN sizes of the supernet's experts, by stack and layer."""
+    return {side: [x.experts for x in stack.layers] for side, stack in space.hull().stacks}
 
 
 def vocab_sizes(state: Mapping[str, np.ndarray]) -> tuple[int, int]:
@@ -150,7 +142,7 @@ def vocab_sizes(state: Mapping[str, np.ndarray]) -> tuple[int, int]:
 
 
 def _one_table(state: State, space: SearchSpace) -> State:
-    """The state with the second name of a shared table left out; checks who shares with whom."""
+    """The state without the second name of a shared table; checks which tables are shared."""
     shared = space.share_embeddings
     source, target = state.get(SOURCE), state.get(TARGET)
     if (OUTPUT in state) != (shared == "none"):
@@ -163,7 +155,7 @@ def _one_table(state: State, space: SearchSpace) -> State:
         )
     if shared != "all":
         return state
-    if source is None and target is not None:  # some files hold a shared array once
+    if source is None and target is not None:  # some files store a shared array once
         state[SOURCE] = state.pop(TARGET)
     elif target is not None and source is not None:
         if source.shape != target.shape or not np.array_equal(source, target):
@@ -175,16 +167,8 @@ def _one_table(state: State, space: SearchSpace) -> State:
     return state
 
 
-def _is_moe(state: Mapping[str, np.ndarray], side: str) -> bool:
-    return any(key.startswith(f"{side}.layers.") and ".switch_layer." in key for key in state)
-
-
-# --- checks ------------------------------------------------------------------------------------
-
-
-def _check_names(state: State, layout: Layout, space: SearchSpace):
-    missing = [key for key in layout.keys if key not in state]
-    known = layout.keys.keys() | layout.unused.keys()
+def _check_names(state: State, needed: Iterable[str], known: set[str], space: SearchSpace):
+    missing = [key for key in needed if key not in state]
     further = [key for key in state if key not in known and not _BUFFERS.fullmatch(key)]
     if not missing and not further:
         return
@@ -199,47 +183,47 @@ def _check_names(state: State, layout: Layout, space: SearchSpace):
 def _sizes_hint(state: State, space: SearchSpace) -> str:
     """Widths, layers and experts of the checkpoint where the space has others."""
     found = []
-    for side, key in (("encoder", SOURCE), ("decoder", TARGET)):
-        table = next(state[k] for k in (key, SOURCE, TARGET) if k in state)
-        width = table.shape[1]
-        if width != max(getattr(space, f"{side}_embed_dims")):
+    for stack, key in zip(space.stacks, (SOURCE, TARGET), strict=True):
+        side = stack.side
+        width = next(state[k] for k in (key, SOURCE, TARGET) if k in state).shape[1]
+        if width != max(stack.embed_dims):
             found.append(
                 f"its {side} is {width} wide, space.{side}_embed_dims goes up to "
-                f"{max(getattr(space, f'{side}_embed_dims'))}"
+                f"{max(stack.embed_dims)}"
             )
         layers = _numbers(state, rf"{side}\.layers\.(\d+)\.")
-        if layers and layers != max(getattr(space, f"{side}_depths")):
+        if layers and layers != max(stack.depths):
             found.append(
-                f"it has {layers} {side} layers, space.{side}_depths goes up to "
-                f"{max(getattr(space, f'{side}_depths'))}"
+                f"it has {layers} {side} layers, space.{side}_depths goes up to {max(stack.depths)}"
             )
         experts = _numbers(state, rf"{side}\.layers\.\d+\.switch_layer\.experts\.(\d+)\.")
-        if max(experts, 1) != getattr(space, side).max_experts:
+        if max(experts, 1) != stack.max_experts:
             found.append(
                 f"its {side} has {max(experts, 1)} expert(s) per layer, space.{side}_experts goes "
-                f"up to {getattr(space, side).max_experts}"
+                f"up to {stack.max_experts}"
             )
     return f" ({'; '.join(found)})" if found else ""
 
 
 def _numbers(state: State, pattern: str) -> int:
-    """One more than the largest number that a name has at the place of the group."""
+    """One more than the largest number that the group of the pattern matches in a name."""
     found = (re.match(pattern, key) for key in state)
     return 1 + max((int(match.group(1)) for match in found if match), default=-1)
 
 
 def _named(keys: list[str]) -> str:
-    shown = ", ".join(keys[:_MOST_NAMED])
-    more = len(keys) - _MOST_NAMED
+    shown = ", ".join(keys[:_MAX_NAMED])
+    more = len(keys) - _MAX_NAMED
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _check_array(key: str, array: np.ndarray, shape: tuple[int, ...], fields: str):
+def _check_array(array: np.ndarray, expected: WeightMap):
+    key, shape = expected.key, expected.key_shape
     if array.shape != shape:
         raise CheckpointError(
-            f"{key} has the shape {array.shape}, the space needs {shape}; look at {fields}"
+            f"{key} has the shape {array.shape}, the space needs {shape}; look at {expected.fields}"
         )
-    # By name: bfloat16 is no floating type of NumPy's own.
+    # By name: to NumPy, bfloat16 is no floating type.
     if "float" not in array.dtype.name:
         raise CheckpointError(f"{key} is of type {array.dtype}; weights are floating-point numbers")
     with np.errstate(over="ignore"):
@@ -248,124 +232,104 @@ def _check_array(key: str, array: np.ndarray, shape: tuple[int, ...], fields: st
         raise CheckpointError(f"{key} has values that are not finite numbers")
 
 
-# --- the layout --------------------------------------------------------------------------------
-
-
-def _layout(space: SearchSpace, sizes: tuple[int, int], moe: Mapping[str, bool]) -> Layout:
-    """Keys and arrays of the supernet of a space; `moe` says which stacks have expert layers."""
-    hull, layout = space.hull(), Layout()
+def _weight_maps(
+    space: SearchSpace, vocab: tuple[int, int], moe: Mapping[str, bool]
+) -> Iterator[WeightMap]:
+    """All weights of the supernet of a space; `moe` says which stacks have expert layers."""
+    hull, (source, target) = space.hull(), vocab
     d_e, d_d = hull.encoder.embed_dim, hull.decoder.embed_dim
-    source, target = sizes
-    e_field, d_field = "space.encoder_embed_dims", "space.decoder_embed_dims"
+    fields = {side: f"space.{side}_embed_dims" for side in STACKS}
     if space.share_embeddings == "all":
-        _array(layout, SOURCE, ("embedding", "table"), (source, max(d_e, d_d)), e_field)
+        table = (source, max(d_e, d_d))
+        yield _same(SOURCE, ("embedding", "table"), table, fields["encoder"])
     else:
-        _array(layout, SOURCE, ("source_embedding", "table"), (source, d_e), e_field)
-        _array(layout, TARGET, ("target_embedding", "table"), (target, d_d), d_field)
+        yield _same(SOURCE, ("source_embedding", "table"), (source, d_e), fields["encoder"])
+        yield _same(TARGET, ("target_embedding", "table"), (target, d_d), fields["decoder"])
     if space.share_embeddings == "none":
-        _array(layout, OUTPUT, ("output", "table"), (target, d_d), d_field)
-    for side, stack in (("encoder", hull.encoder), ("decoder", hull.decoder)):
+        yield _same(OUTPUT, ("output", "table"), (target, d_d), fields["decoder"])
+    for side, stack in hull.stacks:
+        d, q, field = stack.embed_dim, hull.qkv_dim, fields[side]
         for i, layer in enumerate(stack.layers):
             key, path = f"{side}.layers.{i}", (side, f"layer_{i}")
-            d, field = (d_e, e_field) if side == "encoder" else (d_d, d_field)
-            _attention(layout, f"{key}.self_attn", (*path, "self_attention"), d, d, hull.qkv_dim)
-            _norm(layout, f"{key}.self_attn_layer_norm", (*path, "self_attention_norm"), d, field)
+            yield from _attention(f"{key}.self_attn", (*path, "self_attention"), d, d, q)
+            yield from _norm(
+                f"{key}.self_attn_layer_norm", (*path, "self_attention_norm"), d, field
+            )
             if isinstance(layer, DecoderLayer):
-                cross = (*path, "cross_attention")
-                _attention(layout, f"{key}.encoder_attn", cross, d, d_e, hull.qkv_dim)
+                yield from _attention(f"{key}.encoder_attn", (*path, "cross_attention"), d, d_e, q)
                 norm = (*path, "cross_attention_norm")
-                _norm(layout, f"{key}.encoder_attn_layer_norm", norm, d, field)
-            _experts(layout, key, (*path, "experts"), layer, d, moe[side])
-            _norm(layout, f"{key}.final_layer_norm", (*path, "experts_norm"), d, field)
-    return layout
+                yield from _norm(f"{key}.encoder_attn_layer_norm", norm, d, field)
+            names = f"space.{side}_{{}} and {field}"
+            experts = (*path, "experts")
+            yield from _experts(key, experts, layer.experts, d, names, moe=moe[side])
+            if moe[side] or len(layer.experts) > 1:
+                router = f"{key}.switch_layer.switch"
+                yield from _router(router, experts, len(layer.experts), d, names)
+            yield from _norm(f"{key}.final_layer_norm", (*path, "experts_norm"), d, field)
 
 
-def _array(layout: Layout, key: str, path: Path, shape: tuple[int, ...], fields: str):
-    """An array that is the same in both."""
-    layout.keys[key] = (shape, fields)
-    layout.arrays[path] = shape
-    layout.pieces.append(Piece(key, path))
+def _same(key: str, path: ParamPath, shape: Shape, fields: str) -> WeightMap:
+    """An array that both have in the same form."""
+    return WeightMap(key, shape, path, shape, fields)
 
 
-def _norm(layout: Layout, key: str, path: Path, d: int, field: str):
-    _array(layout, f"{key}.weight", (*path, "scale"), (d,), field)
-    _array(layout, f"{key}.bias", (*path, "bias"), (d,), field)
+def _norm(key: str, path: ParamPath, d: int, field: str) -> Iterator[WeightMap]:
+    yield _same(f"{key}.weight", (*path, "scale"), (d,), field)
+    yield _same(f"{key}.bias", (*path, "bias"), (d,), field)
 
 
-def _attention(layout: Layout, key: str, path: Path, d_q: int, d_kv: int, qkv_dim: int):
+def _matrix(key: str, path: ParamPath, d_in: int, d_out: int, fields: str) -> WeightMap:
+    return WeightMap(key, (d_out, d_in), path, (d_in, d_out), fields, transposed=True)
+
+
+def _attention(key: str, path: ParamPath, d_q: int, d_kv: int, q: int) -> Iterator[WeightMap]:
+    """One attention of Q/K/V width `q`."""
     fields = "space.qkv_dim and the embed_dims"
-    parts = (("query", d_q), ("key", d_kv), ("value", d_kv))
-    for i, (name, d) in enumerate(parts):
-        third = slice(i * qkv_dim, (i + 1) * qkv_dim)
-        kernel, bias = (*path, name, "kernel"), (*path, name, "bias")
-        layout.arrays[kernel], layout.arrays[bias] = (d, qkv_dim), (qkv_dim,)
+    for i, (name, d) in enumerate((("query", d_q), ("key", d_kv), ("value", d_kv))):
+        rows, kernel = slice(i * q, (i + 1) * q), (*path, name, "kernel")
         if d_q == d_kv:
-            layout.keys[f"{key}.in_proj_weight"] = (3 * qkv_dim, d), fields
-            piece = Piece(f"{key}.in_proj_weight", kernel, third, transposed=True)
+            shape = (3 * q, d)
+            yield WeightMap(
+                f"{key}.in_proj_weight", shape, kernel, (d, q), fields, rows, transposed=True
+            )
         else:
-            own = f"{key}.{name[0]}_proj_weight"
-            layout.keys[own] = (qkv_dim, d), fields
-            piece = Piece(own, kernel, transposed=True)
-        layout.pieces += [piece, Piece(f"{key}.in_proj_bias", bias, third)]
-    layout.keys[f"{key}.in_proj_bias"] = (3 * qkv_dim,), fields
-    _linear(layout, f"{key}.out_proj", (*path, "out"), qkv_dim, d_q, fields)
-
-
-def _linear(layout: Layout, key: str, path: Path, d_in: int, d_out: int, fields: str):
-    layout.keys[f"{key}.weight"] = (d_out, d_in), fields
-    layout.arrays[(*path, "kernel")] = (d_in, d_out)
-    layout.pieces.append(Piece(f"{key}.weight", (*path, "kernel"), transposed=True))
-    _array(layout, f"{key}.bias", (*path, "bias"), (d_out,), fields)
+            yield _matrix(f"{key}.{name[0]}_proj_weight", kernel, d, q, fields)
+        bias = (*path, name, "bias")
+        yield WeightMap(f"{key}.in_proj_bias", (3 * q,), bias, (q,), fields, rows)
+    yield _matrix(f"{key}.out_proj.weight", (*path, "out", "kernel"), q, d_q, fields)
+    yield _same(f"{key}.out_proj.bias", (*path, "out", "bias"), (d_q,), fields)
 
 
 def _experts(
-    layout: Layout, key: str, path: Path, layer: EncoderLayer | DecoderLayer, d: int, moe: bool
-):
-    side = key.split(".", maxsplit=1)[0]
-    fields = f"space.{side}_ffn_dims and space.{side}_embed_dims"
-    sizes, n = layer.experts, len(layer.experts)
-    layout.arrays |= {
-        (*path, "fc1"): (sum(sizes), d),
-        (*path, "fc1_bias"): (sum(sizes),),
-        (*path, "fc2"): (sum(sizes), d),
-        (*path, "fc2_bias"): (n, d),
-    }
-    for e, start, size in _starts(sizes):
-        rows = slice(start, start + size)
-        own = f"{key}.switch_layer.experts.{e}"
+    key: str, path: ParamPath, sizes: Shape, d: int, names: str, *, moe: bool
+) -> Iterator[WeightMap]:
+    """The FFNs of a layer: each expert is a slice of the rows of one array here."""
+    fields, total = names.format("ffn_dims"), sum(sizes)
+    starts = itertools.accumulate(sizes, initial=0)
+    for e, (start, size) in enumerate(zip(starts, sizes, strict=False)):
+        own, place = f"{key}.switch_layer.experts.{e}", slice(start, start + size)
         fc1, fc2 = (f"{own}.0", f"{own}.1") if moe else (f"{key}.fc1", f"{key}.fc2")
-        layout.keys |= {
-            f"{fc1}.weight": ((size, d), fields),
-            f"{fc1}.bias": ((size,), fields),
-            f"{fc2}.weight": ((d, size), fields),
-            f"{fc2}.bias": ((d,), fields),
-        }
-        layout.pieces += [
-            Piece(f"{fc1}.weight", (*path, "fc1"), place=rows),
-            Piece(f"{fc1}.bias", (*path, "fc1_bias"), place=rows),
-            Piece(f"{fc2}.weight", (*path, "fc2"), place=rows, transposed=True),
-            Piece(f"{fc2}.bias", (*path, "fc2_bias"), place=e),
-        ]
-    router = f"{key}.switch_layer.switch"
-    if n > 1:
-        fields = f"space.{side}_experts and space.{side}_embed_dims"
-        layout.keys[f"{router}.weight"] = (n, d), fields
-        layout.arrays[(*path, "router")] = (d, n)
-        layout.pieces.append(Piece(f"{router}.weight", (*path, "router"), transposed=True))
-        _array(layout, f"{router}.bias", (*path, "router_bias"), (n,), fields)
-    elif moe:
-        layout.unused |= {f"{router}.weight": (1, d), f"{router}.bias": (1,)}
+        for name, key_shape, param, shape, at in (
+            (f"{fc1}.weight", (size, d), "fc1", (total, d), place),
+            (f"{fc1}.bias", (size,), "fc1_bias", (total,), place),
+            (f"{fc2}.weight", (d, size), "fc2", (total, d), place),
+            (f"{fc2}.bias", (d,), "fc2_bias", (len(sizes), d), e),
+        ):
+            transposed = param == "fc2"
+            yield WeightMap(
+                name, key_shape, (*path, param), shape, fields, place=at, transposed=transposed
+            )
 
 
-def _starts(sizes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-    """(number, first row, size) of each expert."""
-    start = 0
-    for e, size in enumerate(sizes):
-        yield e, start, size
-        start += size
+def _router(key: str, path: ParamPath, n: int, d: int, names: str) -> Iterator[WeightMap]:
+    """The router over `n` experts."""
+    fields = names.format("experts")
+    weight, bias = ((*path, "router"), (*path, "router_bias")) if n > 1 else ((), ())
+    yield _matrix(f"{key}.weight", weight, d, n, fields)
+    yield _same(f"{key}.bias", bias, (n,), fields)
 
 
-def _nested(flat: dict[Path, np.ndarray]) -> Params:
+def _nested(flat: dict[ParamPath, np.ndarray]) -> Params:
     params: Params = {}
     for path, array in flat.items():
         at = params

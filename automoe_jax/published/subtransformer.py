@@ -1,9 +1,9 @@
 """HAT's and AutoMoE's subtransformer YAML: one architecture.
 
-Sources: github.com/mit-han-lab/hardware-aware-transformers, configs/*/subtransformer, and what
-evo_search.py of github.com/microsoft/AutoMoE writes. Their meaning is that of their code: without
-the expert keys a layer is dense; `std-vs-dummy-experts` 0 makes the first expert an identity, also
-where it is the only one; `num-experts-to-route` is cut to the experts that a layer has.
+Sources: github.com/mit-han-lab/hardware-aware-transformers, configs/*/subtransformer, and the
+output of evo_search.py of github.com/microsoft/AutoMoE. The keys mean what their code makes of
+them: without the expert keys a layer is dense; `std-vs-dummy-experts` 0 makes the first expert an
+identity, also where it is the only one; `num-experts-to-route` is cut to the experts of a layer.
 """
 
 import re
@@ -11,38 +11,39 @@ from typing import Any
 
 from automoe_jax.architecture.subnet import (
     DEFAULT_QKV_DIM,
+    STACKS,
     Decoder,
-    DecoderLayer,
     Encoder,
-    EncoderLayer,
     Subnet,
     SubnetError,
 )
-from automoe_jax.published.options import SIDES, SPANS, WRITTEN_SPANS, Options, line, read
+from automoe_jax.published.options import SPANS, WRITTEN_SPANS, Options, read, write
 
-_SPAN = "decoder-arbitrary-ende-attn-all-subtransformer"
-_CROSS = "decoder-ende-attention-heads-all-subtransformer"
-_MOST_LAYERS = 1000
-_SIZES = re.compile(r"['\"]?([0-9]+(?:_[0-9]+)*)['\"]?")
-
-
-def _key(side: str, name: str) -> str:
-    return f"{side}-{name}"
-
-
-_REQUIRED = (
-    "embed-dim-subtransformer",
-    "layer-num-subtransformer",
-    "ffn-embed-dim-all-subtransformer",
-    "self-attention-heads-all-subtransformer",
+_WIDTH, _DEPTH, _FFN = (
+    f"{name}-subtransformer" for name in ("embed-dim", "layer-num", "ffn-embed-dim-all")
 )
+_HEADS = {
+    "encoder": {"heads": "encoder-self-attention-heads-all-subtransformer"},
+    "decoder": {
+        "self_heads": "decoder-self-attention-heads-all-subtransformer",
+        "cross_heads": "decoder-ende-attention-heads-all-subtransformer",
+    },
+}
+_SPAN = "decoder-arbitrary-ende-attn-all-subtransformer"
 _EXPERTS = ("n-experts", "num-experts-to-route", "std-vs-dummy-experts",
-            "each-expert-ffn-dim-listoflist", "drop-mha-sublayer", "drop-ffn-sublayer")  # fmt: skip
-_KNOWN = {_key(side, name) for side in SIDES for name in (*_REQUIRED, *_EXPERTS)}
-_KNOWN |= {_CROSS, _SPAN, "qkv-dim", "share-all-embeddings", "share-decoder-input-output-embed"}
-_KNOWN |= {
-    _key(side, name) for side in SIDES for name in ("embed-dim", "ffn-embed-dim", "layers")
-}  # of the supertransformer, where common.yml is in the same file
+            "each-expert-ffn-dim-listoflist")  # fmt: skip
+_DROPS = ("drop-mha-sublayer", "drop-ffn-sublayer")
+# Keys of the supertransformer, where common.yml is in the same file.
+_COMMON = ("embed-dim", "ffn-embed-dim", "layers")
+_KNOWN = {
+    f"{side}-{name}"
+    for side in STACKS
+    for name in (_WIDTH, _DEPTH, _FFN, *_EXPERTS, *_DROPS, *_COMMON)
+}
+_KNOWN |= {key for keys in _HEADS.values() for key in keys.values()}
+_KNOWN |= {_SPAN, "qkv-dim", "share-all-embeddings", "share-decoder-input-output-embed"}
+_MAX_LAYERS = 1000
+_SIZES = re.compile(r"['\"]?([0-9]+(?:_[0-9]+)*)['\"]?")
 
 
 def parse(text: str, qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
@@ -51,96 +52,75 @@ def parse(text: str, qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
     Args:
       text: the YAML. Lists may be longer than the number of layers, as in HAT's own files; the
         front entries count.
-      qkv_dim: the Q/K/V width where the file has no `qkv-dim` (theirs leave it to common.yml).
+      qkv_dim: the Q/K/V width of a file without `qkv-dim` (theirs leave it to common.yml).
 
     Raises:
       SubnetError: names the key that is missing, unknown or wrong.
     """
     options = read(text, _KNOWN, "subtransformer", SubnetError)
-    depth = {side: options.integer(_key(side, "layer-num-subtransformer")) for side in SIDES}
-    for side, n in depth.items():
-        if not 1 <= n <= _MOST_LAYERS:
-            key = _key(side, "layer-num-subtransformer")
-            raise SubnetError(f"{key} is {n}; it must be a positive integer up to {_MOST_LAYERS}")
-        for name in ("drop-mha-sublayer", "drop-ffn-sublayer"):
-            if 0 in options.layers(_key(side, name), n, 1):
-                raise SubnetError(
-                    f"{_key(side, name)} drops a sublayer (0): this project has no such "
-                    "architecture; use 1 for every layer"
-                )
+    stacks: dict[str, Any] = {side: _stack(options, side) for side in STACKS}
+    return Subnet(qkv_dim=options.integer("qkv-dim", qkv_dim), **stacks)
 
-    encoder_experts = _experts(options, "encoder", depth["encoder"])
-    decoder_experts = _experts(options, "decoder", depth["decoder"])
-    spans = options.layers(_SPAN, depth["decoder"])
-    for span in spans:
-        if span not in SPANS:
-            raise SubnetError(f"{_SPAN} has {span}; allowed: -1, 1 and 2")
-    return Subnet(
-        qkv_dim=options.integer("qkv-dim", qkv_dim),
-        encoder=Encoder(
-            options.integer(_key("encoder", "embed-dim-subtransformer")),
-            tuple(
-                EncoderLayer(n, *experts)
-                for n, experts in zip(
-                    options.layers(
-                        "encoder-self-attention-heads-all-subtransformer", depth["encoder"]
-                    ),
-                    encoder_experts,
-                    strict=True,
-                )
-            ),
-        ),
-        decoder=Decoder(
-            options.integer(_key("decoder", "embed-dim-subtransformer")),
-            tuple(
-                DecoderLayer(self_heads, cross_heads, SPANS[span], *experts)
-                for self_heads, cross_heads, span, experts in zip(
-                    options.layers(
-                        "decoder-self-attention-heads-all-subtransformer", depth["decoder"]
-                    ),
-                    options.layers(_CROSS, depth["decoder"]),
-                    spans,
-                    decoder_experts,
-                    strict=True,
-                )
-            ),
-        ),
+
+def _stack(options: Options, side: str) -> Encoder | Decoder:
+    depth = options.integer(f"{side}-{_DEPTH}")
+    if not 1 <= depth <= _MAX_LAYERS:
+        raise SubnetError(
+            f"{side}-{_DEPTH} is {depth}; it must be a positive integer up to {_MAX_LAYERS}"
+        )
+    for name in _DROPS:
+        if 0 in options.layers(f"{side}-{name}", depth, 1):
+            raise SubnetError(
+                f"{side}-{name} drops a sublayer (0): this project has no such architecture; use 1 "
+                "for every layer"
+            )
+    fields = {name: options.layers(key, depth) for name, key in _HEADS[side].items()}
+    if side == "decoder":
+        spans = options.layers(_SPAN, depth)
+        for span in spans:
+            if span not in SPANS:
+                raise SubnetError(f"{_SPAN} has {span}; allowed: -1, 1 and 2")
+        fields["cross_span"] = tuple(SPANS[span] for span in spans)
+    stack_type = STACKS[side]
+    layers = tuple(
+        stack_type.layer_type(**{k: v[i] for k, v in fields.items()}, experts=sizes, top_k=top_k)
+        for i, (sizes, top_k) in enumerate(_experts(options, side, depth))
     )
+    return stack_type(options.integer(f"{side}-{_WIDTH}"), layers)
 
 
 def _experts(options: Options, side: str, depth: int) -> list[tuple[tuple[int, ...], int]]:
     """(sizes, top_k) of each layer."""
-    dense = options.layers(_key(side, "ffn-embed-dim-all-subtransformer"), depth)
-    for size in dense:
-        if size < 1:
-            raise SubnetError(
-                f"{_key(side, 'ffn-embed-dim-all-subtransformer')} has {size}; positive sizes "
-                "are needed (an identity expert is a 0 in std-vs-dummy-experts)"
-            )
-    if not options.given(_key(side, "n-experts")):
-        for name in ("std-vs-dummy-experts", "each-expert-ffn-dim-listoflist"):
-            if options.given(_key(side, name)):
-                raise SubnetError(f"{_key(side, name)} needs {_key(side, 'n-experts')}")
-        return [((size,), 1) for size in dense]
-    counts = options.layers(_key(side, "n-experts"), depth)
-    routed = options.layers(_key(side, "num-experts-to-route"), depth, 1)
-    standard = options.layers(_key(side, "std-vs-dummy-experts"), depth, 1)
-    lists_key = _key(side, "each-expert-ffn-dim-listoflist")
-    lists = options.front(lists_key, depth) if options.given(lists_key) else None
-    if options.integers(_key(side, "std-vs-dummy-experts"), (1,)) == (0,):
+    dense = options.layers(f"{side}-{_FFN}", depth)
+    if min(dense) < 1:
         raise SubnetError(
-            f"{_key(side, 'std-vs-dummy-experts')} is [0], and the published code does not read a "
-            "list of one entry; write [0, 0] for an identity expert, [1] for none"
+            f"{side}-{_FFN} has {min(dense)}; positive sizes are needed (an identity expert is a 0 "
+            "in std-vs-dummy-experts)"
+        )
+    counts_key, top_k_key, standard_key, lists_key = (f"{side}-{name}" for name in _EXPERTS)
+    if not options.given(counts_key):
+        for key in (standard_key, lists_key):
+            if options.given(key):
+                raise SubnetError(f"{key} needs {counts_key}")
+        return [((size,), 1) for size in dense]
+    counts = options.layers(counts_key, depth)
+    top_ks = options.layers(top_k_key, depth, 1)
+    standard = options.layers(standard_key, depth, 1)
+    lists = options.front(lists_key, depth) if options.given(lists_key) else None
+    if options.integers(standard_key, (1,)) == (0,):
+        raise SubnetError(
+            f"{standard_key} is [0], and the published code does not read a list of one entry; "
+            "write [0, 0] for an identity expert, [1] for none"
         )
     layers = []
-    for i, (size, n) in enumerate(zip(dense, counts, strict=True)):
-        for key, value, allowed in (
-            (_key(side, "n-experts"), n, n >= 1),
-            (_key(side, "num-experts-to-route"), routed[i], routed[i] >= 1),
-            (_key(side, "std-vs-dummy-experts"), standard[i], standard[i] in (0, 1)),
+    for i, (size, n, top_k) in enumerate(zip(dense, counts, top_ks, strict=True)):
+        for key, value, right, allowed in (
+            (counts_key, n, n >= 1, "1 and more"),
+            (top_k_key, top_k, top_k >= 1, "1 and more"),
+            (standard_key, standard[i], standard[i] in (0, 1), "0 and 1"),
         ):
-            if not allowed:
-                raise SubnetError(f"{key} has {value} for layer {i}; it makes no sense there")
+            if not right:
+                raise SubnetError(f"{key} has {value} for layer {i}; allowed: {allowed}")
         sizes = (size,) * n
         if lists is not None:
             sizes = _listed(lists_key, lists[i])
@@ -148,12 +128,12 @@ def _experts(options: Options, side: str, depth: int) -> list[tuple[tuple[int, .
                 raise SubnetError(f"{lists_key} has {len(sizes)} size(s) for {n} experts")
         if standard[i] == 0:
             sizes = (0, *sizes[1:])
-        layers.append((sizes[:n], min(routed[i], n)))
+        layers.append((sizes[:n], min(top_k, n)))
     return layers
 
 
 def _listed(key: str, entry: Any) -> tuple[int, ...]:
-    """The sizes of '3072_1024'; a YAML list of numbers is taken too."""
+    """The sizes of '3072_1024', or of a YAML list of numbers."""
     texts = entry if isinstance(entry, list) else [entry]
     sizes = []
     for text in texts:
@@ -171,49 +151,39 @@ def _listed(key: str, entry: Any) -> tuple[int, ...]:
 def dump(subnet: Subnet) -> str:
     """The subtransformer file of a subnet, as AutoMoE's search writes it.
 
-    `qkv-dim` is written where it is not the published 512.
+    `qkv-dim` is written unless it is the published 512.
 
     Raises:
       SubnetError: the published code has no such architecture: an identity expert that is not the
         first of its layer, or a cross-attention span above 3.
     """
-    stacks = {"encoder": subnet.encoder, "decoder": subnet.decoder}
-    depth = {side: len(stack.layers) for side, stack in stacks.items()}
-    heads = {
-        "encoder-self-attention-heads-all-subtransformer": [
-            layer.heads for layer in subnet.encoder.layers
-        ],
-        "decoder-self-attention-heads-all-subtransformer": [
-            layer.self_heads for layer in subnet.decoder.layers
-        ],
-        _CROSS: [layer.cross_heads for layer in subnet.decoder.layers],
-    }
+    stacks = subnet.stacks
     for i, layer in enumerate(subnet.decoder.layers):
         if layer.cross_span not in WRITTEN_SPANS:
             raise SubnetError(
                 f"decoder.layers[{i}].cross_span is {layer.cross_span}; a subtransformer file "
                 "has spans up to 3"
             )
+    sizes = {side: _written_sizes(side, stack.layers) for side, stack in stacks}
+    heads = [
+        (key, [getattr(layer, name) for layer in stack.layers])
+        for side, stack in stacks
+        for name, key in _HEADS[side].items()
+    ]
     spans = [WRITTEN_SPANS[layer.cross_span] for layer in subnet.decoder.layers]
-    sizes = {side: _written_sizes(side, stack.layers) for side, stack in stacks.items()}
-
-    def both(name: str, values: dict[str, Any]) -> str:
-        return "".join(line(_key(side, name), values[side]) for side in SIDES) + "\n"
-
-    text = both("embed-dim-subtransformer", {s: x.embed_dim for s, x in stacks.items()})
-    text += both("ffn-embed-dim-all-subtransformer", {s: [max(x) for x in sizes[s]] for s in SIDES})
-    text += both("layer-num-subtransformer", depth)
-    text += "".join(line(key, value) for key, value in heads.items()) + "\n"
-    text += line(_SPAN, spans)
-    if subnet.qkv_dim != DEFAULT_QKV_DIM:
-        text += "\n" + line("qkv-dim", subnet.qkv_dim)
-    for side, stack in stacks.items():
-        text += _written_experts(side, stack.layers, sizes[side])
-    return text
+    return write([
+        [(f"{side}-{_WIDTH}", stack.embed_dim) for side, stack in stacks],
+        [(f"{side}-{_FFN}", [max(own) for own in sizes[side]]) for side in STACKS],
+        [(f"{side}-{_DEPTH}", len(stack.layers)) for side, stack in stacks],
+        heads,
+        [(_SPAN, spans)],
+        [("qkv-dim", subnet.qkv_dim)] if subnet.qkv_dim != DEFAULT_QKV_DIM else [],
+        *(_written_experts(side, stack.layers, sizes[side]) for side, stack in stacks),
+    ])  # fmt: skip
 
 
 def _written_sizes(side: str, layers: Any) -> list[list[int]]:
-    """Sizes of each layer's experts; a first identity expert gets one that nobody reads."""
+    """Sizes of each layer's experts; a first identity expert gets a placeholder size."""
     largest = max(max(layer.experts) for layer in layers) or 1
     written = []
     for i, layer in enumerate(layers):
@@ -227,17 +197,19 @@ def _written_sizes(side: str, layers: Any) -> list[list[int]]:
     return written
 
 
-def _written_experts(side: str, layers: Any, sizes: list[list[int]]) -> str:
+def _written_experts(side: str, layers: Any, sizes: list[list[int]]) -> list[tuple[str, Any]]:
     """The expert keys of one stack; none for a dense one."""
     if all(len(layer.experts) == 1 and layer.experts[0] for layer in layers):
-        return ""
-    text = "\n" + line(_key(side, "n-experts"), [len(layer.experts) for layer in layers])
-    text += line(_key(side, "num-experts-to-route"), [layer.top_k for layer in layers])
+        return []
+    counts_key, top_k_key, standard_key, lists_key = (f"{side}-{name}" for name in _EXPERTS)
+    lines: list[tuple[str, Any]] = [
+        (counts_key, [len(layer.experts) for layer in layers]),
+        (top_k_key, [layer.top_k for layer in layers]),
+    ]
     if any(layer.experts[0] == 0 for layer in layers):
         standard = [int(layer.experts[0] > 0) for layer in layers]
         # The published code does not read a list of one entry; of a longer one, the front.
-        text += line(_key(side, "std-vs-dummy-experts"), [*standard, 1][: max(len(standard), 2)])
+        lines.append((standard_key, [*standard, 1][: max(len(standard), 2)]))
     if any(len(set(own)) > 1 for own in sizes):
-        listed = ["_".join(map(str, own)) for own in sizes]
-        text += line(_key(side, "each-expert-ffn-dim-listoflist"), listed)
-    return text
+        lines.append((lists_key, ["_".join(map(str, own)) for own in sizes]))
+    return lines

@@ -4,11 +4,16 @@ Sources: configs/*/supertransformer of github.com/mit-han-lab/hardware-aware-tra
 github.com/microsoft/AutoMoE. Their keys for training and data have no effect here.
 """
 
+from typing import Any
+
 import yaml
 
 from automoe_jax.architecture.space import SearchSpace, SpaceError
-from automoe_jax.published.options import SIDES, SPANS, WRITTEN_SPANS, Options, line, read
+from automoe_jax.architecture.stack_space import StackSpace
+from automoe_jax.architecture.subnet import STACKS
+from automoe_jax.published.options import SPANS, WRITTEN_SPANS, Options, read, write
 
+# Key of each field of the space.
 _CHOICES = {
     "encoder_embed_dims": "encoder-embed-choice",
     "decoder_embed_dims": "decoder-embed-choice",
@@ -21,15 +26,15 @@ _CHOICES = {
     "decoder_cross_heads": "decoder-ende-attention-heads-choice",
 }
 _SPANS = "decoder-arbitrary-ende-attn-choice"
-# Sizes of the supernet itself, and the choice whose largest entry they must be.
+# Sizes of the supernet itself, and the choices whose largest entry they must equal.
 _SUPER = {"embed-dim": "embed_dims", "ffn-embed-dim": "ffn_dims", "layers": "depths"}
-# Options whose list has two entries where the published search draws them.
+# The published search draws these options when their list has two entries.
 _IDENTITY, _FRACTIONAL = "std-vs-dummy-experts", "each-expert-ffn-dim"
 _EXPERTS = ("n-experts", "num-experts-to-route", "expert-all-fixed-num-experts", _IDENTITY,
             _FRACTIONAL, "drop-mha-sublayer", "drop-ffn-sublayer")  # fmt: skip
 _KNOWN = {*_CHOICES.values(), _SPANS, "qkv-dim"}
 _KNOWN |= {"share-all-embeddings", "share-decoder-input-output-embed"}
-_KNOWN |= {f"{side}-{name}" for side in SIDES for name in (*_SUPER, *_EXPERTS)}
+_KNOWN |= {f"{side}-{name}" for side in STACKS for name in (*_SUPER, *_EXPERTS)}
 
 
 def parse(text: str) -> SearchSpace:
@@ -51,7 +56,7 @@ def parse(text: str) -> SearchSpace:
     for span in spans:
         if span not in SPANS:
             raise SpaceError(f"{_SPANS} has {span}; allowed: -1, 1 and 2")
-    for side in SIDES:
+    for side in STACKS:
         for name, field in _SUPER.items():
             largest = max(fields[f"{side}_{field}"])
             size = options.integer(f"{side}-{name}", largest)
@@ -82,7 +87,7 @@ def parse(text: str) -> SearchSpace:
 def _experts(options: Options) -> dict:
     fields: dict = {}
     drawn: dict[str, set[bool]] = {_IDENTITY: set(), _FRACTIONAL: set()}
-    for side in SIDES:
+    for side in STACKS:
         fields[f"{side}_experts"] = options.integers(f"{side}-n-experts", (1,))
         fields[f"{side}_top_k"] = options.integers(f"{side}-num-experts-to-route", (1,))
         placement = options.integers(f"{side}-expert-all-fixed-num-experts", ())
@@ -123,31 +128,33 @@ def dump(space: SearchSpace) -> str:
             raise SpaceError(
                 f"space.cross_spans has {span}; a supertransformer file has spans up to 3"
             )
-    text = ""
-    if space.share_embeddings != "none":
-        shared = {"all": "share-all-embeddings", "decoder": "share-decoder-input-output-embed"}
-        text += line(shared[space.share_embeddings], True) + "\n"
-    for name, field in _SUPER.items():
-        for side in SIDES:
-            text += line(f"{side}-{name}", max(getattr(space, f"{side}_{field}")))
-    text += line("encoder-attention-heads", max(space.encoder_heads))
-    heads = (*space.decoder_self_heads, *space.decoder_cross_heads)
-    text += line("decoder-attention-heads", max(heads))
-    text += line("qkv-dim", space.qkv_dim) + "\n"
-    for name, key in _CHOICES.items():
+    shared = {"all": "share-all-embeddings", "decoder": "share-decoder-input-output-embed"}
+    sizes = [
+        (f"{stack.side}-{name}", max(getattr(stack, field)))
+        for name, field in _SUPER.items()
+        for stack in space.stacks
+    ]
+    heads = [
+        (f"{stack.side}-attention-heads", max(map(max, stack.heads.values())))
+        for stack in space.stacks
+    ]
+    spans = tuple(WRITTEN_SPANS[span] for span in space.cross_spans)
+    moe = space.identity_experts or max(stack.max_experts for stack in space.stacks) > 1
+    return write([
+        [(shared[space.share_embeddings], True)] if space.share_embeddings in shared else [],
+        [*sizes, *heads, ("qkv-dim", space.qkv_dim)],
         # Largest first, as theirs.
-        text += line(key, getattr(space, name)[::-1])
-    text += line(_SPANS, tuple(WRITTEN_SPANS[span] for span in space.cross_spans))
-    n_experts = (space.encoder.max_experts, space.decoder.max_experts)
-    if max(n_experts) == 1 and not space.identity_experts:
-        return text
-    for side in SIDES:
-        text += "\n" + line(f"{side}-n-experts", getattr(space, f"{side}_experts"))
-        text += line(f"{side}-num-experts-to-route", getattr(space, f"{side}_top_k"))
-        if getattr(space, f"{side}_placement"):
-            placement = getattr(space, f"{side}_placement")
-            text += line(f"{side}-expert-all-fixed-num-experts", placement)
-        text += line(f"{side}-{_IDENTITY}", (0, 1) if space.identity_experts else (1,))
-        fractional = space.expert_sizes == "fractional"
-        text += line(f"{side}-{_FRACTIONAL}", (0, 1) if fractional else (1,))
-    return text
+        [*((key, getattr(space, name)[::-1]) for name, key in _CHOICES.items()), (_SPANS, spans)],
+        *(_written_experts(stack) for stack in space.stacks if moe),
+    ])  # fmt: skip
+
+
+def _written_experts(stack: StackSpace) -> list[tuple[str, Any]]:
+    lines: list[tuple[str, Any]] = [
+        ("n-experts", stack.experts),
+        ("num-experts-to-route", stack.top_k),
+        ("expert-all-fixed-num-experts", stack.placement),
+        (_IDENTITY, (0, 1) if stack.identity_experts else (1,)),
+        (_FRACTIONAL, (0, 1) if stack.expert_sizes == "fractional" else (1,)),
+    ]
+    return [(f"{stack.side}-{name}", value) for name, value in lines if value]
