@@ -11,31 +11,31 @@ import dataclasses
 from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerCost:
-    """Parameters and FLOPs of one layer; `active_*` counts the parameters that one token uses."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Parameters and FLOPs; `active_*` counts the parameters that one token uses."""
 
-    name: str
     params: int
     active_params: float
     active_params_min: int
     active_params_max: int
     flops: float
-    # Parameters with as many experts as a layer of the supernet, the added ones at full size.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCost(Counts):
+    """One layer; `params_at_max_experts` gives it as many experts as a layer of the supernet."""
+
+    name: str
     params_at_max_experts: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Complexity:
-    """Parameters and FLOPs of a subnet: sums over `layers`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Complexity(Counts):
+    """A subnet: sums over `layers`."""
 
-    params: int
-    active_params: float
-    active_params_min: int
-    active_params_max: int
     sparsity: float
     sparsity_supernet: float
-    flops: float
     sentence_length: int
     layers: tuple[LayerCost, ...]
 
@@ -71,15 +71,12 @@ def count(
     def total(field: str):
         return sum(getattr(layer, field) for layer in layers)
 
-    params, active = total("params"), total("active_params")
+    sums = {field.name: total(field.name) for field in dataclasses.fields(Counts)}
+    active = sums["active_params"]
     return Complexity(
-        params=params,
-        active_params=active,
-        active_params_min=total("active_params_min"),
-        active_params_max=total("active_params_max"),
-        sparsity=1 - active / params,
+        **sums,
+        sparsity=1 - active / sums["params"],
         sparsity_supernet=1 - active / total("params_at_max_experts"),
-        flops=total("flops"),
         sentence_length=sentence_length,
         layers=layers,
     )

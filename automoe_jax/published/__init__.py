@@ -1,5 +1,5 @@
-"""What HAT and AutoMoE published, read and written: YAML files and fairseq checkpoints.
+"""Reads and writes the files of HAT and AutoMoE: YAML and fairseq checkpoints.
 
-Takes their files, gives a `Subnet`, a `SearchSpace` or supernet parameters, and back; subnet files
-of every format are read here. It may import `model` and everything below it.
+Converts them to a `Subnet`, a `SearchSpace` or supernet parameters, and back; `subnet_files` reads
+subnet files of every format. It may import `model` and everything below it.
 """

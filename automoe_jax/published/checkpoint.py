@@ -1,7 +1,7 @@
 """Files of weights by name: .npz, .safetensors, and PyTorch's where PyTorch is installed.
 
-Nothing is unpickled that could run code: NumPy's object arrays are refused, and PyTorch's files are
-read with `weights_only=True`.
+Reading runs no code from a file: NumPy's object arrays are refused, and PyTorch's files are read
+with `weights_only=True`.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from automoe_jax.system.errors import UserError
 
 _TORCH = (".pt", ".pth", ".bin")
 SUFFIXES = (".npz", ".safetensors", *_TORCH)
-
-
 _METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
+_DAMAGE = (OSError, MemoryError, EOFError, KeyError, TypeError, ValueError, RuntimeError,
+           zipfile.BadZipFile, zlib.error, SafetensorError)  # fmt: skip
 
 
-class _Record:
+class _Meter:
     """Stands for a fairseq meter."""
 
 
@@ -40,7 +40,7 @@ def read(path: str | Path) -> State:
         one under "model".
 
     Raises:
-      UserError: the file is missing, damaged, of another kind, or would need code to be run.
+      UserError: the file is missing, damaged, of another kind, or could run code when read.
     """
     path = files.expanded(path)
     if not path.is_file():
@@ -48,15 +48,18 @@ def read(path: str | Path) -> State:
         raise UserError(f"checkpoint {path} {what}; give a file")
     if path.suffix not in SUFFIXES:
         raise UserError(f"checkpoint {path} must end in {', '.join(SUFFIXES)}")
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_torch(path)
+    try:
+        if path.suffix == ".npz":
+            return _read_npz(path)
+        return load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except UserError:
+        raise
+    except _DAMAGE as e:
+        raise _damaged(path, e) from None
 
 
 def write(path: str | Path, state: State):
-    """Writes .npz or .safetensors, beside its name and then renamed; replaces nothing.
+    """Writes .npz or .safetensors under a temporary name, then renames it; replaces nothing.
 
     Raises:
       UserError: the name has another ending, or is taken.
@@ -89,30 +92,21 @@ def _pickled(path: Path, what: str) -> UserError:
 
 
 def _read_npz(path: Path) -> State:
-    # Without the zip's mark NumPy takes a file for a pickle, whatever it is.
+    # NumPy takes any file that does not begin as a zip archive for a pickle.
     with path.open("rb") as f:
         if f.read(2) != b"PK":
             raise _damaged(path, "it is no zip archive")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {key: arrays[key] for key in arrays.files}
-    except (OSError, MemoryError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as e:
-        raise _damaged(path, e) from None
     except ValueError as e:
         if "pickle" in str(e).lower():
             raise _pickled(path, "pickled Python objects") from None
-        raise _damaged(path, e) from None
+        raise
     for key, array in found.items():
         if not isinstance(array, np.ndarray):
             raise UserError(f"checkpoint {path}: {key} is no array")
     return found
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
-        raise _damaged(path, e) from None
 
 
 def _read_torch(path: Path) -> State:
@@ -123,9 +117,9 @@ def _read_torch(path: Path) -> State:
             f"reading {path} needs PyTorch, which is not installed: pip install torch, or save the "
             "state dict as .safetensors or .npz where it is"
         ) from None
-    # fairseq keeps its options and meters beside the weights: records of names and values. The
-    # meters are read into a class of ours that does nothing.
-    meters = [(_Record, f"fairseq.meters.{name}") for name in _METERS]
+    # fairseq stores its options and meters beside the weights, as records of names and values.
+    # An empty class of ours stands for its meters.
+    meters = [(_Meter, f"fairseq.meters.{name}") for name in _METERS]
     harmless = torch.serialization.safe_globals([argparse.Namespace, *meters])
     try:
         with harmless:
@@ -135,13 +129,11 @@ def _read_torch(path: Path) -> State:
         if named is None and "pickle" not in str(e).lower():
             raise _damaged(path, e) from None
         raise _pickled(path, f"{named.group(1)} objects" if named else "Python objects") from None
-    except (OSError, EOFError, RuntimeError, KeyError, ValueError) as e:
-        raise _damaged(path, e) from None
     return _state_of(found, path, torch)
 
 
 def _state_of(found: Any, path: Path, torch: Any) -> State:
-    """The state dict in what `torch.load` gave, as NumPy."""
+    """The state dict of a loaded file, as NumPy arrays."""
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
     if not isinstance(found, dict) or not all(torch.is_tensor(x) for x in found.values()):
@@ -149,11 +141,9 @@ def _state_of(found: Any, path: Path, torch: Any) -> State:
             f'checkpoint {path} is not a state dict, nor a fairseq checkpoint with one as "model"'
         )
     try:
-        return {str(key): _as_numpy(tensor) for key, tensor in found.items()}
+        return {
+            str(key): (x.float() if x.is_floating_point() else x).detach().numpy()
+            for key, x in found.items()
+        }
     except (TypeError, RuntimeError, NotImplementedError) as e:
         raise UserError(f"checkpoint {path} has tensors that are no plain arrays: {e}") from None
-
-
-def _as_numpy(tensor: Any) -> np.ndarray:
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -11,8 +11,8 @@ from automoe_jax.architecture.subnet import STACKS
 from automoe_jax.system.errors import UserError
 
 # Cross-attention span by its form in the files: encoder layers before the last, -1 for none.
-SPANS = {-1: 1, 1: 2, 2: 3}
-WRITTEN_SPANS = {span: written for written, span in SPANS.items()}
+_SPANS = {-1: 1, 1: 2, 2: 3}
+WRITTEN_SPANS = {span: written for written, span in _SPANS.items()}
 
 
 def _words(both: str, *, each: str = "") -> set[str]:
@@ -100,6 +100,14 @@ class Options:
             given = ", ".join(map(str, values))
             raise self._error(f"{key} is [{given}]; it must list at least {depth} value(s)")
         return values[:depth]
+
+    def spans(self, key: str, depth: int | None = None) -> tuple[int, ...]:
+        """A list of cross-attention spans, or those of the front `depth` layers."""
+        found = self.integers(key) if depth is None else self.layers(key, depth)
+        for span in found:
+            if span not in _SPANS:
+                raise self._error(f"{key} has {span}; allowed: -1, 1 and 2")
+        return tuple(_SPANS[span] for span in found)
 
     def flag(self, key: str) -> bool:
         """True for an option that is switched on."""

@@ -1,4 +1,4 @@
-"""Subnet files, read and written: our JSON, and the YAML of HAT and AutoMoE."""
+"""Reads and writes subnet files: our JSON, and the YAML of HAT and AutoMoE."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,11 @@ _YAML = (".yml", ".yaml")
 
 
 def load(path: str | Path, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
-    """Reads a subnet from JSON, or from a subtransformer YAML where the name ends in .yml or .yaml.
+    """Reads a subnet from JSON, or from subtransformer YAML if the name ends in .yml or .yaml.
 
     Args:
       path: the file.
-      default_qkv_dim: the Q/K/V width where the file does not say (HAT's never does).
+      default_qkv_dim: the Q/K/V width of a file without one (HAT's have none).
 
     Raises:
       SubnetError: one line with the file and the field.
@@ -33,10 +33,10 @@ def load(path: str | Path, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
 
 
 def save(subnet: Subnet, path: str | Path):
-    """Writes JSON, or subtransformer YAML where the name ends in .yml or .yaml.
+    """Writes JSON, or subtransformer YAML if the name ends in .yml or .yaml.
 
     Raises:
-      SubnetError: that YAML cannot say what the subnet is.
+      SubnetError: the YAML has no keys for this architecture.
     """
     path = Path(path)
     if path.suffix in _YAML:

@@ -17,7 +17,7 @@ from automoe_jax.architecture.subnet import (
     Subnet,
     SubnetError,
 )
-from automoe_jax.published.options import SPANS, WRITTEN_SPANS, Options, read, write
+from automoe_jax.published.options import WRITTEN_SPANS, Options, read, write
 
 _WIDTH, _DEPTH, _FFN = (
     f"{name}-subtransformer" for name in ("embed-dim", "layer-num", "ffn-embed-dim-all")
@@ -76,11 +76,7 @@ def _stack(options: Options, side: str) -> Encoder | Decoder:
             )
     fields = {name: options.layers(key, depth) for name, key in _HEADS[side].items()}
     if side == "decoder":
-        spans = options.layers(_SPAN, depth)
-        for span in spans:
-            if span not in SPANS:
-                raise SubnetError(f"{_SPAN} has {span}; allowed: -1, 1 and 2")
-        fields["cross_span"] = tuple(SPANS[span] for span in spans)
+        fields["cross_span"] = options.spans(_SPAN, depth)
     stack_type = STACKS[side]
     layers = tuple(
         stack_type.layer_type(**{k: v[i] for k, v in fields.items()}, experts=sizes, top_k=top_k)

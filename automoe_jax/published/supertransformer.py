@@ -11,9 +11,9 @@ import yaml
 from automoe_jax.architecture.space import SearchSpace, SpaceError
 from automoe_jax.architecture.stack_space import StackSpace
 from automoe_jax.architecture.subnet import STACKS
-from automoe_jax.published.options import SPANS, WRITTEN_SPANS, Options, read, write
+from automoe_jax.published.options import WRITTEN_SPANS, Options, read, write
 
-# Key of each field of the space.
+# The key of each field of the space.
 _CHOICES = {
     "encoder_embed_dims": "encoder-embed-choice",
     "decoder_embed_dims": "decoder-embed-choice",
@@ -28,21 +28,25 @@ _CHOICES = {
 _SPANS = "decoder-arbitrary-ende-attn-choice"
 # Sizes of the supernet itself, and the choices whose largest entry they must equal.
 _SUPER = {"embed-dim": "embed_dims", "ffn-embed-dim": "ffn_dims", "layers": "depths"}
+_EXPERTS = {"experts": "n-experts", "top_k": "num-experts-to-route",
+            "placement": "expert-all-fixed-num-experts"}  # fmt: skip
 # The published search draws these options when their list has two entries.
 _IDENTITY, _FRACTIONAL = "std-vs-dummy-experts", "each-expert-ffn-dim"
-_EXPERTS = ("n-experts", "num-experts-to-route", "expert-all-fixed-num-experts", _IDENTITY,
-            _FRACTIONAL, "drop-mha-sublayer", "drop-ffn-sublayer")  # fmt: skip
-_KNOWN = {*_CHOICES.values(), _SPANS, "qkv-dim"}
-_KNOWN |= {"share-all-embeddings", "share-decoder-input-output-embed"}
-_KNOWN |= {f"{side}-{name}" for side in STACKS for name in (*_SUPER, *_EXPERTS)}
+_DROPS = ("drop-mha-sublayer", "drop-ffn-sublayer")
+_SHARED = {"all": "share-all-embeddings", "decoder": "share-decoder-input-output-embed"}
+_KNOWN = {*_CHOICES.values(), *_SHARED.values(), _SPANS, "qkv-dim"}
+_KNOWN |= {
+    f"{side}-{name}"
+    for side in STACKS
+    for name in (*_SUPER, *_EXPERTS.values(), _IDENTITY, _FRACTIONAL, *_DROPS)
+}
 
 
 def parse(text: str) -> SearchSpace:
     """The search space of a supertransformer file.
 
-    Without expert keys every layer is dense. `std-vs-dummy-experts: [0, 1]` gives identity
-    experts; with experts of different sizes they may stand anywhere in a layer here, only first
-    there.
+    Without expert keys every layer is dense. `std-vs-dummy-experts: [0, 1]` gives identity experts:
+    anywhere in a layer with experts of different sizes, where the published code has them first.
 
     Raises:
       SpaceError: names the key that is missing, unknown or wrong.
@@ -52,10 +56,7 @@ def parse(text: str) -> SearchSpace:
     for name, key in _CHOICES.items():
         if min(fields[name]) < 1:
             raise SpaceError(f"{key} has {min(fields[name])}; positive integers are allowed")
-    spans = options.integers(_SPANS)
-    for span in spans:
-        if span not in SPANS:
-            raise SpaceError(f"{_SPANS} has {span}; allowed: -1, 1 and 2")
+    spans = options.spans(_SPANS)
     for side in STACKS:
         for name, field in _SUPER.items():
             largest = max(fields[f"{side}_{field}"])
@@ -65,53 +66,41 @@ def parse(text: str) -> SearchSpace:
                     f"{side}-{name} is {size}, but the largest choice is {largest}; a supernet "
                     "here is as large as its largest choice"
                 )
-        for name in ("drop-mha-sublayer", "drop-ffn-sublayer"):
+        for field, name in _EXPERTS.items():
+            default = () if field == "placement" else (1,)
+            fields[f"{side}_{field}"] = options.integers(f"{side}-{name}", default)
+        for name in _DROPS:
             if 0 in options.integers(f"{side}-{name}", (1,)):
                 raise SpaceError(
                     f"{side}-{name} drops sublayers (0): this project has no such architectures"
                 )
-    shared = "none"
-    if options.flag("share-all-embeddings"):
-        shared = "all"
-    elif options.flag("share-decoder-input-output-embed"):
-        shared = "decoder"
+    shared = next((value for value, key in _SHARED.items() if options.flag(key)), "none")
     return SearchSpace(
         qkv_dim=options.integer("qkv-dim", max(fields["encoder_embed_dims"])),
-        cross_spans=tuple(SPANS[span] for span in spans),
+        cross_spans=spans,
         share_embeddings=shared,
+        identity_experts=_drawn(options, _IDENTITY) is True,
+        expert_sizes="standard" if _drawn(options, _FRACTIONAL) is False else "fractional",
         **fields,
-        **_experts(options),
     )
 
 
-def _experts(options: Options) -> dict:
-    fields: dict = {}
-    drawn: dict[str, set[bool]] = {_IDENTITY: set(), _FRACTIONAL: set()}
+def _drawn(options: Options, name: str) -> bool | None:
+    """True if the published search draws the option; None for dense stacks, without expert keys."""
+    found = set()
     for side in STACKS:
-        fields[f"{side}_experts"] = options.integers(f"{side}-n-experts", (1,))
-        fields[f"{side}_top_k"] = options.integers(f"{side}-num-experts-to-route", (1,))
-        placement = options.integers(f"{side}-expert-all-fixed-num-experts", ())
-        fields[f"{side}_placement"] = placement
         if options.given(f"{side}-n-experts"):
-            for name, found in drawn.items():
-                given = options.integers(f"{side}-{name}", (1,))
-                if not set(given) <= {0, 1}:
-                    raise SpaceError(f"{side}-{name} is {list(given)}; allowed: 0 and 1")
-                found.add(len(given) > 1)
-    for name, found in drawn.items():
-        if len(found) > 1:
-            raise SpaceError(
-                f"encoder-{name} and decoder-{name} differ; a space here has one for both"
-            )
-    if True in drawn[_IDENTITY]:
-        fields["identity_experts"] = True
-    if False in drawn[_FRACTIONAL]:
-        fields["expert_sizes"] = "standard"
-    return fields
+            given = options.integers(f"{side}-{name}", (1,))
+            if not set(given) <= {0, 1}:
+                raise SpaceError(f"{side}-{name} is {list(given)}; allowed: 0 and 1")
+            found.add(len(given) > 1)
+    if len(found) > 1:
+        raise SpaceError(f"encoder-{name} and decoder-{name} differ; a space here has one for both")
+    return found.pop() if found else None
 
 
 def languages(text: str) -> dict[str, str]:
-    """The languages that a file names, as fields of a config's `data`."""
+    """The languages of a file, as fields of a config's `data`."""
     values = yaml.load(text, Loader=yaml.BaseLoader)
     keys = {"source_lang": "source-lang", "target_lang": "target-lang"}
     return {field: values[key] for field, key in keys.items() if key in values}
@@ -128,7 +117,6 @@ def dump(space: SearchSpace) -> str:
             raise SpaceError(
                 f"space.cross_spans has {span}; a supertransformer file has spans up to 3"
             )
-    shared = {"all": "share-all-embeddings", "decoder": "share-decoder-input-output-embed"}
     sizes = [
         (f"{stack.side}-{name}", max(getattr(stack, field)))
         for name, field in _SUPER.items()
@@ -141,7 +129,7 @@ def dump(space: SearchSpace) -> str:
     spans = tuple(WRITTEN_SPANS[span] for span in space.cross_spans)
     moe = space.identity_experts or max(stack.max_experts for stack in space.stacks) > 1
     return write([
-        [(shared[space.share_embeddings], True)] if space.share_embeddings in shared else [],
+        [(key, True) for value, key in _SHARED.items() if value == space.share_embeddings],
         [*sizes, *heads, ("qkv-dim", space.qkv_dim)],
         # Largest first, as theirs.
         [*((key, getattr(space, name)[::-1]) for name, key in _CHOICES.items()), (_SPANS, spans)],
@@ -151,9 +139,7 @@ def dump(space: SearchSpace) -> str:
 
 def _written_experts(stack: StackSpace) -> list[tuple[str, Any]]:
     lines: list[tuple[str, Any]] = [
-        ("n-experts", stack.experts),
-        ("num-experts-to-route", stack.top_k),
-        ("expert-all-fixed-num-experts", stack.placement),
+        *((name, getattr(stack, field)) for field, name in _EXPERTS.items()),
         (_IDENTITY, (0, 1) if stack.identity_experts else (1,)),
         (_FRACTIONAL, (0, 1) if stack.expert_sizes == "fractional" else (1,)),
     ]
