@@ -78,23 +78,20 @@ class Options:
             return default
         return self._as_integer(key, self._value(key))
 
-    def integers(self, key: str, default: Iterable[int] | None = None) -> tuple[int, ...]:
-        """A list of whole numbers; a single number counts as a list."""
+    def integers(
+        self, key: str, default: Iterable[int] | None = None, depth: int | None = None
+    ) -> tuple[int, ...]:
+        """A list of whole numbers, or its front `depth` entries; a single number is a list."""
         if default is not None and not self.given(key):
             return tuple(default)
-        values = tuple(self._as_integer(key, value) for value in self._list(key))
+        found = self._list(key) if depth is None else self.front(key, depth)
+        values = tuple(self._as_integer(key, value) for value in found)
         if not values:
             raise self._error(f"{key} is an empty list; at least one value is needed")
         return values
 
-    def layers(self, key: str, depth: int, default: int | None = None) -> tuple[int, ...]:
-        """A number for each of the front `depth` layers; the list may be longer."""
-        if default is not None and not self.given(key):
-            return (default,) * depth
-        return tuple(self._as_integer(key, value) for value in self.front(key, depth))
-
     def front(self, key: str, depth: int) -> list[Any]:
-        """The front `depth` entries of a list."""
+        """The front `depth` entries of a list, which may be longer."""
         values = self._list(key)
         if len(values) < depth:
             given = ", ".join(map(str, values))
@@ -103,7 +100,7 @@ class Options:
 
     def spans(self, key: str, depth: int | None = None) -> tuple[int, ...]:
         """A list of cross-attention spans, or those of the front `depth` layers."""
-        found = self.integers(key) if depth is None else self.layers(key, depth)
+        found = self.integers(key, depth=depth)
         for span in found:
             if span not in _SPANS:
                 raise self._error(f"{key} has {span}; allowed: -1, 1 and 2")

@@ -251,14 +251,12 @@ def _weight_maps(
         d, q, field = stack.embed_dim, hull.qkv_dim, fields[side]
         for i, layer in enumerate(stack.layers):
             key, path = f"{side}.layers.{i}", (side, f"layer_{i}")
-            yield from _attention(f"{key}.self_attn", (*path, "self_attention"), d, d, q)
-            yield from _norm(
-                f"{key}.self_attn_layer_norm", (*path, "self_attention_norm"), d, field
-            )
+            attentions = [("self_attn", "self_attention", d)]
             if isinstance(layer, DecoderLayer):
-                yield from _attention(f"{key}.encoder_attn", (*path, "cross_attention"), d, d_e, q)
-                norm = (*path, "cross_attention_norm")
-                yield from _norm(f"{key}.encoder_attn_layer_norm", norm, d, field)
+                attentions.append(("encoder_attn", "cross_attention", d_e))
+            for theirs, ours, d_kv in attentions:
+                yield from _attention(f"{key}.{theirs}", (*path, ours), d, d_kv, q)
+                yield from _norm(f"{key}.{theirs}_layer_norm", (*path, f"{ours}_norm"), d, field)
             names = f"space.{side}_{{}} and {field}"
             experts = (*path, "experts")
             yield from _experts(key, experts, layer.experts, d, names, moe=moe[side])
@@ -269,7 +267,7 @@ def _weight_maps(
 
 
 def _same(key: str, path: ParamPath, shape: Shape, fields: str) -> WeightMap:
-    """An array that both have in the same form."""
+    """An array of the same shape in both."""
     return WeightMap(key, shape, path, shape, fields)
 
 

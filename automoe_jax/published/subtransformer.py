@@ -69,12 +69,12 @@ def _stack(options: Options, side: str) -> Encoder | Decoder:
             f"{side}-{_DEPTH} is {depth}; it must be a positive integer up to {_MAX_LAYERS}"
         )
     for name in _DROPS:
-        if 0 in options.layers(f"{side}-{name}", depth, 1):
+        if 0 in options.integers(f"{side}-{name}", (1,) * depth, depth):
             raise SubnetError(
                 f"{side}-{name} drops a sublayer (0): this project has no such architecture; use 1 "
                 "for every layer"
             )
-    fields = {name: options.layers(key, depth) for name, key in _HEADS[side].items()}
+    fields = {name: options.integers(key, depth=depth) for name, key in _HEADS[side].items()}
     if side == "decoder":
         fields["cross_span"] = options.spans(_SPAN, depth)
     stack_type = STACKS[side]
@@ -87,7 +87,7 @@ def _stack(options: Options, side: str) -> Encoder | Decoder:
 
 def _experts(options: Options, side: str, depth: int) -> list[tuple[tuple[int, ...], int]]:
     """(sizes, top_k) of each layer."""
-    dense = options.layers(f"{side}-{_FFN}", depth)
+    dense = options.integers(f"{side}-{_FFN}", depth=depth)
     if min(dense) < 1:
         raise SubnetError(
             f"{side}-{_FFN} has {min(dense)}; positive sizes are needed (an identity expert is a 0 "
@@ -99,9 +99,9 @@ def _experts(options: Options, side: str, depth: int) -> list[tuple[tuple[int, .
             if options.given(key):
                 raise SubnetError(f"{key} needs {counts_key}")
         return [((size,), 1) for size in dense]
-    counts = options.layers(counts_key, depth)
-    top_ks = options.layers(top_k_key, depth, 1)
-    standard = options.layers(standard_key, depth, 1)
+    counts = options.integers(counts_key, depth=depth)
+    top_ks = options.integers(top_k_key, (1,) * depth, depth)
+    standard = options.integers(standard_key, (1,) * depth, depth)
     lists = options.front(lists_key, depth) if options.given(lists_key) else None
     if options.integers(standard_key, (1,)) == (0,):
         raise SubnetError(
