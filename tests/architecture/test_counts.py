@@ -1,4 +1,4 @@
-"""Counts against published figures and against the weights themselves."""
+"""Counts against published figures and against the weights of the model."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_transformer_base_and_big(subnet, params, gflops):
     assert round(counts.flops / 1e9, 3) == gflops
 
 
-def test_params_are_the_weights_of_the_stand_alone_model():
+def test_params_equal_the_weights_of_the_standalone_model():
     space = elastic_space(identity_experts=False)
     rng = np.random.default_rng(0)
     ids = np.full((1, 2), 4, np.int32)

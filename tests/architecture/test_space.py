@@ -1,4 +1,4 @@
-"""Search spaces: what they draw is in them, whatever the options."""
+"""Search spaces: drawn subnets are valid, whatever the options."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ spaces = st.sampled_from(sorted(OPTIONS))
 
 
 @hypothesis.given(spaces, seeds)
-def test_what_is_drawn_is_in_the_space(name, seed):
+def test_drawn_subnets_are_valid(name, seed):
     space, rng = OPTIONS[name], np.random.default_rng(seed)
     a, b = space.sample(rng), space.sample(rng)
     before = (a, b)
@@ -41,7 +41,7 @@ def test_what_is_drawn_is_in_the_space(name, seed):
     mutant = space.mutate(a, rng, 0.3)
     for subnet in (a, b, child, mutant, space.largest(), space.smallest()):
         space.validate(subnet)
-        assert dataclasses.replace(subnet) == subnet  # passes the checks of Subnet itself
+        assert dataclasses.replace(subnet) == subnet  # passes the checks of `Subnet`
         to_active(subnet, space.hull())
     assert (a, b) == before
 
@@ -75,7 +75,7 @@ def test_crossover_takes_from_parents(seed):
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_shapes_share_out_the_space(name):
+def test_shapes_partition_the_space(name):
     space, rng = OPTIONS[name], np.random.default_rng(0)
     shapes = space.shapes()
     assert sum(shape.size() for shape in shapes) == space.size()

@@ -1,4 +1,4 @@
-"""Subnets as JSON and as HAT's YAML; wrong files get one line that names the field."""
+"""Subnets as JSON and as HAT's YAML; an error is one line that names the field."""
 
 import json
 
@@ -121,7 +121,7 @@ def test_hat_yaml(tmp_path):
     assert (subnet.encoder.embed_dim, subnet.decoder.embed_dim) == (640, 512)
     assert [x.heads for x in subnet.encoder.layers] == [4, 8, 8, 8, 8, 8]
     assert [x.experts for x in subnet.encoder.layers[:3]] == [(3072,), (2048,), (1024,)]
-    # Lists may be longer than the number of layers; the front counts.
+    # Lists may be longer than the number of layers; the front entries count.
     assert [
         (x.self_heads, x.cross_heads, x.cross_span, x.experts) for x in subnet.decoder.layers
     ] == [

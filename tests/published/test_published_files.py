@@ -1,4 +1,4 @@
-"""HAT's and AutoMoE's YAML, both ways, and the architectures that are shipped."""
+"""HAT's and AutoMoE's YAML, read and written, and the architectures in `configs/subnets`."""
 
 import dataclasses
 import itertools
@@ -22,10 +22,10 @@ CASES = ["A01_largest", "A02_smallest", "A03_enc32_dec16", "A04_enc16_dec32", "A
 
 
 def as_published(config: dict) -> str:
-    """The file that the published search would write of a fixture's config."""
+    """The file that the published search would write for a fixture's config."""
     lines = []
-    for side, name in (("encoder", "encoder"), ("decoder", "decoder")):
-        own = config[name]
+    for side in ("encoder", "decoder"):
+        own = config[side]
         depth = own[f"{side}_layer_num"]
         keys = {
             "embed_dim": "embed-dim-subtransformer",
@@ -56,12 +56,12 @@ def test_fixture_architectures(shared, case):
     subnet = from_json(info["subnet"], 32)
     text = as_published(info["config"])
     assert subtransformer.parse(text, 32) == subnet
-    # What we write is what they wrote, but for sizes that nobody reads; a subnet without experts
-    # is written as HAT would.
+    # Our file has their values, except for unused sizes; a subnet without experts is written in
+    # HAT's form.
     written, theirs = yaml.safe_load(subtransformer.dump(subnet)), yaml.safe_load(text)
     dense = all(len(x.experts) == 1 for x in (*subnet.encoder.layers, *subnet.decoder.layers))
     for key, value in theirs.items():
-        if "experts-to-route" in key:  # ours are cut to the experts that there are
+        if "experts-to-route" in key:  # ours are cut to the experts of the layer
             counts = theirs[key.replace("num-experts-to-route", "n-experts")]
             cut = [min(pair) for pair in zip(value, counts, strict=True)]
             assert written.get(key, cut) == cut
@@ -137,9 +137,9 @@ def test_experts_of_a_subtransformer_file():
     subnet = subtransformer.parse(MOE)
     assert subnet.qkv_dim == 256
     assert [x.experts for x in subnet.encoder.layers] == [(0, 2048, 3072), (2048, 1024)]
-    assert [x.top_k for x in subnet.encoder.layers] == [2, 2]  # not more than there are
+    assert [x.top_k for x in subnet.encoder.layers] == [2, 2]  # at most the experts of the layer
     assert [x.experts for x in subnet.decoder.layers] == [(1024,)]
-    # Sizes without quotes are one number to YAML, not to us; so are those in theirs.
+    # YAML reads sizes without quotes, as in the published files, as one number; we do not.
     assert subtransformer.parse(MOE.replace("'", "")) == subnet
     assert subtransformer.parse(MOE.replace("'1024_2048_3072'", "\"'1024_2048_3072'\"")) == subnet
 
@@ -285,8 +285,8 @@ def test_supertransformer_round_trip(data):
 
 
 # Experts per layer as the papers print them, and active parameters in millions: the paper has 176 M
-# for the Big models, 45 M and 46 M for its standard subnets, 56 M and 46 M in Table 1. It names no
-# embedding width for the fractional ones, so that its figures say nothing of them.
+# for the Big models, 45 M and 46 M for its standard subnets, 56 M and 46 M in Table 1. It gives no
+# embedding width for the fractional ones, so their figures cannot be compared.
 SHIPPED = {
     "transformer_base": ("1-1-1-1-1-1 / 1-1-1-1-1-1", 44.14),
     "transformer_big": ("1-1-1-1-1-1 / 1-1-1-1-1-1", 176.36),
@@ -305,11 +305,11 @@ SHIPPED = {
 
 
 def active_by_hand(subnet) -> float:
-    """Weights that a token uses under uniform routing, layer by layer from the matrices' shapes."""
+    """Active parameters under uniform routing, summed from the shapes of each layer's matrices."""
     q, total = subnet.qkv_dim, 0.0
     for stack, n_attentions in ((subnet.encoder, 1), (subnet.decoder, 2)):
         d = stack.embed_dim
-        assert d == subnet.encoder.embed_dim  # keys and values are of the same width everywhere
+        assert d == subnet.encoder.embed_dim  # keys and values have one width everywhere
         for layer in stack.layers:
             attention = 3 * (d * q + q) + q * d + d
             total += n_attentions * (attention + 2 * d) + 2 * d
@@ -334,7 +334,6 @@ def test_shipped_architectures():
         assert counts.active_params == pytest.approx(active_by_hand(subnet), rel=1e-12)
         if active is not None:
             assert round(counts.active_params / 1e6, 2) == active, name
-        # Dense, Switch and AutoMoE alike: what a layer's token uses of its own experts.
         assert counts.active_params_min <= counts.active_params <= counts.active_params_max
         row = (
             f"| `{name}` | {experts} | {counts.params / 1e6:.2f} | "
@@ -364,8 +363,8 @@ def test_size_of_a_space():
         decoder_embed_dims=(8,),
     )
     rng = np.random.default_rng(0)
-    # Small enough to see all of them: 2 widths, an encoder layer has 2 heads and [8], [0] or one of
-    # four pairs with top_k 1 or 2; the decoder's has 2 x 3 heads, 3 sizes and 1 or 2 spans.
+    # Counted by hand: 2 widths; an encoder layer has 2 choices of heads and [8], [0] or one of four
+    # pairs with top_k 1 or 2; a decoder layer has 2 x 3 choices of heads, 3 sizes, 1 or 2 spans.
     layer = 2 * (2 + 4 * 2)
     assert space.size() == 2 * (layer * 6 * 3 * 1 + layer**2 * 6 * 3 * 2)
     small = dataclasses.replace(space, encoder_depths=(1,), identity_experts=False)

@@ -1,7 +1,7 @@
-"""Everything that the published implementation computes, against what it computed.
+"""The model, its gradients and its updates against the published implementation.
 
-The fixtures are tiny supernets run by the released code; SEMANTICS of the shared data says what is
-compared. `superA` has experts, `superB` is dense (HAT).
+The fixtures are tiny supernets run by the released code; SEMANTICS.md of the shared data describes
+them. `superA` has experts, `superB` is dense (HAT).
 """
 
 import functools
@@ -51,7 +51,7 @@ def supernets(shared):
 
 
 class Case:
-    """One fixture: the subnet, what the JSON says, the arrays."""
+    """One fixture: the subnet, the JSON file, the arrays."""
 
     def __init__(self, shared, name: str):
         folder = shared / "fixtures"
@@ -85,7 +85,7 @@ def test_forward_pass(shared, supernets, name):
     for output, decoder_starts in ((masked, n_super), (alone, len(encoder.layers))):
         assert largest_difference(output.logits_BTV, case.arrays["logits"], real) < TOLERANCE
         for i in range(len(encoder.layers)):
-            # Theirs are (time, batch, width); ours may have masked columns behind.
+            # Theirs are (time, batch, width); ours may end with masked columns.
             ours = np.asarray(output.encoder_layers[i])[..., : encoder.embed_dim]
             theirs = case.arrays[f"encoder_layer_{i}"].swapaxes(0, 1)
             assert largest_difference(ours, theirs, real_source) < TOLERANCE
@@ -100,7 +100,7 @@ def test_forward_pass(shared, supernets, name):
         compared = 0
         for i, (ours, layer) in enumerate(zip(routers, layers, strict=True)):
             if len(layer.experts) == 1:
-                continue  # theirs has a router there, which decides nothing
+                continue  # theirs has a router without a choice
             where = real_source if i < len(encoder.layers) else real
             logits = np.asarray(ours).reshape(*where.shape, -1)
             theirs = case.arrays[f"router_logits_{i}"].reshape(*where.shape[::-1], -1)
@@ -118,7 +118,7 @@ def test_forward_pass(shared, supernets, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_cached_decoding(shared, supernets, name):
-    """Step by step with the export's decoder."""
+    """Logits of the export's decoder, step by step."""
     case = Case(shared, name)
     space, params, _ = supernets(case.info["supernet"])
     own = extract(params, case.subnet, space.hull())
@@ -141,7 +141,7 @@ def test_cached_decoding(shared, supernets, name):
 
 @functools.cache
 def gradient_of(model: Transformer):
-    """Of the summed loss; compiled once for all cases of a supernet."""
+    """The gradient of the summed loss; compiled once for all cases of a supernet."""
 
     def loss(params, source, target_in, target, choice):
         out = model.apply({"params": params}, source, target_in, choice)
@@ -152,7 +152,7 @@ def gradient_of(model: Transformer):
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_gradients(shared, supernets, name):
-    """Of the summed loss: within 1e-4 of each weight's largest, zero where there is none."""
+    """Gradients of the summed loss, within 1e-4 of the largest of each array, and exact zeros."""
     case = Case(shared, name)
     space, params, _ = supernets(case.info["supernet"])
     hull, model = space.hull(), supernet_of(space)
@@ -171,7 +171,7 @@ def test_gradients(shared, supernets, name):
         else:
             assert not value.any(), key
     assert not set(case.info["grad_none"]) & set(theirs)
-    # Of layers with one expert they have a router's gradient too: all zero.
+    # They also have the routers of layers with one expert: gradients of zero.
     assert all(not theirs[key].any() for key in theirs.keys() - ours.keys())
 
     alone = gradient_of(case.standalone())(extract(params, case.subnet, hull), *batch, None)
@@ -205,7 +205,7 @@ def published_adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def test_six_updates(shared, supernets):
-    """The train step's own gradients and accumulation; only the place of eps is the test's."""
+    """Six steps of our train step; only Adam's eps is placed as in the published optimizer."""
     folder = shared / "fixtures"
     info = json.loads((folder / "train6_zero_fill.json").read_text())
     space, params, _ = supernets("superA")
@@ -246,6 +246,6 @@ def test_six_updates(shared, supernets):
     for key, value in theirs.items():
         error = np.abs(ours[key] - value)
         if key.endswith("in_proj_bias"):
-            error[32:64] = 0  # the keys': their true gradient is zero, what is left is rounding
+            error[32:64] = 0  # keys: their true gradient is zero, the rest is rounding
         assert error.max() <= 1e-3 * np.abs(value).max(), key
         assert np.abs(value - before[key]).max() > 1e-3, key  # it was trained
