@@ -44,7 +44,6 @@ class WeightMap(NamedTuple):
       key, key_shape: the array of the state dict.
       path, shape: the array of the params; the path is empty where the params have no such array
         (the router over one expert, which the published code has).
-      fields: the fields of the space that decide the shape, for error lines.
       transposed: whether the rows are transposed on the way.
     """
 
@@ -52,7 +51,6 @@ class WeightMap(NamedTuple):
     key_shape: Shape
     path: ParamPath
     shape: Shape
-    fields: str
     rows: slice = _ALL
     place: slice | int = _ALL
     transposed: bool = False
@@ -81,7 +79,7 @@ def to_params(state: Mapping[str, np.ndarray], space: SearchSpace) -> tuple[Para
     needed = {x.key: x for x in used}
     _check_names(state, needed.keys(), {x.key for x in maps}, space)
     for x in needed.values():
-        _check_array(state[x.key], x)
+        _check_array(x.key, state[x.key], x.key_shape)
     flat = {x.path: np.zeros(x.shape, np.float32) for x in used}
     for x in used:
         rows = state[x.key][x.rows]
@@ -217,11 +215,10 @@ def _named(keys: list[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _check_array(array: np.ndarray, expected: WeightMap):
-    key, shape = expected.key, expected.key_shape
+def _check_array(key: str, array: np.ndarray, shape: Shape):
     if array.shape != shape:
         raise CheckpointError(
-            f"{key} has the shape {array.shape}, the space needs {shape}; look at {expected.fields}"
+            f"{key} has the shape {array.shape}, the space needs {shape}; look at {_fields(key)}"
         )
     # By name: to NumPy, bfloat16 is no floating type.
     if "float" not in array.dtype.name:
@@ -232,99 +229,90 @@ def _check_array(array: np.ndarray, expected: WeightMap):
         raise CheckpointError(f"{key} has values that are not finite numbers")
 
 
+def _fields(key: str) -> str:
+    """The fields of the space that decide the shape of an array."""
+    side = key.split(".", maxsplit=1)[0]
+    if "_attn." in key:
+        return "space.qkv_dim and the embed_dims"
+    if ".switch." in key:
+        return f"space.{side}_experts and space.{side}_embed_dims"
+    if re.search(r"\.(fc\d|experts\.\d+)\.", key):
+        return f"space.{side}_ffn_dims and space.{side}_embed_dims"
+    return f"space.{side}_embed_dims"
+
+
 def _weight_maps(
     space: SearchSpace, vocab: tuple[int, int], moe: Mapping[str, bool]
 ) -> Iterator[WeightMap]:
     """All weights of the supernet of a space; `moe` says which stacks have expert layers."""
     hull, (source, target) = space.hull(), vocab
     d_e, d_d = hull.encoder.embed_dim, hull.decoder.embed_dim
-    fields = {side: f"space.{side}_embed_dims" for side in STACKS}
     if space.share_embeddings == "all":
-        table = (source, max(d_e, d_d))
-        yield _same(SOURCE, ("embedding", "table"), table, fields["encoder"])
+        yield _same(SOURCE, ("embedding", "table"), (source, max(d_e, d_d)))
     else:
-        yield _same(SOURCE, ("source_embedding", "table"), (source, d_e), fields["encoder"])
-        yield _same(TARGET, ("target_embedding", "table"), (target, d_d), fields["decoder"])
+        yield _same(SOURCE, ("source_embedding", "table"), (source, d_e))
+        yield _same(TARGET, ("target_embedding", "table"), (target, d_d))
     if space.share_embeddings == "none":
-        yield _same(OUTPUT, ("output", "table"), (target, d_d), fields["decoder"])
+        yield _same(OUTPUT, ("output", "table"), (target, d_d))
     for side, stack in hull.stacks:
-        d, q, field = stack.embed_dim, hull.qkv_dim, fields[side]
+        d = stack.embed_dim
         for i, layer in enumerate(stack.layers):
             key, path = f"{side}.layers.{i}", (side, f"layer_{i}")
             attentions = [("self_attn", "self_attention", d)]
             if isinstance(layer, DecoderLayer):
                 attentions.append(("encoder_attn", "cross_attention", d_e))
             for theirs, ours, d_kv in attentions:
-                yield from _attention(f"{key}.{theirs}", (*path, ours), d, d_kv, q)
-                yield from _norm(f"{key}.{theirs}_layer_norm", (*path, f"{ours}_norm"), d, field)
-            names = f"space.{side}_{{}} and {field}"
-            experts = (*path, "experts")
-            yield from _experts(key, experts, layer.experts, d, names, moe=moe[side])
-            if moe[side] or len(layer.experts) > 1:
-                router = f"{key}.switch_layer.switch"
-                yield from _router(router, experts, len(layer.experts), d, names)
-            yield from _norm(f"{key}.final_layer_norm", (*path, "experts_norm"), d, field)
+                yield from _attention(f"{key}.{theirs}", (*path, ours), d, d_kv, hull.qkv_dim)
+                yield from _norm(f"{key}.{theirs}_layer_norm", (*path, f"{ours}_norm"), d)
+            yield from _experts(key, (*path, "experts"), layer.experts, d, moe=moe[side])
+            yield from _norm(f"{key}.final_layer_norm", (*path, "experts_norm"), d)
 
 
-def _same(key: str, path: ParamPath, shape: Shape, fields: str) -> WeightMap:
+def _same(key: str, path: ParamPath, shape: Shape) -> WeightMap:
     """An array of the same shape in both."""
-    return WeightMap(key, shape, path, shape, fields)
+    return WeightMap(key, shape, path, shape)
 
 
-def _norm(key: str, path: ParamPath, d: int, field: str) -> Iterator[WeightMap]:
-    yield _same(f"{key}.weight", (*path, "scale"), (d,), field)
-    yield _same(f"{key}.bias", (*path, "bias"), (d,), field)
+def _matrix(key: str, path: ParamPath, d_in: int, d_out: int) -> WeightMap:
+    return WeightMap(key, (d_out, d_in), path, (d_in, d_out), transposed=True)
 
 
-def _matrix(key: str, path: ParamPath, d_in: int, d_out: int, fields: str) -> WeightMap:
-    return WeightMap(key, (d_out, d_in), path, (d_in, d_out), fields, transposed=True)
+def _norm(key: str, path: ParamPath, d: int) -> Iterator[WeightMap]:
+    yield _same(f"{key}.weight", (*path, "scale"), (d,))
+    yield _same(f"{key}.bias", (*path, "bias"), (d,))
 
 
 def _attention(key: str, path: ParamPath, d_q: int, d_kv: int, q: int) -> Iterator[WeightMap]:
     """One attention of Q/K/V width `q`."""
-    fields = "space.qkv_dim and the embed_dims"
     for i, (name, d) in enumerate((("query", d_q), ("key", d_kv), ("value", d_kv))):
         rows, kernel = slice(i * q, (i + 1) * q), (*path, name, "kernel")
         if d_q == d_kv:
-            shape = (3 * q, d)
-            yield WeightMap(
-                f"{key}.in_proj_weight", shape, kernel, (d, q), fields, rows, transposed=True
-            )
+            joint = f"{key}.in_proj_weight"
+            yield WeightMap(joint, (3 * q, d), kernel, (d, q), rows, transposed=True)
         else:
-            yield _matrix(f"{key}.{name[0]}_proj_weight", kernel, d, q, fields)
-        bias = (*path, name, "bias")
-        yield WeightMap(f"{key}.in_proj_bias", (3 * q,), bias, (q,), fields, rows)
-    yield _matrix(f"{key}.out_proj.weight", (*path, "out", "kernel"), q, d_q, fields)
-    yield _same(f"{key}.out_proj.bias", (*path, "out", "bias"), (d_q,), fields)
+            yield _matrix(f"{key}.{name[0]}_proj_weight", kernel, d, q)
+        yield WeightMap(f"{key}.in_proj_bias", (3 * q,), (*path, name, "bias"), (q,), rows)
+    yield _matrix(f"{key}.out_proj.weight", (*path, "out", "kernel"), q, d_q)
+    yield _same(f"{key}.out_proj.bias", (*path, "out", "bias"), (d_q,))
 
 
-def _experts(
-    key: str, path: ParamPath, sizes: Shape, d: int, names: str, *, moe: bool
-) -> Iterator[WeightMap]:
-    """The FFNs of a layer: each expert is a slice of the rows of one array here."""
-    fields, total = names.format("ffn_dims"), sum(sizes)
+def _experts(key: str, path: ParamPath, sizes: Shape, d: int, *, moe: bool) -> Iterator[WeightMap]:
+    """Experts and router of a layer; all experts of a layer share one array here."""
+    n, total = len(sizes), sum(sizes)
     starts = itertools.accumulate(sizes, initial=0)
-    for e, (start, size) in enumerate(zip(starts, sizes, strict=False)):
-        own, place = f"{key}.switch_layer.experts.{e}", slice(start, start + size)
-        fc1, fc2 = (f"{own}.0", f"{own}.1") if moe else (f"{key}.fc1", f"{key}.fc2")
-        for name, key_shape, param, shape, at in (
-            (f"{fc1}.weight", (size, d), "fc1", (total, d), place),
-            (f"{fc1}.bias", (size,), "fc1_bias", (total,), place),
-            (f"{fc2}.weight", (d, size), "fc2", (total, d), place),
-            (f"{fc2}.bias", (d,), "fc2_bias", (len(sizes), d), e),
-        ):
-            transposed = param == "fc2"
-            yield WeightMap(
-                name, key_shape, (*path, param), shape, fields, place=at, transposed=transposed
-            )
-
-
-def _router(key: str, path: ParamPath, n: int, d: int, names: str) -> Iterator[WeightMap]:
-    """The router over `n` experts."""
-    fields = names.format("experts")
-    weight, bias = ((*path, "router"), (*path, "router_bias")) if n > 1 else ((), ())
-    yield _matrix(f"{key}.weight", weight, d, n, fields)
-    yield _same(f"{key}.bias", bias, (n,), fields)
+    fc1, fc1_bias, fc2, fc2_bias = ((*path, x) for x in ("fc1", "fc1_bias", "fc2", "fc2_bias"))
+    for e, (start, f) in enumerate(zip(starts, sizes, strict=False)):
+        own, rows = f"{key}.switch_layer.experts.{e}", slice(start, start + f)
+        one, two = (f"{own}.0", f"{own}.1") if moe else (f"{key}.fc1", f"{key}.fc2")
+        yield WeightMap(f"{one}.weight", (f, d), fc1, (total, d), place=rows)
+        yield WeightMap(f"{one}.bias", (f,), fc1_bias, (total,), place=rows)
+        yield WeightMap(f"{two}.weight", (d, f), fc2, (total, d), place=rows, transposed=True)
+        yield WeightMap(f"{two}.bias", (d,), fc2_bias, (n, d), place=e)
+    if moe or n > 1:
+        # With one expert the published code has a router and we have none.
+        weight, bias = ((*path, "router"), (*path, "router_bias")) if n > 1 else ((), ())
+        yield _matrix(f"{key}.switch_layer.switch.weight", weight, d, n)
+        yield _same(f"{key}.switch_layer.switch.bias", bias, (n,))
 
 
 def _nested(flat: dict[ParamPath, np.ndarray]) -> Params:
