@@ -70,7 +70,7 @@ def expert_layers() -> dict[str, Callable[[], Any]]:
     import jax.numpy as jnp  # noqa: PLC0415
 
     from automoe_jax.architecture.subnet import DecoderLayer  # noqa: PLC0415
-    from automoe_jax.decoding.native_engine import _Scope  # noqa: PLC0415
+    from automoe_jax.decoding.native_engine import PackedScope  # noqa: PLC0415
     from automoe_jax.decoding.weights import pack  # noqa: PLC0415
 
     rng = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def expert_layers() -> dict[str, Callable[[], Any]]:
 
         def run(weights, x, layer=layer):
             for copy in range(COPIES):
-                x = _Scope(weights, str(copy), jnp.int32(BEAM)).experts_add_norm(layer, x)
+                x = PackedScope(weights, str(copy), jnp.int32(BEAM)).experts_add_norm(layer, x)
             return x
 
         programs[name] = partial(jax.jit(run), packed, x)

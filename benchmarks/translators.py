@@ -73,7 +73,7 @@ def random_export(subnet_file: Path, folder: Path, quantize: str = "none"):
 
     from automoe_jax.decoding.config import ExportConfig  # noqa: PLC0415
     from automoe_jax.decoding.export import export, random_params  # noqa: PLC0415
-    from automoe_jax.decoding.xla_engine import Spec  # noqa: PLC0415
+    from automoe_jax.decoding.xla_engine import ModelSpec  # noqa: PLC0415
     from automoe_jax.model.transformer import Transformer  # noqa: PLC0415
     from automoe_jax.published import subnet_files  # noqa: PLC0415
 
@@ -83,7 +83,7 @@ def random_export(subnet_file: Path, folder: Path, quantize: str = "none"):
     ids = np.full((1, 2), EOS, np.int32)
     abstract = jax.eval_shape(lambda key: model.init(key, ids, ids), jax.random.key(0))["params"]
     config = ExportConfig((BEAM,), quantize=quantize)
-    export(random_params(abstract, 0), Spec(arch, *dims), config, folder, "random")
+    export(random_params(abstract, 0), ModelSpec(arch, *dims), config, folder, "random")
 
 
 def dense_weights(export_folder: Path) -> tuple[Any, dict[str, np.ndarray], int]:

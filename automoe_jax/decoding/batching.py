@@ -1,7 +1,6 @@
-"""Which sentences are translated together, and in what shapes.
+"""Groups sentences into batches of few shapes, because each shape is compiled.
 
-Programs are compiled for few shapes: sentences are sorted by length into buckets, and batches of a
-bucket have the same number of rows.
+Sentences are sorted by length into buckets; the batches of a bucket have the same number of rows.
 """
 
 import collections
@@ -12,17 +11,17 @@ import numpy as np
 
 from automoe_jax.architecture.ids import PAD_ID
 
-# Longest source in tokens; what is longer is cut.
+# Longest source in tokens; longer ones are cut.
 MAX_SOURCE = 1024
 SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512, MAX_SOURCE)
-# A bucket of so few sentences, among many others, gets no shape of its own.
+# Among many sentences, a bucket of at most this many gets no shape of its own.
 FEW = 8
-# So many that are left at the end share a bucket: its padding costs less than another program.
+# In the last round, at most this many share a bucket: padding costs less than another compilation.
 FEW_LAST = 256
 # Source positions of a batch; more gains nothing on a few cores.
 BATCH_TOKENS = 512
 # Bytes of a batch's self-attention caches; 16 MB cost up to a fifth of the speed, 128 gain nothing.
-# At the end half of it: programs are compiled then, beside what translating has left in memory.
+# The last round takes half of it, because it compiles on top of the memory that translating keeps.
 CACHE_BYTES = 28 << 20
 
 
@@ -37,21 +36,21 @@ class Batch(NamedTuple):
 def batches(
     sources: Sequence[Sequence[int]],
     chosen: Sequence[int],
-    most_time: int,
+    max_time: int,
     step_bytes: int,
-    last: bool,
     batch_tokens: int = BATCH_TOKENS,
+    *,
+    last: bool,
 ) -> Iterator[Batch]:
-    """Batches of some of the sentences.
+    """Batches of the chosen sentences.
 
     Args:
       sources: token ids.
-      chosen: indices of those to translate.
-      most_time: steps of the longest translation.
-      step_bytes: of the caches, for each sentence and step.
-      last: whether caches are for `most_time`; few sentences are then all put into the bucket of
-        the longest, for compiling for several shapes would cost more than their padding.
+      chosen: indices of the sentences to translate.
+      max_time: steps of the longest translation.
+      step_bytes: bytes of the caches, for each sentence and step.
       batch_tokens: source positions of a batch.
+      last: gives every batch caches for `max_time` steps, and puts few sentences into one bucket.
     """
     by_bucket: dict[int, list[int]] = {}
     for i in sorted(chosen, key=lambda i: len(sources[i])):
@@ -59,20 +58,19 @@ def batches(
     if last and 0 < len(chosen) <= FEW_LAST:
         by_bucket = {max(by_bucket): [i for own in by_bucket.values() for i in own]}
     for length, own in by_bucket.items():
-        time = most_time if last else min(3 * length // 2, most_time)
-        # All batches of a bucket alike, and few sizes: few shapes to compile. Rows that only fill
-        # up are all padding and end at once.
+        time = max_time if last else min(3 * length // 2, max_time)
+        # Batches of a bucket have one shape. Rows of padding fill the last one; they end at once.
         cache_bytes = CACHE_BYTES // 2 if last else CACHE_BYTES
         room = min(batch_tokens // length, cache_bytes // (step_bytes * time))
-        most = room // 8 * 8 if room > 8 else 1 << (max(room, 1).bit_length() - 1)
-        n_rows = min(1 << (len(own) - 1).bit_length(), most)
+        max_rows = room // 8 * 8 if room > 8 else 1 << (max(room, 1).bit_length() - 1)
+        n_rows = min(1 << (len(own) - 1).bit_length(), max_rows)
         for at in range(0, len(own), n_rows):
             rows = own[at : at + n_rows]
             yield Batch(rows, pad([sources[i] for i in rows], n_rows, length), time)
 
 
 def stragglers(sources: Sequence[Sequence[int]]) -> list[int]:
-    """Sentences of buckets too small to be worth a shape of their own: they are run at the end."""
+    """Sentences of buckets that are too small for a shape of their own; they run last."""
     own = [bucket(len(source), SOURCE_BUCKETS) for source in sources]
     few = {b for b, n in collections.Counter(own).items() if n <= FEW < len(sources) / 16}
     return [i for i, b in enumerate(own) if b in few]

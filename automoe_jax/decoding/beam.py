@@ -1,10 +1,10 @@
 """Beam search inside one compiled program.
 
-As fairseq's generator does it: 2 * J candidates per step, a hypothesis ends when eos is among the
-best J, a sentence ends when J hypotheses have ended, and the score is the sum of log probabilities
-over (length with eos) ** length penalty. Nothing is moved when beams change places: each hypothesis
-remembers in which row its earlier words were decoded. Letters: B sentences, J beams, C = 2 * J
-candidates, T cache time, S source time.
+As fairseq's generator: 2 * J candidates per step, a hypothesis ends when eos is among the best J, a
+sentence ends when J hypotheses have ended, and the score is the sum of log probabilities over
+(length with eos) ** length penalty. Caches stay in place when beams are reordered: each hypothesis
+keeps the row in which each of its earlier words was decoded. Letters: B sentences, J beams,
+C = 2 * J candidates, T cache time, S source time.
 """
 
 from types import ModuleType
@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
-from automoe_jax.decoding.xla_engine import NEVER, Request, Spec
+from automoe_jax.decoding.xla_engine import NEVER, Candidates, ModelSpec, Request
 
 
 class Result(NamedTuple):
     """Hypotheses of each sentence, best first.
 
-    tokens_BJT: ids with eos, then pads. score_BJ: normalised; `NEVER` where there is none.
+    tokens_BJT: ids with eos, then pads. score_BJ: normalised; `NEVER` beyond the last hypothesis.
     length_BJ: tokens, eos included. complete_B: false where the cache was too short to finish;
-    such a sentence has to be run again with more time.
+    such a sentence has to be run again with a longer one.
     """
 
     tokens_BJT: jax.Array
@@ -33,11 +33,11 @@ class Result(NamedTuple):
 
 
 class _Sentences(NamedTuple):
-    """State of each sentence; the rows of running hypotheses and of those that have ended."""
+    """Running and ended hypotheses of each sentence."""
 
-    sentence_B: jax.Array  # which it is
+    sentence_B: jax.Array  # index in the batch
     history_BJ2T: jax.Array  # words so far, and the rows in which they were decoded
-    log_p_BJ: jax.Array
+    log_p_BJ: jax.Array  # of running hypotheses
     ended_tokens_BJT: jax.Array
     ended_score_BJ: jax.Array
     ended_length_BJ: jax.Array
@@ -53,7 +53,7 @@ class _State(NamedTuple):
 def search(
     engine: ModuleType,
     weights: dict[str, Any],
-    spec: Spec,
+    spec: ModelSpec,
     n_words: int,
     n_beams: int,
     source_BS: jax.Array,
@@ -65,9 +65,9 @@ def search(
     """Translates a batch.
 
     Args:
-      engine: `model` for dense weights, `native_model` for packed ones.
-      weights: of `weights`.
-      spec: what they are.
+      engine: `xla_engine` for dense weights, `native_engine` for packed ones.
+      weights: of `decoding.weights`.
+      spec: the model.
       n_words: of the output layer.
       n_beams: J.
       source_BS: token ids with eos, padded.
@@ -76,13 +76,12 @@ def search(
       max_length: [], most tokens before eos, which is then forced.
       length_penalty: [].
     """
-    b, t, j = source_BS.shape[0], time_T.shape[0], n_beams
+    b, j = source_BS.shape[0], n_beams
     memory = engine.start(weights, spec, source_BS)
-    real_B = jnp.any(source_BS != PAD_ID, axis=1)  # rows that only fill up the batch end at once
-    b1 = jnp.arange(b)[:, None]
 
     def running(state: _State) -> jax.Array:
-        return (state.step < t) & jnp.any(state.sentences.n_ended_B < j)
+        unfinished = jnp.any(state.sentences.n_ended_B < j)
+        return (state.step < time_T.shape[0]) & unfinished
 
     def advance(state: _State) -> _State:
         step, s = state.step, state.sentences
@@ -100,64 +99,16 @@ def search(
             n_live=jnp.sum(s.n_ended_B < j, dtype=jnp.int32),
             eos_barred=step < min_length,
             only_eos=step >= max_length,
-            n_candidates=2 * j,  # the best of each beam hold the best of all
+            n_candidates=2 * j,  # the best 2 J of all are among the best 2 J of each beam
             n_words=n_words,
         )
         found, caches = engine.step(weights, spec, request, state.caches, memory)
-        each = found.logit_BJC.shape[2]
-        log_p_BJC = found.logit_BJC + (s.log_p_BJ - found.log_z_BJ)[..., None]
-        total_BJC = jnp.maximum(log_p_BJC, NEVER)
-        n_candidates = 2 * j if j > 1 else each
-        log_p_BC, flat_BC = lax.top_k(total_BJC.reshape(b, j * each), n_candidates)
-        beam_BC = flat_BC // each
-        token_BC = jnp.take_along_axis(found.word_BJC.reshape(b, j * each), flat_BC, axis=1)
-        is_eos_BC = (token_BC == EOS_ID) & (log_p_BC > NEVER / 2)
-        at_step_T = time_T == step
+        s = _extend(s, found, time_T == step, step, max_length, length_penalty)
+        return _State(step + 1, s, caches)
 
-        # Ends: eos among the best J, in order, while there is room.
-        ends_BJ = is_eos_BC[:, :j] & (s.n_ended_B < j)[:, None]
-        slot_BJ = s.n_ended_B[:, None] + jnp.cumsum(ends_BJ, axis=1) - 1
-        ends_BJ &= slot_BJ < j
-        slot_BJ = jnp.where(ends_BJ, slot_BJ, j)  # out of range: dropped
-        parent_BJT = s.history_BJ2T[b1, beam_BC[:, :j], 0]
-        with_eos_BJT = jnp.where(at_step_T, EOS_ID, parent_BJT)
-        score_BJ = log_p_BC[:, :j] / (step + 1.0) ** length_penalty
-
-        def put(old, new):
-            return old.at[b1, slot_BJ].set(new, mode="drop")
-
-        # Goes on: the best J that are not eos.
-        rank_BC = jnp.where(is_eos_BC, n_candidates, 0) + jnp.arange(n_candidates)
-        _, keep_BJ = lax.top_k(-rank_BC, j)
-        beam_BJ = jnp.take_along_axis(beam_BC, keep_BJ, axis=1)
-        token_BJ = jnp.take_along_axis(token_BC, keep_BJ, axis=1)
-        new_BJ2 = jnp.stack([token_BJ, b1 * j + beam_BJ], axis=-1)
-        goes_on = _Sentences(
-            sentence_B=s.sentence_B,
-            history_BJ2T=jnp.where(at_step_T, new_BJ2[..., None], s.history_BJ2T[b1, beam_BJ]),
-            log_p_BJ=jnp.take_along_axis(log_p_BC, keep_BJ, axis=1),
-            ended_tokens_BJT=put(s.ended_tokens_BJT, with_eos_BJT),
-            ended_score_BJ=put(s.ended_score_BJ, score_BJ),
-            ended_length_BJ=put(s.ended_length_BJ, jnp.full_like(slot_BJ, step + 1)),
-            n_ended_B=jnp.where(
-                step >= max_length, j, s.n_ended_B + jnp.sum(ends_BJ, axis=1, dtype=jnp.int32)
-            ),
-        )
-        return _State(step + 1, goes_on, caches)
-
-    zeros_BJT = jnp.zeros((b, j, 1), jnp.int32) + 0 * time_T
-    # At first all beams of a sentence are the same: only one of them may count.
-    first_BJ = jnp.zeros((b, 1)) + jnp.where(jnp.arange(j) == 0, 0.0, NEVER)
-    sentences = _Sentences(
-        sentence_B=jnp.arange(b, dtype=jnp.int32),
-        history_BJ2T=jnp.stack([zeros_BJT + PAD_ID, zeros_BJT], axis=2),
-        log_p_BJ=first_BJ,
-        ended_tokens_BJT=zeros_BJT + PAD_ID,
-        ended_score_BJ=jnp.full((b, j), NEVER, jnp.float32),
-        ended_length_BJ=jnp.zeros((b, j), jnp.int32),
-        n_ended_B=jnp.where(real_B, 0, j).astype(jnp.int32),
-    )
-    caches = engine.empty_caches(spec, b * j, t)
+    # A sentence of padding only fills up the batch: it ends at once.
+    sentences = _start(jnp.any(source_BS != PAD_ID, axis=1), j, time_T)
+    caches = engine.empty_caches(spec, b * j, time_T.shape[0])
     s = lax.while_loop(running, advance, _State(jnp.int32(0), sentences, caches)).sentences
     if engine.COMPACTS:  # back to their places
         s = jax.tree.map(lambda x: x[jnp.argsort(s.sentence_B)], s)
@@ -167,4 +118,69 @@ def search(
         score_BJ,
         jnp.take_along_axis(s.ended_length_BJ, order_BJ, axis=1),
         s.n_ended_B >= j,
+    )
+
+
+def _start(real_B: jax.Array, j: int, time_T: jax.Array) -> _Sentences:
+    b = real_B.shape[0]
+    zeros_BJT = jnp.zeros((b, j, 1), jnp.int32) + 0 * time_T
+    # All beams of a sentence are equal at first: only one of them may count.
+    first_BJ = jnp.zeros((b, 1)) + jnp.where(jnp.arange(j) == 0, 0.0, NEVER)
+    return _Sentences(
+        sentence_B=jnp.arange(b, dtype=jnp.int32),
+        history_BJ2T=jnp.stack([zeros_BJT + PAD_ID, zeros_BJT], axis=2),
+        log_p_BJ=first_BJ,
+        ended_tokens_BJT=zeros_BJT + PAD_ID,
+        ended_score_BJ=jnp.full((b, j), NEVER, jnp.float32),
+        ended_length_BJ=jnp.zeros((b, j), jnp.int32),
+        n_ended_B=jnp.where(real_B, 0, j).astype(jnp.int32),
+    )
+
+
+def _extend(
+    s: _Sentences,
+    found: Candidates,
+    at_step_T: jax.Array,
+    step: jax.Array,
+    max_length: jax.Array,
+    length_penalty: jax.Array,
+) -> _Sentences:
+    """Ends or extends hypotheses by the candidates for the word at `step`."""
+    b, j, each = found.logit_BJC.shape
+    b1 = jnp.arange(b)[:, None]
+    log_p_BJC = found.logit_BJC + (s.log_p_BJ - found.log_z_BJ)[..., None]
+    total_BJC = jnp.maximum(log_p_BJC, NEVER)
+    n_candidates = 2 * j if j > 1 else each
+    log_p_BC, flat_BC = lax.top_k(total_BJC.reshape(b, j * each), n_candidates)
+    beam_BC = flat_BC // each
+    token_BC = jnp.take_along_axis(found.word_BJC.reshape(b, j * each), flat_BC, axis=1)
+    is_eos_BC = (token_BC == EOS_ID) & (log_p_BC > NEVER / 2)
+
+    # Hypotheses end with an eos among the best J, in order, while there is room.
+    ends_BJ = is_eos_BC[:, :j] & (s.n_ended_B < j)[:, None]
+    slot_BJ = s.n_ended_B[:, None] + jnp.cumsum(ends_BJ, axis=1) - 1
+    ends_BJ &= slot_BJ < j
+    slot_BJ = jnp.where(ends_BJ, slot_BJ, j)  # out of range: dropped
+    parent_BJT = s.history_BJ2T[b1, beam_BC[:, :j], 0]
+    with_eos_BJT = jnp.where(at_step_T, EOS_ID, parent_BJT)
+    score_BJ = log_p_BC[:, :j] / (step + 1.0) ** length_penalty
+
+    def put(old, new):
+        return old.at[b1, slot_BJ].set(new, mode="drop")
+
+    # The best J candidates that are not eos go on.
+    rank_BC = jnp.where(is_eos_BC, n_candidates, 0) + jnp.arange(n_candidates)
+    _, keep_BJ = lax.top_k(-rank_BC, j)
+    beam_BJ = jnp.take_along_axis(beam_BC, keep_BJ, axis=1)
+    token_BJ = jnp.take_along_axis(token_BC, keep_BJ, axis=1)
+    new_BJ2 = jnp.stack([token_BJ, b1 * j + beam_BJ], axis=-1)
+    n_ended_B = s.n_ended_B + jnp.sum(ends_BJ, axis=1, dtype=jnp.int32)
+    return _Sentences(
+        sentence_B=s.sentence_B,
+        history_BJ2T=jnp.where(at_step_T, new_BJ2[..., None], s.history_BJ2T[b1, beam_BJ]),
+        log_p_BJ=jnp.take_along_axis(log_p_BC, keep_BJ, axis=1),
+        ended_tokens_BJT=put(s.ended_tokens_BJT, with_eos_BJT),
+        ended_score_BJ=put(s.ended_score_BJ, score_BJ),
+        ended_length_BJ=put(s.ended_length_BJ, jnp.full_like(slot_BJ, step + 1)),
+        n_ended_B=jnp.where(step >= max_length, j, n_ended_B),
     )

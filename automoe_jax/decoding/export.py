@@ -1,8 +1,8 @@
 """Writes a stand-alone subnet as a folder that translates without the training code.
 
-The folder holds `manifest.json` (what it is), `subnet.json`, `weights.safetensors`, serialized
-`jax.export` programs and, where there is one, `tokenizer/`. No pickle. Each beam size has a program
-of XLA's operations alone, for every platform, and for CPUs one that calls the project's kernels.
+The folder holds `manifest.json`, `subnet.json`, `weights.safetensors`, serialized `jax.export`
+programs, no pickle, and, where there is one, `tokenizer/`. Each beam size has a program of XLA's
+operations alone, for every platform, and one for CPUs that calls the project's kernels.
 """
 
 import functools
@@ -21,29 +21,14 @@ from jax import export as jax_export
 from automoe_jax.architecture.subnet import to_json
 from automoe_jax.data.lexicon import Lexicon
 from automoe_jax.data.tokenizers.base import INFO
-from automoe_jax.decoding import beam, native, weight_file
-from automoe_jax.decoding import native_engine as native_model
-from automoe_jax.decoding import xla_engine as model
+from automoe_jax.decoding import beam, native, native_engine, weight_file, xla_engine
 from automoe_jax.decoding.batching import SOURCE_BUCKETS
 from automoe_jax.decoding.config import ExportConfig
-from automoe_jax.decoding.translator import (
-    KERNELS,
-    KIND,
-    LAYOUT,
-    PROGRAM,
-    WEIGHTS,
-)
-from automoe_jax.decoding.weights import (
-    COMMON,
-    LISTED,
-    Weights,
-    pack,
-    prepare,
-    quantize,
-    tables,
-    unpack,
-)
-from automoe_jax.decoding.xla_engine import Spec
+from automoe_jax.decoding.layout import COMMON, LISTED
+from automoe_jax.decoding.manifest import KERNELS, KIND, LAYOUT, WEIGHTS, mismatch
+from automoe_jax.decoding.programs import PROGRAM
+from automoe_jax.decoding.weights import Weights, pack, prepare, quantize, tables, unpack
+from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.model.extract import Params
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
@@ -51,7 +36,7 @@ from automoe_jax.system.errors import UserError
 
 def export(
     params: Params,
-    spec: Spec,
+    spec: ModelSpec,
     config: ExportConfig,
     folder: Path,
     origin: str,
@@ -62,76 +47,86 @@ def export(
     kernels: Sequence[str] = KERNELS,
     lexicon: Lexicon | None = None,
 ):
-    """Writes an export, beside its name and then renamed.
+    """Writes an export under a temporary name, then renames it.
 
     Args:
       params: of `Transformer(arch=spec.subnet)`.
       spec: the architecture and its base widths.
       config: beam sizes, platforms and quantisation.
-      folder: where; an export that is there is replaced.
+      folder: to write; an export that is there is replaced.
       origin: where the weights come from, in words, for the manifest.
       tokenizer: folder to copy; None for an export that is run on token ids.
       languages: source and target.
       samples: source sentences for benchmarking on real text.
       made_by: the config of the run, seed and space included, for the manifest.
-      kernels: which kinds of programs to write: "native", "xla" (where export time matters, the
-        one that will be run is enough).
+      kernels: kinds of programs to write: "native", "xla".
       lexicon: restricts the output layer, sentence by sentence; None for all words.
 
     Raises:
       UserError: `folder` holds something else.
     """
     check_target(folder)
-    dense = prepare(params, spec.subnet)
-    words = tables(dense)
-    vocab_sizes = (int(words.source.shape[0]), int(words.output.shape[0]))
-    if lexicon is not None:
-        dense |= {LISTED: lexicon.words_VN, COMMON: lexicon.common_F}
-    if config.quantize == "int8":
-        dense = quantize(dense)
-    packed = pack(dense)
+    packed, about = _pack(params, spec, config.quantize, lexicon)
+    on_cpu = "cpu" in config.platforms
+    manifest = about | {
+        "beam_sizes": list(config.beam_sizes),
+        "source_buckets": list(SOURCE_BUCKETS),
+        "platforms": list(config.platforms),
+        "kernels": [k for k in KERNELS if k in kernels and (k == "xla" or on_cpu)],
+        "layout": LAYOUT,
+        "tokenizer": tokenizer and files.read_json(tokenizer / INFO, "tokenizer")["kind"],
+        "languages": languages and list(languages),
+        "weights_from": origin,
+        "samples": list(samples),
+        "scores": {},
+        "config": made_by or {},
+    }
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    programs = {}
-    if "native" in kernels and "cpu" in config.platforms:
-        programs["native"] = (native_model, packed, ("cpu",))
-    if "xla" in kernels:
-        programs["xla"] = (model, unpack(packed, vocab_sizes[1]), config.platforms)
-    for n_beams in config.beam_sizes:
-        for kind, (engine, weights, platforms) in programs.items():
-            path = temporary / PROGRAM.format(n_beams, kind)
-            path.write_bytes(program(engine, weights, spec, vocab_sizes[1], n_beams, platforms))
+    _write_programs(temporary, packed, spec, manifest)
     weight_file.save(temporary / WEIGHTS, packed)
-    files.write_json(temporary / "subnet.json", to_json(spec.subnet))
+    files.write_json(temporary / "subnet.json", manifest["subnet"])
     if tokenizer is not None:
         shutil.copytree(tokenizer, temporary / "tokenizer")
-    workdir.write(
-        temporary,
-        KIND,
-        {
-            "subnet": to_json(spec.subnet),
-            "base_dims": [spec.encoder_base_dim, spec.decoder_base_dim],
-            "vocab_sizes": list(vocab_sizes),
-            "beam_sizes": list(config.beam_sizes),
-            "source_buckets": list(SOURCE_BUCKETS),
-            "platforms": list(config.platforms),
-            "quantization": config.quantize,
-            "shortlist": 0 if lexicon is None else int(lexicon.words_VN.shape[1]),
-            "kernels": list(programs),
-            "layout": LAYOUT,
-            "tokenizer": None if tokenizer is None else _tokenizer_kind(tokenizer),
-            "languages": None if languages is None else list(languages),
-            "weights_from": origin,
-            "weights_bytes": sum(w.nbytes for w in packed.values()),
-            "samples": list(samples),
-            "scores": {},
-            "config": made_by or {},
-        },
-    )
+    workdir.write(temporary, KIND, manifest)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(temporary, folder)
+
+
+def _pack(
+    params: Params, spec: ModelSpec, quantization: str, lexicon: Lexicon | None
+) -> tuple[Weights, dict[str, Any]]:
+    """The weights in the layout of files, and the part of the manifest that describes them."""
+    weights = prepare(params, spec.subnet)
+    source, _, output = tables(weights)
+    if lexicon is not None:
+        weights |= {LISTED: lexicon.words_VN, COMMON: lexicon.common_F}
+    packed = pack(quantize(weights) if quantization == "int8" else weights)
+    about = {
+        "subnet": to_json(spec.subnet),
+        "base_dims": [spec.encoder_base_dim, spec.decoder_base_dim],
+        "vocab_sizes": [int(source.shape[0]), int(output.shape[0])],
+        "quantization": quantization,
+        "shortlist": 0 if lexicon is None else int(lexicon.words_VN.shape[1]),
+        "weights_bytes": sum(w.nbytes for w in packed.values()),
+    }
+    assert not (wrong := mismatch(packed, about)), wrong
+    return packed, about
+
+
+def _write_programs(folder: Path, packed: Weights, spec: ModelSpec, manifest: dict[str, Any]):
+    n_words = manifest["vocab_sizes"][1]
+    engines = {
+        "native": lambda: (native_engine, packed, ("cpu",)),
+        "xla": lambda: (xla_engine, unpack(packed, n_words), manifest["platforms"]),
+    }
+    for kind in manifest["kernels"]:
+        engine, weights, platforms = engines[kind]()
+        for n_beams in manifest["beam_sizes"]:
+            path = folder / PROGRAM.format(n_beams, kind)
+            path.write_bytes(program(engine, weights, spec, n_words, n_beams, platforms))
 
 
 def check_target(folder: Path):
@@ -145,14 +140,10 @@ def check_target(folder: Path):
             ) from None
 
 
-def _tokenizer_kind(folder: Path) -> str:
-    return files.read_json(folder / INFO, "tokenizer")["kind"]
-
-
 def program(
     engine: ModuleType,
     weights: Weights,
-    spec: Spec,
+    spec: ModelSpec,
     n_words: int,
     n_beams: int,
     platforms: Sequence[str],
@@ -186,6 +177,6 @@ def program(
 
 
 def random_params(abstract: Any, seed: int) -> Any:
-    """Weights of the right shapes, for timing an architecture that nobody has trained."""
+    """Random weights of the shapes of `abstract`, for timing an untrained architecture."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(scale=0.05, size=x.shape).astype(np.float32), abstract)

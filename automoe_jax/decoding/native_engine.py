@@ -1,9 +1,9 @@
-"""Inference of one subnet by the kernels of `native`: what `model` computes, without padding.
+"""Inference of one subnet by the kernels of `native`: as `xla_engine`, without padding.
 
-Words of all sentences stand one after the other, sentence by sentence, and the rows of unfinished
-hypotheses come first: each kernel is told how many rows there are and leaves the rest alone.
-Letters: B sentences, J beams, R = B * J rows, S source time, N = B * S words, T cache time, Q the
-Q/K/V width, D embedding, V vocabulary, C candidates.
+Source words are packed sentence after sentence, and rows of unfinished hypotheses come first: each
+kernel takes the number of rows and does not touch the others. Letters: B sentences, J beams,
+R = B * J rows, S source time, N = B * S words, T cache time, Q the Q/K/V width, D embedding,
+L listed words, C candidates.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,20 @@ import numpy as np
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
 from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer
-from automoe_jax.decoding.weights import LISTED, output_name, tables
-from automoe_jax.decoding.xla_engine import Candidates, Request, Spec, listed, sinusoid
+from automoe_jax.decoding.layout import LISTED, output_name
+from automoe_jax.decoding.weights import tables
+from automoe_jax.decoding.xla_engine import Candidates, ModelSpec, Request, listed, sinusoid
 
-# The beam search moves unfinished sentences to the front.
+Arrays = dict[str, Any]
+# Whether the beam search moves unfinished sentences to the front.
 COMPACTS = True
 
 
-class Memory(NamedTuple):
-    """Cross-attention keys and values of each decoder layer and each layer that it attends to; the
-    words that each sentence may use, None for all."""
+class PackedMemory(NamedTuple):
+    """Cross-attention keys and values, by decoder layer and by encoder layer that it attends to.
+
+    listed_BL: words that each sentence may use, None for all.
+    """
 
     start_B: jax.Array  # first word of each sentence
     length_B: jax.Array
@@ -32,21 +36,21 @@ class Memory(NamedTuple):
     listed_BL: jax.Array | None
 
 
-class Caches(NamedTuple):
-    """Keys and values of self-attention, (R, T, Q) each, and the decoder's rows of positions."""
+class PackedCaches(NamedTuple):
+    """Keys and values of self-attention, (R, T, Q) each, and the decoder's position table."""
 
     layers: list[tuple[jax.Array, jax.Array]]
     positions_TD: jax.Array
 
 
 def _calls(name: str, results: Sequence[Any], *arguments, aliases=None, **attributes):
-    """One kernel; its results as they are described."""
+    """Calls a kernel; `aliases` names the result that shares the memory of an argument."""
     call = jax.ffi.ffi_call(f"automoe_{name}", results, input_output_aliases=aliases)
     return call(*arguments, **attributes)
 
 
 def _call(name: str, shape: Sequence[Any], *arguments, **attributes) -> jax.Array:
-    """One kernel with one result of floats."""
+    """Calls a kernel with one float32 result."""
     (result,) = _calls(name, [_floats(shape)], *arguments, **attributes)
     return result
 
@@ -55,15 +59,15 @@ def _floats(shape: Sequence[Any]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-class _Scope:
+class PackedScope:
     """Weights under a prefix, and the kernels that use them on the first `count` rows."""
 
-    def __init__(self, weights: dict[str, Any], prefix: str, count: jax.Array):
+    def __init__(self, weights: Arrays, prefix: str, count: jax.Array):
         self._weights, self._prefix, self._count = weights, prefix, count
 
     def matrix(self, name: str) -> list[jax.Array]:
-        """Kernel and bias, and what belongs to an int8 one."""
-        leaves = ("kernel", "scale", "total", "bias")  # of a norm: scale and bias
+        """The arrays of a linear map or of a norm, in the order that kernels take them."""
+        leaves = ("kernel", "scale", "total", "bias")
         entries = [self._weights.get(f"{self._prefix}.{name}.{leaf}") for leaf in leaves]
         return [entry for entry in entries if entry is not None]
 
@@ -77,7 +81,7 @@ class _Scope:
         return _call("linear_add_norm", x.shape, self._count, x, y, *self.matrix(name), *norms)
 
     def experts_add_norm(self, layer: EncoderLayer | DecoderLayer, x: jax.Array) -> jax.Array:
-        """LayerNorm(x + experts(x)); rows go to their experts in groups."""
+        """LayerNorm(x + experts(x))."""
         matrices = self.matrix("router") if len(layer.experts) > 1 else []
         for e, size in enumerate(layer.experts):
             if size:
@@ -89,12 +93,12 @@ class _Scope:
 
 
 def _positions(time, base: int, dim: int) -> jax.Array:
-    """Rows of the position table for the first `time` words."""
+    """The first `time` rows of the position table."""
     return sinusoid(jnp.arange(time) + PAD_ID + 1, base, dim)
 
 
-def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> Memory:
-    """Runs the encoder; returns what the decoder reads of it, made once per sentence."""
+def start(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> PackedMemory:
+    """Runs the encoder, once per sentence."""
     subnet = spec.subnet
     b, s = source_BS.shape
     n = b * s
@@ -103,7 +107,7 @@ def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> Memory:
     length_B = jnp.sum(real_BS, axis=1, dtype=jnp.int32)
     start_B = jnp.cumsum(length_B, dtype=jnp.int32) - length_B
     count = jnp.sum(length_B, dtype=jnp.int32)
-    # Words are written one after the other, wherever padding stands.
+    # Words are packed; padding may stand anywhere.
     time_BS = jnp.cumsum(real_BS, axis=1, dtype=jnp.int32) - 1
     place_BS = jnp.where(real_BS, start_B[:, None] + time_BS, n)
     rows = jnp.zeros((2, n), jnp.int32)
@@ -113,7 +117,7 @@ def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> Memory:
     x_ND = _call("embed", (n, d), count, ids_N, time_N, tables(weights).source, table_SD)
     outputs = []
     for i, layer in enumerate(subnet.encoder.layers):
-        scope = _Scope(weights, f"encoder.{i}", count)
+        scope = PackedScope(weights, f"encoder.{i}", count)
         y_NQ = _call(
             "encoder_attention", (n, q), start_B, length_B, scope.linear("qkv", x_ND),
             heads=np.int64(layer.heads),
@@ -123,27 +127,27 @@ def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> Memory:
         outputs.append(x_ND)
     kv_NQ = [
         [
-            _Scope(weights, f"decoder.{i}", count).linear("cross_kv", x_ND)
+            PackedScope(weights, f"decoder.{i}", count).linear("cross_kv", x_ND)
             for x_ND in outputs[::-1][: layer.cross_span]
         ]
         for i, layer in enumerate(subnet.decoder.layers)
     ]
     listed_BL = listed(weights, source_BS) if LISTED in weights else None
-    return Memory(start_B, length_B, kv_NQ, listed_BL)
+    return PackedMemory(start_B, length_B, kv_NQ, listed_BL)
 
 
-def empty_caches(spec: Spec, rows, time) -> Caches:
+def empty_caches(spec: ModelSpec, rows, time) -> PackedCaches:
     """Caches of `rows` hypotheses and `time` steps (which may be symbolic)."""
     subnet = spec.subnet
     zeros = lambda: jnp.zeros((rows, time, subnet.qkv_dim), jnp.float32)  # noqa: E731
     positions_TD = _positions(time, spec.decoder_base_dim, subnet.decoder.embed_dim)
-    return Caches([(zeros(), zeros()) for _ in subnet.decoder.layers], positions_TD)
+    return PackedCaches([(zeros(), zeros()) for _ in subnet.decoder.layers], positions_TD)
 
 
 def step(
-    weights: dict[str, Any], spec: Spec, request: Request, caches: Caches, memory: Memory
-) -> tuple[Candidates, Caches]:
-    """One step of the decoder; as `model.step`."""
+    weights: Arrays, spec: ModelSpec, request: Request, caches: PackedCaches, memory: PackedMemory
+) -> tuple[Candidates, PackedCaches]:
+    """One step of the decoder; as `xla_engine.step`."""
     subnet = spec.subnet
     b, j = request.ids_BJ.shape
     rows, q = b * j, subnet.qkv_dim
@@ -157,7 +161,7 @@ def step(
     x_RD = _call("embed", (rows, d), count, ids_R, step_R, target, caches.positions_TD)
     layers = []
     for i, layer in enumerate(subnet.decoder.layers):
-        scope = _Scope(weights, f"decoder.{i}", count)
+        scope = PackedScope(weights, f"decoder.{i}", count)
         shapes = [_floats(a.shape) for a in caches.layers[i]]
         y_RQ, *cache = _calls(
             "self_attention", [_floats((rows, q)), *shapes], count,
@@ -191,4 +195,4 @@ def step(
             memory.listed_BL, *eos, beams=np.int64(j), **numbers,
         )  # fmt: skip
     found = Candidates(best_RC.reshape(b, j, c), word_RC.reshape(b, j, c), log_z_R.reshape(b, j))
-    return found, Caches(layers, caches.positions_TD)
+    return found, PackedCaches(layers, caches.positions_TD)

@@ -1,10 +1,10 @@
-"""Inference of one subnet: encoder, and a decoder that takes one step at a time from a cache.
+"""Inference of one subnet by XLA's operations: the encoder, and one cached step of the decoder.
 
-Plain functions over dense weights (`weights.prepare`, `weights.quantize`), by XLA's operations
-alone: for accelerators, and for CPUs without a C compiler (`native_model` for the others). Letters:
-B sentences, J beams per sentence, R = B * J rows, S source time, T cache time, M memory time
-(source time times cross-attention span), H heads, K head size, D embedding, Q the Q/K/V width,
-V vocabulary, C candidates, N tokens, E experts.
+Plain functions over dense weights (`weights.prepare`, `weights.quantize`), for accelerators and for
+CPUs without a C compiler (`native_engine` serves the others). Letters: B sentences, J beams per
+sentence, R = B * J rows, S source time, T cache time, M memory time (source time times
+cross-attention span), H heads, K head size, D embedding, Q the Q/K/V width, V vocabulary,
+L listed words, C candidates, N tokens, A = N * top_k assignments of tokens, E experts.
 """
 
 import dataclasses
@@ -17,35 +17,36 @@ from jax import lax
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
 from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
-from automoe_jax.decoding.weights import COMMON, LISTED, STEPS, tables
+from automoe_jax.decoding.layout import COMMON, LISTED
+from automoe_jax.decoding.weights import INT8_MAX, tables
 from automoe_jax.model.formulas import LAYER_NORM_EPS, MASKED, frequencies
 
-# Finite, so that sums of it stay comparable; LOWEST in native/kernels.c.
+# Log probability of an impossible word; finite, so that sums stay comparable. LOWEST in kernels.c.
 NEVER = -1e30
-# The beam search leaves sentences in their places.
+# Whether the beam search moves unfinished sentences to the front.
 COMPACTS = False
-# Rows of one expert that the encoder works on at a time.
+# Tokens of one expert that the encoder computes at a time.
 BLOCK_ROWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
-    """What a program is compiled for: the architecture, and the widths positions are made at."""
+class ModelSpec:
+    """Compile-time facts: the architecture, and the widths at which positions are computed."""
 
     subnet: Subnet
     encoder_base_dim: int
     decoder_base_dim: int
 
 
-class Cache(NamedTuple):
+class DenseCache(NamedTuple):
     """Self-attention keys and values of one decoder layer: (R, T, H, K)."""
 
     key: jax.Array
     value: jax.Array
 
 
-class Memory(NamedTuple):
-    """Cross-attention keys and values of one decoder layer, one copy per sentence: (B, M, H, K)."""
+class DenseMemory(NamedTuple):
+    """Cross-attention keys and values of one decoder layer, once per sentence: (B, M, H, K)."""
 
     key: jax.Array
     value: jax.Array
@@ -53,18 +54,18 @@ class Memory(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What the decoder reads of the encoder; which words each sentence may use, None for all."""
+    """Output of the encoder for the decoder; words each sentence may use, None for all."""
 
-    memory: list[Memory]
+    memory: list[DenseMemory]
     allowed_BV: jax.Array | None
 
 
 class Request(NamedTuple):
-    """What a step of the decoder is asked.
+    """Input of a step of the decoder.
 
-    ids_BJ: the last word of each hypothesis, eos at step 0. sentence_B: which sentence each group
-    of J hypotheses belongs to. ancestor_BJT: the row in which each earlier word of a hypothesis was
-    decoded. n_live: groups, from the front, whose results are wanted.
+    ids_BJ: the last word of each hypothesis, eos at step 0. sentence_B: the sentence of each group
+    of J hypotheses. ancestor_BJT: the row in which each earlier word of a hypothesis was decoded.
+    n_live: number of groups, from the front, whose results are needed.
     """
 
     ids_BJ: jax.Array
@@ -79,15 +80,15 @@ class Request(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The best next words of each hypothesis, best first, pad never; log_z of all words."""
+    """The best next words of each hypothesis, best first, without pad; log_z is over all words."""
 
-    logit_BJC: jax.Array  # `NEVER` where there is none
+    logit_BJC: jax.Array  # `NEVER` beyond the last candidate
     word_BJC: jax.Array
     log_z_BJ: jax.Array
 
 
-class _Scope:
-    """Weights under a prefix."""
+class DenseScope:
+    """Weights under a prefix, and the layers that use them."""
 
     def __init__(self, weights: dict[str, Any], prefix: str):
         self._weights, self._prefix = weights, prefix
@@ -116,15 +117,15 @@ class _Scope:
 def _int8_product(x: jax.Array, kernel_KN: jax.Array, scale_N: jax.Array) -> jax.Array:
     """Product with an int8 matrix: each row of x is quantised by its largest value."""
     top = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    q = jnp.round(x * jnp.where(top > 0, STEPS / top, 0)).astype(jnp.int8)
+    q = jnp.round(x * jnp.where(top > 0, INT8_MAX / top, 0)).astype(jnp.int8)
     rows = q.reshape(-1, q.shape[-1])
-    # XLA has no fast product for a single row.
+    # XLA has no fast int8 product for a single row.
     single = isinstance(rows.shape[0], int) and rows.shape[0] == 1
     rows = jnp.pad(rows, ((0, int(single)), (0, kernel_KN.shape[0] - rows.shape[1])))
     dims = (((1,), (0,)), ((), ()))
     y = lax.dot_general(rows, kernel_KN, dims, preferred_element_type=jnp.int32)
     y = y[:1] if single else y
-    return y.reshape(*x.shape[:-1], scale_N.size) * (top / STEPS * scale_N)
+    return y.reshape(*x.shape[:-1], scale_N.size) * (top / INT8_MAX * scale_N)
 
 
 def sinusoid(positions: jax.Array, base_dim: int, dim: int) -> jax.Array:
@@ -146,7 +147,7 @@ def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
 
 
-def encode(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> list[jax.Array]:
+def encode(weights: dict[str, Any], spec: ModelSpec, source_BS: jax.Array) -> list[jax.Array]:
     """Output (B, S, D) of every encoder layer."""
     subnet = spec.subnet
     d, q = subnet.encoder.embed_dim, subnet.qkv_dim
@@ -155,7 +156,7 @@ def encode(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> list[ja
     x_BSD = embed(tables(weights).source, source_BS, position_BS, spec.encoder_base_dim, d)
     outputs = []
     for i, layer in enumerate(subnet.encoder.layers):
-        scope = _Scope(weights, f"encoder.{i}")
+        scope = DenseScope(weights, f"encoder.{i}")
         h, k = layer.heads, q // layer.heads
         b, s = source_BS.shape
         qkv = scope.linear("qkv", x_BSD).reshape(b, s, 3, h, k)
@@ -169,113 +170,114 @@ def encode(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> list[ja
     return outputs
 
 
-def start(weights: dict[str, Any], spec: Spec, source_BS: jax.Array) -> Encoded:
-    """Runs the encoder; returns what the decoder reads of it, made once per sentence."""
+def start(weights: dict[str, Any], spec: ModelSpec, source_BS: jax.Array) -> Encoded:
+    """Runs the encoder, once per sentence."""
     memory = memories(weights, spec, encode(weights, spec, source_BS), source_BS)
     if LISTED not in weights:
         return Encoded(memory, None)
     listed_BL = listed(weights, source_BS)
     b, n_words = source_BS.shape[0], tables(weights).output.shape[0]
     place_BL = jnp.where(listed_BL < 0, n_words, listed_BL)  # out of range: dropped
-    nobody_BV = jnp.zeros((b, n_words), bool)
-    return Encoded(memory, nobody_BV.at[jnp.arange(b)[:, None], place_BL].set(True, mode="drop"))
+    none_BV = jnp.zeros((b, n_words), bool)
+    return Encoded(memory, none_BV.at[jnp.arange(b)[:, None], place_BL].set(True, mode="drop"))
 
 
 def listed(weights: dict[str, Any], source_BS: jax.Array) -> jax.Array:
-    """The words that each sentence may use (B, L), int32, each once; -1 elsewhere."""
+    """The words that each sentence may use (B, L), int32, without repetition; -1 is padding."""
     b, s = source_BS.shape
     own_BSN = jnp.where((source_BS != PAD_ID)[..., None], weights[LISTED][source_BS], -1)
     own_BL = own_BSN.reshape(b, s * own_BSN.shape[2])
     common_BL = jnp.broadcast_to(weights[COMMON], (b, weights[COMMON].shape[0]))
     all_BL = jnp.sort(jnp.concatenate([common_BL, own_BL], axis=1), axis=1)
-    again_BL = jnp.pad(all_BL[:, 1:] == all_BL[:, :-1], ((0, 0), (1, 0)))
-    return jnp.where(again_BL, -1, all_BL)
+    repeated_BL = jnp.pad(all_BL[:, 1:] == all_BL[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(repeated_BL, -1, all_BL)
 
 
 def memories(
-    weights: dict[str, Any], spec: Spec, outputs: list[jax.Array], source_BS: jax.Array
-) -> list[Memory]:
-    """Cross-attention keys and values of each decoder layer, made once per sentence."""
+    weights: dict[str, Any], spec: ModelSpec, outputs: list[jax.Array], source_BS: jax.Array
+) -> list[DenseMemory]:
+    """Cross-attention keys and values of each decoder layer."""
     real_BS = source_BS != PAD_ID
     result = []
     for i, layer in enumerate(spec.subnet.decoder.layers):
         h = layer.cross_heads
         k = spec.subnet.qkv_dim // h
         memory_BMD = jnp.concatenate(outputs[::-1][: layer.cross_span], axis=1)
-        kv = _Scope(weights, f"decoder.{i}").linear("cross_kv", memory_BMD)
+        kv = DenseScope(weights, f"decoder.{i}").linear("cross_kv", memory_BMD)
         kv = kv.reshape(*kv.shape[:2], 2, h, k)
         real_BM = jnp.tile(real_BS, (1, layer.cross_span))
-        result.append(Memory(kv[:, :, 0], kv[:, :, 1], real_BM))
+        result.append(DenseMemory(kv[:, :, 0], kv[:, :, 1], real_BM))
     return result
 
 
-def empty_caches(spec: Spec, rows, time) -> list[Cache]:
+def empty_caches(spec: ModelSpec, rows, time) -> list[DenseCache]:
     """Zeroed caches of `rows` hypotheses and `time` steps (which may be symbolic)."""
     q = spec.subnet.qkv_dim
 
     def zeros(layer: DecoderLayer) -> jax.Array:
         return jnp.zeros((rows, time, layer.self_heads, q // layer.self_heads), jnp.float32)
 
-    return [Cache(zeros(layer), zeros(layer)) for layer in spec.subnet.decoder.layers]
+    return [DenseCache(zeros(layer), zeros(layer)) for layer in spec.subnet.decoder.layers]
+
+
+def _self_attention(
+    scope: DenseScope, heads: int, x_RD: jax.Array, cache: DenseCache, step: jax.Array, row_RT
+) -> tuple[jax.Array, DenseCache]:
+    """Attention (R, Q) to the words so far; the cache with this step's keys and values."""
+    rows, time = row_RT.shape
+    qkv = scope.linear("qkv", x_RD)
+    k = qkv.shape[1] // 3 // heads
+    qkv = qkv.reshape(rows, 3, heads, k)
+    time_T = jnp.arange(time)
+    cache = DenseCache(
+        lax.dynamic_update_slice_in_dim(cache.key, qkv[:, None, 1], step, axis=1),
+        lax.dynamic_update_slice_in_dim(cache.value, qkv[:, None, 2], step, axis=1),
+    )
+    key_RTHK, value_RTHK = (part[row_RT, time_T] for part in cache)
+    scores_RHT = jnp.einsum("RHK,RTHK->RHT", qkv[:, 0] * k**-0.5, key_RTHK)
+    probs_RHT = _softmax(scores_RHT, time_T <= step)
+    y_RHK = jnp.einsum("RHT,RTHK->RHK", probs_RHT, value_RTHK)
+    return y_RHK.reshape(rows, heads * k), cache
+
+
+def _cross_attention(
+    scope: DenseScope, heads: int, beams: int, x_RD: jax.Array, memory: DenseMemory
+) -> jax.Array:
+    """Attention (R, Q) to the source."""
+    q_RQ = scope.linear("cross_q", x_RD)
+    k = q_RQ.shape[1] // heads
+    q_BJHK = q_RQ.reshape(-1, beams, heads, k) * k**-0.5
+    scores_BHJM = jnp.einsum("BJHK,BMHK->BHJM", q_BJHK, memory.key)
+    probs_BHJM = _softmax(scores_BHJM, memory.real_BM[:, None, None])
+    return jnp.einsum("BHJM,BMHK->BJHK", probs_BHJM, memory.value).reshape(q_RQ.shape)
 
 
 def decode_step(
     weights: dict[str, Any],
-    spec: Spec,
+    spec: ModelSpec,
     ids_BJ: jax.Array,
     step: jax.Array,
     ancestor_BJT: jax.Array,
-    caches: list[Cache],
-    memory: list[Memory],
-) -> tuple[jax.Array, list[Cache]]:
-    """One step of the decoder.
-
-    Args:
-      weights: dense.
-      spec: what they are.
-      ids_BJ: the last token of each hypothesis; eos at step 0.
-      step: [], how many tokens stand before it.
-      ancestor_BJT: the row in which each earlier token of a hypothesis was decoded.
-      caches: of the steps before.
-      memory: of `memories`.
-
-    Returns:
-      Logits (B, J, V) of the next token, and the caches with this step's entries.
-    """
-    subnet = spec.subnet
+    caches: list[DenseCache],
+    memory: list[DenseMemory],
+) -> tuple[jax.Array, list[DenseCache]]:
+    """Logits (B, J, V) of the next word, and the caches with this step; arguments as `Request`."""
     b, j = ids_BJ.shape
     rows = b * j
-    d, q = subnet.decoder.embed_dim, subnet.qkv_dim
     position = jnp.full((rows,), 1) * (step + PAD_ID + 1)
-    x_RD = embed(tables(weights).target, ids_BJ.reshape(rows), position, spec.decoder_base_dim, d)
+    ids_R, d = ids_BJ.reshape(rows), spec.subnet.decoder.embed_dim
+    x_RD = embed(tables(weights).target, ids_R, position, spec.decoder_base_dim, d)
     time = caches[0].key.shape[1]
-    time_T = jnp.arange(time)
-    past_T = time_T <= step
-    own_R1 = jnp.arange(rows)[:, None]
-    row_RT = jnp.where(time_T == step, own_R1, ancestor_BJT.reshape(rows, time))
+    ancestor_RT = ancestor_BJT.reshape(rows, time)
+    row_RT = jnp.where(jnp.arange(time) == step, jnp.arange(rows)[:, None], ancestor_RT)
     new_caches = []
-    for i, layer in enumerate(subnet.decoder.layers):
-        scope = _Scope(weights, f"decoder.{i}")
-        h, k = layer.self_heads, q // layer.self_heads
-        qkv = scope.linear("qkv", x_RD).reshape(rows, 3, h, k)
-        cache = Cache(
-            lax.dynamic_update_slice_in_dim(caches[i].key, qkv[:, None, 1], step, axis=1),
-            lax.dynamic_update_slice_in_dim(caches[i].value, qkv[:, None, 2], step, axis=1),
-        )
+    for i, layer in enumerate(spec.subnet.decoder.layers):
+        scope = DenseScope(weights, f"decoder.{i}")
+        y_RQ, cache = _self_attention(scope, layer.self_heads, x_RD, caches[i], step, row_RT)
         new_caches.append(cache)
-        key_RTHK, value_RTHK = (part[row_RT, time_T] for part in cache)
-        scores_RHT = jnp.einsum("RHK,RTHK->RHT", qkv[:, 0] * k**-0.5, key_RTHK)
-        probs_RHT = _softmax(scores_RHT, past_T)
-        y_RQ = jnp.einsum("RHT,RTHK->RHK", probs_RHT, value_RTHK).reshape(rows, q)
         x_RD = scope.add_norm("self_attention_norm", x_RD, scope.linear("self_out", y_RQ))
-
-        h, k = layer.cross_heads, q // layer.cross_heads
-        q_BJHK = scope.linear("cross_q", x_RD).reshape(b, j, h, k) * k**-0.5
-        scores_BHJM = jnp.einsum("BJHK,BMHK->BHJM", q_BJHK, memory[i].key)
-        probs_BHJM = _softmax(scores_BHJM, memory[i].real_BM[:, None, None])
-        y_RQ = jnp.einsum("BHJM,BMHK->BJHK", probs_BHJM, memory[i].value).reshape(rows, q)
+        y_RQ = _cross_attention(scope, layer.cross_heads, j, x_RD, memory[i])
         x_RD = scope.add_norm("cross_attention_norm", x_RD, scope.linear("cross_out", y_RQ))
-
         y_RD = experts_by_branch(scope, layer, x_RD)
         x_RD = scope.add_norm("experts_norm", x_RD, y_RD)
     if "output.kernel" in weights:
@@ -288,12 +290,12 @@ def decode_step(
 
 def step(
     weights: dict[str, Any],
-    spec: Spec,
+    spec: ModelSpec,
     request: Request,
-    caches: list[Cache],
+    caches: list[DenseCache],
     encoded: Encoded,
-) -> tuple[Candidates, list[Cache]]:
-    """One step of the decoder, and the candidates that come of it."""
+) -> tuple[Candidates, list[DenseCache]]:
+    """One step of the decoder: candidates for the next word, and the caches with this step."""
     logits_BJV, caches = decode_step(
         weights, spec, request.ids_BJ, request.step, request.ancestor_BJT, caches, encoded.memory
     )
@@ -311,21 +313,21 @@ def step(
 # --- experts ---------------------------------------------------------------------------------
 
 
-def _route(scope: _Scope, layer: EncoderLayer | DecoderLayer, x_ND: jax.Array):
+def _route(scope: DenseScope, layer: EncoderLayer | DecoderLayer, x_ND: jax.Array):
     """Probabilities and experts (N, top_k) of each token."""
     probs_NE = jax.nn.softmax(scope.linear("router", x_ND), axis=-1)
     return lax.top_k(probs_NE, layer.top_k)
 
 
-def _expert(scope: _Scope, e: int, x_RD: jax.Array) -> jax.Array:
+def _expert(scope: DenseScope, e: int, x_RD: jax.Array) -> jax.Array:
     h_RF = jax.nn.relu(scope.linear(f"expert_{e}.fc1", x_RD))
     return scope.linear(f"expert_{e}.fc2", h_RF)
 
 
 def experts_by_branch(
-    scope: _Scope, layer: EncoderLayer | DecoderLayer, x_RD: jax.Array
+    scope: DenseScope, layer: EncoderLayer | DecoderLayer, x_RD: jax.Array
 ) -> jax.Array:
-    """The expert sublayer for few rows: an expert that no row takes is not even read."""
+    """The expert sublayer for few rows: the weights of an expert without rows are not read."""
     if len(layer.experts) == 1:
         return _expert(scope, 0, x_RD) if layer.experts[0] else x_RD
     p_RK, expert_RK = _route(scope, layer, x_RD)
@@ -347,11 +349,11 @@ def experts_by_branch(
 
 
 def experts_in_blocks(
-    scope: _Scope, layer: EncoderLayer | DecoderLayer, x_ND: jax.Array, real_N: jax.Array
+    scope: DenseScope, layer: EncoderLayer | DecoderLayer, x_ND: jax.Array, real_N: jax.Array
 ) -> jax.Array:
-    """The expert sublayer for many rows: sorted by expert, worked off in blocks of one expert.
+    """The expert sublayer for many tokens: sorted by expert, computed in blocks of one expert.
 
-    Padded tokens go to no expert and give zeros.
+    Padding is routed to no expert and gives zeros.
     """
     if len(layer.experts) == 1:
         y_ND = _expert(scope, 0, x_ND) if layer.experts[0] else x_ND

@@ -13,7 +13,7 @@ from automoe_jax.decoding import beam, native
 from automoe_jax.decoding import native_engine as native_model
 from automoe_jax.decoding import xla_engine as model
 from automoe_jax.decoding.weights import pack, prepare
-from automoe_jax.decoding.xla_engine import Request, Spec
+from automoe_jax.decoding.xla_engine import ModelSpec, Request
 from automoe_jax.model.extract import extract
 
 SPACE = elastic_space()
@@ -39,7 +39,7 @@ class Model:
         self.engine = ENGINES[kernels]
         self.params = jax.tree.map(jnp.asarray, extract(PARAMS, subnet, HULL))
         self.linen = standalone_of(SPACE, subnet)
-        self.spec = Spec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
+        self.spec = ModelSpec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
         weights = prepare(self.params, subnet)
         weights = pack(weights) if kernels == "native" else weights
         self.weights = {k: jnp.asarray(v) for k, v in weights.items()}

@@ -27,7 +27,7 @@ from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.export import export
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.decoding.weights import prepare
-from automoe_jax.decoding.xla_engine import Spec
+from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.model.extract import extract
 from automoe_jax.system.errors import UserError
 
@@ -44,7 +44,7 @@ SUBNET = next(
     )
 )
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.reason())
-SPEC = Spec(SUBNET, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
+SPEC = ModelSpec(SUBNET, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_export_replaced_while_it_is_loaded(folder, tmp_path, kernels):
     other = SPACE.sample(np.random.default_rng(5))
     export(
         jax.tree.map(np.asarray, extract(PARAMS, other, HULL)),
-        Spec(other, HULL.encoder.embed_dim, HULL.decoder.embed_dim),
+        ModelSpec(other, HULL.encoder.embed_dim, HULL.decoder.embed_dim),
         ExportConfig((1, 3)), copy, "test", folder / "tokenizer", ("en", "de"), [],
     )  # fmt: skip
     with pytest.raises(UserError, match="load the export again"):

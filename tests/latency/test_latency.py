@@ -9,7 +9,7 @@ from conftest import elastic_space, random_params
 
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.export import export
-from automoe_jax.decoding.xla_engine import Spec
+from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.prober import Prober
@@ -26,7 +26,7 @@ QUICK = LatencyConfig(runs=5, warmup=1, source_length=8, target_length=6, beam_s
 
 def write(subnet, folder, beam_size):
     params = jax.tree.map(np.asarray, extract(random_params(SPACE), subnet, HULL))
-    spec = Spec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
+    spec = ModelSpec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
     export(params, spec, ExportConfig((beam_size,)), folder, "random")
 
 

@@ -357,7 +357,7 @@ def test_counted_size_is_that_of_the_export():
                 dense = prepare(own, subnet)
                 packed = pack(quantize(dense) if kind == "int8" else dense)
                 vocab = _vocab(own)
-                counted = costs.Counted(space, ExportConfig(quantize=kind), vocab)
+                counted = costs.CountedCosts(space, ExportConfig(quantize=kind), vocab)
                 expected = sum(w.nbytes for w in packed.values())
                 assert counted.weight_bytes(subnet) == expected, (sharing, kind)
 

@@ -19,7 +19,7 @@ from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.subnet import from_json
 from automoe_jax.decoding import xla_engine as decoder
 from automoe_jax.decoding.weights import prepare
-from automoe_jax.decoding.xla_engine import Spec
+from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.model.extract import extract
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.published import checkpoint, state_dict
@@ -123,7 +123,7 @@ def test_cached_decoding(shared, supernets, name):
     space, params, _ = supernets(case.info["supernet"])
     own = extract(params, case.subnet, space.hull())
     weights = jax.tree.map(jnp.asarray, prepare(own, case.subnet))
-    spec = Spec(case.subnet, 32, 32)
+    spec = ModelSpec(case.subnet, 32, 32)
     rows, time = case.target_in.shape
     encoded = decoder.encode(weights, spec, jnp.asarray(case.source))
     memory = decoder.memories(weights, spec, encoded, jnp.asarray(case.source))

@@ -1,0 +1,179 @@
+"""Translates token ids: batches sentences, runs several batches at a time, collects hypotheses."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import NamedTuple
+
+import numpy as np
+
+from automoe_jax.architecture.ids import EOS_ID
+from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.decoding import native
+from automoe_jax.decoding.batching import MAX_SOURCE, Batch, batches, stragglers
+from automoe_jax.decoding.programs import Programs
+from automoe_jax.decoding.xla_engine import NEVER
+from automoe_jax.system.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """One translation of a sentence. `score`: sum of log probabilities over a power of length."""
+
+    text: str
+    score: float
+    ids: tuple[int, ...]  # without eos
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """Hypotheses of a sentence, best first; `cut` where the sentence was too long."""
+
+    hypotheses: tuple[Hypothesis, ...]
+    cut: bool = False
+
+    @property
+    def text(self) -> str:
+        return self.hypotheses[0].text
+
+    @property
+    def score(self) -> float:
+        return self.hypotheses[0].score
+
+
+# Limits of settings: larger values would be mistakes.
+MAX_LENGTH = 4096
+MAX_PENALTY = 10.0
+
+EMPTY = Translation((Hypothesis("", 0.0, ()),))
+
+
+class Settings(NamedTuple):
+    """Settings of a beam search; see `Translator.translate`."""
+
+    beam_size: int
+    length_penalty: float
+    num_hypotheses: int
+    max_length: int
+
+
+def checked(settings: Settings) -> Settings:
+    """The same settings; `UserError` where one is not allowed."""
+    beam_size, penalty, num_hypotheses, max_length = settings
+    if not 1 <= num_hypotheses <= beam_size:
+        raise UserError(
+            f"num_hypotheses is {num_hypotheses}; allowed: 1 to the beam size {beam_size}"
+        )
+    if not 1 <= max_length <= MAX_LENGTH:
+        raise UserError(f"max_length is {max_length}; allowed: 1 to {MAX_LENGTH}")
+    if not abs(penalty) <= MAX_PENALTY:
+        raise UserError(f"length_penalty is {penalty}; allowed: -{MAX_PENALTY} to {MAX_PENALTY}")
+    return settings
+
+
+def check_ids(sources: Sequence[Sequence[int]], words: int):
+    """Raises `UserError` where a source has a token id that is not below `words`."""
+    for i, source in enumerate(sources):
+        if source and not 0 <= min(source) <= max(source) < words:
+            raise UserError(
+                f"sentence {i + 1} has token ids {min(source)} to {max(source)}; the model has "
+                f"0 to {words - 1}"
+            )
+
+
+def translate_ids(
+    programs: Programs,
+    subnet: Subnet,
+    sources: Sequence[Sequence[int]],
+    settings: Settings,
+    batch_tokens: int,
+    progress: Callable[[int, int], None],
+) -> list[Translation]:
+    """Translates token ids that end with eos.
+
+    Args:
+      programs: of the export.
+      subnet: its architecture.
+      sources: token ids.
+      settings: of the beam search.
+      batch_tokens: source positions of a batch.
+      progress: called with (sentences done, all).
+    """
+    # Keys and values of self-attention, for each sentence and step.
+    step_bytes = 8 * settings.beam_size * subnet.qkv_dim * len(subnet.decoder.layers)
+    cut = [len(s) > MAX_SOURCE for s in sources]
+    sources = [s if len(s) <= MAX_SOURCE else [*s[: MAX_SOURCE - 1], EOS_ID] for s in sources]
+    results: list[Translation] = [EMPTY] * len(sources)
+    # The first round has caches for usual lengths; sentences that do not end in them are run again
+    # with full ones. The result is that of the full ones.
+    full = settings.max_length + 1
+    left = [i for i, source in enumerate(sources) if source]
+    done = len(sources) - len(left)
+    for last in (False, True):
+        unfinished = [] if last else stragglers(sources)
+        left = sorted(set(left) - set(unfinished))
+        work = list(batches(sources, left, full, step_bytes, batch_tokens, last=last))
+        for batch, out in _run(programs, work, settings):
+            for row, i in enumerate(batch.rows):
+                if out["complete_B"][row] or batch.time == full:
+                    hypotheses = _hypotheses(out, row)[: settings.num_hypotheses]
+                    results[i] = Translation(tuple(hypotheses), cut[i])
+                    done += 1
+                else:
+                    unfinished.append(i)
+            progress(done, len(sources))
+        left = unfinished
+    return results
+
+
+Output = dict[str, np.ndarray]
+
+
+def _run(
+    programs: Programs, work: Sequence[Batch], settings: Settings
+) -> Iterator[tuple[Batch, Output]]:
+    """(batch, output) of each batch, as they end.
+
+    Several batches at a time, each on a core, avoid the waiting of cores for each other within one
+    batch. Shapes that are not compiled go first, one after the other: a batch that runs beside a
+    compilation would raise the peak of memory.
+    """
+
+    def run(batch: Batch) -> Output:
+        numbers = (batch.time, 1, settings.max_length, settings.length_penalty)
+        out = programs.run(batch.source_BS, settings.beam_size, *numbers)
+        return {name: np.asarray(value) for name, value in out.items()}
+
+    threads = min(programs.n_threads, len(work) // 2)
+    first, rest = work, []
+    if threads > 1:
+        beam_size = settings.beam_size
+        shapes = {(*batch.source_BS.shape, batch.time): batch for batch in work}
+        first = [b for b in shapes.values() if not programs.is_compiled(b, beam_size)]
+        rest = [batch for batch in work if not any(batch is other for other in first)]
+    for batch in first:
+        yield batch, run(batch)
+    if not rest:
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(native.one_thread_a_call())
+        pool = stack.enter_context(futures.ThreadPoolExecutor(threads))
+        # Longest first, so that all cores end at about the same time.
+        order = sorted(rest, key=lambda batch: -batch.source_BS.size)
+        running = {pool.submit(run, batch): batch for batch in order}
+        try:
+            for future in futures.as_completed(running):
+                yield running[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _hypotheses(out: Output, row: int) -> list[Hypothesis]:
+    """The hypotheses of one sentence of a batch."""
+    found = zip(out["tokens_BJT"][row], out["score_BJ"][row], out["length_BJ"][row], strict=True)
+    return [
+        Hypothesis("", float(score), tuple(int(x) for x in tokens[: length - 1]))
+        for tokens, score, length in found
+        if score > NEVER / 2
+    ]
