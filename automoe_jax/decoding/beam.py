@@ -80,8 +80,7 @@ def search(
     memory = engine.start(weights, spec, source_BS)
 
     def running(state: _State) -> jax.Array:
-        unfinished = jnp.any(state.sentences.n_ended_B < j)
-        return (state.step < time_T.shape[0]) & unfinished
+        return (state.step < time_T.shape[0]) & jnp.any(state.sentences.n_ended_B < j)
 
     def advance(state: _State) -> _State:
         step, s = state.step, state.sentences
@@ -112,13 +111,7 @@ def search(
     s = lax.while_loop(running, advance, _State(jnp.int32(0), sentences, caches)).sentences
     if engine.COMPACTS:  # back to their places
         s = jax.tree.map(lambda x: x[jnp.argsort(s.sentence_B)], s)
-    score_BJ, order_BJ = lax.top_k(s.ended_score_BJ, j)
-    return Result(
-        jnp.take_along_axis(s.ended_tokens_BJT, order_BJ[..., None], axis=1),
-        score_BJ,
-        jnp.take_along_axis(s.ended_length_BJ, order_BJ, axis=1),
-        s.n_ended_B >= j,
-    )
+    return _ranked(s, j)
 
 
 def _start(real_B: jax.Array, j: int, time_T: jax.Array) -> _Sentences:
@@ -183,4 +176,14 @@ def _extend(
         ended_score_BJ=put(s.ended_score_BJ, score_BJ),
         ended_length_BJ=put(s.ended_length_BJ, jnp.full_like(slot_BJ, step + 1)),
         n_ended_B=jnp.where(step >= max_length, j, n_ended_B),
+    )
+
+
+def _ranked(s: _Sentences, j: int) -> Result:
+    score_BJ, order_BJ = lax.top_k(s.ended_score_BJ, j)
+    return Result(
+        jnp.take_along_axis(s.ended_tokens_BJT, order_BJ[..., None], axis=1),
+        score_BJ,
+        jnp.take_along_axis(s.ended_length_BJ, order_BJ, axis=1),
+        s.n_ended_B >= j,
     )

@@ -10,15 +10,15 @@ QUANTIZATIONS = ("none", "int8")
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """What an export can run on and with.
+    """Platforms, beam sizes and approximations of an export.
 
     Attributes:
-      beam_sizes: beam sizes that the export can run; each is a program of its own.
-      platforms: what the programs run on: cpu, cuda, rocm, tpu.
+      beam_sizes: beam sizes that the export can run; each has its own program.
+      platforms: platforms of the programs: cpu, cuda, rocm, tpu.
       quantize: "int8" for 8-bit matrices and activations (embeddings, norms and routers stay fp32),
         "none" for fp32.
-      shortlist: target words allowed for each source word, beside the most frequent ones, by a
-        lexicon counted from the training text; 0 for all words, which alone is exact.
+      shortlist: target words allowed for each source word, besides the most frequent ones, by a
+        lexicon counted from the training text; only 0, all words, is exact.
     """
 
     beam_sizes: tuple[int, ...] = (1, 4, 5)
@@ -42,5 +42,5 @@ class ExportConfig:
 
     @property
     def exact(self) -> bool:
-        """Whether exports compute what the model they come from computes."""
+        """Whether exports compute the same as their model."""
         return self.quantize == "none" and not self.shortlist

@@ -18,7 +18,7 @@ _COMPOUND = re.compile(r"(\S)-(\S)")
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Corpus scores, 0 to 100: of detokenised text, and the BLEU that HAT and AutoMoE publish."""
+    """Corpus scores, 0 to 100, of detokenised text; and the BLEU that HAT and AutoMoE publish."""
 
     bleu: float
     chrf: float
@@ -49,17 +49,17 @@ def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 def split_compounds(text: str) -> str:
-    """Tokens with compounds split at hyphens, as HAT's and AutoMoE's test.sh do before they score.
+    """Splits compounds at hyphens, by the regular expression of HAT's and AutoMoE's test.sh.
 
-    As with their regular expression, of two hyphens around one letter only the first is split.
+    Of two hyphens around one letter it splits only the first.
     """
     return _COMPOUND.sub(r"\1 ##AT##-##AT## \2", text)
 
 
 def tokenized_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-    """BLEU of tokens separated by blanks, compounds split, without smoothing; and its signature.
+    """BLEU of fairseq's score.py (HAT's and AutoMoE's "normal" metric), and its signature.
 
-    The score of fairseq's score.py (HAT's and AutoMoE's "normal" metric).
+    Tokens are separated by blanks, compounds are split, and nothing is smoothed.
     """
     bleu = BLEU(tokenize="none", smooth_method="none", force=True)
     sides = [[split_compounds(text) for text in texts] for texts in (hypotheses, references)]
@@ -70,36 +70,28 @@ def tokenized_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tupl
 def _tokens(
     translator: Translator, translations: Sequence[Translation], references: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Tokens of translations and references, separated by blanks.
-
-    A model of kind bpe has tokens of its own; for others Moses's are made.
-    """
+    """Tokens of translations and references: a bpe model's own, for other models Moses's."""
     tokenizer, languages = translator.tokenizer, translator.manifest["languages"]
     texts = [t.text for t in translations]
     if isinstance(tokenizer, TokenIds):
         return texts, list(references)
-    # Imported here: translating does without them.
+    # Imported here: sacremoses takes 0.2 s, and every phase imports this module.
     if tokenizer is not None and tokenizer.kind == "bpe":
         from automoe_jax.data.tokenizers.fairseq_bpe import FairseqBpe  # noqa: PLC0415
 
         assert isinstance(tokenizer, FairseqBpe)
         found = tokenizer.tokenized([t.hypotheses[0].ids for t in translations])
-        # As fairseq prints references: through the dictionary, unknown words marked.
+        # As fairseq prints references: by the dictionary, with unknown words marked.
         return found, tokenizer.tokenized(tokenizer.encode(references, "target"), "<<unk>>")
     from sacremoses import MosesTokenizer  # noqa: PLC0415
 
     moses = MosesTokenizer(languages[1] if languages else "en")
-    hypotheses, wanted = ([" ".join(moses.tokenize(t)) for t in ts] for ts in (texts, references))
-    return hypotheses, wanted
+    found, wanted = ([" ".join(moses.tokenize(t)) for t in ts] for ts in (texts, references))
+    return found, wanted
 
 
 def read_split(split: Split, limit: int = 0) -> tuple[list[str], list[str]]:
-    """Sources and references of a split, pairs that are not UTF-8 left out.
-
-    Args:
-      split: of a corpus.
-      limit: most pairs, from the front; 0 for all.
-    """
+    """Sources and references of the first `limit` pairs (0: all), without those not in UTF-8."""
     n = min(len(split), limit) if limit else len(split)
     texts = [tuple(map(text_or_none, pair)) for pair in split.read(range(n))]
     kept = [(s, t) for s, t in texts if s is not None and t is not None]
@@ -114,8 +106,8 @@ def evaluate(
     length_penalty: float = 0.6,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Scores, list[str]]:
-    """Translates and scores; returns the translations too."""
-    if isinstance(translator.tokenizer, TokenIds):  # in the form of translations: without eos
+    """Translates and scores; also returns the translations."""
+    if isinstance(translator.tokenizer, TokenIds):  # translations have no eos: references neither
         ids = translator.tokenizer.encode(references, "target")
         references = translator.tokenizer.decode(ids)
     translations = translator.translate(sources, beam_size, length_penalty, progress=progress)

@@ -32,7 +32,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return workdir.read(folder, KIND)
 
 
-def find_device(folder: Path, manifest: dict[str, Any], platform: str) -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]
+def find_device(folder: Path, manifest: dict[str, Any], platform: str) -> Any:
     """The device to run an export on; `UserError` where there is none that it was made for."""
     if platform not in PLATFORMS:
         raise UserError(f"platform is {platform!r}; allowed: cpu, gpu, tpu")

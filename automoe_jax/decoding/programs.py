@@ -1,5 +1,6 @@
 """The programs of a loaded export: each is read once, and compiled once for each shape."""
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,49 +20,38 @@ PROGRAM = "program_beam{}_{}.jaxexport"
 SLOW_COMPILE_S = 0.4
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
-    """Programs of one kind of kernels with the weights they take.
+    """The programs of an export for one kind of kernels; other fields as in `Translator.load`.
 
-    Args:
-      folder: of the export.
-      kernels: "native" or "xla".
-      weights: in the layout of these kernels.
-      device: to run on.
-      on_compile: see `Translator.load`.
-      release_memory: see `Translator.load`.
+    weights: on `device`, in the layout of the kernels.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        kernels: str,
-        weights: dict[str, Any],
-        device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
-        on_compile: Callable[[str], None],
-        release_memory: Callable[[], None],
-    ):
-        self._folder, self._kernels, self._device = folder, kernels, device
-        self._weights = jax.device_put(weights, device)
-        self._on_compile, self._release_memory = on_compile, release_memory
-        self._programs: dict[int, Any] = {}
-        self._compiled: dict[tuple[int, ...], Callable] = {}
-        self._compiling = threading.Lock()
+    folder: Path
+    kernels: str
+    weights: dict[str, Any]
+    device: Any  # jax.Device
+    on_compile: Callable[[str], None]
+    release_memory: Callable[[], None]
+    _programs: dict[int, Any] = dataclasses.field(default_factory=dict)
+    _compiled: dict[tuple[int, ...], Callable] = dataclasses.field(default_factory=dict)
+    _compiling: Any = dataclasses.field(default_factory=threading.Lock)
 
     @property
     def n_threads(self) -> int:
         """Batches that gain from running at the same time."""
-        return native.n_threads() if self._kernels == "native" else 1
+        return native.n_threads() if self.kernels == "native" else 1
 
     def program(self, beam_size: int) -> Any:
         """The exported program of a beam size, under `jax.jit`."""
         if beam_size not in self._programs:
-            path = self._folder / PROGRAM.format(beam_size, self._kernels)
+            path = self.folder / PROGRAM.format(beam_size, self.kernels)
             try:
                 exported = jax_export.deserialize(bytearray(path.read_bytes()))
             except Exception as e:  # jax.export raises many kinds of errors on a damaged file
                 reason = str(e) or type(e).__name__
                 raise UserError(f"program {path} cannot be read: {reason}") from None
-            given = [(x.shape, x.dtype) for x in jax.tree.leaves(self._weights)]
+            given = [(x.shape, x.dtype) for x in jax.tree.leaves(self.weights)]
             if given != [(x.shape, x.dtype) for x in exported.in_avals[: len(given)]]:
                 raise UserError(f"program {path} is of other weights; load the export again")
             self._programs[beam_size] = jax.jit(exported.call)
@@ -87,25 +77,25 @@ class Programs:
             np.int32(max_length),
             np.float32(length_penalty),
         )
-        arguments = jax.device_put(arguments, self._device)
+        arguments = jax.device_put(arguments, self.device)
         shape = (beam_size, *source_BS.shape, time)
         if shape not in self._compiled:
             with self._compiling:  # one shape at a time, and each once
                 if shape not in self._compiled:
                     self._compiled[shape] = self._compile(beam_size, arguments)
-        return self._compiled[shape](self._weights, *arguments)
+        return self._compiled[shape](self.weights, *arguments)
 
     def _compile(self, beam_size: int, arguments: tuple[jax.Array, ...]) -> Callable:
         """The program for arguments of these shapes, made or taken from the compilation cache."""
         rows, length = arguments[0].shape
         what = f"{rows} sentence(s) of up to {length} tokens, beam {beam_size}"
         program = self.program(beam_size)
-        note = threading.Timer(SLOW_COMPILE_S, lambda: self._on_compile(what))
+        note = threading.Timer(SLOW_COMPILE_S, lambda: self.on_compile(what))
         note.start()
         # Compiling takes more memory than translating: it should not come on top.
-        self._release_memory()
+        self.release_memory()
         try:
-            return program.lower(self._weights, *arguments).compile()
+            return program.lower(self.weights, *arguments).compile()
         finally:
             note.cancel()
-            self._release_memory()
+            self.release_memory()

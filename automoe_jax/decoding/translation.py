@@ -100,6 +100,8 @@ def translate_ids(
       batch_tokens: source positions of a batch.
       progress: called with (sentences done, all).
     """
+    if batch_tokens < 1:
+        raise UserError(f"batch_tokens is {batch_tokens}; at least 1 is needed")
     # Keys and values of self-attention, for each sentence and step.
     step_bytes = 8 * settings.beam_size * subnet.qkv_dim * len(subnet.decoder.layers)
     cut = [len(s) > MAX_SOURCE for s in sources]

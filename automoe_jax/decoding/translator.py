@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from automoe_jax.architecture import subnet
+from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.decoding import manifest as manifests
@@ -22,7 +23,7 @@ from automoe_jax.decoding.batching import BATCH_TOKENS
 from automoe_jax.decoding.manifest import WEIGHTS, read_manifest
 from automoe_jax.decoding.programs import Programs
 from automoe_jax.decoding.translation import EMPTY, Hypothesis, Settings, Translation
-from automoe_jax.decoding.weights import unpack
+from automoe_jax.decoding.weights import Weights, unpack
 from automoe_jax.system import compile_cache, files
 from automoe_jax.system.errors import UserError
 
@@ -39,6 +40,7 @@ class Translator:
     Attributes:
       folder: of the export.
       manifest: of the export.
+      subnet: its architecture.
       programs: its compiled programs.
       tokenizer: None for an export that is run on token ids.
       kernels: "native", the project's kernels for CPUs, or "xla".
@@ -47,6 +49,7 @@ class Translator:
 
     folder: Path
     manifest: dict[str, Any]
+    subnet: Subnet
     programs: Programs
     tokenizer: Tokenizer | None
     kernels: str
@@ -63,17 +66,16 @@ class Translator:
     ) -> "Translator":
         """Reads an export.
 
-        Where this process has no JAX compilation cache yet, it gets one in the export's folder, if
-        that can be written: the second start is then fast. The programs and that cache contain
-        code that is run: load only exports that you trust.
+        A process without a JAX compilation cache gets one in the export's folder, if that can be
+        written: the second start is then fast. The programs and that cache contain code that is
+        run: load only exports that you trust.
 
         Args:
           folder: of the export.
           platform: "cpu" or "gpu"; what to run on.
           kernels: "native" for the project's kernels, which need a CPU and, once, a C compiler;
-            "xla" for XLA's operations alone; "auto" for the first where it can be had.
-          on_compile: called with what is being compiled, where that takes a while (it is not in the
-            cache), from a thread of its own.
+            "xla" for XLA's operations alone; "auto" for "native" where it is available.
+          on_compile: called from another thread with what is compiled, where that takes long.
           release_memory: called before and after each compilation, which frees much memory; may
             have malloc return it to the system.
 
@@ -84,24 +86,14 @@ class Translator:
         manifest = read_manifest(folder)
         device = manifests.find_device(folder, manifest, platform)
         kernels, why_xla = manifests.choose_kernels(folder, manifest, platform, kernels)
-        weights = weight_file.load(folder / WEIGHTS)
-        if wrong := manifests.mismatch(weights, manifest):
-            raise UserError(
-                f"weights {folder / WEIGHTS} do not fit the manifest beside them: {wrong}; write "
-                "the export again with launch/export.py"
-            )
-        if kernels == "xla":
-            weights = unpack(weights, manifest["vocab_sizes"][1])
+        weights = jax.device_put(_load_weights(folder, manifest, kernels), device)
         tokenizer = tokenizers.load(folder / "tokenizer") if manifest["tokenizer"] else None
         if not compile_cache.enabled() and os.access(folder, os.W_OK):
             with contextlib.suppress(OSError):  # the cache is optional
                 compile_cache.enable(folder / COMPILED, environment=False)
         programs = Programs(folder, kernels, weights, device, on_compile, release_memory)
-        return cls(folder, manifest, programs, tokenizer, kernels, why_xla)
-
-    @property
-    def subnet(self) -> subnet.Subnet:
-        return subnet.from_json(self.manifest["subnet"])
+        arch = subnet.from_json(manifest["subnet"])
+        return cls(folder, manifest, arch, programs, tokenizer, kernels, why_xla)
 
     def translate(
         self,
@@ -140,8 +132,7 @@ class Translator:
         )
         results = [EMPTY] * len(texts)
         for i, one in zip(full, found, strict=True):
-            hypotheses = _with_texts(one.hypotheses, self.tokenizer)
-            results[i] = dataclasses.replace(one, hypotheses=hypotheses)
+            results[i] = _with_texts(one, self.tokenizer)
         return results
 
     def translate_ids(
@@ -155,8 +146,6 @@ class Translator:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Translation]:
         """As `translate`, from and to token ids; sources end with eos, texts stay empty."""
-        if batch_tokens < 1:
-            raise UserError(f"batch_tokens is {batch_tokens}; at least 1 is needed")
         settings = self.check(beam_size, length_penalty, num_hypotheses, max_length)
         translation.check_ids(sources, self.manifest["vocab_sizes"][0])
         return translation.translate_ids(
@@ -196,6 +185,18 @@ class Translator:
         return self.programs.run(source_BS, self.beam_size(beam_size), *numbers)
 
 
-def _with_texts(found: tuple[Hypothesis, ...], tokenizer: Tokenizer) -> tuple[Hypothesis, ...]:
-    texts = tokenizer.decode([h.ids for h in found])
-    return tuple(dataclasses.replace(h, text=t) for h, t in zip(found, texts, strict=True))
+def _load_weights(folder: Path, manifest: dict[str, Any], kernels: str) -> Weights:
+    """The weights in the layout of these kernels; `UserError` where they are of another subnet."""
+    weights = weight_file.load(folder / WEIGHTS)
+    if wrong := manifests.mismatch(weights, manifest):
+        raise UserError(
+            f"weights {folder / WEIGHTS} do not fit the manifest beside them: {wrong}; write the "
+            "export again with launch/export.py"
+        )
+    return weights if kernels == "native" else unpack(weights, manifest["vocab_sizes"][1])
+
+
+def _with_texts(found: Translation, tokenizer: Tokenizer) -> Translation:
+    texts = tokenizer.decode([h.ids for h in found.hypotheses])
+    named = (Hypothesis(t, h.score, h.ids) for h, t in zip(found.hypotheses, texts, strict=True))
+    return Translation(tuple(named), found.cut)

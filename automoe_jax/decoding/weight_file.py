@@ -1,7 +1,7 @@
-"""Weights in a safetensors file that is mapped into memory, not read.
+"""Weights in a safetensors file that is mapped into memory.
 
-The library's own writer leaves tensors wherever they fall, and its reader copies. Here the header
-is padded and what is a multiple of 64 bytes comes first, so that XLA takes it as it lies there.
+The safetensors library does not align tensors, and its reader copies them. Here the header is
+padded and arrays of a multiple of 64 bytes come first, so that XLA uses them without a copy.
 """
 
 import json
@@ -42,7 +42,7 @@ def save(path: Path, weights: dict[str, np.ndarray]):
 def load(path: Path) -> dict[str, np.ndarray]:
     """Read-only arrays in the mapped file; `UserError` where it is damaged.
 
-    The file must not be overwritten while they are in use; replacing it by another one is safe.
+    The file must not be overwritten while they are in use; replacing it by another file is safe.
     """
     try:
         mapped = np.memmap(path, np.uint8, "r")
@@ -57,5 +57,5 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
     start, end = data_offsets
-    # asarray: a plain array, not a memmap, whose every slice would be one too.
+    # A plain array: slices of a memmap are memmaps too.
     return np.asarray(data[start:end]).view(_NAMES[dtype]).reshape(shape)

@@ -21,6 +21,7 @@ from automoe_jax.decoding.layout import COMMON, LISTED
 from automoe_jax.decoding.weights import INT8_MAX, tables
 from automoe_jax.model.formulas import LAYER_NORM_EPS, MASKED, frequencies
 
+Arrays = dict[str, Any]
 # Log probability of an impossible word; finite, so that sums stay comparable. LOWEST in kernels.c.
 NEVER = -1e30
 # Whether the beam search moves unfinished sentences to the front.
@@ -90,7 +91,7 @@ class Candidates(NamedTuple):
 class DenseScope:
     """Weights under a prefix, and the layers that use them."""
 
-    def __init__(self, weights: dict[str, Any], prefix: str):
+    def __init__(self, weights: Arrays, prefix: str):
         self._weights, self._prefix = weights, prefix
 
     def __call__(self, name: str) -> jax.Array:
@@ -147,7 +148,7 @@ def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)
 
 
-def encode(weights: dict[str, Any], spec: ModelSpec, source_BS: jax.Array) -> list[jax.Array]:
+def encode(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> list[jax.Array]:
     """Output (B, S, D) of every encoder layer."""
     subnet = spec.subnet
     d, q = subnet.encoder.embed_dim, subnet.qkv_dim
@@ -170,7 +171,7 @@ def encode(weights: dict[str, Any], spec: ModelSpec, source_BS: jax.Array) -> li
     return outputs
 
 
-def start(weights: dict[str, Any], spec: ModelSpec, source_BS: jax.Array) -> Encoded:
+def start(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> Encoded:
     """Runs the encoder, once per sentence."""
     memory = memories(weights, spec, encode(weights, spec, source_BS), source_BS)
     if LISTED not in weights:
@@ -182,7 +183,7 @@ def start(weights: dict[str, Any], spec: ModelSpec, source_BS: jax.Array) -> Enc
     return Encoded(memory, none_BV.at[jnp.arange(b)[:, None], place_BL].set(True, mode="drop"))
 
 
-def listed(weights: dict[str, Any], source_BS: jax.Array) -> jax.Array:
+def listed(weights: Arrays, source_BS: jax.Array) -> jax.Array:
     """The words that each sentence may use (B, L), int32, without repetition; -1 is padding."""
     b, s = source_BS.shape
     own_BSN = jnp.where((source_BS != PAD_ID)[..., None], weights[LISTED][source_BS], -1)
@@ -194,7 +195,7 @@ def listed(weights: dict[str, Any], source_BS: jax.Array) -> jax.Array:
 
 
 def memories(
-    weights: dict[str, Any], spec: ModelSpec, outputs: list[jax.Array], source_BS: jax.Array
+    weights: Arrays, spec: ModelSpec, outputs: list[jax.Array], source_BS: jax.Array
 ) -> list[DenseMemory]:
     """Cross-attention keys and values of each decoder layer."""
     real_BS = source_BS != PAD_ID
@@ -253,7 +254,7 @@ def _cross_attention(
 
 
 def decode_step(
-    weights: dict[str, Any],
+    weights: Arrays,
     spec: ModelSpec,
     ids_BJ: jax.Array,
     step: jax.Array,
@@ -289,11 +290,7 @@ def decode_step(
 
 
 def step(
-    weights: dict[str, Any],
-    spec: ModelSpec,
-    request: Request,
-    caches: list[DenseCache],
-    encoded: Encoded,
+    weights: Arrays, spec: ModelSpec, request: Request, caches: list[DenseCache], encoded: Encoded
 ) -> tuple[Candidates, list[DenseCache]]:
     """One step of the decoder: candidates for the next word, and the caches with this step."""
     logits_BJV, caches = decode_step(
@@ -336,13 +333,9 @@ def experts_by_branch(
         p_R = jnp.sum(jnp.where(expert_RK == e, p_RK, 0), axis=-1)[:, None]
         if size:
             y_RD = lax.cond(
-                jnp.any(expert_RK == e),
-                lambda y, x, p, e=e: y + p * _expert(scope, e, x),
-                lambda y, x, p: y,
-                y_RD,
-                x_RD,
-                p_R,
-            )
+                jnp.any(expert_RK == e), lambda y, x, p, e=e: y + p * _expert(scope, e, x),
+                lambda y, x, p: y, y_RD, x_RD, p_R,
+            )  # fmt: skip
         else:
             y_RD = y_RD + p_R * x_RD
     return y_RD

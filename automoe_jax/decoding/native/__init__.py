@@ -1,8 +1,8 @@
-"""The translator's kernels for CPUs: C, compiled for this machine at first use, called by XLA.
+"""The translator's C kernels for CPUs, compiled for this machine at first use and called by XLA.
 
-XLA's own products reach two thirds of the memory's bandwidth for the few rows of a beam, and a
-third in int8; these reach nearly all of it. Where there is no C compiler, the translator runs the
-same model on XLA's products instead (`decoding.model`).
+For the few rows of a beam, XLA's matrix products reach two thirds of the memory bandwidth, and a
+third in int8; these kernels reach nearly all of it. Without a C compiler the translator runs on
+XLA's products (`decoding.xla_engine`).
 """
 
 import contextlib
@@ -22,35 +22,29 @@ from automoe_jax.system.compile_cache import machine
 
 SOURCE = Path(__file__).with_name("kernels.c")
 HEADERS = ("pool.h", "memory.h", "vectors.h", "products.h", "calls.h")
-# Goes up when a kernel takes other operands: exported programs name them in order.
+# Version of the kernels' operands, whose order exported programs contain.
 CALLS = 2
 FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-fvisibility=hidden", "-shared", "-fPIC",
 )  # fmt: skip
-TARGETS = (
-    "automoe_embed",
-    "automoe_linear",
-    "automoe_linear_add_norm",
-    "automoe_encoder_attention",
-    "automoe_cross_attention",
-    "automoe_self_attention",
-    "automoe_experts_add_norm",
-    "automoe_top_words",
-    "automoe_top_listed",
-)
-# Columns of a panel of a matrix; PANEL in kernels.c.
-PANEL = 32
-SECONDS = 120.0
+TARGETS = tuple(
+    f"automoe_{kernel}"
+    for kernel in (
+        "embed", "linear", "linear_add_norm", "encoder_attention", "cross_attention",
+        "self_attention", "experts_add_norm", "top_words", "top_listed",
+    )
+)  # fmt: skip
+COMPILE_TIMEOUT_S = 120.0
 
 
 class Unavailable(Exception):
-    """There are no kernels; the text says why in one line."""
+    """The kernels cannot be used; the text says why in one line."""
 
 
 @functools.cache
 def _library() -> tuple[ctypes.CDLL | None, str]:
-    """The kernels, compiled where needed, loaded and registered; or why that failed."""
+    """The kernels, compiled, loaded and registered; or None and why that failed."""
     try:
         library = ctypes.CDLL(str(build(cache_folder())))
         for name in TARGETS:
@@ -66,22 +60,19 @@ def available() -> bool:
 
 
 def reason() -> str:
-    """Why they cannot, in one line; "" where they can."""
+    """Why the kernels cannot be used here, in one line; "" where they can."""
     return _library()[1]
 
 
 def n_threads() -> int:
-    """What the kernels share their work among: CPUs that this process may use.
-
-    Its affinity, the quota of its container and `$NPROC` each limit them.
-    """
+    """CPUs that the kernels use: limited by affinity, by the container's quota and by `$NPROC`."""
     library, _ = _library()
     return 1 if library is None else library.automoe_threads()
 
 
 @contextlib.contextmanager
 def one_thread_a_call():
-    """Within, a call of a kernel does not share its work: for several batches at a time."""
+    """Within, a kernel runs on its caller's thread alone: for several batches at a time."""
     library, why = _library()
     if library is None:
         raise Unavailable(why)
@@ -93,15 +84,15 @@ def one_thread_a_call():
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: `$XDG_CACHE_HOME/automoe_jax`, or under the home folder."""
+    """Folder of compiled kernels: `$XDG_CACHE_HOME/automoe_jax`, else `~/.cache/automoe_jax`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "automoe_jax"
 
 
 def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
-    """The compiled library, made in `folder` where it is not there yet.
+    """Compiles the library into `folder` unless it is there.
 
-    Its name changes with the source, the flags, the compiler's name and the machine.
+    Its name is a hash of the source, the flags, the compiler's name and the machine.
 
     Raises:
       Unavailable: there is no C compiler, or it failed.
@@ -119,7 +110,7 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, made = tempfile.mkstemp(suffix=".so", dir=folder)
-    except OSError:  # a home that cannot be written
+    except OSError:  # the home folder cannot be written
         folder = _temporary_folder()
         if (folder / name).exists():
             return folder / name
@@ -128,7 +119,9 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
     include = ["-I", jax.ffi.include_dir()]
     command = [*compiler, *flags, *include, "-o", made, str(SOURCE), "-lm", "-pthread"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
+        )
         failed = next(iter(done.stderr.strip().splitlines()), "") if done.returncode else None
     except (OSError, subprocess.TimeoutExpired) as e:
         failed = str(e)
@@ -140,7 +133,7 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
 
 
 def _temporary_folder() -> Path:
-    """A folder of this user's alone: what is loaded from it is run."""
+    """A folder that only this user can write: its libraries are loaded and run."""
     folder = Path(tempfile.gettempdir()) / f"automoe_jax-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     about = folder.stat()

@@ -1,4 +1,4 @@
-// What XLA hands a call: buffers and attributes.
+// Reads the buffers and attributes that XLA passes to a call.
 
 typedef struct {
   XLA_FFI_CallFrame* frame;
@@ -26,7 +26,7 @@ static int64_t number(XLA_FFI_CallFrame* f, const char* name) {
   return s ? *(const int64_t*)s->value : 0;
 }
 
-// Takes kernel, scale and total where it is int8, and bias where wanted; k inputs, n outputs.
+// Reads a matrix of k inputs and n outputs: its kernel, scale and total if int8, bias if `bias`.
 static Matrix next_matrix(Arguments* a, int64_t k, int64_t n, int bias) {
   const XLA_FFI_Buffer* b = next(a);
   Matrix w = {.kernel = b->data, .k = k, .k4 = up(k, 4), .n = n};
@@ -48,7 +48,7 @@ static XLA_FFI_Error* failure(XLA_FFI_CallFrame* f, const char* message) {
 }
 #define NO_MEMORY(f) failure(f, "the translator's kernels have run out of memory")
 
-// What XLA asks a handler before the first call; returns whether this was such a question.
+// Answers XLA's metadata query; true for every call that is not an execution.
 static int answered(XLA_FFI_CallFrame* f) {
   XLA_FFI_Extension_Base* extension = f->extension_start;
   if (extension && extension->type == XLA_FFI_Extension_Metadata) {

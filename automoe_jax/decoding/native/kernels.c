@@ -1,12 +1,12 @@
-// Kernels of the CPU translator, called by XLA as custom calls.
+// Kernels of the translator for CPUs, called by XLA as custom calls.
 //
 // Letters: R rows, K inputs, N outputs, D embedding, Q query/key/value width, H heads, V words.
 // A matrix (K, N) is stored in panels of PANEL columns: (ceil(N / PANEL), K, PANEL) as float, or
-// (ceil(N / PANEL), ceil(K / 4), PANEL, 4) as int8 with a scale and a sum for each column. A panel
-// is read once from front to end, which is what memory does best, and used for all rows.
+// (ceil(N / PANEL), ceil(K / 4), PANEL, 4) as int8 with a scale and a sum per column. A panel is read
+// once, sequentially, and used for all rows.
 //
-// A row's result depends on that row alone: sums run over K in order, whatever the number of rows
-// and threads.
+// A row's result depends on that row alone: sums run over K in order for every number of rows and
+// threads.
 
 #define _GNU_SOURCE
 #include <math.h>
@@ -26,7 +26,7 @@
 #include "xla/ffi/api/c_api.h"
 
 #define PANEL 32
-// As wide as a register: gcc keeps wider vectors in memory, which is ten times slower.
+// The width of a register: gcc keeps wider vectors in memory, which is ten times slower.
 #if defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
@@ -38,7 +38,7 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #if defined(__AVX512F__)
-#define MOST_ROWS 8  // of a product at a time: as many as registers hold
+#define MOST_ROWS 8  // rows of a tile: as many as registers hold
 #else
 #define MOST_ROWS 3
 #endif
@@ -119,10 +119,10 @@ HANDLER(automoe_linear_add_norm) {
 typedef struct {
   const float* q;
   float* y;
-  const float** keys;  // of each segment (rows, stride), values `gap` floats behind
+  const float** keys;  // per segment (rows, stride); values follow `gap` floats later
   int64_t q_stride, stride, gap, segments, heads, width, queries;
-  const int32_t *start, *length, *sentence;  // of sentences
-  int per_sentence;                          // as many queries for each; else one for each row
+  const int32_t *start, *length, *sentence;  // per sentence
+  int per_sentence;                          // `queries` for each sentence; else one for each word
 } Attention;
 
 // One head of one sentence.
@@ -237,7 +237,7 @@ HANDLER(automoe_self_attention) {
   int64_t width = dim(qkv, 1) / 3, time = dim(ancestor, 1);
   SelfAttention job = {qkv->data, result(f, 1), result(f, 2), result(f, 0), ancestor->data,
                        width, number(f, "heads"), time, step};
-  for (int i = 0; i < 2; i++) {  // XLA may have given other memory than the argument's
+  for (int i = 0; i < 2; i++) {  // XLA may not have aliased the result to the argument
     const XLA_FFI_Buffer* old = next(&a);
     int64_t size = dim(old, 0) * dim(old, 1) * dim(old, 2) * 4;
     if (old->data != result(f, 1 + i)) memcpy(result(f, 1 + i), old->data, size);
@@ -280,10 +280,10 @@ static void route_item(void* job, int64_t item, int slot) {
   }
 }
 
-// [n], x (R, D), router (D, E) and bias where there are several experts, then of each expert that
-// is not the identity fc1 and fc2 with bias, gamma, beta -> LayerNorm(x + experts(x))
+// [n], x (R, D), router (D, E) and its bias if there are several experts, fc1 and fc2 with bias of
+// each expert that is not the identity, gamma, beta -> LayerNorm(x + experts(x))
 //
-// Rows go to their experts in groups: weights of an expert without rows are not read.
+// Rows are grouped by expert; the weights of an expert without rows are not read.
 HANDLER(automoe_experts_add_norm) {
   if (answered(f)) return NULL;
   Arguments a = {.frame = f};
@@ -313,7 +313,7 @@ HANDLER(automoe_experts_add_norm) {
       share(up(n, ROWS_PER_ITEM), route_item, &route);
     memset(y, 0, n * d * 4);
   }
-  Input all = {.rows = 0};  // x, prepared for the first expert that is not the identity
+  Input all = {.rows = 0};  // x, prepared at the first expert that is not the identity
   for (int64_t e = 0; e < experts; e++) {
     int64_t rows = n;
     if (experts > 1) {
@@ -360,22 +360,22 @@ HANDLER(automoe_experts_add_norm) {
 // --- output layer ------------------------------------------------------------------------------
 
 #define PANELS_PER_PART 8
-#define LOWEST -1e30f  // decoding.beam.NEVER
+#define LOWEST -1e30f  // NEVER in decoding/xla_engine.py
 
 typedef struct {
   Input in;
   const Matrix* w;
   int64_t candidates;
-  int32_t barred[2];  // words, -1 for none
+  int32_t barred[2];  // words that are never candidates, -1 for none
   int32_t only;       // the only word allowed, -1 for all
   float *top, *total;  // (parts, R): largest logit, sum of exponentials relative to it
-  float* best;         // (threads, R, C), falling
+  float* best;         // (threads, R, C), descending
   int32_t* word;
 } Output;
 
 static inline int before(float a, int32_t i, float b, int32_t j) { return a > b || (a == b && i < j); }
 
-// Keeps the best of a list that is in order; equal ones by number.
+// Inserts into a descending list if good enough; equal values are ordered by id.
 static void keep(float* best, int32_t* word, int64_t n, float value, int32_t id) {
   if (!before(value, id, best[n - 1], word[n - 1])) return;
   int64_t at = n - 1;
@@ -429,7 +429,7 @@ static void output_item(void* job, int64_t part, int slot) {
 }
 
 // [n], x (R, D), matrix (D, V), [whether eos is barred], [whether only eos is allowed]
-// -> the best C logits of each row (R, C), falling; their words (R, C); log-sum-exp (R) of all
+// -> the best C logits of each row (R, C), descending; their words (R, C); log-sum-exp (R) of all
 HANDLER(automoe_top_words) {
   if (answered(f)) return NULL;
   Arguments a = {.frame = f};
@@ -471,7 +471,7 @@ HANDLER(automoe_top_words) {
   return NULL;
 }
 
-// --- output layer of a shortlist ---------------------------------------------------------------
+// --- output layer with a shortlist --------------------------------------------------------------
 
 #define WORDS_PER_PART 64
 
@@ -481,11 +481,11 @@ typedef struct {
   int64_t d, length, parts, beams, candidates;
   int32_t barred[2], only;
   float *top, *total;  // (groups, parts, J)
-  float* best;         // (groups, parts, J, C), falling
+  float* best;         // (groups, parts, J, C), descending
   int32_t* word;
 } Listed;
 
-// Some words of the list of one sentence, for all its beams.
+// One part of the word list of a sentence, for all its beams.
 static void listed_item(void* job, int64_t item, int slot) {
   (void)slot;
   const Listed* p = job;

@@ -1,4 +1,4 @@
-// Working memory of a call.
+// Working memory of kernel calls.
 
 enum { QUANTIZED, SCALES, HIDDEN_QUANTIZED, HIDDEN_SCALES, HIDDEN, RESULT, ROUTED, PARTS, KINDS };
 
@@ -16,7 +16,7 @@ static void free_scratch(void* own) {
 
 static void make_scratch_key(void) { pthread_key_create(&scratch_key, free_scratch); }
 
-// Memory of this thread, kept for later calls; NULL where there is none.
+// A buffer of this thread, kept for later calls; NULL if memory has run out.
 static void* scratch(int which, size_t size) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
   pthread_once(&once, make_scratch_key);

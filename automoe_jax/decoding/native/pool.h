@@ -1,8 +1,8 @@
-// Threads that share the work of a call.
+// A thread pool that shares the work of a call.
 
-// One job at a time is shared out item by item; whoever finds the pool taken works alone. Workers
-// wait for the next job in a loop for a while before they sleep: products follow each other within
-// microseconds, and waking a thread takes longer than many of them.
+// The pool runs one job at a time, item by item; a caller that finds it taken runs its job alone.
+// Idle workers spin for a while before they sleep: products follow each other within microseconds,
+// and waking a thread takes longer than many of them.
 
 #define SPIN_NS 100000
 
@@ -41,7 +41,7 @@ static void help(uint32_t generation, int slot) {
   void* job = atomic_load(&pool.job);
   int64_t items = atomic_load(&pool.items);
   uint64_t at = atomic_load(&pool.next);
-  // A job that is over has another `next` by now: the exchange fails and nothing is touched.
+  // `next` of a finished job has another generation: the exchange fails and changes nothing.
   while ((uint32_t)(at >> 32) == generation && (int64_t)(at & 0xffffffff) < items) {
     if (atomic_compare_exchange_weak(&pool.next, &at, at + 1)) {
       work(job, at & 0xffffffff, slot);
@@ -74,7 +74,7 @@ static void* worker(void* argument) {
 }
 
 #if defined(__linux__)
-// CPUs of a container's quota (cgroup 2, else 1), rounded up; 0 where there is none.
+// CPUs of the container's quota (cgroup 2, else 1), rounded up; 0 without a quota.
 static int quota(void) {
   double allowed = -1, period = 0;
   FILE* f = fopen("/sys/fs/cgroup/cpu.max", "r");
@@ -101,12 +101,12 @@ static int count_threads(void) {
   int most = quota();
   if (most && most < n) n = most;
 #endif
-  const char* limit = getenv("NPROC");  // what XLA's own pool obeys
+  const char* limit = getenv("NPROC");  // limits XLA's thread pool too
   if (limit && atoi(limit) > 0 && atoi(limit) < n) n = atoi(limit);
   return n < 1 ? 1 : n > 64 ? 64 : n;
 }
 
-// A forked child has no workers, and the lock may have been held by a thread that it lacks.
+// A forked child has no workers, and a thread that it lacks may have held the lock.
 static void without_workers(void) {
   pool.threads = 1;
 }
@@ -124,7 +124,7 @@ static void start_pool(void) {
   }
 }
 
-static _Atomic int alone;  // callers that want each call on its own thread
+static _Atomic int alone;  // callers that run each call on one thread
 
 static int n_threads(void) {
   static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -132,7 +132,7 @@ static int n_threads(void) {
   return atomic_load(&alone) ? 1 : pool.threads;
 }
 
-// At least as many as slots that `share` hands out, whatever `alone` becomes meanwhile.
+// Upper bound of the slots that `share` passes, even if `alone` changes meanwhile.
 static int pool_threads(void) {
   n_threads();
   return pool.threads;
@@ -140,8 +140,8 @@ static int pool_threads(void) {
 
 __attribute__((visibility("default"))) int automoe_threads(void) { return pool_threads(); }
 
-// Adds to the number of those who translate several batches at a time: while there are any, a call
-// does not share its work.
+// Changes the number of callers that translate several batches at a time; while it is positive, calls
+// do not share their work.
 __attribute__((visibility("default"))) void automoe_alone(int change) {
   atomic_fetch_add(&alone, change);
 }
@@ -152,8 +152,8 @@ static void share(int64_t items, Work work, void* job) {
     return;
   }
   uint32_t generation = atomic_load(&pool.generation) + 1;
-  // First of all, so that nobody who comes late takes an item of the job before among the new
-  // fields: there are none left.
+  // Exhausts the previous job first: a late worker must not take one of its items with the fields
+  // of the new job.
   atomic_store(&pool.next, (uint64_t)(generation - 1) << 32 | 0xffffffff);
   atomic_store(&pool.work, work);
   atomic_store(&pool.job, job);
@@ -169,7 +169,7 @@ static void share(int64_t items, Work work, void* job) {
   help(generation, 0);
   for (int spins = 0; atomic_load(&pool.done) < items;) {
     rest();
-    if (++spins % 1024 == 0) sched_yield();  // whoever has the last item may be waiting for a core
+    if (++spins % 1024 == 0) sched_yield();  // the thread with the last item may be waiting for a core
   }
   pthread_mutex_unlock(&pool.taken);
 }

@@ -2,14 +2,14 @@
 
 typedef struct {
   const void* kernel;
-  const float* scale;   // of each column, where the kernel is int8
-  const int32_t* total;  // of each column
+  const float* scale;   // per column, if int8
+  const int32_t* total;  // column sums, if int8
   const float* bias;    // NULL for none
   int64_t k, k4, n, panel_bytes;
   int quantized;
 } Matrix;
 
-// Unrolled in full: the sums stay in registers.
+// Fully unrolled, so that the sums stay in registers.
 #define FLOAT_ROWS(R)                                                                          \
   static void float_rows_##R(const float* const* x, const float* w, int64_t k, float* tile) {  \
     vec a[R][PANEL / LANES];                                                                   \
@@ -27,10 +27,10 @@ typedef struct {
       for (int c = 0; c < PANEL / LANES; c++) *(vec*)(tile + r * PANEL + c * LANES) = a[r][c]; \
   }
 
-// x in 1..255 is 128 more than the value meant; w in -127..127.
+// x is stored with an offset of 128 (1..255); w is in -127..127.
 #if defined(__AVX512VNNI__)
-// Sums are variables of their own, and the instruction is written out: with an array or the
-// compiler's own function all sums are copied at every turn of the loop.
+// Each sum is a variable and the instruction is inline assembly: with an array or the intrinsic, gcc
+// copies all sums in every iteration.
 #define ADD_DOTS(sums, x, w) __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(w))
 #define EACH_1(F) F(0)
 #define EACH_2(F) EACH_1(F) F(1)
@@ -63,8 +63,8 @@ typedef struct {
     EACH_##R(STORE)                                                                            \
   }
 #elif defined(__AVX2__)
-// Pairs of 16-bit products: the 8-bit instruction would saturate. Half a panel at a time, for all
-// rows: as many sums as registers hold.
+// 16-bit products, because the 8-bit instruction saturates. Half a panel at a time for all rows, as
+// many sums as registers hold.
 #define INT_ROWS(R)                                                                            \
   static void int_rows_##R(const uint8_t* const* x, const int8_t* w, int64_t k4, int32_t* tile) { \
     for (int half = 0; half < 2; half++) {                                                     \
@@ -121,16 +121,16 @@ static void (*const float_rows[])(const float* const*, const float*, int64_t, fl
 static void (*const int_rows[])(const uint8_t* const*, const int8_t*, int64_t, int32_t*) =
     TABLE(int_rows_);
 
-// Rows of a product: floats, or bytes with a scale each.
+// Input rows of a product: float, or uint8 with a scale per row.
 typedef struct {
   const float* x;
-  const int32_t* which;  // rows of x, NULL for the first ones
+  const int32_t* which;  // indices of rows of x, NULL for the first rows
   const uint8_t* q;
   const float* scale;
   int64_t rows, k, k4;
 } Input;
 
-// One tile: `rows` rows from `first`, all columns of a panel, bias added.
+// One tile of a product with bias: `rows` rows from `first`, all columns of a panel.
 static void tile(const Input* in, const Matrix* w, int64_t panel, int64_t first, int rows,
                  float* out) {
   const char* kernel = (const char*)w->kernel + panel * w->panel_bytes;
@@ -243,8 +243,8 @@ static void quantize_item(void* job, int64_t item, int slot) {
   }
 }
 
-// Prepares rows (R, K) for products with matrices like w; 0 where memory has run out. `place` is
-// QUANTIZED, or HIDDEN_QUANTIZED for rows that are needed at the same time.
+// Prepares rows (R, K) for products with matrices like w; 0 if memory has run out. `place` is
+// QUANTIZED, or HIDDEN_QUANTIZED for rows that are in use at the same time.
 static int prepare(Input* in, const float* x, int64_t rows, const Matrix* w, int place) {
   *in = (Input){.x = x, .rows = rows, .k = w->k, .k4 = w->k4};
   if (!w->quantized) return 1;
@@ -261,10 +261,10 @@ static int prepare(Input* in, const float* x, int64_t rows, const Matrix* w, int
   return 1;
 }
 
-#define ITEM_BYTES 32768  // of weights, where there are enough of them
-#define CHUNK_ROWS 96     // rows that stay in the cache while panels pass
+#define ITEM_BYTES 32768  // of weights per item, if there are enough
+#define CHUNK_ROWS 96     // rows that stay in the cache while panels are read
 
-// y (R, N) <- rows of `in` times w, plus bias; relu where asked for.
+// y (R, N) <- rows of `in` times w, plus bias; with ReLU if `relu`.
 static void product(const Input* in, const Matrix* w, int relu, float* y) {
   if (!in->rows) return;
   Product job = {.in = *in, .w = w, .y = y, .relu = relu};

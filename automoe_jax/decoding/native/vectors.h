@@ -1,4 +1,4 @@
-// Functions of short vectors, and of rows.
+// Functions of SIMD vectors and of rows.
 
 static inline vec larger(vec a, vec b) {
 #if defined(__AVX512F__)
@@ -63,7 +63,7 @@ static void add_scaled(float* y, float p, const float* x, int64_t n) {
   for (; i < n; i++) y[i] += p * x[i];
 }
 
-// In place; x has room up to a multiple of LANES.
+// In place; x has space up to a multiple of LANES.
 static void softmax(float* x, int64_t n) {
   for (int64_t i = n; i < up(n, LANES) * LANES; i++) x[i] = -1e30f;
   vec top = *(vec*)x;
