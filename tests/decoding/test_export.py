@@ -298,6 +298,34 @@ def test_export_replaced_while_it_is_loaded(folder, tmp_path, kernels):
         translator.translate(["today is monday."])
 
 
+def test_weights_of_another_subnet(folder, tmp_path):
+    """The manifest's subnet says which arrays there are."""
+    copy = shutil.copytree(folder, tmp_path / "x")
+    weights = dict(weight_file.load(folder / "weights.safetensors"))
+    bias = "encoder.0.qkv.bias"
+    for change, reason in (
+        ({bias: np.zeros(7, np.float32)}, rf"{bias} is float32 \(7,\), not float32 \(\d+,\)"),
+        ({bias: weights[bias].astype(np.int32)}, f"{bias} is int32"),
+        ({"encoder.9.qkv.bias": weights[bias]}, "encoder.9.qkv.bias is not an array"),
+    ):
+        weight_file.save(copy / "weights.safetensors", weights | change)
+        with pytest.raises(UserError, match=reason):
+            Translator.load(copy)
+    weight_file.save(copy / "weights.safetensors", {n: weights[n] for n in weights if n != bias})
+    with pytest.raises(UserError, match=f"{bias} is missing"):
+        Translator.load(copy)
+
+
+def test_memory_is_released_around_compilations(folder):
+    """The library asks its caller to; each shape compiles once."""
+    calls = []
+    translator = Translator.load(folder, release_memory=lambda: calls.append("release"))
+    assert calls == []
+    for _ in range(2):
+        translator.translate_ids([[5, EOS_ID]], 1, max_length=4)
+    assert calls == ["release"] * 2
+
+
 def test_nothing_of_training_is_imported(folder):
     """A fresh process loads the export and translates without the training code."""
     code = f"""
