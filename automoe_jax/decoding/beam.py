@@ -67,9 +67,7 @@ def search(
     Args:
       engine: `xla_engine` for dense weights, `native_engine` for packed ones.
       weights: of `decoding.weights`.
-      spec: the model.
-      n_words: of the output layer.
-      n_beams: J.
+      spec, n_words, n_beams: the model, words of its output layer, J.
       source_BS: token ids with eos, padded.
       time_T: int32 arange; its length is the longest output that fits, eos included.
       min_length: [], eos is barred until so many tokens stand before it.

@@ -1,11 +1,9 @@
-"""The arrays of `weights.safetensors`: names, shapes and dtypes, as they follow from a subnet.
+"""Describes the arrays of `weights.safetensors`: names, shapes and dtypes.
 
 Packing produces them (`decoding.weights`), the size limit of a search sums their bytes, and loading
-checks a file against them. A linear map is stored packed, in panels of `PANEL` columns:
-`NAME.kernel` is (P, K, PANEL) in fp32 or (P, ceil(K / 4), PANEL, 4) in int8; an int8 one has
-`NAME.scale` and `NAME.total` (the sums of its columns) for whole panels; `NAME.bias` is (N,).
-
-Letters: V words, D embedding, E experts, K inputs, N outputs, P panels.
+checks a file against them. A linear map (K, N) is stored in P panels of `PANEL` columns:
+`NAME.kernel` is (P, K, PANEL) in fp32 or (P, ceil(K / 4), PANEL, 4) in int8; an int8 kernel has
+`NAME.scale` and `NAME.total`, the sums of its columns, for whole panels; `NAME.bias` is (N,).
 """
 
 import dataclasses
@@ -20,16 +18,13 @@ from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
 
 # Columns of a panel; PANEL in native/kernels.c.
 PANEL = 32
-# Lexicon: the target words of each source word (V, n), -1 where there are fewer, and the words that
-# every sentence may use.
+# A lexicon's target words of each source word, -1 for none, and the words that are always allowed.
 LISTED, COMMON = "shortlist.words", "shortlist.common"
 
 FLOAT, INT8, INT32 = np.dtype(np.float32), np.dtype(np.int8), np.dtype(np.int32)
 
 
 class Array(NamedTuple):
-    """Shape and dtype of one array."""
-
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -39,7 +34,7 @@ Arrays = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the arrays of an export follow from.
+    """Describes the arrays of an export.
 
     Attributes:
       subnet: the architecture.
@@ -47,7 +42,7 @@ class Layout:
       share_embeddings: as `SearchSpace.share_embeddings`.
       quantize: as `ExportConfig.quantize`.
       shortlist: as `ExportConfig.shortlist`.
-      n_common: words that every sentence may use; counted from the text, not set by a config.
+      n_common: words that are always allowed; counted from the text, not set by a config.
     """
 
     subnet: Subnet
@@ -60,11 +55,11 @@ class Layout:
     def arrays(self) -> Arrays:
         """Every array of the export, by name."""
         parts = self._parts()
-        return {prefix + name: a for prefix, part in parts for name, a in part.arrays.items()}
+        return {prefix + name: a for prefix, arrays, _ in parts for name, a in arrays.items()}
 
     def nbytes(self) -> int:
         """Bytes of `weights.safetensors` without its header."""
-        return sum(part.nbytes for _, part in self._parts())
+        return sum(nbytes for *_, nbytes in self._parts())
 
     def mismatch(self, weights: Mapping[str, np.ndarray]) -> str:
         """The first array that is not as described, in words; "" where all are."""
@@ -79,13 +74,14 @@ class Layout:
                 return f"{name} is {found.dtype} {found.shape}, not {array.dtype} {array.shape}"
         return ""
 
-    def _parts(self) -> Iterator[tuple[str, "_Part"]]:
+    def _parts(self) -> Iterator[tuple[str, Arrays, int]]:
+        """(prefix, arrays, bytes) of the tables and of each layer."""
         subnet, int8 = self.subnet, self.quantize == "int8"
-        yield "", _Part(self._tables(int8=int8))
+        yield "", *_sized(self._tables(int8=int8))
         for side, stack in (("encoder", subnet.encoder), ("decoder", subnet.decoder)):
             dims = (stack.embed_dim, subnet.encoder.embed_dim, subnet.qkv_dim)
             for i, layer in enumerate(stack.layers):
-                yield f"{side}.{i}.", _layer(layer, *dims, int8=int8)
+                yield f"{side}.{i}.", *_layer(layer, *dims, int8=int8)
 
     def _tables(self, *, int8: bool) -> Arrays:
         """Embeddings, output layer and shortlist."""
@@ -109,15 +105,6 @@ class Layout:
         return arrays
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    arrays: Arrays
-
-    @functools.cached_property
-    def nbytes(self) -> int:
-        return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.arrays.values())
-
-
 def output_name(names: Iterable[str]) -> str:
     """Name of the fp32 table that is the output layer."""
     return next(n for n in ("output", "target_embedding", "embedding") if n in names)
@@ -135,12 +122,15 @@ def _linear(name: str, inputs: int, outputs: int, *, int8: bool, bias: bool = Tr
     return arrays
 
 
+def _sized(arrays: Arrays) -> tuple[Arrays, int]:
+    return arrays, sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays.values())
+
+
 # A search counts the bytes of thousands of subnets; many of their layers are equal.
 @functools.lru_cache(1 << 14)
 def _layer(
     layer: EncoderLayer | DecoderLayer, dim: int, encoder_dim: int, qkv_dim: int, *, int8: bool
-) -> _Part:
-    """The arrays of a layer whose embedding is `dim` wide."""
+) -> tuple[Arrays, int]:
     linears = {"qkv": (dim, 3 * qkv_dim), "self_out": (qkv_dim, dim)}
     norms = ["self_attention_norm", "experts_norm"]
     if isinstance(layer, DecoderLayer):
@@ -158,4 +148,4 @@ def _layer(
         arrays |= {f"{name}.scale": Array((dim,), FLOAT), f"{name}.bias": Array((dim,), FLOAT)}
     if (n := len(layer.experts)) > 1:
         arrays |= {"router.kernel": Array((dim, n), FLOAT), "router.bias": Array((n,), FLOAT)}
-    return _Part(arrays)
+    return _sized(arrays)

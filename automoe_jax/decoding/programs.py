@@ -37,9 +37,8 @@ class Programs:
     _compiled: dict[tuple[int, ...], Callable] = dataclasses.field(default_factory=dict)
     _compiling: Any = dataclasses.field(default_factory=threading.Lock)
 
-    @property
     def n_threads(self) -> int:
-        """Batches that gain from running at the same time."""
+        """How many batches should run at a time."""
         return native.n_threads() if self.kernels == "native" else 1
 
     def program(self, beam_size: int) -> Any:

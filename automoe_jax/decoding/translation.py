@@ -16,6 +16,8 @@ from automoe_jax.decoding.programs import Programs
 from automoe_jax.decoding.xla_engine import NEVER
 from automoe_jax.system.errors import UserError
 
+Output = dict[str, np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
@@ -62,9 +64,8 @@ def checked(settings: Settings) -> Settings:
     """The same settings; `UserError` where one is not allowed."""
     beam_size, penalty, num_hypotheses, max_length = settings
     if not 1 <= num_hypotheses <= beam_size:
-        raise UserError(
-            f"num_hypotheses is {num_hypotheses}; allowed: 1 to the beam size {beam_size}"
-        )
+        limit = f"allowed: 1 to the beam size {beam_size}"
+        raise UserError(f"num_hypotheses is {num_hypotheses}; {limit}")
     if not 1 <= max_length <= MAX_LENGTH:
         raise UserError(f"max_length is {max_length}; allowed: 1 to {MAX_LENGTH}")
     if not abs(penalty) <= MAX_PENALTY:
@@ -90,16 +91,7 @@ def translate_ids(
     batch_tokens: int,
     progress: Callable[[int, int], None],
 ) -> list[Translation]:
-    """Translates token ids that end with eos.
-
-    Args:
-      programs: of the export.
-      subnet: its architecture.
-      sources: token ids.
-      settings: of the beam search.
-      batch_tokens: source positions of a batch.
-      progress: called with (sentences done, all).
-    """
+    """Translates token ids; see `Translator.translate_ids`."""
     if batch_tokens < 1:
         raise UserError(f"batch_tokens is {batch_tokens}; at least 1 is needed")
     # Keys and values of self-attention, for each sentence and step.
@@ -108,7 +100,7 @@ def translate_ids(
     sources = [s if len(s) <= MAX_SOURCE else [*s[: MAX_SOURCE - 1], EOS_ID] for s in sources]
     results: list[Translation] = [EMPTY] * len(sources)
     # The first round has caches for usual lengths; sentences that do not end in them are run again
-    # with full ones. The result is that of the full ones.
+    # with full caches. A sentence's result does not depend on it.
     full = settings.max_length + 1
     left = [i for i, source in enumerate(sources) if source]
     done = len(sources) - len(left)
@@ -129,17 +121,13 @@ def translate_ids(
     return results
 
 
-Output = dict[str, np.ndarray]
-
-
 def _run(
     programs: Programs, work: Sequence[Batch], settings: Settings
 ) -> Iterator[tuple[Batch, Output]]:
-    """(batch, output) of each batch, as they end.
+    """Yields (batch, output) as batches end.
 
-    Several batches at a time, each on a core, avoid the waiting of cores for each other within one
-    batch. Shapes that are not compiled go first, one after the other: a batch that runs beside a
-    compilation would raise the peak of memory.
+    Batches run in parallel, each on one core, which is faster than all cores on one batch. New
+    shapes go first, one by one: a batch beside a compilation would raise the peak of memory.
     """
 
     def run(batch: Batch) -> Output:
@@ -147,7 +135,7 @@ def _run(
         out = programs.run(batch.source_BS, settings.beam_size, *numbers)
         return {name: np.asarray(value) for name, value in out.items()}
 
-    threads = min(programs.n_threads, len(work) // 2)
+    threads = min(programs.n_threads(), len(work) // 2)
     first, rest = work, []
     if threads > 1:
         beam_size = settings.beam_size
@@ -172,7 +160,6 @@ def _run(
 
 
 def _hypotheses(out: Output, row: int) -> list[Hypothesis]:
-    """The hypotheses of one sentence of a batch."""
     found = zip(out["tokens_BJT"][row], out["score_BJ"][row], out["length_BJ"][row], strict=True)
     return [
         Hypothesis("", float(score), tuple(int(x) for x in tokens[: length - 1]))
