@@ -40,7 +40,7 @@ def main():
     if _OUTPUT.value and Path(_OUTPUT.value).is_dir():
         raise UserError(f"--output {_OUTPUT.value} is a folder; name a file")
     malloc.return_large_blocks()
-    translator = Translator.load(_EXPORT.value, kernels=_KERNELS.value)
+    translator = Translator.load(_EXPORT.value, kernels=_KERNELS.value, release_memory=malloc.trim)
     if _WORKDIR.value is None:
         texts = [files.read_text(f.value or "", f.name) for f in (_SOURCE, _REFERENCE)]
         sources, references = ([t.strip() for t in files.lines(text)] for text in texts)

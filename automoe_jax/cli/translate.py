@@ -60,6 +60,7 @@ def main():
             _PLATFORM.value,
             _KERNELS.value,
             lambda what: progress.note(f"compiling for {what}; kept for the next time"),
+            malloc.trim,
         )
         if translator.why_xla:
             progress.note(f"slower than it could be, on XLA's operations: {translator.why_xla}")

@@ -15,7 +15,7 @@ from automoe_jax.data import lexicon, tokens
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.export import export
 from automoe_jax.decoding.translator import Translator
-from automoe_jax.decoding.xla_engine import Spec
+from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.latency.kernels import kernels_used
 from automoe_jax.model.extract import Params, extract
 from automoe_jax.phases.prepare import corpus_split, vocab_sizes
@@ -28,10 +28,10 @@ N_SAMPLES = 32  # sentences kept in an export for benchmarks on real text
 COMPARED = 1000  # validation sentences that an approximate and an exact export are scored on
 
 
-def model_spec(config: RunConfig, subnet: Subnet) -> Spec:
+def model_spec(config: RunConfig, subnet: Subnet) -> ModelSpec:
     """A subnet with the base widths of its space."""
     hull = config.space.hull()
-    return Spec(subnet, hull.encoder.embed_dim, hull.decoder.embed_dim)
+    return ModelSpec(subnet, hull.encoder.embed_dim, hull.decoder.embed_dim)
 
 
 def export_params(run: Run, params: Params, subnet: Subnet, folder: Path, origin: str):

@@ -13,7 +13,7 @@ from automoe_jax.latency.prober import Prober
 from automoe_jax.latency.records import LATENCY, MEASUREMENTS, ReplayLog
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import latency_model
-from automoe_jax.phases.costs import HOW, Counted
+from automoe_jax.phases.costs import HOW, CountedCosts
 from automoe_jax.phases.export import SupernetExporter
 from automoe_jax.phases.objectives import Objective, make_objective
 from automoe_jax.phases.run import Run
@@ -38,7 +38,7 @@ class SearchContext:
     folder: Path
     history: ScoreHistory
     log: ReplayLog
-    counted: Counted
+    counted: CountedCosts
     scorer: PopulationScorer
     objective: Objective
     latency: SearchLatency | None
@@ -109,7 +109,7 @@ def open_search(run: Run, folder: Path, data: PreparedData, params: Params) -> S
         folder,
         ScoreHistory(folder),
         log,
-        Counted(space, config.export, vocab_sizes),
+        CountedCosts(space, config.export, vocab_sizes),
         scorer,
         make_objective(run, folder, scorer, exporter, data.valid),
         latency,
