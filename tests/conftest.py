@@ -27,7 +27,8 @@ from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model import stacked
-from automoe_jax.model.transformer import Transformer, supernet_static
+from automoe_jax.model.supernet import Supernet, supernet_static
+from automoe_jax.model.transformer import Transformer
 from automoe_jax.system import compile_cache
 
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True, print_blob=True)
@@ -101,16 +102,13 @@ def space() -> SearchSpace:
     return elastic_space()
 
 
-def supernet_of(space: SearchSpace, dropout: float = 0.0, masked: bool = False) -> Transformer:
-    hull = space.hull()
-    return Transformer(
-        hull,
+def supernet_of(space: SearchSpace, dropout: float = 0.0, *, masked: bool = False) -> Supernet:
+    return Supernet(
+        space.hull(),
         (VOCAB, VOCAB),
-        hull.encoder.embed_dim,
-        hull.decoder.embed_dim,
+        supernet_static(space, masked=masked),
         dropout=dropout,
         attention_dropout=dropout,
-        choices=supernet_static(space, masked),
         share_embeddings=space.share_embeddings,
     )
 

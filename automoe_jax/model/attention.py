@@ -21,7 +21,7 @@ _PROBS = "attention probabilities"
 
 
 class Segments(NamedTuple):
-    """How much of a memory is active, so that no product is made with the rest of it."""
+    """The active part of a memory; the rest enters no product."""
 
     span: Array  # [], active segments
     dim: Array  # [], active width
@@ -40,7 +40,7 @@ class Linear(nn.Module):
         segments: Segments | None = None,
         dims: tuple[int, ...] = (),
     ) -> jax.Array:
-        """With `segments`, the leading axis of x is that of segments; `dims` its widths."""
+        """With `segments`, the leading axis of x is P and `dims` are the widths it can have."""
         kernel = self.param("kernel", xavier(*self.fans), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if segments is None:
@@ -50,16 +50,16 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention at `n_heads` heads, or at an active divisor of it.
+    """Attention with `n_heads` heads, or with an active number of heads that divides it.
 
-    With active heads, scores are computed at the finest split (`n_heads` sub-heads) and those of
-    one head are added up: a dot product over a head is the sum of those over its parts.
+    Active heads: scores are computed at the finest split (`n_heads` sub-heads), then the scores of
+    the sub-heads of each head are added up. A dot product over a head is the sum over its parts.
 
     Attributes:
       n_heads: sub-heads.
       qkv_dim: Q.
       dropout_rate: on attention probabilities.
-      memory_dims: the widths that a memory given with `segments` can have.
+      memory_dims: the widths that a memory with `segments` can have.
     """
 
     n_heads: int
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         memory_PBSD: jax.Array | None,
         mask_BTM: jax.Array,
         *,
-        active: Width | None = None,
+        active_width: Width | None = None,
         heads: Array | None = None,
         segments: Segments | None = None,
         bits_BHTM: jax.Array | None = None,
@@ -82,35 +82,36 @@ class Attention(nn.Module):
         """Attends from `x_BTD` to `memory_PBSD`, or to itself where that is None.
 
         Args:
-          x_BTD: queries' input, cut to its active width.
-          memory_PBSD: keys' and values' input, cut to its own.
-          mask_BTM: true where a query may look; broadcastable.
-          active: width of the output.
+          x_BTD: input of the queries, zero beyond its active width.
+          memory_PBSD: input of keys and values, zero beyond its own.
+          mask_BTM: true where a query may attend; broadcastable.
+          active_width: of the output.
           heads: [], active heads; None for `n_heads`.
-          segments: active part of the memory; None to compute all of it.
-          bits_BHTM: random bits for dropout on the probabilities; None to leave it out.
+          segments: active part of the memory; None for all of it.
+          bits_BHTM: random bits for dropout on the probabilities; None without dropout.
 
         Returns:
-          (B, T, D), cut to `active`.
+          (B, T, D), cut to `active_width`.
         """
         n, q = self.n_heads, self.qkv_dim
         d = x_BTD.shape[-1]
         memory = x_BTD if memory_PBSD is None else memory_PBSD
         d_memory = memory.shape[-1]
-        # The published models have Q, K and V as one matrix where their inputs are of one width.
+        # The published models fuse Q, K and V into one matrix where their inputs have one width.
         fan_out = 3 * q if d == d_memory else q
         q_BTQ = Linear(q, (d, fan_out), name="query")(x_BTD)
-        own = (segments, self.memory_dims)
-        k_PBSQ = Linear(q, (d_memory, fan_out), name="key")(memory, *own)
-        v_PBSQ = Linear(q, (d_memory, fan_out), name="value")(memory, *own)
+        k_PBSQ, v_PBSQ = (
+            Linear(q, (d_memory, fan_out), name=name)(memory, segments, self.memory_dims)
+            for name in ("key", "value")
+        )
         if memory_PBSD is None:
             k_PBSQ, v_PBSQ = k_PBSQ[None], v_PBSQ[None]
         q_BTHK, k_PBSHK, v_PBSHK = (
             y.reshape(*y.shape[:-1], n, q // n) for y in (q_BTQ, k_PBSQ, v_PBSQ)
         )
 
-        # For the backward pass only the probabilities are kept besides what comes in: what is
-        # between them is element-wise, or as small as a mask.
+        # The backward pass keeps the inputs and the probabilities; all between them is element-wise
+        # or as small as a mask.
         core = jax.checkpoint(
             functools.partial(self._core, heads),
             prevent_cse=False,
@@ -118,14 +119,14 @@ class Attention(nn.Module):
         )
         y_BTHK = core(q_BTHK, k_PBSHK, v_PBSHK, mask_BTM, bits_BHTM)
         y_BTD = Linear(d, (q, d), name="out")(y_BTHK.reshape(q_BTQ.shape))
-        return cut(y_BTD, active)
+        return cut(y_BTD, active_width)
 
     def _core(self, heads, q_BTHK, k_PBSHK, v_PBSHK, mask_BTM, bits_BHTM) -> jax.Array:
-        """Each query's mean of values, (B, T, H, K)."""
+        """Mean of the values, weighted by the probabilities: (B, T, H, K)."""
         b, _, n, k = q_BTHK.shape
         scale = (n * k / (n if heads is None else heads)) ** -0.5
-        # Transposed before the products: of this layout XLA makes plain batches of matrices, where
-        # it would transpose the longer operand again for each product.
+        # Transposed here, the products are plain batches of matrices; otherwise XLA transposes the
+        # longer operand for each product.
         q_BHTK = (q_BTHK * scale).transpose(0, 2, 1, 3)
         k_BHMK, v_BHMK = (
             x.transpose(1, 3, 0, 2, 4).reshape(b, n, -1, k) for x in (k_PBSHK, v_PBSHK)
@@ -135,8 +136,7 @@ class Attention(nn.Module):
         if heads is not None:
             head_H = jnp.arange(n) // (n // heads)  # the head of each sub-head
             same_HH = (head_H[:, None] == head_H[None, :]).astype(scores_BHTM.dtype)
-            # As a batched product: without the batch axis on both sides, the result comes out
-            # with the heads last and has to be transposed.
+            # Batched: without B on both sides, the result has the heads last and is transposed.
             same_BHH = jnp.broadcast_to(same_HH, (b, n, n))
             scores_BHTM = jnp.einsum("BGH,BHTM->BGTM", same_BHH, scores_BHTM)
         scores_BHTM = jnp.where(mask_BTM[:, None], scores_BHTM, MASKED)

@@ -1,7 +1,7 @@
-"""One layer of a supernet's stack: its static side, its functions, its part of the weights.
+"""One layer of a supernet's stack: the functions of a round, and its part of the stacked weights.
 
-Letters: L layers, B batch, T time, N = B * T tokens, P segments of S memory positions each, D
-embedding, E experts, A assignments (tokens times top_k), K experts per token.
+Letters: L layers, B batch, T time, N = B * T tokens, P segments of S memory positions each,
+M = P * S, D embedding, E experts, A assignments (tokens times top_k), K experts per token.
 """
 
 import dataclasses
@@ -11,36 +11,35 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.architecture.active import ActiveStack, Array
+from automoe_jax.architecture.active import ActiveStack, Array, layer_row
 from automoe_jax.model import stacked
 from automoe_jax.model.attention import Segments
-from automoe_jax.model.block import Bits, Block, Memory, Spec, layer_bits
-from automoe_jax.model.experts import ExpertChoice, Route, combine, load_balance, route
-from automoe_jax.model.layers import Width
+from automoe_jax.model.block import Block, CrossMemory, DropoutBits, LayerSpec, layer_bits
+from automoe_jax.model.experts import combine, load_balance, route
+from automoe_jax.model.layers import Width, width
 from automoe_jax.ops import grouped_ffn
-from automoe_jax.ops.grouping import Active, ExpertWeights
+from automoe_jax.ops.grouping import ExpertWeights, LayerExperts
 
 Params = Any
-_KEYS_VALUES = ("key", "value")
 
 
 @dataclasses.dataclass(frozen=True)
-class Elastic:
-    """What a stack is compiled for.
+class StackStatic:
+    """The static side of a supernet's stack: its compiled program is specialised for this.
 
     Attributes:
-      specs: the bounding layers; they differ in nothing but `experts` and `top_k`.
+      layers: the largest form of each layer; they differ only in `experts` and `top_k`.
       dims: embedding widths, ascending.
       ffn_dims: FFN sizes of an expert besides 0; the largest is its slot in the weights.
       memory_dims: of a decoder, the encoder's widths.
       qkv_dim: Q/K/V width.
       dropout: rate at `base_dim`, scaled to the active width.
-      base_dim: the width that the rate is for.
+      base_dim: the supernet's width.
       attention_dropout: rate on attention probabilities, not scaled.
       backend: of the grouped FFN.
     """
 
-    specs: tuple[Spec, ...]
+    layers: tuple[LayerSpec, ...]
     dims: tuple[int, ...]
     ffn_dims: tuple[int, ...]
     memory_dims: tuple[int, ...]
@@ -53,38 +52,38 @@ class Elastic:
     @property
     def experts(self) -> list[tuple[int, ...]]:
         """`experts` of each layer."""
-        return [spec.experts for spec in self.specs]
+        return [layer.experts for layer in self.layers]
 
     @property
-    def most(self) -> Spec:
-        """A layer that bounds all."""
-        widest = max(self.specs, key=lambda spec: len(spec.experts))
-        return dataclasses.replace(widest, top_k=max(spec.top_k for spec in self.specs))
+    def n_experts(self) -> int:
+        """Experts of the layer with the most."""
+        return max(len(sizes) for sizes in self.experts)
 
-    def block(self, spec: Spec | None = None) -> Block:
-        """The module of one layer; of all layers without `spec`."""
-        spec = spec or self.most
-        return Block(spec, self.qkv_dim, self.attention_dropout, self.memory_dims)
+    @property
+    def top_k(self) -> int:
+        """The largest `top_k` of a layer."""
+        return max(layer.top_k for layer in self.layers)
 
-    def rate(self, dim: Any) -> Any:
-        """Dropout at a width."""
-        return self.dropout * dim / self.base_dim
+    def block(self, layer: LayerSpec | None = None) -> Block:
+        """The module of one layer; without `layer`, a module that bounds all of them."""
+        if layer is None:
+            widest = max(self.layers, key=lambda layer: len(layer.experts))
+            layer = dataclasses.replace(widest, top_k=self.top_k)
+        return Block(layer, self.qkv_dim, self.attention_dropout, self.memory_dims)
 
-    def active_experts(self, row: ActiveStack, layer: Array) -> Active:
-        """Where a layer's experts are."""
-        slot = max(self.ffn_dims)
-        base = jnp.array(stacked.rows_of(self.experts), jnp.int32)[layer]
-        bias = jnp.array(stacked.bias_rows_of(self.experts), jnp.int32)[layer]
-        n_experts = len(self.most.experts)
-        return Active(
-            base + slot * jnp.arange(n_experts), bias, jnp.asarray(row.sizes_LE[:n_experts])
-        )
+    def layer_experts(self, params: Params, row: ActiveStack, layer: Array) -> LayerExperts:
+        """The active experts of a layer among the stacked weights."""
+        first = jnp.array(stacked.rows_of(self.experts), jnp.int32)[layer]
+        bias_row = jnp.array(stacked.bias_rows_of(self.experts), jnp.int32)[layer]
+        offsets_E = first + max(self.ffn_dims) * jnp.arange(self.n_experts)
+        sizes_E = jnp.asarray(row.sizes_LE[: self.n_experts])
+        return LayerExperts(experts_of(params), offsets_E, bias_row, sizes_E, self.ffn_dims)
 
 
 class Context(NamedTuple):
-    """What all layers share and nothing is differentiated by."""
+    """Per-call, non-differentiable inputs shared by all layers."""
 
-    choice: ActiveStack
+    active: ActiveStack
     self_mask_BTT: jax.Array
     real_BT: jax.Array
     memory_real_BS: jax.Array | None
@@ -92,114 +91,143 @@ class Context(NamedTuple):
     keys_L: jax.Array | None  # for dropout
 
 
-def bits_of(elastic: Elastic, context: Context, layer, x_BTD, memory: Memory | None) -> Bits:
-    key = None if context.keys_L is None else context.keys_L[layer]
-    return layer_bits(elastic.most, key, x_BTD, memory)
+class LayerContext(NamedTuple):
+    """Non-differentiable inputs of one layer."""
+
+    row: ActiveStack  # of this layer
+    rate: Any  # dropout
+    bits: DropoutBits
+    memory_real_BM: jax.Array | None
+    segments: Segments | None  # active part of the memory; None to compute all of it
+    active_width: Width | None  # None where arrays are cut to the active width
 
 
-def memory_of(elastic: Elastic, memory_PBSD, context: Context, row: ActiveStack, gated: bool):
-    if memory_PBSD is None:
-        return None
-    assert context.memory_real_BS is not None
-    p, s = memory_PBSD.shape[0], memory_PBSD.shape[2]
-    segment_M = jnp.arange(p * s) // s
-    real_BM = jnp.tile(context.memory_real_BS, (1, p)) & (segment_M < row.cross_span_L)
-    segments = None
-    if gated:
+def layer_context(
+    static: StackStatic, context: Context, layer, x_BTD, memory_PBSD, *, masked: bool
+) -> LayerContext:
+    """The inputs of a layer.
+
+    Args:
+      static, context: of the stack.
+      layer: [], its index.
+      x_BTD: input, cut to the active width; at the full width where `masked`.
+      memory_PBSD: of a decoder.
+      masked: whether masks alone make the layer elastic.
+    """
+    row = layer_row(context.active, layer)
+    real_BM = segments = None
+    if memory_PBSD is not None:
+        assert context.memory_real_BS is not None
         assert context.memory_dim is not None
-        segments = Segments(row.cross_span_L, context.memory_dim)
-    return Memory(memory_PBSD, real_BM, segments)
+        p, _, s, _ = memory_PBSD.shape
+        segment_M = jnp.arange(p * s) // s
+        real_BM = jnp.tile(context.memory_real_BS, (1, p)) & (segment_M < row.cross_span_L)
+        segments = None if masked else Segments(row.cross_span_L, context.memory_dim)
+    key = None if context.keys_L is None else context.keys_L[layer]
+    bits = layer_bits(static.block().layer, key, x_BTD, real_BM)
+    dim = context.active.embed_dim if masked else x_BTD.shape[-1]
+    active_width = width(dim, x_BTD.shape[-1]) if masked else None
+    rate = static.dropout * dim / static.base_dim
+    return LayerContext(row, rate, bits, real_BM, segments, active_width)
+
+
+# --- the differentiable parts of a layer, in order; the experts run between the last two ----------
 
 
 def attend(
-    elastic: Elastic,
-    context: Context,
-    row: ActiveStack,
-    bits: Bits,
-    gated: bool,
-    active: Width | None,
-    rate: Any,
-    params: Params,
-    x_BTD: jax.Array,
-    memory_PBSD: jax.Array | None,
-):
-    """Attention and router: ((x, p, balance), (expert, logits)), the second without gradient."""
-    memory = memory_of(elastic, memory_PBSD, context, row, gated)
-    apply: Any = elastic.block().apply
-    x_BTD = apply(
-        {"params": params}, x_BTD, context.self_mask_BTT, memory, rate, bits, row, active,
-        method="attend",
+    static: StackStatic, context: Context, own: LayerContext, params, x_BTD, memory_PBSD
+) -> jax.Array:
+    """The attention sublayers."""
+    memory = None
+    if memory_PBSD is not None:
+        assert own.memory_real_BM is not None
+        memory = CrossMemory(memory_PBSD, own.memory_real_BM, own.segments)
+    apply: Any = static.block().apply
+    return apply(
+        {"params": params}, x_BTD, context.self_mask_BTT, memory, own.rate, own.bits, own.row,
+        own.active_width, method="attend",
     )  # fmt: skip
+
+
+def route_tokens(static: StackStatic, context: Context, own: LayerContext, params, x_BTD):
+    """The router: ((probabilities, load-balance loss), (experts, logits)), the second aux."""
     real_N = context.real_BT.reshape(-1)
     logits_NE = jnp.zeros((real_N.shape[0], 1), x_BTD.dtype)
-    if "router" in params["experts"]:
-        logits_BTE = x_BTD @ params["experts"]["router"] + params["experts"]["router_bias"]
-        logits_NE = logits_BTE.reshape(real_N.shape[0], -1)
-    choice = ExpertChoice(row.n_experts_L, row.sizes_LE, row.top_k_L)
-    routed, routing = route(logits_NE, real_N, elastic.most.top_k, choice)
-    balance = load_balance(routing, real_N)
-    return (x_BTD, routed.p_NK, balance), (routed.expert_NK, routing.logits_NE)
+    if params:
+        logits_NE = (x_BTD @ params["router"] + params["router_bias"]).reshape(len(real_N), -1)
+    routing = route(logits_NE, real_N, static.top_k, own.row)
+    return (routing.p_NK, load_balance(routing, real_N)), (routing.expert_NK, routing.logits_NE)
 
 
-def finish(
-    elastic: Elastic,
-    row: ActiveStack,
-    expert_NK: jax.Array,
-    bits: Bits,
-    active: Width | None,
-    rate: Any,
-    params: Params,
-    x_BTD: jax.Array,
-    p_NK: jax.Array,
-    y_AD: jax.Array,
-):
+def finish(static: StackStatic, own: LayerContext, expert_NK, params, x_BTD, p_NK, y_AD):
     """The experts' outputs combined, added and normalised."""
-    n_experts = len(elastic.most.experts)
-    identity_A = grouped_ffn.identity(expert_NK.reshape(-1), row.sizes_LE[:n_experts])
-    y_ND = combine(y_AD, Route(p_NK, expert_NK), identity_A, rate, bits.experts_AD)
-    apply: Any = elastic.block().apply
-    return apply({"params": params}, x_BTD, y_ND, active, method="finish"), ()
+    sizes_E = own.row.sizes_LE[: static.n_experts]
+    identity_A = grouped_ffn.identity(expert_NK.reshape(-1), sizes_E)
+    y_ND = combine(y_AD, p_NK, identity_A, own.rate, own.bits.experts_AD)
+    apply: Any = static.block().apply
+    return apply({"params": params}, x_BTD, y_ND, own.active_width, method="finish")
 
 
-def per_token(x_BTD: jax.Array, top_k: int) -> jax.Array:
-    """One row per assignment: (A, D)."""
-    return jnp.repeat(x_BTD.reshape(-1, x_BTD.shape[-1]), top_k, axis=0)
+# --- weights --------------------------------------------------------------------------------------
 
 
-def small(params: Params, layer: Array, dim: int) -> Params:
-    """A layer's own weights besides its experts', cut to a width."""
+class LayerParams(NamedTuple):
+    """Weights of a layer besides its experts', by the part that they belong to; or all layers'."""
+
+    attend: Params
+    route: Params
+    finish: Params
+
+
+def without_experts(params: Params) -> LayerParams:
+    """The stacked weights that have a layer axis."""
+    attention = {k: v for k, v in params.items() if not k.startswith("experts")}
+    router = {k: v for k, v in params["experts"].items() if k not in stacked.FLAT}
+    return LayerParams(attention, router, {"experts_norm": params["experts_norm"]})
+
+
+def with_experts(params: LayerParams, experts: ExpertWeights) -> Params:
+    """`without_experts` and `experts_of` backwards."""
+    experts_by_name = dict(zip(stacked.FLAT, experts, strict=True))
+    return {**params.attend, **params.finish, "experts": {**params.route, **experts_by_name}}
+
+
+def experts_of(params: Params) -> ExpertWeights:
+    """The experts of all layers."""
+    return ExpertWeights(*(params["experts"][name] for name in stacked.FLAT))
+
+
+def layer_params(params: Params, layer: Array, dim: int) -> LayerParams:
+    """The weights of one layer, cut to a width."""
 
     def part(path, array):
-        names = [entry.key for entry in path]
         array = lax.dynamic_index_in_dim(array, layer, keepdims=False)
-        if "cross_attention" in names and any(name in _KEYS_VALUES for name in names):
-            return array  # its input is the memory
-        elastic_axis = {"kernel": 0, "router": 0, "scale": 0, "bias": 0}.get(names[-1])
-        if "out" in names:
-            elastic_axis = array.ndim - 1
-        elif names[-1] == "bias" and "_norm" not in names[-2]:
-            elastic_axis = None  # of Q, K and V
-        if elastic_axis is None:
-            return array
-        return lax.slice_in_dim(array, 0, dim, axis=elastic_axis)
+        axis = _elastic_axis([entry.key for entry in path if hasattr(entry, "key")], array.ndim)
+        return array if axis is None else lax.slice_in_dim(array, 0, dim, axis=axis)
 
     return jax.tree_util.tree_map_with_path(part, without_experts(params))
 
 
-def without_experts(params: Params) -> Params:
-    experts = {k: v for k, v in params["experts"].items() if k not in stacked.FLAT}
-    return {**params, "experts": experts}
+def _elastic_axis(names: list[str], ndim: int) -> int | None:
+    """The axis of a weight that has the stack's width."""
+    module, name = names[-2] if len(names) > 1 else "", names[-1]
+    if "_norm" in module or name == "router":
+        return 0
+    if module == "out":
+        return ndim - 1
+    of_memory = names[0] == "cross_attention" and module in ("key", "value")
+    return 0 if name == "kernel" and not of_memory else None
 
 
-def experts_of(params: Params) -> ExpertWeights:
-    return ExpertWeights(*(params["experts"][name] for name in stacked.FLAT))
+# --- buffers with a layer axis --------------------------------------------------------------------
 
 
 def put(buffer: jax.Array, value: jax.Array, layer: Array) -> jax.Array:
-    """`value` in the front of a layer's part of the buffer."""
+    """Writes `value` to the front of a layer's part of the buffer."""
     at = (layer, *[0] * value.ndim)
     return lax.dynamic_update_slice(buffer, value[None].astype(buffer.dtype), at)
 
 
 def get(buffer: jax.Array, shape: tuple[int, ...], layer: Array) -> jax.Array:
+    """Reads the front of a layer's part of the buffer."""
     return lax.dynamic_slice(buffer, (layer, *[0] * len(shape)), (1, *shape))[0]

@@ -1,14 +1,15 @@
-"""The layers of a supernet's stack, at the cost of the subnet that a choice says.
+"""The layers of a supernet's stack, at the cost of the active subnet. See docs/supernet.md.
 
-A loop over the active layers, once per width, of which one has rounds: a body is compiled for
-each width at its static sizes, skipped layers are rounds that do not happen, and the weights of
-all layers are arrays that a round reads its part of. The backward pass is a loop of its own: each
-round stores what it needs in buffers with a layer axis, and gradients are written to their place,
-where differentiating the loop would add up arrays of the size of all weights in every round.
+The forward pass is a loop over the active layers, compiled once per embedding width; each round of
+it reads one layer's part of the stacked weights. The backward pass is a loop of its own, over
+residuals that the rounds stored in buffers with a layer axis, and writes each layer's gradients to
+their place. Differentiating the forward loop instead would add up arrays of the size of all weights
+in every round.
 
 Letters as in `elastic_layer`.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -21,21 +22,20 @@ from automoe_jax.architecture.active import layer_row
 from automoe_jax.model import stacked
 from automoe_jax.model.elastic_layer import (
     Context,
-    Elastic,
     Params,
+    StackStatic,
     attend,
-    bits_of,
     experts_of,
     finish,
     get,
-    memory_of,
-    per_token,
+    layer_context,
+    layer_params,
     put,
-    small,
+    route_tokens,
+    with_experts,
     without_experts,
 )
-from automoe_jax.model.layers import cut, width
-from automoe_jax.model.linear_map import Recipe, linearise, pull
+from automoe_jax.model.layers import cut
 from automoe_jax.ops import grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights
 
@@ -45,12 +45,12 @@ class StackOutput(NamedTuple):
 
     outputs_LBTD: jax.Array
     balance: jax.Array  # [], load-balance loss summed over the active layers
-    logits_LNE: jax.Array  # the routers'; no gradient comes in through these
+    logits_LNE: jax.Array  # the routers'; no gradient flows through them
     expert_LNK: jax.Array
 
 
 def run(
-    elastic: Elastic,
+    static: StackStatic,
     params: Params,
     x_BTD: jax.Array,
     memory_PBSD: jax.Array | None,
@@ -59,17 +59,25 @@ def run(
     """Runs the active layers.
 
     Args:
-      elastic: the stack.
+      static: the stack.
       params: stacked weights, see `stacked`.
       x_BTD: input, zero beyond the active width.
       memory_PBSD: of a decoder, the last P encoder layers, newest first, zero beyond their width.
-      context: choice, masks and keys.
+      context: active stack, masks and keys.
     """
     params, context = jax.tree.map(jnp.asarray, (params, context))
-    return _run(elastic, params, x_BTD, memory_PBSD, context)
+    return _run(static, params, x_BTD, memory_PBSD, context)
 
 
 # --- a round -----------------------------------------------------------------------------------
+
+
+class _Vjps(NamedTuple):
+    """VJPs of a round's parts but the experts'; the leaves of these pytrees are the residuals."""
+
+    attend: Any  # of (params, x, memory)
+    route: Any  # of (params, x1)
+    finish: Any  # of (params, x1, p, y)
 
 
 class _Round(NamedTuple):
@@ -79,211 +87,214 @@ class _Round(NamedTuple):
     balance: jax.Array
     logits_NE: jax.Array
     expert_NK: jax.Array
-    inner_BTD: jax.Array  # after attention: the experts' input
-    hidden: jax.Array | None
-    kept: tuple[list[jax.Array], list[jax.Array]]
-    recipes: tuple[Recipe, Recipe]
+    x1_BTD: jax.Array  # after attention: the experts' input
+    hidden: jax.Array | None  # of the grouped FFN, all layers
+    vjps: _Vjps
+
+
+def _with_arguments(vjp: Any, *arguments: Any) -> Any:
+    """The VJP with other values for its first arguments; None leaves one out of the residuals."""
+    return dataclasses.replace(vjp, args_res=[*arguments, *vjp.args_res[len(arguments) :]])
 
 
 def _round(
-    elastic: Elastic, dim, params, context: Context, layer, x_BTD, memory_PBSD, hidden
+    static: StackStatic, dim, params, context: Context, layer, x_BTD, memory_PBSD, hidden
 ) -> _Round:
-    row = layer_row(context.choice, layer)
-    own_small = small(params, layer, dim)
-    rate = elastic.rate(dim)
-    bits = bits_of(
-        elastic, context, layer, x_BTD, memory_of(elastic, memory_PBSD, context, row, True)
+    x_BTD = x_BTD[..., :dim]
+    own = layer_context(static, context, layer, x_BTD, memory_PBSD, masked=False)
+    weights = layer_params(params, layer, dim)
+    x1_BTD, attend_vjp = jax.vjp(
+        functools.partial(attend, static, context, own), weights.attend, x_BTD, memory_PBSD
     )
-    attend_here = functools.partial(attend, elastic, context, row, bits, True, None, rate)
-    known = jax.tree.leaves((own_small, x_BTD, memory_PBSD))
-    (x1_BTD, p_NK, balance), (expert_NK, logits_NE), kept_1, recipe_1 = linearise(
-        attend_here, known, 1, own_small, x_BTD, memory_PBSD
+    (p_NK, balance), route_vjp, (expert_NK, logits_NE) = jax.vjp(
+        functools.partial(route_tokens, static, context, own), weights.route, x1_BTD, has_aux=True
     )
     y_AD, hidden = grouped_ffn.forward(
-        elastic.backend,
-        per_token(x1_BTD, elastic.most.top_k),
+        static.backend,
+        _per_assignment(x1_BTD, static.top_k),
         expert_NK.reshape(-1),
-        experts_of(params),
-        elastic.active_experts(row, layer),
-        elastic.ffn_dims,
+        static.layer_experts(params, own.row, layer),
         hidden,
         layer,
     )
-    finish_here = functools.partial(finish, elastic, row, expert_NK, bits, None, rate)
+    finish_here = functools.partial(finish, static, own, expert_NK)
     finish_here = jax.checkpoint(finish_here, prevent_cse=False)
-    known = [*jax.tree.leaves(own_small), x1_BTD]
-    x2_BTD, _, kept_2, recipe_2 = linearise(finish_here, known, 0, own_small, x1_BTD, p_NK, y_AD)
-    return _Round(
-        x2_BTD, balance, logits_NE, expert_NK, x1_BTD, hidden,
-        (kept_1, kept_2), (recipe_1, recipe_2),
-    )  # fmt: skip
-
-
-def _hidden_buffer(elastic: Elastic, x_BTD: jax.Array) -> jax.Array:
-    n_rows = x_BTD.shape[0] * x_BTD.shape[1] * elastic.most.top_k
-    shape = grouped_ffn.kept_shape(
-        n_rows, len(elastic.most.experts), elastic.ffn_dims, elastic.backend
+    x2_BTD, finish_vjp = jax.vjp(finish_here, weights.finish, x1_BTD, p_NK, y_AD)
+    # The backward loop has weights, inputs and x1 from elsewhere.
+    vjps = _Vjps(
+        _with_arguments(attend_vjp, None, None, None),
+        _with_arguments(route_vjp, None, None),
+        _with_arguments(finish_vjp, None, None),
     )
-    return _buffer((len(elastic.specs), *shape), x_BTD.dtype)
+    return _Round(x2_BTD, balance, logits_NE, expert_NK, x1_BTD, hidden, vjps)
 
 
-def _buffer(shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """What is written before it is read; XLA need not fill it with zeros first."""
-    return lax.empty(shape, dtype)
+def _per_assignment(x_BTD: jax.Array, top_k: int) -> jax.Array:
+    """One row per token and expert: (A, D)."""
+    return jnp.repeat(x_BTD.reshape(-1, x_BTD.shape[-1]), top_k, axis=0)
 
 
-def _recipes(elastic: Elastic, params, x_BTD, memory_PBSD, context) -> list[Any]:
-    """Per width, the recipes of a round; nothing is computed."""
-    found = []
-    for dim in elastic.dims:
-
-        def one(params, x_BTD, memory_PBSD, context, hidden, dim=dim):
-            result = _round(
-                elastic, dim, params, context, jnp.int32(0), x_BTD[..., :dim], memory_PBSD, hidden
-            )
-            found.append(result.recipes)
-
-        hidden = _hidden_buffer(elastic, x_BTD)
-        jax.eval_shape(one, params, x_BTD, memory_PBSD, context, hidden)
-    return found
+# --- the buffers -------------------------------------------------------------------------------
 
 
-def _kept_buffers(n_layers: int, recipes: list[Any]) -> list[list[jax.Array]]:
-    """Buffers that fit what the rounds of every width keep."""
-    buffers = []
-    for which in range(2):
-        per_width = [recipe[which].kept for recipe in recipes]
-        assert len({len(kept) for kept in per_width}) == 1, "widths keep different arrays"
-        buffers.append([
-            _buffer((n_layers, *np.max([s.shape for s in shapes], axis=0)), shapes[0].dtype)
-            for shapes in zip(*per_width, strict=True)
-        ])  # fmt: skip
-    return buffers
+class _Buffers(NamedTuple):
+    """What the rounds store for the backward loop, each with a layer axis."""
+
+    x1_LBTD: jax.Array
+    hidden: jax.Array | None  # of the grouped FFN
+    residuals: list[jax.Array]  # leaves of the VJPs
+
+
+def _empty_hidden(static: StackStatic, x_BTD: jax.Array) -> jax.Array:
+    n_rows = x_BTD.shape[0] * x_BTD.shape[1] * static.top_k
+    shape = grouped_ffn.hidden_shape(n_rows, static.n_experts, static.ffn_dims, static.backend)
+    return lax.empty((len(static.layers), *shape), x_BTD.dtype)
+
+
+def _abstract_vjps(static: StackStatic, params, x_BTD, memory_PBSD, context) -> list[_Vjps]:
+    """For each width, the VJPs of a round with shapes in place of residuals."""
+    arguments = (params, context, jnp.int32(0), x_BTD, memory_PBSD, _empty_hidden(static, x_BTD))
+    rounds = (functools.partial(_round, static, dim) for dim in static.dims)
+    return [jax.eval_shape(one, *arguments).vjps for one in rounds]
+
+
+def _empty_buffers(static: StackStatic, params, x_BTD, memory_PBSD, context) -> _Buffers:
+    """Buffers that fit every width. All of them are written before they are read."""
+    n_layers = len(static.layers)
+    vjps = _abstract_vjps(static, params, x_BTD, memory_PBSD, context)
+    residuals = [
+        lax.empty((n_layers, *np.max([s.shape for s in shapes], axis=0)), shapes[0].dtype)
+        for shapes in zip(*map(jax.tree.leaves, vjps), strict=True)
+    ]
+    x1_LBTD = lax.empty((n_layers, *x_BTD.shape), x_BTD.dtype)
+    return _Buffers(x1_LBTD, _empty_hidden(static, x_BTD), residuals)
 
 
 # --- the loops ---------------------------------------------------------------------------------
 
 
-def _forward(elastic: Elastic, params, x_BTD, memory_PBSD, context, buffers):
-    """StackOutput, and the buffers with what the rounds kept; `buffers` None keeps nothing."""
-    n_layers = len(elastic.specs)
-    b, t, _ = x_BTD.shape
-    most = elastic.most
-    n_experts = len(most.experts)
+def _forward(static: StackStatic, params, x_BTD, memory_PBSD, context, buffers: _Buffers | None):
+    """(StackOutput, filled buffers); nothing is stored without buffers."""
+    n_layers, n_tokens = len(static.layers), x_BTD.shape[0] * x_BTD.shape[1]
     output = StackOutput(
         outputs_LBTD=jnp.zeros((n_layers, *x_BTD.shape), x_BTD.dtype),
         balance=jnp.float32(0),
-        logits_LNE=jnp.zeros((n_layers, b * t, n_experts), x_BTD.dtype),
-        expert_LNK=jnp.zeros((n_layers, b * t, most.top_k), jnp.int32),
+        logits_LNE=jnp.zeros((n_layers, n_tokens, static.n_experts), x_BTD.dtype),
+        expert_LNK=jnp.zeros((n_layers, n_tokens, static.top_k), jnp.int32),
     )
 
     def one(dim, layer, carry):
         x_BTD, output, buffers = carry
-        inner, hidden, kept = buffers or (None, None, [])
-        result = _round(elastic, dim, params, context, layer, x_BTD[..., :dim], memory_PBSD, hidden)
-        x_BTD = lax.dynamic_update_slice(x_BTD, result.x_BTD, (0, 0, 0))
+        hidden = None if buffers is None else buffers.hidden
+        done = _round(static, dim, params, context, layer, x_BTD, memory_PBSD, hidden)
+        x_BTD = lax.dynamic_update_slice(x_BTD, done.x_BTD, (0, 0, 0))
         output = StackOutput(
-            put(output.outputs_LBTD, result.x_BTD, layer),
-            output.balance + result.balance,
-            put(output.logits_LNE, result.logits_NE, layer),
-            put(output.expert_LNK, result.expert_NK, layer),
+            put(output.outputs_LBTD, done.x_BTD, layer),
+            output.balance + done.balance,
+            put(output.logits_LNE, done.logits_NE, layer),
+            put(output.expert_LNK, done.expert_NK, layer),
         )
         if buffers is not None:
-            kept = [
-                [put(buffer, value, layer) for buffer, value in zip(own, values, strict=True)]
-                for own, values in zip(kept, result.kept, strict=True)
-            ]
-            assert inner is not None
-            buffers = put(inner, result.inner_BTD, layer), result.hidden, kept
+            leaves = zip(buffers.residuals, jax.tree.leaves(done.vjps), strict=True)
+            residuals = [put(buffer, value, layer) for buffer, value in leaves]
+            buffers = _Buffers(put(buffers.x1_LBTD, done.x1_BTD, layer), done.hidden, residuals)
         return x_BTD, output, buffers
 
-    carry = (x_BTD, output, buffers)
-    for dim in elastic.dims:
-        n_rounds = jnp.where(context.choice.embed_dim == dim, context.choice.depth, 0)
-        carry = lax.fori_loop(0, n_rounds, functools.partial(one, dim), carry)
-    return carry[1], carry[2]
+    bodies = [functools.partial(one, dim) for dim in static.dims]
+    _, output, buffers = _each_layer(static, context, bodies, (x_BTD, output, buffers))
+    return output, buffers
+
+
+def _each_layer(static: StackStatic, context: Context, bodies: list[Any], carry: Any) -> Any:
+    """Loops over the active layers with the body of the active width."""
+    active = context.active
+    for dim, body in zip(static.dims, bodies, strict=True):
+        n_rounds = jnp.where(active.embed_dim == dim, active.depth, 0)
+        carry = lax.fori_loop(0, n_rounds, body, carry)
+    return carry
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(elastic, params, x_BTD, memory_PBSD, context):
-    return _forward(elastic, params, x_BTD, memory_PBSD, context, None)[0]
+def _run(static, params, x_BTD, memory_PBSD, context):
+    return _forward(static, params, x_BTD, memory_PBSD, context, None)[0]
 
 
-def _run_fwd(elastic, params, x_BTD, memory_PBSD, context):
-    n_layers = len(elastic.specs)
-    recipes = _recipes(elastic, params, x_BTD, memory_PBSD, context)
-    buffers = (
-        _buffer((n_layers, *x_BTD.shape), x_BTD.dtype),
-        _hidden_buffer(elastic, x_BTD),
-        _kept_buffers(n_layers, recipes),
+def _run_fwd(static, params, x_BTD, memory_PBSD, context):
+    inputs = (params, x_BTD, memory_PBSD, context)
+    output, buffers = _forward(static, *inputs, _empty_buffers(static, *inputs))
+    return output, (*inputs, output, buffers)
+
+
+class _Gradients(NamedTuple):
+    """What the backward loop carries."""
+
+    dx_BTD: jax.Array  # of the next round's output
+    d_memory: jax.Array | None
+    d_params: Any  # LayerParams, stacked
+    d_experts: ExpertWeights
+
+
+def _round_bwd(static: StackStatic, dim, vjps, residuals, d_outputs, d_balance, nth, carry):
+    """One layer's backward pass; `vjps` are the abstract ones of the width."""
+    params, x0_BTD, memory_PBSD, context, output, buffers = residuals
+    layer = context.active.depth - 1 - nth
+    shape = (*x0_BTD.shape[:2], dim)
+    before_BTD = get(output.outputs_LBTD, shape, jnp.maximum(layer - 1, 0))
+    x_BTD = jnp.where(layer > 0, before_BTD, x0_BTD[..., :dim])
+    x1_BTD = get(buffers.x1_LBTD, shape, layer)
+    weights = layer_params(params, layer, dim)
+    leaves, treedef = jax.tree.flatten(vjps)
+    vjps = treedef.unflatten(
+        [get(b, leaf.shape, layer) for b, leaf in zip(buffers.residuals, leaves, strict=True)]
     )
-    output, buffers = _forward(elastic, params, x_BTD, memory_PBSD, context, buffers)
-    return output, (params, x_BTD, memory_PBSD, context, output, buffers)
+
+    dx_BTD = carry.dx_BTD[..., :dim] + get(d_outputs, shape, layer)
+    d_finish, dx1_BTD, dp_NK, dy_AD = _with_arguments(vjps.finish, weights.finish, x1_BTD)(dx_BTD)
+    dx_AD, d_experts = grouped_ffn.backward(
+        static.backend,
+        _per_assignment(x1_BTD, static.top_k),
+        output.expert_LNK[layer].reshape(-1),
+        static.layer_experts(params, layer_row(context.active, layer), layer),
+        buffers.hidden,
+        dy_AD,
+        carry.d_experts,
+        layer,
+    )
+    dx1_BTD += jnp.sum(dx_AD.reshape(-1, static.top_k, dim), axis=1).reshape(shape)
+    d_route, from_router_BTD = _with_arguments(vjps.route, weights.route, x1_BTD)(
+        (dp_NK, d_balance)
+    )
+    back = _with_arguments(vjps.attend, weights.attend, x_BTD, memory_PBSD)
+    d_attend, dx_BTD, d_memory = back(dx1_BTD + from_router_BTD)
+
+    d_own = type(weights)(d_attend, d_route, d_finish)
+    d_params = jax.tree.map(lambda buffer, d: put(buffer, d, layer), carry.d_params, d_own)
+    d_memory = jax.tree.map(jnp.add, carry.d_memory, d_memory)
+    dx_BTD = jnp.pad(dx_BTD, ((0, 0), (0, 0), (0, x0_BTD.shape[-1] - dim)))
+    return _Gradients(dx_BTD, d_memory, d_params, d_experts)
 
 
-def _run_bwd(elastic, residuals, cotangents):
-    params, x0_BTD, memory_PBSD, context, output, (inner, hidden, buffers) = residuals
-    recipes = _recipes(elastic, params, x0_BTD, memory_PBSD, context)
+def _run_bwd(static, residuals, cotangents):
+    params, x0_BTD, memory_PBSD, context, *_ = residuals
+    d_outputs, d_balance = cotangents.outputs_LBTD, cotangents.balance
+    bodies = [
+        functools.partial(_round_bwd, static, dim, vjps, residuals, d_outputs, d_balance)
+        for dim, vjps in zip(static.dims, _abstract_vjps(static, *residuals[:4]), strict=True)
+    ]
     zeros = functools.partial(jax.tree.map, lambda a: jnp.zeros(a.shape, jnp.float32))
-    d_small = zeros(without_experts(params))
-    d_experts = zeros(experts_of(params))
-    top_k = elastic.most.top_k
-
-    def one(dim, recipes, nth, carry):
-        dx_BTD, d_memory, d_small, d_experts = carry
-        layer = context.choice.depth - 1 - nth
-        row = layer_row(context.choice, layer)
-        b, t, _ = x0_BTD.shape
-        shape = (b, t, dim)
-        before = get(output.outputs_LBTD, shape, jnp.maximum(layer - 1, 0))
-        x_BTD = jnp.where(layer > 0, before, x0_BTD[..., :dim])
-        x1_BTD = get(inner, shape, layer)
-        expert_A = output.expert_LNK[layer].reshape(-1)
-        own_small = jax.tree.leaves(small(params, layer, dim))
-        kept_1, kept_2 = (
-            [get(buffer, s.shape, layer) for buffer, s in zip(own, recipe.kept, strict=True)]
-            for own, recipe in zip(buffers, recipes, strict=True)
-        )
-        dx_BTD = dx_BTD[..., :dim] + get(cotangents.outputs_LBTD, shape, layer)
-        back = pull(recipes[1], kept_2, [*own_small, x1_BTD])
-        d_small_2, dx1_BTD, dp_NK, dy_AD = back(dx_BTD)
-        dx_AD, d_experts = grouped_ffn.backward(
-            elastic.backend,
-            per_token(x1_BTD, top_k),
-            expert_A,
-            experts_of(params),
-            elastic.active_experts(row, layer),
-            elastic.ffn_dims,
-            hidden,
-            dy_AD,
-            d_experts,
-            layer,
-        )
-        dx1_BTD += jnp.sum(dx_AD.reshape(b * t, top_k, dim), axis=1).reshape(shape)
-        known = [*own_small, *jax.tree.leaves((x_BTD, memory_PBSD)), x1_BTD]
-        back = pull(recipes[0], kept_1, known)
-        d_small_1, dx_BTD, d_own_memory = back((dx1_BTD, dp_NK, cotangents.balance))
-        d_small = jax.tree.map(
-            lambda buffer, a, b: put(buffer, a + b, layer), d_small, d_small_1, d_small_2
-        )
-        d_memory = jax.tree.map(jnp.add, d_memory, d_own_memory)
-        rest = x0_BTD.shape[-1] - dim
-        return jnp.pad(dx_BTD, ((0, 0), (0, 0), (0, rest))), d_memory, d_small, d_experts
-
-    carry = (jnp.zeros_like(x0_BTD), zeros(memory_PBSD), d_small, d_experts)
-    for dim, own in zip(elastic.dims, recipes, strict=True):
-        n_rounds = jnp.where(context.choice.embed_dim == dim, context.choice.depth, 0)
-        carry = lax.fori_loop(0, n_rounds, functools.partial(one, dim, own), carry)
-    dx_BTD, d_memory, d_small, d_experts = carry
-    d_params = {
-        **d_small,
-        "experts": {**d_small["experts"], **dict(zip(stacked.FLAT, d_experts, strict=True))},
-    }
-    d_params, d_memory = (
-        jax.tree.map(lambda g, a: g.astype(a.dtype), *pair)
-        for pair in ((d_params, params), (d_memory, memory_PBSD))
+    carry = _Gradients(
+        jnp.zeros_like(x0_BTD),
+        zeros(memory_PBSD),
+        zeros(without_experts(params)),
+        zeros(experts_of(params)),
     )
-    return d_params, dx_BTD, d_memory, None
+    carry = _each_layer(static, context, bodies, carry)
+    d_params, d_memory = jax.tree.map(
+        lambda d, a: d.astype(a.dtype),
+        (with_experts(carry.d_params, carry.d_experts), carry.d_memory),
+        (params, memory_PBSD),
+    )
+    return d_params, carry.dx_BTD, d_memory, None
 
 
 _run.defvjp(_run_fwd, _run_bwd)
@@ -293,48 +304,41 @@ _run.defvjp(_run_fwd, _run_bwd)
 
 
 def run_masked(
-    elastic: Elastic,
+    static: StackStatic,
     params: Params,
     x_BTD: jax.Array,
     memory_PBSD: jax.Array | None,
     context: Context,
 ) -> StackOutput:
-    """`run` with masks alone: every layer, every expert, the full width; plain and slow.
+    """`run` by masks alone: every layer, every expert, the full width; slow, differentiated by JAX.
 
-    What `run` must equal, and what a supernet costs without it. Differentiated by JAX.
+    The reference that `run` must equal, and the cost of a supernet without it.
     """
-    side = context.choice
-    active = width(side.embed_dim, x_BTD.shape[-1])
-    rate = elastic.rate(side.embed_dim)
-    slot = max(elastic.ffn_dims)
-    outputs, logits, experts, balance = [], [], [], jnp.float32(0)
-    for i in range(len(elastic.specs)):
-        row = layer_row(side, i)
-        own_small = small(params, jnp.int32(i), x_BTD.shape[-1])
-        memory = memory_of(elastic, memory_PBSD, context, row, False)
-        bits = bits_of(elastic, context, i, x_BTD, memory)
-        (x1_BTD, p_NK, own), (expert_NK, logits_NE) = attend(
-            elastic, context, row, bits, False, active, rate, own_small, x_BTD, memory_PBSD
+    active = context.active
+    slot = max(static.ffn_dims)
+    layers, balance = [], jnp.float32(0)
+    for i, experts in enumerate(static.experts):
+        weights = layer_params(params, jnp.int32(i), x_BTD.shape[-1])
+        own = layer_context(static, context, i, x_BTD, memory_PBSD, masked=True)
+        x1_BTD = attend(static, context, own, weights.attend, x_BTD, memory_PBSD)
+        (p_NK, own_balance), (expert_NK, logits_NE) = route_tokens(
+            static, context, own, weights.route, x1_BTD
         )
-        own_experts = elastic.experts[i]
-        start, bias = (f(elastic.experts)[i] for f in (stacked.rows_of, stacked.bias_rows_of))
-        rows = slice(start, start + sum(own_experts))
-        weights = experts_of(params)
-        weights = ExpertWeights(
-            weights.fc1_FD[rows], weights.fc1_bias_F[rows], weights.fc2_FD[rows],
-            weights.fc2_bias_ED[bias : bias + len(own_experts)],
+        start, bias = (f(static.experts)[i] for f in (stacked.rows_of, stacked.bias_rows_of))
+        rows, n = slice(start, start + sum(experts)), len(experts)
+        whole = experts_of(params)
+        own_experts = ExpertWeights(
+            whole.fc1_FD[rows], whole.fc1_bias_F[rows], whole.fc2_FD[rows],
+            whole.fc2_bias_ED[bias : bias + n],
         )  # fmt: skip
         y_AD = grouped_ffn.dense_reference(
-            per_token(x1_BTD, elastic.most.top_k), expert_NK.reshape(-1), weights,
-            row.sizes_LE[: len(own_experts)], (slot,) * len(own_experts),
+            _per_assignment(x1_BTD, static.top_k), expert_NK.reshape(-1), own_experts,
+            own.row.sizes_LE[:n], (slot,) * n,
         )  # fmt: skip
-        x2_BTD, _ = finish(
-            elastic, row, expert_NK, bits, active, rate, own_small, x1_BTD, p_NK, y_AD
-        )
-        here = side.depth > i
-        x_BTD = jnp.where(here, cut(x2_BTD, active), x_BTD)
-        outputs.append(jnp.where(here, x_BTD, 0))
-        logits.append(logits_NE)
-        experts.append(expert_NK)
-        balance += jnp.where(here, own, 0)
-    return StackOutput(jnp.stack(outputs), balance, jnp.stack(logits), jnp.stack(experts))
+        x2_BTD = finish(static, own, expert_NK, weights.finish, x1_BTD, p_NK, y_AD)
+        is_active = active.depth > i
+        x_BTD = jnp.where(is_active, cut(x2_BTD, own.active_width), x_BTD)
+        layers.append((jnp.where(is_active, x_BTD, 0), logits_NE, expert_NK))
+        balance += jnp.where(is_active, own_balance, 0)
+    outputs_LBTD, logits_LNE, expert_LNK = map(jnp.stack, zip(*layers, strict=True))
+    return StackOutput(outputs_LBTD, balance, logits_LNE, expert_LNK)

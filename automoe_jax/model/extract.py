@@ -14,12 +14,12 @@ def extract(params: Params, subnet: Subnet, hull: Subnet) -> Params:
     """Takes the front rows, front columns and front experts that a subnet uses.
 
     Args:
-      params: weights of the supernet, or of any model whose architecture is `hull`.
-      subnet: what to take; must fit into `hull`.
+      params: weights of the supernet, or of any model with the architecture `hull`.
+      subnet: an architecture that fits into `hull`.
       hull: architecture of `params`.
 
     Returns:
-      The params of `Transformer(arch=subnet)`. It keeps the supernet's base widths.
+      The params of `Transformer(arch=subnet)` with the supernet's base widths.
     """
     d_e, d_d = subnet.encoder.embed_dim, subnet.decoder.embed_dim
     widths = {

@@ -1,7 +1,4 @@
-"""Elastic building blocks: widths, LayerNorm, dropout, sinusoidal positions, embedding.
-
-Letters: B batch, T or S time, D embedding, V vocabulary.
-"""
+"""Elastic building blocks: widths, dropout, LayerNorm, initialisers. Letters: D embedding."""
 
 import math
 from typing import NamedTuple
@@ -12,32 +9,32 @@ import numpy as np
 from flax import linen as nn
 
 from automoe_jax.architecture.active import Array
-from automoe_jax.architecture.ids import PAD_ID
-from automoe_jax.model.formulas import LAYER_NORM_EPS, frequencies
+from automoe_jax.model.formulas import LAYER_NORM_EPS
 
 
 class Width(NamedTuple):
-    """The active front columns of an activation; `None` in its place means all of them."""
+    """The active front columns of an activation; None stands for all of them."""
 
     dim: Array  # [], int
     mask_D: jax.Array  # bool
 
 
 def width(dim: Array, full_dim: int) -> Width:
+    """The first `dim` of `full_dim` columns."""
     return Width(dim, jnp.arange(full_dim) < dim)
 
 
-def cut(x: jax.Array, active: Width | None) -> jax.Array:
+def cut(x: jax.Array, active_width: Width | None) -> jax.Array:
     """Zeros beyond the active width (last axis)."""
-    return x if active is None else jnp.where(active.mask_D, x, 0)
+    return x if active_width is None else jnp.where(active_width.mask_D, x, 0)
 
 
 def random_bits(key: jax.Array | None, shapes: list[tuple[int, ...]]) -> list[jax.Array | None]:
     """Bits (uint16) for `dropout`, one array per shape; None for each without a key.
 
-    A hash of a counter (the finaliser of MurmurHash3) that the key starts: dropout needs fair and
-    unrelated bits, not the strength of JAX's generator, which takes ten times as long on a CPU
-    (5 % of a training step).
+    The bits are a hash (the finaliser of MurmurHash3) of a counter, salted with the key. JAX's
+    generator is stronger than dropout needs and takes ten times as long on a CPU (5 % of a training
+    step).
     """
     if key is None:
         return [None] * len(shapes)
@@ -66,15 +63,15 @@ def keep_mask(bits: jax.Array, rate: Array | float) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: Array | float, bits: jax.Array | None) -> jax.Array:
-    """Inverted dropout; without bits the identity."""
+    """Inverted dropout; the identity without bits."""
     return x if bits is None else jnp.where(keep_mask(bits, rate), x / (1.0 - rate), 0)
 
 
 class AddNorm(nn.Module):
-    """LayerNorm of x plus a sublayer's output with dropout, over the active width; eps 1e-5.
+    """LayerNorm(x + dropout(y)) over the active width; eps 1e-5.
 
-    The backward pass gets x, y and the random bits and computes the rest again: element-wise work
-    is cheaper than storing it.
+    The backward pass stores x, y and the random bits and recomputes the rest, which is element-wise
+    and cheaper to compute than to store.
     """
 
     @nn.compact
@@ -82,74 +79,25 @@ class AddNorm(nn.Module):
         self,
         x: jax.Array,
         y: jax.Array,
-        active: Width | None = None,
+        active_width: Width | None = None,
         rate: Array | float = 0.0,
         bits: jax.Array | None = None,
     ) -> jax.Array:
-        """x and y are cut to `active`; see `dropout` for `rate` and `bits`, which concern y."""
+        """x and y are zero beyond `active_width`; `rate` and `bits` are of the dropout on y."""
         d = x.shape[-1]
         scale_D = self.param("scale", nn.initializers.ones, (d,))
         bias_D = self.param("bias", nn.initializers.zeros, (d,))
 
         def norm(x, y, scale_D, bias_D):
             x = x + dropout(y, rate, bits)
-            n = d if active is None else active.dim
+            n = d if active_width is None else active_width.dim
             mean = jnp.sum(x, -1, keepdims=True) / n
-            centred = cut(x - mean, active)
+            centred = cut(x - mean, active_width)
             variance = jnp.sum(centred * centred, -1, keepdims=True) / n
             inverse = jax.lax.rsqrt(variance + LAYER_NORM_EPS)
-            return cut(centred * inverse * scale_D + bias_D, active)
+            return cut(centred * inverse * scale_D + bias_D, active_width)
 
         return jax.checkpoint(norm, prevent_cse=False)(x, y, scale_D, bias_D)
-
-
-class Embedding(nn.Module):
-    """A table (V, D) of words, to read or to score them: N(0, D^-0.5) at first.
-
-    Attributes:
-      vocab_size: V, the pad column included.
-      dim: D.
-      zero_pad: whether the pad row starts as zeros, as where words are read.
-    """
-
-    vocab_size: int
-    dim: int
-    zero_pad: bool = True
-
-    def setup(self):
-        def init(key, shape):
-            table = jax.random.normal(key, shape) * shape[1] ** -0.5
-            return table.at[PAD_ID].set(0) if self.zero_pad else table
-
-        self.table_VD = self.param("table", init, (self.vocab_size, self.dim))
-
-    def __call__(self, ids_BT: jax.Array, dim: int, active: Width | None) -> jax.Array:
-        """Rows of the table at width `dim`, times the square root of the active width."""
-        n = float(dim) if active is None else active.dim.astype(jnp.float32)
-        return cut(self.table_VD[ids_BT, :dim], active) * jnp.sqrt(n)
-
-    def logits(self, h_BTD: jax.Array) -> jax.Array:
-        """Scores of all words: no bias, no scale."""
-        return h_BTD @ self.table_VD[:, : h_BTD.shape[-1]].T
-
-
-def position_table(n_positions: int, dim: int) -> np.ndarray:
-    """Sinusoidal rows (n_positions + 2, dim): row 1 is for pads and zero, row 2 the first token.
-
-    Made at the supernet's width; a narrower subnet takes the front columns, so that its shares of
-    sines and cosines are those that it had in the supernet.
-    """
-    angle = np.arange(n_positions + 2, dtype=np.float32)[:, None] * frequencies(dim)
-    table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-    table = np.pad(table, ((0, 0), (0, dim % 2)))
-    table[PAD_ID] = 0
-    return table.astype(np.float32)
-
-
-def positions(ids_BT: jax.Array) -> jax.Array:
-    """Row of `position_table` for each token: real tokens counted from 2, pads at 1."""
-    real_BT = (ids_BT != PAD_ID).astype(jnp.int32)
-    return jnp.cumsum(real_BT, axis=1) * real_BT + PAD_ID
 
 
 def uniform(bound: float):
@@ -162,5 +110,5 @@ def uniform(bound: float):
 
 
 def xavier(fan_in: int, fan_out: int):
-    """Xavier-uniform with stated fans, for weights that are stored fused or split."""
+    """Initialiser: Xavier-uniform with explicit fans, for weights stored fused or split."""
     return uniform(math.sqrt(6.0 / (fan_in + fan_out)))

@@ -1,4 +1,4 @@
-"""Label-smoothed cross-entropy of an output layer, without arrays of tokens times words.
+"""Label-smoothed cross-entropy of an output layer, without an array of tokens times words.
 
 Letters: N tokens, C tokens of a chunk, D embedding, V words.
 """
@@ -13,8 +13,8 @@ from jax import lax
 
 from automoe_jax.architecture.active import Array
 
-# The gradient of the table (V x D) is read and written once per chunk, the chunk's logits several
-# times: from 256 to 1,024 tokens the time differs by 5 % on 2 cores, the memory by a factor of 4.
+# Each chunk reads and writes the table's gradient (V x D) once and its logits several times: from
+# 256 to 1,024 tokens the time differs by 5 % on 2 cores, the memory by a factor of 4.
 CHUNK_CPU, CHUNK_ACCELERATOR = 512, 4096
 
 
@@ -31,20 +31,20 @@ def chunked_cross_entropy(
 
     loss = (1 - smoothing) * nll + smoothing / V * sum over all V words of -log p.
 
-    A chunk of tokens at a time; where a gradient is wanted, the gradient of the logits becomes
-    those of `h_ND` and `table_VD` at once, so that logits are computed once and never kept.
+    Tokens are processed in chunks. With a gradient, each chunk's gradient of the logits is turned
+    into those of `h_ND` and `table_VD` at once, so logits are computed once and never stored.
 
     Args:
       h_ND: input of the output layer.
-      table_VD: its words; at least as wide as h, further columns are not used.
-      target_N: the words.
+      table_VD: word vectors; columns beyond the width of h are unused.
+      target_N: target words.
       real_N: false for padding.
       smoothing: share of the target spread over all V words.
-      dim: [], traced, active width of h; beyond it h is zero. None for all of it.
-      dims: the widths that `dim` can have.
+      dim: [], traced, active width of h, which is zero beyond it; None for the full width.
+      dims: the values that `dim` can have.
 
     Returns:
-      loss and nll, []; the second has no gradient.
+      loss and nll, []; nll has no gradient.
     """
     n, d = h_ND.shape
     chunk = CHUNK_CPU if jax.default_backend() == "cpu" else CHUNK_ACCELERATOR
@@ -107,7 +107,7 @@ def _dot(a, b):
 
 
 def _each_chunk(dims, chunk, h_ND, dim, one, carry):
-    """Runs `one(width, chunk index, carry)`, at the active one of the widths."""
+    """Runs `one(width, chunk index, carry)` for each chunk, at the active width."""
     for w in dims:
         n_chunks = jnp.where(dim == w, h_ND.shape[0] // chunk, 0)
         carry = lax.fori_loop(0, n_chunks, functools.partial(one, w), carry)

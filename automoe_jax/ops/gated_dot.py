@@ -1,4 +1,4 @@
-"""A product with a memory of segments, at the cost of the active segments and width.
+"""A product with the segments of a memory, at the cost of the active segments and width.
 
 Letters: P segments, ... their axes, D input width, Q output width.
 """
@@ -18,12 +18,12 @@ def gated_dot(
 ) -> jax.Array:
     """x @ kernel for the front segments, zeros for the others.
 
-    One branch per width, chosen at run time, and one for none: what is off costs nothing.
+    A branch per width and one for inactive segments, chosen at run time.
 
     Args:
       dims: the widths that x can have, ascending.
-      span: [], active segments.
-      dim: [], active width, beyond which x is zero; one of `dims`.
+      span: [], number of active segments.
+      dim: [], active width, one of `dims`; x is zero beyond it.
       x_PD: (P, ..., D).
       kernel_DQ: weights.
 
@@ -37,7 +37,7 @@ def gated_dot(
 
 
 def _branches(dims, span, dim, x_PD):
-    """Per segment: 0 where it is inactive, else one more than the index of the width."""
+    """Branch of each segment: 0 for inactive, else 1 + the index of the width."""
     which = 1 + jnp.sum(dim > jnp.array(dims))
     return [jnp.where(i < span, which, 0) for i in range(x_PD.shape[0])]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from automoe_jax.architecture.active import Array
 from automoe_jax.ops import grouped_loop, grouped_ragged
-from automoe_jax.ops.grouping import Active, ExpertWeights, Groups, group, put_back
+from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, group, put_back
 
 BACKENDS = ("loop", "ragged_dot", "tokamax", "blocked")
 _PRODUCTS = {
@@ -24,7 +24,7 @@ _PRODUCTS = {
 
 
 def default_backend() -> str:
-    """The fastest that the platform of the default device has."""
+    """The fastest backend on the platform of the default device."""
     platform = jax.default_backend()
     if platform == "tpu":
         return "ragged_dot"
@@ -41,14 +41,14 @@ def grouped_ffn(
     slots: tuple[int, ...],
     backend: str | None = None,
 ) -> jax.Array:
-    """fc2(relu(fc1(x))) of each row's expert; a row of an expert of size 0 is returned as it is.
+    """fc2(relu(fc1(x))) of each row's expert; an expert of size 0 returns its input.
 
-    The cost follows the rows and the sizes of their experts. No row is dropped. Products take the
-    dtype of x and weights and add up in fp32.
+    The cost follows the rows and the sizes of their experts. No row is dropped. Products have the
+    dtype of x and weights and accumulate in fp32.
 
     Args:
       x_AD: the rows.
-      expert_A: int, the expert of each row; a row with E or more goes to none and gives zeros.
+      expert_A: int, the expert of each row; E or more means none and gives zeros.
       weights: the experts, side by side.
       sizes_E: int, active FFN size of each expert, at most its slot; may be traced.
       slots: rows of each expert in `weights`.
@@ -71,9 +71,8 @@ def grouped_ffn(
             f"{sizes_E.shape[0]} experts"
         )
     weights = jax.tree.map(jnp.asarray, weights)
-    offsets_E = jnp.asarray(np.cumsum([0, *slots[:-1]]), jnp.int32)
-    active = Active(offsets_E, jnp.int32(0), jnp.asarray(sizes_E))
-    return _grouped_ffn(backend, slots, jnp.asarray(x_AD), jnp.asarray(expert_A), weights, active)
+    x_AD, expert_A, sizes_E = (jnp.asarray(a) for a in (x_AD, expert_A, sizes_E))
+    return _grouped_ffn(backend, slots, x_AD, expert_A, weights, sizes_E)
 
 
 def dense_reference(
@@ -83,7 +82,7 @@ def dense_reference(
     sizes_E: Array,
     slots: tuple[int, ...],
 ) -> jax.Array:
-    """The same function, every row through every expert and masked: plain, slow, for comparison."""
+    """The same function, with every row through every expert and masks: slow, for comparison."""
     column_F = np.arange(sum(slots)) - np.repeat(np.cumsum([0, *slots[:-1]]), slots)
     expert_F = np.repeat(np.arange(len(slots)), slots)
     own_AF = (expert_A[:, None] == expert_F) & (column_F < jnp.asarray(sizes_E)[expert_F])
@@ -94,66 +93,60 @@ def dense_reference(
 
 
 def identity(expert_A: jax.Array, sizes_E: Array) -> jax.Array:
-    """Which rows go to an expert of size 0."""
+    """True for the rows of an expert of size 0."""
     return jnp.append(jnp.asarray(sizes_E) == 0, False)[jnp.minimum(expert_A, sizes_E.shape[0])]
 
 
-def sort(expert_A: jax.Array, sizes_E: jax.Array, backend: str) -> Groups:
-    """Rows sorted as the backend wants them."""
-    rank_E = None if backend == "loop" else grouped_ragged.largest_first(sizes_E)
-    return group(expert_A, sizes_E.shape[0], rank_E)
-
-
-def kept_shape(
-    n_rows: int, n_experts: int, sizes: tuple[int, ...], backend: str
+def hidden_shape(
+    n_rows: int, n_experts: int, ffn_dims: tuple[int, ...], backend: str
 ) -> tuple[int, ...]:
-    """Shape of what `forward` keeps for `backward` of one layer; (0,) for nothing."""
-    return grouped_loop.kept_shape(n_rows, n_experts, sizes) if backend == "loop" else (0,)
+    """Shape of a layer's hidden activations that `forward` stores for `backward`; (0,) if none."""
+    return grouped_loop.hidden_shape(n_rows, n_experts, ffn_dims) if backend == "loop" else (0,)
+
+
+def _group(backend: str, expert_A: jax.Array, experts: LayerExperts) -> Groups:
+    """Rows sorted in the backend's order."""
+    rank_E = None if backend == "loop" else grouped_ragged.largest_first(experts.sizes_E)
+    return group(expert_A, experts.sizes_E.shape[0], rank_E)
 
 
 def forward(
     backend: str,
     x_AD: jax.Array,
     expert_A: jax.Array,
-    weights: ExpertWeights,
-    active: Active,
-    sizes: tuple[int, ...],
-    kept: jax.Array | None,
+    experts: LayerExperts,
+    hidden: jax.Array | None,
     layer: Array | int = 0,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The operator on a part of larger weights, for callers that bring their own backward pass.
+    """The operator on a part of larger weights, for callers with their own backward pass.
 
     Args:
       backend: one of `BACKENDS`.
-      x_AD: rows, cut to their width; columns of `weights` beyond it are left alone.
+      x_AD: rows, cut to their width.
       expert_A: as in `grouped_ffn`.
-      weights: experts of this layer and of others.
-      active: which ones.
-      sizes: every FFN size that an expert may have; the largest is the slot of each.
-      kept: (L, *kept_shape) to write to at `layer`; None where no backward pass follows.
+      experts: of the layer.
+      hidden: (L, *hidden_shape), written at `layer`; None without a backward pass.
       layer: [], may be traced.
 
     Returns:
-      y_AD and `kept`.
+      y_AD and `hidden`.
     """
-    groups = sort(expert_A, active.sizes_E, backend)
+    groups = _group(backend, expert_A, experts)
     x_sorted = x_AD[groups.order_A]
     if backend == "loop":
-        y_AD, kept = grouped_loop.forward(x_sorted, groups, weights, active, sizes, kept, layer)
+        y_AD, hidden = grouped_loop.forward(x_sorted, groups, experts, hidden, layer)
     else:
-        y_AD = grouped_ragged.forward(_PRODUCTS[backend], x_sorted, groups, weights, active, sizes)
+        y_AD = grouped_ragged.forward(_PRODUCTS[backend], x_sorted, groups, experts)
     y_AD = put_back(y_AD, groups)
-    return jnp.where(identity(expert_A, active.sizes_E)[:, None], x_AD, y_AD), kept
+    return jnp.where(identity(expert_A, experts.sizes_E)[:, None], x_AD, y_AD), hidden
 
 
 def backward(
     backend: str,
     x_AD: jax.Array,
     expert_A: jax.Array,
-    weights: ExpertWeights,
-    active: Active,
-    sizes: tuple[int, ...],
-    kept: Any,
+    experts: LayerExperts,
+    hidden: Any,
     dy_AD: jax.Array,
     dw: ExpertWeights,
     layer: Array | int = 0,
@@ -162,42 +155,46 @@ def backward(
 
     Args:
       dy_AD: cotangent of y.
-      dw: gradients of all of `weights`, zero so far at this layer's place.
+      dw: gradients of all weights, still zero at this layer's rows.
       (others as in `forward`)
 
     Returns:
-      dx_AD, and dw with this layer's gradients in their place.
+      dx_AD, and dw with this layer's gradients.
     """
-    groups = sort(expert_A, active.sizes_E, backend)
+    groups = _group(backend, expert_A, experts)
     x_sorted, dy_sorted = x_AD[groups.order_A], dy_AD[groups.order_A]
     if backend == "loop":
-        dx_AD, dw = grouped_loop.backward(
-            x_sorted, groups, weights, active, sizes, dy_sorted, dw, kept, layer
-        )
+        dx_AD, dw = grouped_loop.backward(x_sorted, groups, experts, hidden, dy_sorted, dw, layer)
     else:
-        dx_AD, dw = grouped_ragged.backward(
-            _PRODUCTS[backend], x_sorted, groups, weights, active, sizes, dy_sorted, dw
-        )
+        product = _PRODUCTS[backend]
+        dx_AD, dw = grouped_ragged.backward(product, x_sorted, groups, experts, dy_sorted, dw)
     dx_AD = put_back(dx_AD, groups)
-    return jnp.where(identity(expert_A, active.sizes_E)[:, None], dy_AD, dx_AD), dw
+    return jnp.where(identity(expert_A, experts.sizes_E)[:, None], dy_AD, dx_AD), dw
+
+
+def _one_layer(weights: ExpertWeights, sizes_E: jax.Array, slots: tuple[int, ...]) -> LayerExperts:
+    offsets_E = jnp.asarray(np.cumsum([0, *slots[:-1]]), jnp.int32)
+    return LayerExperts(weights, offsets_E, jnp.int32(0), sizes_E, slots)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _grouped_ffn(backend, slots, x_AD, expert_A, weights, active):
-    return forward(backend, x_AD, expert_A, weights, active, slots, None)[0]
+def _grouped_ffn(backend, slots, x_AD, expert_A, weights, sizes_E):
+    return forward(backend, x_AD, expert_A, _one_layer(weights, sizes_E, slots), None)[0]
 
 
-def _fwd(backend, slots, x_AD, expert_A, weights, active):
-    shape = kept_shape(x_AD.shape[0], len(slots), slots, backend)
-    kept = jax.lax.empty((1, *shape), x_AD.dtype)
-    y_AD, kept = forward(backend, x_AD, expert_A, weights, active, slots, kept)
-    return y_AD, (x_AD, expert_A, weights, active, kept)
+def _fwd(backend, slots, x_AD, expert_A, weights, sizes_E):
+    shape = hidden_shape(x_AD.shape[0], len(slots), slots, backend)
+    hidden = jax.lax.empty((1, *shape), x_AD.dtype)
+    experts = _one_layer(weights, sizes_E, slots)
+    y_AD, hidden = forward(backend, x_AD, expert_A, experts, hidden)
+    return y_AD, (x_AD, expert_A, weights, sizes_E, hidden)
 
 
 def _bwd(backend, slots, residuals, dy_AD):
-    x_AD, expert_A, weights, active, kept = residuals
+    x_AD, expert_A, weights, sizes_E, hidden = residuals
     dw = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-    dx_AD, dw = backward(backend, x_AD, expert_A, weights, active, slots, kept, dy_AD, dw)
+    experts = _one_layer(weights, sizes_E, slots)
+    dx_AD, dw = backward(backend, x_AD, expert_A, experts, hidden, dy_AD, dw)
     dw = jax.tree.map(lambda g, w: g.astype(w.dtype), dw, weights)
     return dx_AD, None, dw, None
 

@@ -14,29 +14,29 @@ import jax.numpy as jnp
 from jax import lax
 
 from automoe_jax.architecture.active import Array
-from automoe_jax.ops.grouping import Active, ExpertWeights, Groups
+from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts
 
 # Rows of a block. On 2 AVX-512 cores products of fewer than 256 rows lose up to a third of their
-# speed, and blocks above 512 gain nothing; steps of a third or less keep the padding small, and
-# every size is compiled. Batches of no more rows than the largest block are those of small models,
-# where compiling takes longer than steps: powers of 2 do for them.
+# speed, and blocks above 512 gain nothing. Steps of a third or less keep the padding small; every
+# size is compiled. Batches of at most 512 rows belong to small models, where compiling takes longer
+# than steps: powers of 2 do for them.
 ROWS = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-# Wide enough for the products, small enough that a slice of both matrices stays in the cache.
+# Columns of a slice: wide enough for the products, narrow enough that both matrices fit the cache.
 MOST_COLUMNS, LEAST_COLUMNS = 1024, 256
 
 
-class Plan(NamedTuple):
-    """Blocks of each expert: full ones of the largest size, and one for the rows that are left."""
+class BlockPlan(NamedTuple):
+    """Blocks of each expert: full ones of the largest size, and a last one for the rest."""
 
     full_E: jax.Array  # number of full blocks
     rest_order_E: jax.Array  # experts in the order of the size of their last block
     rest_first: jax.Array  # per block size, where its experts begin in that order
     full_end_E: jax.Array  # running total of full blocks
-    kept_start_E: jax.Array  # first row of each expert where the rows of whole blocks are kept
+    hidden_start_E: jax.Array  # first row of each expert among whole blocks, as `hidden` has them
 
 
 def block_rows(n_rows: int) -> list[int]:
-    """The block sizes that are compiled for so many rows."""
+    """The block sizes that are compiled for `n_rows`."""
     if n_rows < ROWS[0]:
         return [-(-n_rows // 8) * 8]
     if n_rows > ROWS[-1]:
@@ -46,27 +46,27 @@ def block_rows(n_rows: int) -> list[int]:
 
 
 def most_padding(rows: list[int]) -> int:
-    """Most rows by which an expert's last block is larger than what is left for it."""
+    """Upper bound on the padding of an expert's last block."""
     return max(b - a for a, b in zip([0, *rows], rows, strict=False))
 
 
-def slice_columns(sizes: tuple[int, ...]) -> tuple[int, bool]:
-    """Columns of a slice, and whether no slice reaches into another expert's rows."""
-    common = math.gcd(*sizes)
+def slice_columns(ffn_dims: tuple[int, ...]) -> tuple[int, bool]:
+    """Columns of a slice, and true if no slice reaches into another expert's rows."""
+    common = math.gcd(*ffn_dims)
     divisors = [c for c in range(1, min(common, MOST_COLUMNS) + 1) if common % c == 0]
-    if divisors and (divisors[-1] >= LEAST_COLUMNS or set(sizes) <= {0, divisors[-1]}):
+    if divisors and (divisors[-1] >= LEAST_COLUMNS or set(ffn_dims) <= {0, divisors[-1]}):
         return divisors[-1], True
-    return min(MOST_COLUMNS, max(sizes)), False
+    return min(MOST_COLUMNS, max(ffn_dims)), False
 
 
-def kept_shape(n_rows: int, n_experts: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape (J, rows, C) of the hidden layer that `forward` keeps for `backward`."""
-    columns, _ = slice_columns(sizes)
+def hidden_shape(n_rows: int, n_experts: int, ffn_dims: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape (J, rows, C) of the hidden activations that `forward` stores for `backward`."""
+    columns, _ = slice_columns(ffn_dims)
     rows = n_rows + n_experts * most_padding(block_rows(n_rows))
-    return -(-max(sizes) // columns), rows, columns
+    return -(-max(ffn_dims) // columns), rows, columns
 
 
-def _plan(groups: Groups, sizes_E: jax.Array, rows: list[int]) -> Plan:
+def _plan(groups: Groups, sizes_E: jax.Array, rows: list[int]) -> BlockPlan:
     count_E = jnp.where(sizes_E > 0, groups.count_E, 0)  # identity experts compute nothing
     full_E = jnp.maximum((count_E - 1) // rows[-1], 0)
     rest_E = count_E - full_E * rows[-1]
@@ -75,30 +75,31 @@ def _plan(groups: Groups, sizes_E: jax.Array, rows: list[int]) -> Plan:
     first = jnp.searchsorted(size_E[order_E], jnp.arange(len(rows) + 1))
     last_E = jnp.append(jnp.array(rows), 0)[size_E]
     whole_E = full_E * rows[-1] + last_E
-    return Plan(full_E, order_E, first, jnp.cumsum(full_E), jnp.cumsum(whole_E) - whole_E)
+    return BlockPlan(full_E, order_E, first, jnp.cumsum(full_E), jnp.cumsum(whole_E) - whole_E)
 
 
 def _for_each_block(
-    plan: Plan, n_rows: int, rows: list[int], block: Callable[..., Any], carry: Any
+    plan: BlockPlan, n_rows: int, rows: list[int], block: Callable[..., Any], carry: Any
 ) -> Any:
-    """Runs `block(n_rows, expert, nth_row, first, carry)` for every block.
+    """Runs `block(n_rows, expert, nth_row, carry, first=...)` for every block.
 
-    `nth_row` is the block's first row among those of its expert; `first` is true for the block of
-    an expert that comes first. Block sizes are told apart by loops that may have no round, not by
-    a `lax.switch`: XLA copies what a branch changes, here the gradients of all weights.
+    `nth_row` is the block's first row among those of its expert; `first` is true for the last,
+    partial block of an expert, which runs first. Each block size has its own loop, perhaps of no
+    round, rather than a branch of `lax.switch`: XLA copies what a branch changes, here the
+    gradients of all weights.
     """
     for i, n in enumerate(rows):
 
         def rest(t, carry, n=n):
             e = plan.rest_order_E[t]
-            return block(n, e, plan.full_E[e] * rows[-1], True, carry)
+            return block(n, e, plan.full_E[e] * rows[-1], carry, first=True)
 
         carry = lax.fori_loop(plan.rest_first[i], plan.rest_first[i + 1], rest, carry)
 
     def full(t, carry):
         e = jnp.searchsorted(plan.full_end_E, t, side="right")
         nth = t - (plan.full_end_E[e] - plan.full_E[e])
-        return block(rows[-1], e, nth * rows[-1], False, carry)
+        return block(rows[-1], e, nth * rows[-1], carry, first=False)
 
     if n_rows > rows[-1]:
         carry = lax.fori_loop(0, plan.full_end_E[-1], full, carry)
@@ -106,36 +107,37 @@ def _for_each_block(
 
 
 class _Slices:
-    """Slices of one expert's columns, cut to the width of the rows."""
+    """Slices of an expert's columns, cut to the width of the rows."""
 
-    def __init__(self, weights: ExpertWeights, active: Active, sizes: tuple[int, ...], width: int):
-        self.columns, self.aligned = slice_columns(sizes)
-        self._weights, self._active, self._width = weights, active, width
+    def __init__(self, experts: LayerExperts, width: int):
+        self.columns, self.aligned = slice_columns(experts.ffn_dims)
+        self._experts, self._width = experts, width
 
     def count(self, expert):
-        return (self._active.sizes_E[expert] + self.columns - 1) // self.columns
+        return (self._experts.sizes_E[expert] + self.columns - 1) // self.columns
 
     def at(self, expert, j):
-        """First row of slice j; moved back where it would reach past the end."""
-        low = self._active.offsets_E[expert] + j * self.columns
-        return jnp.minimum(low, self._weights.fc1_FD.shape[0] - self.columns)
+        """First row of slice j; moved back where the slice would reach past the end."""
+        low = self._experts.offsets_E[expert] + j * self.columns
+        return jnp.minimum(low, self._experts.weights.fc1_FD.shape[0] - self.columns)
 
     def own(self, expert, j):
-        """(C,): which columns of slice j are the expert's active ones."""
-        low = self._active.offsets_E[expert] + j * self.columns
+        """(C,): true for the expert's active columns in slice j."""
+        start = self._experts.offsets_E[expert]
         column_C = self.at(expert, j) + jnp.arange(self.columns)
-        return (column_C >= low) & (
-            column_C < self._active.offsets_E[expert] + self._active.sizes_E[expert]
-        )
+        end = start + self._experts.sizes_E[expert]
+        return (column_C >= start + j * self.columns) & (column_C < end)
 
-    def matrix(self, array_FD, at):
-        return lax.dynamic_slice(array_FD, (at, 0), (self.columns, self._width))
+    def matrices(self, expert, j):
+        """(C, D) slices of fc1 and fc2."""
+        at, shape = (self.at(expert, j), 0), (self.columns, self._width)
+        weights = self._experts.weights
+        return tuple(lax.dynamic_slice(w, at, shape) for w in (weights.fc1_FD, weights.fc2_FD))
 
-    def hidden(self, expert, j, x_RD):
+    def hidden(self, expert, j, x_RD, fc1_CD):
         """relu(fc1(x)) of slice j, fp32, zero beyond the active columns."""
-        at = self.at(expert, j)
-        fc1_CD = self.matrix(self._weights.fc1_FD, at)
-        bias_C = lax.dynamic_slice(self._weights.fc1_bias_F, (at,), (self.columns,))
+        at = (self.at(expert, j),)
+        bias_C = lax.dynamic_slice(self._experts.weights.fc1_bias_F, at, (self.columns,))
         return jnp.where(self.own(expert, j), jax.nn.relu(_dot(x_RD, fc1_CD.T) + bias_C), 0)
 
 
@@ -146,22 +148,18 @@ def _dot(a, b):
 def forward(
     x_AD: jax.Array,
     groups: Groups,
-    weights: ExpertWeights,
-    active: Active,
-    sizes: tuple[int, ...],
-    kept: jax.Array | None = None,
+    experts: LayerExperts,
+    hidden: jax.Array | None = None,
     layer: Array | int = 0,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """FFN of sorted rows; rows of identity experts and of none give zeros.
+    """FFN of sorted rows; rows of identity experts and of no expert give zeros.
 
     Args:
       x_AD: sorted rows, cut to the active width.
       groups: the sorting.
-      weights: experts; more columns than x are not read.
-      active: the layer's experts.
-      sizes: every FFN size that an expert may have, the largest as its rows in F.
-      kept: (L, *kept_shape) buffer for the hidden layer; None where there is no backward pass.
-      layer: [], where in `kept`.
+      experts: of the layer.
+      hidden: (L, *hidden_shape) buffer; None without a backward pass.
+      layer: [], index into `hidden`.
 
     Returns:
       y_AD and the buffer.
@@ -169,50 +167,48 @@ def forward(
     n, d = x_AD.shape
     rows = block_rows(n)
     x_pad = jnp.pad(x_AD, ((0, rows[-1]), (0, 0)))
-    slices = _Slices(weights, active, sizes, d)
+    slices, plan = _Slices(experts, d), _plan(groups, experts.sizes_E, rows)
 
-    plan = _plan(groups, active.sizes_E, rows)
-
-    def block(n_rows, expert, nth_row, first, carry):
-        start, kept_at = groups.start_E[expert] + nth_row, plan.kept_start_E[expert] + nth_row
-        y_pad, kept = carry
+    def block(n_rows, expert, nth_row, carry, *, first):
+        start, stored_at = groups.start_E[expert] + nth_row, plan.hidden_start_E[expert] + nth_row
+        y_pad, hidden = carry
         x_RD = lax.dynamic_slice(x_pad, (start, 0), (n_rows, d))
 
         def one(j, carry):
-            y_RD, kept = carry
-            h_RC = slices.hidden(expert, j, x_RD).astype(x_RD.dtype)
-            if kept is not None:
-                kept = lax.dynamic_update_slice(kept, h_RC[None, None], (layer, j, kept_at, 0))
-            fc2_CD = slices.matrix(weights.fc2_FD, slices.at(expert, j))
-            return y_RD + _dot(h_RC, fc2_CD), kept
+            y_RD, hidden = carry
+            fc1_CD, fc2_CD = slices.matrices(expert, j)
+            h_RC = slices.hidden(expert, j, x_RD, fc1_CD).astype(x_RD.dtype)
+            if hidden is not None:
+                at = (layer, j, stored_at, 0)
+                hidden = lax.dynamic_update_slice(hidden, h_RC[None, None], at)
+            return y_RD + _dot(h_RC, fc2_CD), hidden
 
-        bias_D = weights.fc2_bias_ED[active.bias_row + expert, :d].astype(jnp.float32)
+        bias_ED = experts.weights.fc2_bias_ED
+        bias_D = bias_ED[experts.bias_row + expert, :d].astype(jnp.float32)
         y_RD = jnp.broadcast_to(bias_D, (n_rows, d))
-        y_RD, kept = lax.fori_loop(0, slices.count(expert), one, (y_RD, kept))
-        return _write(y_pad, y_RD.astype(y_pad.dtype), start, groups, expert), kept
+        y_RD, hidden = lax.fori_loop(0, slices.count(expert), one, (y_RD, hidden))
+        return _write(y_pad, y_RD.astype(y_pad.dtype), start, groups, expert), hidden
 
-    y_pad, kept = _for_each_block(plan, n, rows, block, (jnp.zeros_like(x_pad), kept))
-    return y_pad[:n], kept
+    y_pad, hidden = _for_each_block(plan, n, rows, block, (jnp.zeros_like(x_pad), hidden))
+    return y_pad[:n], hidden
 
 
 def backward(
     x_AD: jax.Array,
     groups: Groups,
-    weights: ExpertWeights,
-    active: Active,
-    sizes: tuple[int, ...],
+    experts: LayerExperts,
+    hidden: jax.Array,
     dy_AD: jax.Array,
     dw: ExpertWeights,
-    kept: jax.Array,
     layer: Array | int = 0,
 ) -> tuple[jax.Array, ExpertWeights]:
     """Gradients of `forward`.
 
     Args:
+      hidden: as `forward` filled it.
       dy_AD: cotangent of the sorted output.
-      dw: gradients of the weights, fp32, zero so far at this layer's place; others stay.
-      kept: the buffer of `forward`.
-      (others as there)
+      dw: gradients of all weights, fp32, still zero at this layer's rows.
+      (others as in `forward`)
 
     Returns:
       dx_AD, zero where `forward` gave zeros, and dw with this layer's gradients.
@@ -220,37 +216,23 @@ def backward(
     n, d = x_AD.shape
     rows = block_rows(n)
     x_pad, dy_pad = (jnp.pad(a, ((0, rows[-1]), (0, 0))) for a in (x_AD, dy_AD))
-    slices = _Slices(weights, active, sizes, d)
+    slices, plan = _Slices(experts, d), _plan(groups, experts.sizes_E, rows)
 
-    plan = _plan(groups, active.sizes_E, rows)
-
-    def block(n_rows, expert, nth_row, first, carry):
-        start, kept_at = groups.start_E[expert] + nth_row, plan.kept_start_E[expert] + nth_row
+    def block(n_rows, expert, nth_row, carry, *, first):
+        start, stored_at = groups.start_E[expert] + nth_row, plan.hidden_start_E[expert] + nth_row
         dx_pad, dw = carry
-        x_RD = lax.dynamic_slice(x_pad, (start, 0), (n_rows, d))
-        dy_RD = lax.dynamic_slice(dy_pad, (start, 0), (n_rows, d))
+        x_RD, dy_RD = (lax.dynamic_slice(a, (start, 0), (n_rows, d)) for a in (x_pad, dy_pad))
         dy_RD = jnp.where(_own_rows(n_rows, start, groups, expert), dy_RD, 0)
-        add = not (first and slices.aligned)
 
         def one(j, carry):
-            dx_RD, dw = carry
-            at = slices.at(expert, j)
-            fc1_CD, fc2_CD = (slices.matrix(w, at) for w in (weights.fc1_FD, weights.fc2_FD))
-            h_RC = lax.dynamic_slice(kept, (layer, j, kept_at, 0), (1, 1, n_rows, slices.columns))[
-                0, 0
-            ]
-            dh_RC = jnp.where(h_RC > 0, _dot(dy_RD, fc2_CD.T), 0)
-            dh_in = dh_RC.astype(x_RD.dtype)
-            dw = dw._replace(
-                fc1_FD=_put(dw.fc1_FD, _dot(dh_in.T, x_RD), (at, 0), add),
-                fc1_bias_F=_put(dw.fc1_bias_F, jnp.sum(dh_RC, axis=0), (at,), add),
-                fc2_FD=_put(dw.fc2_FD, _dot(h_RC.T, dy_RD), (at, 0), add),
-            )
-            return dx_RD + _dot(dh_in, fc1_CD), dw
+            at, shape = (layer, j, stored_at, 0), (1, 1, n_rows, slices.columns)
+            h_RC = lax.dynamic_slice(hidden, at, shape)[0, 0]
+            add = not (first and slices.aligned)
+            return _slice_bwd(slices, expert, j, x_RD, h_RC, dy_RD, carry, add=add)
 
         db_1D = jnp.sum(dy_RD, axis=0, keepdims=True, dtype=jnp.float32)
-        at_bias = (active.bias_row + expert, 0)
-        dw = dw._replace(fc2_bias_ED=_put(dw.fc2_bias_ED, db_1D, at_bias, not first))
+        at_bias = (experts.bias_row + expert, 0)
+        dw = dw._replace(fc2_bias_ED=_put(dw.fc2_bias_ED, db_1D, at_bias, add=not first))
         dx_RD = jnp.zeros((n_rows, d), jnp.float32)
         dx_RD, dw = lax.fori_loop(0, slices.count(expert), one, (dx_RD, dw))
         return _write(dx_pad, dx_RD.astype(dx_pad.dtype), start, groups, expert), dw
@@ -259,19 +241,35 @@ def backward(
     return dx_pad[:n], dw
 
 
+def _slice_bwd(slices: _Slices, expert, j, x_RD, h_RC, dy_RD, carry, *, add: bool):
+    """(dx_RD, dw) with the gradients of slice j; `add` to what dw holds there, or overwrite."""
+    dx_RD, dw = carry
+    at = slices.at(expert, j)
+    fc1_CD, fc2_CD = slices.matrices(expert, j)
+    dh_RC = jnp.where(h_RC > 0, _dot(dy_RD, fc2_CD.T), 0)
+    dh_in = dh_RC.astype(x_RD.dtype)
+    dw = dw._replace(
+        fc1_FD=_put(dw.fc1_FD, _dot(dh_in.T, x_RD), (at, 0), add=add),
+        fc1_bias_F=_put(dw.fc1_bias_F, jnp.sum(dh_RC, axis=0), (at,), add=add),
+        fc2_FD=_put(dw.fc2_FD, _dot(h_RC.T, dy_RD), (at, 0), add=add),
+    )
+    return dx_RD + _dot(dh_in, fc1_CD), dw
+
+
 def _own_rows(n_rows: int, start, groups: Groups, expert):
+    """(R, 1): true for the rows of a block that belong to the expert."""
     end = groups.start_E[expert] + groups.count_E[expert]
     return (start + jnp.arange(n_rows) < end)[:, None]
 
 
 def _write(array, block_RD, start, groups: Groups, expert):
-    """The block's own rows into the array; those past the end of the group stay as they are."""
+    """Writes the block's own rows; those past the end of the group stay as they are."""
     old_RD = lax.dynamic_slice(array, (start, 0), block_RD.shape)
     own = _own_rows(block_RD.shape[0], start, groups, expert)
     return lax.dynamic_update_slice(array, jnp.where(own, block_RD, old_RD), (start, 0))
 
 
-def _put(array, update, at, add: bool):
+def _put(array, update, at, *, add: bool):
     if add:
         update = update + lax.dynamic_slice(array, at, update.shape)
     return lax.dynamic_update_slice(array, update, at)

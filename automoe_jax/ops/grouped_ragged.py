@@ -1,8 +1,8 @@
 """The grouped FFN as ragged products: the backends of GPUs and TPUs.
 
-A ragged product multiplies groups of rows by a matrix each. Experts are laid out from the largest
-to the smallest, so that the rows that use a slice of the FFN's columns are the front rows: cost
-follows the sizes as it follows the rows. Letters as in `grouped_loop`, K and N those of a product.
+A ragged product multiplies each group of rows by its own matrix. Experts are sorted from the
+largest to the smallest, so the rows that use a slice of the FFN's columns come first and the cost
+follows the experts' sizes. Letters as in `grouped_loop`; K and N are those of a product.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from automoe_jax.ops.grouped_loop import slice_columns
-from automoe_jax.ops.grouping import Active, ExpertWeights, Groups
+from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts
 
 # (lhs_AK, rhs_EKN, count_E) -> (A, N), fp32; rows past the last group give zeros.
 Product = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -23,7 +23,7 @@ BLOCK_ROWS = 128
 
 
 def has_tokamax() -> bool:
-    """Whether the library with the GPU kernel is installed."""
+    """True if the library with the GPU kernel is installed."""
     return importlib.util.find_spec("tokamax") is not None
 
 
@@ -71,14 +71,13 @@ def blocked(lhs_AK: jax.Array, rhs_EKN: jax.Array, count_E: jax.Array) -> jax.Ar
 
 
 def largest_first(sizes_E: jax.Array) -> jax.Array:
-    """Rank of each expert in the order that these backends need."""
+    """Rank of each expert by size, the largest first."""
     return jnp.argsort(jnp.argsort(-sizes_E, stable=True))
 
 
-def _slot(array: jax.Array, active: Active, low: int, columns: int) -> jax.Array:
-    """Rows `low` to `low + columns` of each expert: (E, C, ...), cut where the array ends."""
-    at_EC = (active.offsets_E[:, None] + low) + jnp.arange(columns)
-    return array[jnp.minimum(at_EC, array.shape[0] - 1)]
+def _rows(experts: LayerExperts, low: int, columns: int) -> jax.Array:
+    """Rows `low` to `low + columns` of each expert's slot: (E, C)."""
+    return (experts.offsets_E[:, None] + low) + jnp.arange(columns)
 
 
 def _ffn(
@@ -87,11 +86,10 @@ def _ffn(
     slices: list[ExpertWeights],
     groups: Groups,
     sizes_E: jax.Array,
-    ranked_E: jax.Array,
 ) -> jax.Array:
     """Sum over slices; each slice's weights are (E, C, D) and (E, C), the last bias (E, D)."""
-    n = x_AD.shape[0]
-    n_experts = sizes_E.shape[0]
+    n, n_experts = x_AD.shape[0], sizes_E.shape[0]
+    ranked_E = jnp.argsort(largest_first(sizes_E))
     computes_A = jnp.append(sizes_E > 0, False)[groups.expert_A]
     expert_A = jnp.minimum(groups.expert_A, n_experts - 1)
     y_AD = jnp.where(computes_A[:, None], slices[0].fc2_bias_ED[expert_A], 0).astype(jnp.float32)
@@ -109,64 +107,56 @@ def _ffn(
     return y_AD.astype(x_AD.dtype)
 
 
-def _slices(
-    weights: ExpertWeights, active: Active, sizes: tuple[int, ...], width: int
-) -> list[ExpertWeights]:
-    columns, _ = slice_columns(sizes)
-    n_experts = active.sizes_E.shape[0]
-    row_E = active.bias_row + jnp.arange(n_experts)
-    bias_ED = weights.fc2_bias_ED[jnp.minimum(row_E, weights.fc2_bias_ED.shape[0] - 1)]
-    return [
-        ExpertWeights(
-            _slot(weights.fc1_FD, active, low, columns)[..., :width],
-            _slot(weights.fc1_bias_F, active, low, columns),
-            _slot(weights.fc2_FD, active, low, columns)[..., :width],
-            bias_ED[:, :width],
+def _slices(experts: LayerExperts, width: int) -> list[ExpertWeights]:
+    """The weights of each slice of columns, as `_ffn` takes them."""
+    weights, (columns, _) = experts.weights, slice_columns(experts.ffn_dims)
+
+    def take(array: jax.Array, at: jax.Array) -> jax.Array:
+        return array[jnp.minimum(at, array.shape[0] - 1)]
+
+    row_E = experts.bias_row + jnp.arange(experts.sizes_E.shape[0])
+    bias_ED = take(weights.fc2_bias_ED, row_E)[:, :width]
+    slices = []
+    for low in range(0, max(experts.ffn_dims), columns):
+        at_EC = _rows(experts, low, columns)
+        slices.append(
+            ExpertWeights(
+                take(weights.fc1_FD, at_EC)[..., :width],
+                take(weights.fc1_bias_F, at_EC),
+                take(weights.fc2_FD, at_EC)[..., :width],
+                bias_ED,
+            )
         )
-        for low in range(0, max(sizes), columns)
-    ]
+    return slices
 
 
-def forward(
-    product: Product,
-    x_AD: jax.Array,
-    groups: Groups,
-    weights: ExpertWeights,
-    active: Active,
-    sizes: tuple[int, ...],
-) -> jax.Array:
-    """As `grouped_loop.forward`, without a buffer: `backward` computes the hidden layer again."""
-    slices = _slices(weights, active, sizes, x_AD.shape[1])
-    ranked_E = jnp.argsort(largest_first(active.sizes_E))
-    return _ffn(product, x_AD, slices, groups, active.sizes_E, ranked_E)
+def forward(product: Product, x_AD: jax.Array, groups: Groups, experts: LayerExperts) -> jax.Array:
+    """As `grouped_loop.forward`, but stores nothing: `backward` recomputes the hidden layer."""
+    return _ffn(product, x_AD, _slices(experts, x_AD.shape[1]), groups, experts.sizes_E)
 
 
 def backward(
     product: Product,
     x_AD: jax.Array,
     groups: Groups,
-    weights: ExpertWeights,
-    active: Active,
-    sizes: tuple[int, ...],
+    experts: LayerExperts,
     dy_AD: jax.Array,
     dw: ExpertWeights,
 ) -> tuple[jax.Array, ExpertWeights]:
     """As `grouped_loop.backward`."""
-    ranked_E = jnp.argsort(largest_first(active.sizes_E))
 
     def ffn(x_AD: jax.Array, slices: list[ExpertWeights]) -> jax.Array:
-        return _ffn(product, x_AD, slices, groups, active.sizes_E, ranked_E)
+        return _ffn(product, x_AD, slices, groups, experts.sizes_E)
 
-    slices = _slices(weights, active, sizes, x_AD.shape[1])
-    _, pull = jax.vjp(ffn, x_AD, slices)
-    dx_AD, d_slices = pull(dy_AD)
-    columns, _ = slice_columns(sizes)
     d = x_AD.shape[1]
+    _, pull = jax.vjp(ffn, x_AD, _slices(experts, d))
+    dx_AD, d_slices = pull(dy_AD)
+    columns, _ = slice_columns(experts.ffn_dims)
+    bias_E = experts.bias_row + jnp.arange(experts.sizes_E.shape[0])
     for i, part in enumerate(d_slices):
-        at_EC = (active.offsets_E[:, None] + i * columns) + jnp.arange(columns)
-        own_EC = i * columns + jnp.arange(columns) < active.sizes_E[:, None]
-        at_EC = jnp.where(own_EC, at_EC, weights.fc1_FD.shape[0])
-        bias_E = active.bias_row + jnp.arange(active.sizes_E.shape[0])
+        own_EC = i * columns + jnp.arange(columns) < experts.sizes_E[:, None]
+        n_rows = experts.weights.fc1_FD.shape[0]
+        at_EC = jnp.where(own_EC, _rows(experts, i * columns, columns), n_rows)
 
         def add(array: Any, at: Any, update: jax.Array, *width: slice) -> jax.Array:
             return array.at[(at, *width)].add(update.astype(array.dtype), mode="drop")
@@ -181,7 +171,7 @@ def backward(
 
 
 def check_installed(backend: str, allowed: tuple[str, ...]):
-    """Raises `ValueError` where the backend's library is missing."""
+    """Raises `ValueError` if the backend's library is missing."""
     if backend == "tokamax" and not has_tokamax():
         others = ", ".join(b for b in allowed if b != "tokamax")
         raise ValueError(f"backend tokamax needs the tokamax package; install it or use {others}")

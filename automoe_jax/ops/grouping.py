@@ -1,8 +1,9 @@
-"""Rows sorted by expert: what every backend of the grouped FFN starts from.
+"""Rows sorted by expert: the input of every backend of the grouped FFN.
 
 Letters: A rows (assignments of tokens to experts), E experts, F FFN columns, D embedding.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -14,8 +15,8 @@ from automoe_jax.architecture.active import Array
 class ExpertWeights(NamedTuple):
     """Experts side by side along F; each has a slot of rows, of which the front ones are active.
 
-    Shapes: fc1_FD, fc1_bias_F, fc2_FD, fc2_bias_ED. The layout serves all layers of a supernet in
-    one array (slots of the largest size) and one layer of a stand-alone subnet (exact sizes) alike.
+    One layout for all layers of a supernet in one array (slots of the largest size) and for one
+    layer of a stand-alone subnet (exact sizes).
     """
 
     fc1_FD: jax.Array
@@ -24,19 +25,30 @@ class ExpertWeights(NamedTuple):
     fc2_bias_ED: jax.Array
 
 
-class Active(NamedTuple):
-    """Which part of the weights a layer uses; traced values, so that one program serves all."""
+@dataclasses.dataclass(frozen=True)
+class LayerExperts:
+    """The experts of one layer; which part of the weights they are is traced.
 
-    offsets_E: jax.Array  # first row in F of each of the layer's experts
-    bias_row: jax.Array  # [], row of the layer's first expert in fc2_bias_ED
-    sizes_E: jax.Array  # active FFN size; 0 is an identity expert
+    Attributes:
+      weights: experts of this layer and of others; columns beyond the width of the rows are unused.
+      offsets_E: first row in F of each of the layer's experts.
+      bias_row: [], row of the layer's first expert in `fc2_bias_ED`.
+      sizes_E: active FFN sizes; 0 is an identity expert.
+      ffn_dims: every FFN size that an expert may have; the largest is the slot of each.
+    """
+
+    weights: ExpertWeights
+    offsets_E: jax.Array
+    bias_row: jax.Array
+    sizes_E: jax.Array
+    ffn_dims: tuple[int, ...]
 
 
 class Groups(NamedTuple):
-    """Assignments sorted by expert; those of no expert come last."""
+    """Assignments sorted by expert; those without an expert come last."""
 
     order_A: jax.Array  # sorted position -> row
-    expert_A: jax.Array  # of the sorted rows; E for none
+    expert_A: jax.Array  # of each sorted row; E for none
     start_E: jax.Array  # first sorted row of each expert
     count_E: jax.Array
 
@@ -47,7 +59,7 @@ def group(expert_A: jax.Array, n_experts: int, rank_E: Array | None = None) -> G
     Args:
       expert_A: expert of each row; `n_experts` or more for none.
       n_experts: E.
-      rank_E: a permutation: experts are laid out in the order of their ranks; None for their own.
+      rank_E: permutation; experts are sorted by rank, by default by index.
     """
     expert_A = jnp.minimum(expert_A, n_experts)
     rank_E = jnp.arange(n_experts) if rank_E is None else rank_E
@@ -59,5 +71,5 @@ def group(expert_A: jax.Array, n_experts: int, rank_E: Array | None = None) -> G
 
 
 def put_back(y_sorted_AD: jax.Array, groups: Groups) -> jax.Array:
-    """Sorted rows at their own places again."""
+    """Sorted rows in their original order."""
     return jnp.zeros_like(y_sorted_AD).at[groups.order_A].set(y_sorted_AD, unique_indices=True)

@@ -20,7 +20,8 @@ from automoe_jax.data.plan import Plan, choose_buckets
 from automoe_jax.data.prepared import PreparedData
 from automoe_jax.data.tokens import Side, TokenPairs
 from automoe_jax.model.extract import extract
-from automoe_jax.model.transformer import Transformer, supernet_static
+from automoe_jax.model.supernet import Supernet, supernet_static
+from automoe_jax.model.transformer import Transformer
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
 from automoe_jax.training import optimizer, parallel, sampling
@@ -54,19 +55,15 @@ class TrainingTarget:
     def hull(self) -> Subnet:
         return self.space.hull()
 
-    def module(self) -> Transformer:
+    def module(self) -> Supernet | Transformer:
         """The Linen module."""
-        hull = self.hull
-        return Transformer(
-            arch=self.subnet or hull,
-            vocab_sizes=self.vocab_sizes,
-            encoder_base_dim=hull.encoder.embed_dim,
-            decoder_base_dim=hull.decoder.embed_dim,
-            dropout=self.model.dropout,
-            attention_dropout=self.model.attention_dropout,
-            choices=supernet_static(self.space) if self.subnet is None else None,
-            share_embeddings=self.space.share_embeddings,
-        )
+        hull, rates = self.hull, (self.model.dropout, self.model.attention_dropout)
+        share = self.space.share_embeddings
+        if self.subnet is None:
+            static = supernet_static(self.space)
+            return Supernet(hull, self.vocab_sizes, static, *rates, share)
+        base_dims = hull.encoder.embed_dim, hull.decoder.embed_dim
+        return Transformer(self.subnet, self.vocab_sizes, *base_dims, *rates, share)
 
     def choice(self, subnet: Subnet) -> ActiveSubnet | None:
         """The choice that runs a subnet in the module."""

@@ -9,13 +9,16 @@ import optax
 
 from automoe_jax.architecture.active import ActiveSubnet, Array
 from automoe_jax.architecture.ids import PAD_ID
-from automoe_jax.model.transformer import Transformer, output_table
+from automoe_jax.model.embedding import output_table
+from automoe_jax.model.supernet import Supernet
+from automoe_jax.model.transformer import Transformer
 from automoe_jax.ops.cross_entropy import chunked_cross_entropy
 from automoe_jax.training import optimizer
 from automoe_jax.training.loss import LossSums, decoder_input
 
 AXIS = "data"
 Batch = dict[str, jax.Array]  # "source", "target"
+Model = Supernet | Transformer
 
 
 class TrainState(NamedTuple):
@@ -38,9 +41,9 @@ class StepMetrics(NamedTuple):
 
 
 def init_state(
-    model: Transformer,
+    model: Model,
     tx: optax.GradientTransformation,
-    choice: ActiveSubnet | None,
+    subnet: ActiveSubnet | None,
     key: jax.Array,
 ) -> TrainState:
     """Fresh parameters and optimizer state of step 0."""
@@ -48,34 +51,33 @@ def init_state(
 
     @jax.jit
     def make(key):
-        params = model.init({"params": key}, ids, ids, choice)["params"]
+        active = () if subnet is None else (subnet,)
+        params = model.init({"params": key}, ids, ids, *active)["params"]
         return TrainState(jnp.int32(0), params, tx.init(params))
 
     return make(key)
 
 
 def batch_loss(
-    model: Transformer,
+    model: Model,
     params: Any,
     batch: Batch,
-    choice: ActiveSubnet | None,
+    subnet: ActiveSubnet | None,
     key: jax.Array | None,
     smoothing: float,
 ) -> tuple[LossSums, jax.Array]:
     """Loss sums and load-balance loss of one batch (rows, time); a key switches dropout on."""
+    # A supernet takes the active subnet, a stand-alone model none.
+    active = () if subnet is None else (subnet,)
     output: Any = model.apply(
-        {"params": params},
-        batch["source"],
-        decoder_input(batch["target"]),
-        choice,
-        key,
+        {"params": params}, batch["source"], decoder_input(batch["target"]), *active, key
     )
     target_N = batch["target"].reshape(-1)
     real_N = target_N != PAD_ID
     dim, dims = None, ()
-    if choice is not None:
-        assert model.choices is not None
-        dim, dims = choice.decoder.embed_dim, model.choices.decoder_dims
+    if isinstance(model, Supernet):
+        assert subnet is not None
+        dim, dims = subnet.decoder.embed_dim, model.static.decoder_dims
     loss, nll = chunked_cross_entropy(
         output.hidden_BTD.reshape(target_N.shape[0], -1),
         output_table(params),
@@ -89,7 +91,7 @@ def batch_loss(
 
 
 def make_train_step(
-    model: Transformer,
+    model: Model,
     tx: optax.GradientTransformation,
     smoothing: float,
     load_balance_weight: float,
@@ -102,9 +104,9 @@ def make_train_step(
     *summed* loss, over the sum of target tokens. It must run under axis `AXIS`.
     """
 
-    def micro_batch(params, batch, choice, key, scale):
+    def micro_batch(params, batch, subnet, key, scale):
         def objective(params):
-            sums, balance = batch_loss(model, params, batch, choice, key, smoothing)
+            sums, balance = batch_loss(model, params, batch, subnet, key, smoothing)
             total = sums.loss + load_balance_weight * balance * sums.tokens
             return total * scale, (sums, balance * sums.tokens)
 
@@ -125,8 +127,8 @@ def make_train_step(
         tokens = jnp.maximum(target_tokens, 1)
 
         def one(inputs):
-            batch, choice, i = inputs
-            return micro_batch(state.params, batch, choice, jax.random.fold_in(key, i), 1 / tokens)
+            batch, subnet, i = inputs
+            return micro_batch(state.params, batch, subnet, jax.random.fold_in(key, i), 1 / tokens)
 
         # No collective in here: devices may be at different subnets. One micro-batch needs no
         # loop, and more share one compiled body.
@@ -161,14 +163,14 @@ def _sum_devices(tree: Any) -> Any:
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.psum(tree, AXIS)
 
 
-def make_eval_step(model: Transformer) -> Callable[..., LossSums]:
+def make_eval_step(model: Model) -> Callable[..., LossSums]:
     """Loss sums (without smoothing or dropout) of one device's batch, summed over devices.
 
     The function takes (params, batch, choice) with (rows, time) ids; it runs under axis `AXIS`.
     """
 
-    def step(params: Any, batch: Batch, choice: ActiveSubnet | None) -> LossSums:
-        sums, _ = batch_loss(model, params, batch, choice, None, 0.0)
+    def step(params: Any, batch: Batch, subnet: ActiveSubnet | None) -> LossSums:
+        sums, _ = batch_loss(model, params, batch, subnet, None, 0.0)
         return _sum_devices(sums)
 
     return step

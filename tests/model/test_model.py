@@ -18,10 +18,12 @@ from conftest import (
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.model import stacked
+from automoe_jax.model.elastic_layer import Context, layer_context
+from automoe_jax.model.embedding import position_table, positions
 from automoe_jax.model.experts import Routing, load_balance
 from automoe_jax.model.extract import extract
-from automoe_jax.model.layers import position_table, positions, random_bits
-from automoe_jax.model.transformer import supernet_static
+from automoe_jax.model.layers import random_bits
+from automoe_jax.model.supernet import supernet_static
 from automoe_jax.training.loss import smoothed_cross_entropy
 
 SPACES = {
@@ -144,21 +146,17 @@ def test_fresh_weights(width):
 
 
 def test_dropout_rate_is_scaled_to_the_width():
-    """0.3 at the supernet's width, 0.3 * d / D at a subnet's, in masked and stand-alone models."""
+    """0.3 at the supernet's width, 0.3 * d / D at a subnet's, in both models."""
     space = elastic_space(encoder_depths=(1,), cross_spans=(1,))
-    hull = space.hull()
-    for model, choice in (
-        (supernet_of(space, dropout=0.3), to_active(space.smallest(), hull)),
-        (dataclasses.replace(standalone_of(space, space.smallest()), dropout=0.3), None),
-    ):
-        side = None if choice is None else choice.decoder
-        dim = model.arch.decoder.embed_dim
-        if side is not None:
-            dim = int(side.embed_dim)
-            rate = model._static("decoder").rate(dim)
-        else:
-            rate = model.rate(dim, model.decoder_base_dim)
-        assert float(rate) == pytest.approx(0.3 * 8 / 16)
+    subnet, hull = space.smallest(), space.hull()
+    alone = dataclasses.replace(standalone_of(space, subnet), dropout=0.3)
+    assert alone.rates()[1] == pytest.approx(0.3 * 8 / 16)
+    static = supernet_of(space, dropout=0.3).stack_static("decoder")
+    active = to_active(subnet, hull).decoder
+    context = Context(active, np.ones((1, 1, 1)), np.ones((1, 1)), None, None, None)
+    for masked, x_BTD in ((True, np.zeros((1, 1, 16))), (False, np.zeros((1, 1, 8)))):
+        own = layer_context(static, context, 0, x_BTD, None, masked=masked)
+        assert float(own.rate) == pytest.approx(0.3 * 8 / 16)
 
 
 @pytest.mark.parametrize("backend", ["loop", "ragged_dot", "blocked"])
@@ -172,13 +170,13 @@ def test_loops_equal_masks(backend):
         )  # fmt: skip
     hull, params = space.hull(), jax.tree.map(jnp.asarray, random_params(space))
     models = (
-        dataclasses.replace(supernet_of(space), choices=supernet_static(space, backend=backend)),
+        dataclasses.replace(supernet_of(space), static=supernet_static(space, backend=backend)),
         supernet_of(space, masked=True),
     )
 
     def gradient(model):
-        def loss(p, src, tgt, choice):
-            out = model.apply({"params": p}, src, tgt, choice)
+        def loss(p, src, tgt, active):
+            out = model.apply({"params": p}, src, tgt, active)
             sums = smoothed_cross_entropy(out.logits_BTV, tgt, 0.1)
             return sums.loss + 3 * out.load_balance
 
@@ -188,8 +186,8 @@ def test_loops_equal_masks(backend):
     rng = np.random.default_rng(7)
     for _ in range(4):
         src, tgt = token_batch(rng)
-        choice = to_active(space.sample(rng), hull)
-        ours, theirs = (f(params, src, tgt, choice) for f in (loops, masks))
+        active = to_active(space.sample(rng), hull)
+        ours, theirs = (f(params, src, tgt, active) for f in (loops, masks))
         assert float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-5)
         for (path, a), b in zip(
             jax.tree.leaves_with_path(ours[1]), jax.tree.leaves(theirs[1]), strict=True
@@ -242,9 +240,9 @@ def check_no_leak(space, params, _):
     model, hull = supernet_of(space), space.hull()
 
     @jax.jit
-    def gradient(params, src, tgt, choice):
+    def gradient(params, src, tgt, active):
         def loss(p):
-            out = model.apply({"params": p}, src, tgt, choice)
+            out = model.apply({"params": p}, src, tgt, active)
             return smoothed_cross_entropy(out.logits_BTV, tgt, 0.1).loss + out.load_balance
 
         return jax.grad(loss)(params)
@@ -311,9 +309,9 @@ def test_padding_changes_nothing(supernet):
         src_padded = np.full((3, 9), 1, np.int32)
         src_padded[0, left : left + 6] = short_src[0]
         for subnet in (space.largest(), space.sample(rng)):
-            choice = to_active(subnet, space.hull())
-            alone = apply(params, short_src, short_tgt, choice).logits_BTV
-            padded = apply(params, src_padded, tgt_padded, choice).logits_BTV
+            active = to_active(subnet, space.hull())
+            alone = apply(params, short_src, short_tgt, active).logits_BTV
+            padded = apply(params, src_padded, tgt_padded, active).logits_BTV
             np.testing.assert_allclose(
                 padded[0, :5], alone[0], atol=1e-5 * np.abs(alone).max(), rtol=0
             )
@@ -325,8 +323,8 @@ def test_future_changes_nothing(supernet):
     src, tgt = token_batch(rng)
     other = tgt.copy()
     other[:, 4:] = rng.integers(4, VOCAB, other[:, 4:].shape)
-    choice = to_active(space.largest(), space.hull())
-    a, b = (np.asarray(apply(params, src, t, choice).logits_BTV) for t in (tgt, other))
+    active = to_active(space.largest(), space.hull())
+    a, b = (np.asarray(apply(params, src, t, active).logits_BTV) for t in (tgt, other))
     np.testing.assert_allclose(a[:2, :4], b[:2, :4], atol=1e-5 * np.abs(a).max())
     assert np.abs(a[:2, 4:] - b[:2, 4:]).max() > 1e-3
 
@@ -350,19 +348,19 @@ def test_dropout_follows_the_key_and_the_width():
     space = elastic_space(encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,))
     model, params, hull = supernet_of(space, dropout=0.5), random_params(space), space.hull()
     src, tgt = token_batch(np.random.default_rng(0))
-    choice = to_active(space.largest(), hull)
+    active = to_active(space.largest(), hull)
     apply = jax.jit(lambda c, k: model.apply({"params": params}, src, tgt, c, k).logits_BTV)
-    a, b, c = (np.asarray(apply(choice, jax.random.key(i))) for i in (0, 0, 1))
+    a, b, c = (np.asarray(apply(active, jax.random.key(i))) for i in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 1e-2
-    without = model.apply({"params": params}, src, tgt, choice).logits_BTV
+    without = model.apply({"params": params}, src, tgt, active).logits_BTV
     assert np.abs(a - without).max() > 1e-2
 
 
 def test_load_balance_by_hand():
     logits = np.log(np.array([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]], np.float32))
     logits = np.concatenate([logits, np.full((4, 1), -np.inf, np.float32)], axis=1)
-    routing = Routing(jnp.asarray(logits), jnp.asarray([[0], [0], [1], [3]]))
+    routing = Routing(jnp.asarray(logits), jnp.asarray([[0], [0], [1], [3]]), jnp.ones((4, 1)))
     real = jnp.asarray([True, True, True, False])
     # f = (2/3, 1/3), P = (1.5/3, 1.5/3), two active experts
     assert float(load_balance(routing, real)) == pytest.approx(2 * (2 / 3 * 0.5 + 1 / 3 * 0.5))

@@ -1,0 +1,188 @@
+"""The supernet: every subnet of a search space, as data, under one compilation.
+
+Letters: B batch, T target time, S source time, D embedding, P segments of S memory positions each,
+L layers.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from automoe_jax.architecture.active import ActiveStack, ActiveSubnet
+from automoe_jax.architecture.ids import PAD_ID
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.model import elastic_stack, stacked
+from automoe_jax.model.block import CrossMemory
+from automoe_jax.model.elastic_layer import Context, StackStatic
+from automoe_jax.model.elastic_stack import StackOutput
+from automoe_jax.model.embedding import stack_input, word_tables
+from automoe_jax.model.seq2seq import (
+    DropoutKeys,
+    Output,
+    causal_mask,
+    dropout_keys,
+    longest_span,
+)
+from automoe_jax.ops import grouped_ffn
+
+
+@dataclasses.dataclass(frozen=True)
+class SupernetStatic:
+    """The static side of a supernet: its compiled program is specialised for this.
+
+    Attributes:
+      encoder_dims, decoder_dims: embedding widths, ascending.
+      encoder_ffn_dims, decoder_ffn_dims: FFN sizes of experts besides 0.
+      masked: make layers elastic by masks alone, see `elastic_stack.run_masked`.
+      backend: of the grouped FFN; empty for the platform's default.
+    """
+
+    encoder_dims: tuple[int, ...]
+    decoder_dims: tuple[int, ...]
+    encoder_ffn_dims: tuple[int, ...]
+    decoder_ffn_dims: tuple[int, ...]
+    masked: bool = False
+    backend: str = ""
+
+
+def supernet_static(
+    space: SearchSpace, *, masked: bool = False, backend: str = ""
+) -> SupernetStatic:
+    """The static side of the supernet of a search space."""
+    dims = (
+        space.encoder_embed_dims, space.decoder_embed_dims,
+        space.encoder_ffn_dims, space.decoder_ffn_dims,
+    )  # fmt: skip
+    return SupernetStatic(*(tuple(sorted(set(d))) for d in dims), masked=masked, backend=backend)
+
+
+class ElasticStack(nn.Module):
+    """The layers of a supernet's encoder or decoder."""
+
+    static: StackStatic
+    masked: bool
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, memory_PBSD: jax.Array | None, context: Context
+    ) -> StackOutput:
+        params = self.param(stacked.LAYERS, self._init, x_BTD.shape[-1], memory_PBSD)
+        run = elastic_stack.run_masked if self.masked else elastic_stack.run
+        return run(self.static, params, x_BTD, memory_PBSD, context)
+
+    def _init(self, key: jax.Array, dim: int, memory_PBSD: jax.Array | None) -> Any:
+        x_BTD, real_BT = jnp.zeros((1, 1, dim)), jnp.ones((1, 1), bool)
+        memory = None
+        if memory_PBSD is not None:
+            memory = CrossMemory(jnp.zeros((1, 1, 1, memory_PBSD.shape[-1])), real_BT)
+        layers = self.static.layers
+        inputs = (x_BTD, real_BT[:, None], real_BT, memory, 0.0, None)
+        params: list[Any] = [
+            self.static.block(layer).init(key, *inputs)["params"]
+            for layer, key in zip(layers, jax.random.split(key, len(layers)), strict=True)
+        ]
+        return stacked.join(params, self.static.experts)
+
+
+class Supernet(nn.Module):
+    """Encoder and decoder at the largest sizes of a search space; runs any subnet of it.
+
+    Attributes:
+      arch: the hull of the space, the sizes of all weights.
+      vocab_sizes: V of source and target, pad included.
+      static: what the program is compiled for.
+      dropout: rate at the full width, scaled to the active one.
+      attention_dropout: rate on attention probabilities.
+      share_embeddings: as `SearchSpace.share_embeddings`.
+    """
+
+    arch: Subnet
+    vocab_sizes: tuple[int, int]
+    static: SupernetStatic
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    share_embeddings: str = "all"
+
+    @nn.compact
+    def __call__(
+        self,
+        source_BS: jax.Array,
+        target_in_BT: jax.Array,
+        subnet: ActiveSubnet,
+        key: jax.Array | None = None,
+    ) -> Output:
+        """A teacher-forced pass.
+
+        Args:
+          source_BS: token ids, eos included, padded on either side.
+          target_in_BT: decoder input, starting with eos, padded on the right.
+          subnet: the active subnet.
+          key: for dropout; None without.
+        """
+        arch, words = self.arch, word_tables(self.arch, self.vocab_sizes, self.share_embeddings)
+        key = key if self.dropout or self.attention_dropout else None
+        encoder_keys, decoder_keys = dropout_keys(arch, key)
+        real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
+
+        x_BSD = self._input(words.source, source_BS, "encoder", subnet.encoder, encoder_keys)
+        context = Context(
+            subnet.encoder, real_BS[:, None], real_BS, None, None, _stacked(encoder_keys)
+        )
+        encoder = ElasticStack(self.stack_static("encoder"), self.static.masked, name="encoder")
+        encoded = encoder(x_BSD, None, context)
+
+        x_BTD = self._input(words.target, target_in_BT, "decoder", subnet.decoder, decoder_keys)
+        memory_PBSD = jnp.stack([
+            encoded.outputs_LBTD[jnp.maximum(subnet.encoder.depth - 1 - back, 0)]
+            for back in range(longest_span(arch))
+        ])  # fmt: skip
+        context = Context(
+            subnet.decoder, causal_mask(target_in_BT), real_BT, real_BS, subnet.encoder.embed_dim,
+            _stacked(decoder_keys),
+        )  # fmt: skip
+        decoder = ElasticStack(self.stack_static("decoder"), self.static.masked, name="decoder")
+        decoded = decoder(x_BTD, memory_PBSD, context)
+
+        hidden_BTD = decoded.outputs_LBTD[subnet.decoder.depth - 1]
+        n_layers = subnet.encoder.depth + subnet.decoder.depth
+        return Output(
+            logits_BTV=words.output.logits(hidden_BTD),
+            hidden_BTD=hidden_BTD,
+            load_balance=(encoded.balance + decoded.balance) / n_layers,
+            encoder_layers=list(encoded.outputs_LBTD),
+            decoder_layers=list(decoded.outputs_LBTD),
+            router_logits=[
+                logits_NE[:, : len(layer.experts)]
+                for out, stack in ((encoded, arch.encoder), (decoded, arch.decoder))
+                for logits_NE, layer in zip(out.logits_LNE, stack.layers, strict=True)
+            ],
+        )
+
+    def stack_static(self, side: str) -> StackStatic:
+        """The static side of a stack, "encoder" or "decoder"."""
+        stack = getattr(self.arch, side)
+        return StackStatic(
+            layers=stack.layers,
+            dims=getattr(self.static, f"{side}_dims"),
+            ffn_dims=getattr(self.static, f"{side}_ffn_dims"),
+            memory_dims=self.static.encoder_dims if side == "decoder" else (),
+            qkv_dim=self.arch.qkv_dim,
+            dropout=self.dropout,
+            base_dim=stack.embed_dim,
+            attention_dropout=self.attention_dropout,
+            backend=self.static.backend or grouped_ffn.default_backend(),
+        )
+
+    def _input(self, table, ids_BT, side: str, active: ActiveStack, keys: DropoutKeys):
+        dim = getattr(self.arch, side).embed_dim
+        rate = self.dropout * active.embed_dim / dim
+        return stack_input(table, ids_BT, dim, dim, rate, keys.embedding, active.embed_dim)
+
+
+def _stacked(keys: DropoutKeys) -> jax.Array | None:
+    """The layers' keys as one array."""
+    return None if keys.layers is None else jnp.stack(keys.layers)
