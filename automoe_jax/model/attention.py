@@ -35,10 +35,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        segments: Segments | None = None,
-        dims: tuple[int, ...] = (),
+        self, x: jax.Array, segments: Segments | None = None, dims: tuple[int, ...] = ()
     ) -> jax.Array:
         """With `segments`, the leading axis of x is P and `dims` are the widths it can have."""
         kernel = self.param("kernel", xavier(*self.fans), (x.shape[-1], self.features))

@@ -4,7 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.architecture.subnet import EncoderLayer, Subnet
+from automoe_jax.model.block import LayerSpec
 from automoe_jax.model.stacked import per_layer
 
 Params = dict[str, Any]
@@ -45,23 +46,14 @@ def extract(params: Params, subnet: Subnet, hull: Subnet) -> Params:
     return out
 
 
-def _layer(
-    params: Params,
-    layer: EncoderLayer | DecoderLayer,
-    bound: EncoderLayer | DecoderLayer,
-    d_e: int,
-    d_d: int,
-) -> Params:
+def _layer(params: Params, layer: LayerSpec, bound: LayerSpec, d_e: int, d_d: int) -> Params:
     d = d_e if isinstance(layer, EncoderLayer) else d_d
-    out: Params = {
-        "self_attention": _attention(params["self_attention"], d, d),
-        "self_attention_norm": _norm(params["self_attention_norm"], d),
-        "experts": _experts(params["experts"], layer.experts, bound.experts, d),
-        "experts_norm": _norm(params["experts_norm"], d),
-    }
-    if isinstance(layer, DecoderLayer):
-        out["cross_attention"] = _attention(params["cross_attention"], d, d_e)
-        out["cross_attention_norm"] = _norm(params["cross_attention_norm"], d)
+    out: Params = {"experts": _experts(params["experts"], layer.experts, bound.experts, d)}
+    for name, part in params.items():
+        if name.endswith("_norm"):
+            out[name] = {key: value[:d] for key, value in part.items()}
+        elif name.endswith("_attention"):
+            out[name] = _attention(part, d, d_e if name == "cross_attention" else d)
     return out
 
 
@@ -71,15 +63,8 @@ def _attention(params: Params, d_q: int, d_kv: int) -> Params:
         name: {"kernel": params[name]["kernel"][:n], "bias": params[name]["bias"]}
         for name, n in rows.items()
     }
-    out["out"] = {
-        "kernel": params["out"]["kernel"][:, :d_q],
-        "bias": params["out"]["bias"][:d_q],
-    }
+    out["out"] = {"kernel": params["out"]["kernel"][:, :d_q], "bias": params["out"]["bias"][:d_q]}
     return out
-
-
-def _norm(params: Params, d: int) -> Params:
-    return {name: value[:d] for name, value in params.items()}
 
 
 def _experts(params: Params, sizes: tuple[int, ...], bound: tuple[int, ...], d: int) -> Params:

@@ -4,7 +4,6 @@ Letters: B batch, T target time, S source time, D embedding, P segments of S mem
 L layers.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -14,50 +13,20 @@ from flax import linen as nn
 from automoe_jax.architecture.active import ActiveStack, ActiveSubnet
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.space import SearchSpace
-from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model import elastic_stack, stacked
 from automoe_jax.model.block import CrossMemory
 from automoe_jax.model.elastic_layer import Context, StackStatic
 from automoe_jax.model.elastic_stack import StackOutput
-from automoe_jax.model.embedding import stack_input, word_tables
 from automoe_jax.model.seq2seq import (
     DropoutKeys,
     Output,
     causal_mask,
     dropout_keys,
     longest_span,
+    stack_input,
+    word_tables,
 )
 from automoe_jax.ops import grouped_ffn
-
-
-@dataclasses.dataclass(frozen=True)
-class SupernetStatic:
-    """The static side of a supernet: its compiled program is specialised for this.
-
-    Attributes:
-      encoder_dims, decoder_dims: embedding widths, ascending.
-      encoder_ffn_dims, decoder_ffn_dims: FFN sizes of experts besides 0.
-      masked: make layers elastic by masks alone, see `elastic_stack.run_masked`.
-      backend: of the grouped FFN; empty for the platform's default.
-    """
-
-    encoder_dims: tuple[int, ...]
-    decoder_dims: tuple[int, ...]
-    encoder_ffn_dims: tuple[int, ...]
-    decoder_ffn_dims: tuple[int, ...]
-    masked: bool = False
-    backend: str = ""
-
-
-def supernet_static(
-    space: SearchSpace, *, masked: bool = False, backend: str = ""
-) -> SupernetStatic:
-    """The static side of the supernet of a search space."""
-    dims = (
-        space.encoder_embed_dims, space.decoder_embed_dims,
-        space.encoder_ffn_dims, space.decoder_ffn_dims,
-    )  # fmt: skip
-    return SupernetStatic(*(tuple(sorted(set(d))) for d in dims), masked=masked, backend=backend)
 
 
 class ElasticStack(nn.Module):
@@ -92,20 +61,20 @@ class Supernet(nn.Module):
     """Encoder and decoder at the largest sizes of a search space; runs any subnet of it.
 
     Attributes:
-      arch: the hull of the space, the sizes of all weights.
+      space: the search space; its hull has the sizes of all weights.
       vocab_sizes: V of source and target, pad included.
-      static: what the program is compiled for.
       dropout: rate at the full width, scaled to the active one.
       attention_dropout: rate on attention probabilities.
-      share_embeddings: as `SearchSpace.share_embeddings`.
+      masked: make layers elastic by masks alone, see `elastic_stack.run_masked`.
+      backend: of the grouped FFN; empty for the platform's default.
     """
 
-    arch: Subnet
+    space: SearchSpace
     vocab_sizes: tuple[int, int]
-    static: SupernetStatic
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    share_embeddings: str = "all"
+    masked: bool = False
+    backend: str = ""
 
     @nn.compact
     def __call__(
@@ -123,28 +92,29 @@ class Supernet(nn.Module):
           subnet: the active subnet.
           key: for dropout; None without.
         """
-        arch, words = self.arch, word_tables(self.arch, self.vocab_sizes, self.share_embeddings)
+        hull = self.space.hull()
+        words = word_tables(hull, self.vocab_sizes, self.space.share_embeddings)
         key = key if self.dropout or self.attention_dropout else None
-        encoder_keys, decoder_keys = dropout_keys(arch, key)
+        encoder_keys, decoder_keys = dropout_keys(hull, key)
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
 
         x_BSD = self._input(words.source, source_BS, "encoder", subnet.encoder, encoder_keys)
         context = Context(
-            subnet.encoder, real_BS[:, None], real_BS, None, None, _stacked(encoder_keys)
+            subnet.encoder, real_BS[:, None], real_BS, None, None, encoder_keys.layers_L
         )
-        encoder = ElasticStack(self.stack_static("encoder"), self.static.masked, name="encoder")
+        encoder = ElasticStack(self.stack_static("encoder"), self.masked, name="encoder")
         encoded = encoder(x_BSD, None, context)
 
         x_BTD = self._input(words.target, target_in_BT, "decoder", subnet.decoder, decoder_keys)
         memory_PBSD = jnp.stack([
             encoded.outputs_LBTD[jnp.maximum(subnet.encoder.depth - 1 - back, 0)]
-            for back in range(longest_span(arch))
+            for back in range(longest_span(hull))
         ])  # fmt: skip
         context = Context(
             subnet.decoder, causal_mask(target_in_BT), real_BT, real_BS, subnet.encoder.embed_dim,
-            _stacked(decoder_keys),
+            decoder_keys.layers_L,
         )  # fmt: skip
-        decoder = ElasticStack(self.stack_static("decoder"), self.static.masked, name="decoder")
+        decoder = ElasticStack(self.stack_static("decoder"), self.masked, name="decoder")
         decoded = decoder(x_BTD, memory_PBSD, context)
 
         hidden_BTD = decoded.outputs_LBTD[subnet.decoder.depth - 1]
@@ -157,32 +127,31 @@ class Supernet(nn.Module):
             decoder_layers=list(decoded.outputs_LBTD),
             router_logits=[
                 logits_NE[:, : len(layer.experts)]
-                for out, stack in ((encoded, arch.encoder), (decoded, arch.decoder))
+                for out, stack in ((encoded, hull.encoder), (decoded, hull.decoder))
                 for logits_NE, layer in zip(out.logits_LNE, stack.layers, strict=True)
             ],
         )
 
     def stack_static(self, side: str) -> StackStatic:
         """The static side of a stack, "encoder" or "decoder"."""
-        stack = getattr(self.arch, side)
+        stack = getattr(self.space.hull(), side)
+
+        def sizes(name: str) -> tuple[int, ...]:
+            return tuple(sorted(set(getattr(self.space, name))))
+
         return StackStatic(
             layers=stack.layers,
-            dims=getattr(self.static, f"{side}_dims"),
-            ffn_dims=getattr(self.static, f"{side}_ffn_dims"),
-            memory_dims=self.static.encoder_dims if side == "decoder" else (),
-            qkv_dim=self.arch.qkv_dim,
+            dims=sizes(f"{side}_embed_dims"),
+            ffn_dims=sizes(f"{side}_ffn_dims"),
+            memory_dims=sizes("encoder_embed_dims") if side == "decoder" else (),
+            qkv_dim=self.space.qkv_dim,
             dropout=self.dropout,
             base_dim=stack.embed_dim,
             attention_dropout=self.attention_dropout,
-            backend=self.static.backend or grouped_ffn.default_backend(),
+            backend=self.backend or grouped_ffn.default_backend(),
         )
 
     def _input(self, table, ids_BT, side: str, active: ActiveStack, keys: DropoutKeys):
-        dim = getattr(self.arch, side).embed_dim
+        dim = getattr(self.space.hull(), side).embed_dim
         rate = self.dropout * active.embed_dim / dim
         return stack_input(table, ids_BT, dim, dim, rate, keys.embedding, active.embed_dim)
-
-
-def _stacked(keys: DropoutKeys) -> jax.Array | None:
-    """The layers' keys as one array."""
-    return None if keys.layers is None else jnp.stack(keys.layers)

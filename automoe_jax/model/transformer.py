@@ -11,9 +11,15 @@ from flax import linen as nn
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.subnet import DecoderLayer, Subnet
 from automoe_jax.model.block import Block, CrossMemory, LayerSpec
-from automoe_jax.model.embedding import stack_input, word_tables
 from automoe_jax.model.experts import load_balance
-from automoe_jax.model.seq2seq import Output, causal_mask, dropout_keys, longest_span
+from automoe_jax.model.seq2seq import (
+    Output,
+    causal_mask,
+    dropout_keys,
+    longest_span,
+    stack_input,
+    word_tables,
+)
 
 
 class Stack(nn.Module):
@@ -31,9 +37,9 @@ class Stack(nn.Module):
         real_BT: jax.Array,
         memory: CrossMemory | None,
         rate: float,
-        keys: list[jax.Array] | None,
+        keys_L: jax.Array | None,
     ) -> tuple[list[jax.Array], jax.Array, list[jax.Array]]:
-        """(outputs, load-balance loss summed, router logits); `keys` has one entry per layer."""
+        """(outputs, load-balance loss summed, router logits)."""
         outputs, balance, logits = [], jnp.float32(0), []
         for i, layer in enumerate(self.layers):
             own = memory
@@ -42,7 +48,7 @@ class Stack(nn.Module):
                 m = layer.cross_span * memory.outputs_PBSD.shape[2]
                 own = CrossMemory(memory.outputs_PBSD[: layer.cross_span], memory.real_BM[:, :m])
             block = Block(layer, self.qkv_dim, self.attention_dropout, name=f"layer_{i}")
-            key = None if keys is None else keys[i]
+            key = None if keys_L is None else keys_L[i]
             x_BTD, routing = block(x_BTD, self_mask_BTT, real_BT, own, rate, key)
             outputs.append(x_BTD)
             balance += load_balance(routing, real_BT.reshape(-1))
@@ -95,7 +101,7 @@ class Transformer(nn.Module):
         )
         encoder = Stack(arch.encoder.layers, *common, name="encoder")
         encoded, e_balance, e_logits = encoder(
-            x_BSD, real_BS[:, None], real_BS, None, e_rate, encoder_keys.layers
+            x_BSD, real_BS[:, None], real_BS, None, e_rate, encoder_keys.layers_L
         )
 
         x_BTD = stack_input(
@@ -105,7 +111,7 @@ class Transformer(nn.Module):
         memory = CrossMemory(jnp.stack(encoded[::-1][:span]), jnp.tile(real_BS, (1, span)))
         decoder = Stack(arch.decoder.layers, *common, name="decoder")
         decoded, d_balance, d_logits = decoder(
-            x_BTD, causal_mask(target_in_BT), real_BT, memory, d_rate, decoder_keys.layers
+            x_BTD, causal_mask(target_in_BT), real_BT, memory, d_rate, decoder_keys.layers_L
         )
         return Output(
             logits_BTV=words.output.logits(decoded[-1]),

@@ -1,5 +1,6 @@
-"""Orbax checkpoints of a run: one unreplicated copy, asynchronous, by step."""
+"""Orbax checkpoints of a run: one unreplicated copy per step, written asynchronously."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from automoe_jax.system.errors import UserError
+from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.step import TrainState
+from automoe_jax.training.target import TrainingTarget, abstract_state
 
+CHECKPOINTS = "checkpoints"  # folder of a run
 _ITEMS = ("params", "optimizer")
 
 
 class Checkpoints:
-    """The checkpoints in a folder (`checkpoints/` of a run)."""
+    """The checkpoints in a folder; to be closed."""
 
     def __init__(self, folder: Path, keep: int = 2):
         self._folder = folder
@@ -26,7 +30,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState):
-        """Starts to save; returns before it is written. `state` holds NumPy arrays."""
+        """Starts writing a state of NumPy arrays and returns; `wait` waits for it."""
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -39,11 +43,11 @@ class Checkpoints:
         """The state of a step, as NumPy arrays.
 
         Args:
-          abstract: shapes and dtypes, from `jax.eval_shape`.
-          step: which.
+          abstract: shapes and dtypes, from `abstract_state`.
+          step: of the checkpoint.
 
         Raises:
-          UserError: the checkpoint is torn, or of another model.
+          UserError: the checkpoint is incomplete, or of another model.
         """
         params, opt_state = (
             self._restore(name, tree, step)
@@ -52,25 +56,25 @@ class Checkpoints:
         return TrainState(np.asarray(step, np.int32), params, opt_state)
 
     def has_optimizer(self, step: int) -> bool:
-        """Whether a checkpoint can be gone on from as it is; converted weights come alone."""
+        """True if the checkpoint has optimizer state (converted ones have only params)."""
         return (self._folder / str(step) / "optimizer").exists()
 
     def save_params(self, params: Any, step: int):
-        """Saves parameters without an optimizer's state; returns when they are written."""
+        """Writes parameters without optimizer state, and waits."""
         self._manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
         self.wait()
 
     def restore_params(self, abstract_params: Any, step: int) -> Any:
-        """The parameters alone."""
+        """The parameters of a step."""
         return self._restore("params", abstract_params, step)
 
     def _restore(self, name: str, abstract: Any, step: int) -> Any:
-        # As NumPy: a checkpoint says nothing of the devices that will read it.
+        # As NumPy arrays: whoever reads a checkpoint may have other devices.
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
         try:
             args = ocp.args.Composite(**{name: ocp.args.StandardRestore(target)})
             return self._manager.restore(step, args=args)[name]
-        except Exception as e:  # Orbax raises whatever its parts raise: bare JSON errors among it
+        except Exception as e:  # Orbax passes on errors of its parts, such as bare JSON errors
             reason = " ".join(str(e).split())[:200]
             raise UserError(
                 f"checkpoint {self._folder / str(step)} cannot be read ({reason}); remove that "
@@ -78,8 +82,30 @@ class Checkpoints:
             ) from e
 
     def wait(self):
-        """Until everything is written."""
+        """Returns when everything is written."""
         self._manager.wait_until_finished()
 
     def close(self):
         self._manager.close()
+
+
+def latest_step(folder: Path) -> int | None:
+    """Step of the newest checkpoint of a run's folder, or None."""
+    if not (folder / CHECKPOINTS).is_dir():
+        return None
+    with contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints:
+        return checkpoints.latest()
+
+
+def load_params(target: TrainingTarget, config: TrainingConfig, folder: Path) -> tuple[Any, int]:
+    """The newest parameters in a run's folder, as NumPy arrays, and their step.
+
+    Raises:
+      UserError: there is no checkpoint, or it is incomplete.
+    """
+    step = latest_step(folder)
+    if step is None:
+        raise UserError(f"{folder} has no checkpoint; train it first (launch/train.py)")
+    params = abstract_state(target, config, 0).params
+    with contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints:
+        return checkpoints.restore_params(params, step), step

@@ -6,7 +6,7 @@ import math
 from automoe_jax.system.errors import UserError
 
 SAMPLING_UNITS = ("micro_batch", "device", "update")
-_MOST = {
+_UPPER_BOUNDS = {
     "initial_rate": math.inf,
     "peak_rate": math.inf,
     "final_rate": math.inf,
@@ -18,9 +18,11 @@ _MOST = {
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Rate: linear from `initial_rate` to `peak_rate` in `warmup_steps`, then cosine to
-    `final_rate` at `steps`, and `final_rate` from there on (SEMANTICS: the published code jumps
-    back to the peak for its last update). Adam without clipping or weight decay.
+    """Adam without clipping or weight decay.
+
+    Learning rate: linear from `initial_rate` to `peak_rate` in `warmup_steps`, then cosine to
+    `final_rate` at `steps` and constant from there on (the published code jumps back to the peak
+    for its last update).
     """
 
     steps: int = 40_000
@@ -33,9 +35,11 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self):
-        for name, most in _MOST.items():
-            if not 0 <= getattr(self, name) < most:
-                raise UserError(f"{name} is {getattr(self, name)}; allowed: 0 up to below {most:g}")
+        for name, bound in _UPPER_BOUNDS.items():
+            if not 0 <= getattr(self, name) < bound:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}; allowed: 0 up to below {bound:g}"
+                )
         if self.steps < 1:
             raise UserError(f"steps is {self.steps}; at least 1 is needed")
         if not 0 <= self.warmup_steps <= self.steps:
@@ -46,10 +50,10 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Regularisation, group `model` of a config; the shapes are the space's.
+    """Regularisation, group `model` of a config.
 
     Attributes:
-      dropout: at the supernet's width; scaled to the width of the subnet.
+      dropout: at the supernet's width, scaled to the subnet's.
       attention_dropout: on attention probabilities, not scaled.
     """
 
@@ -66,11 +70,11 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Which subnets a step trains, group `sampling` of a config.
+    """How a step draws its subnets, group `sampling` of a config.
 
     Attributes:
-      unit: who draws a subnet of its own: every "micro_batch" of every device, every "device", or
-        the whole "update" (the paper's way).
+      unit: what shares one subnet: a "micro_batch" of a device, a "device", or the whole "update"
+        (as in the paper).
     """
 
     unit: str = "micro_batch"
@@ -86,16 +90,15 @@ class TrainingConfig(OptimizerConfig):
 
     Attributes (besides the optimizer's):
       tokens_per_batch: of one device and micro-batch: rows times the longer side.
-      batches_per_step: batches that make an update, over all devices; what is more than the
-        devices is accumulated in micro-batches. The paper: 128 of 4,096 tokens.
+      batches_per_step: batches of an update, over all devices; more batches than devices are
+        accumulated as micro-batches. The paper: 128 of 4,096 tokens.
       buckets: most batch shapes; each compiles once.
       label_smoothing: share of the target spread over all words.
       load_balance: weight of the router's load-balance loss.
-      log_every, eval_every, checkpoint_every: in steps; 0 leaves evaluation to the end.
+      log_every, eval_every, checkpoint_every: in steps; eval_every 0 evaluates only at the end.
       eval_pairs: validation pairs to evaluate on; 0 for all.
-      eval_subnets: random subnets of the fixed set that is evaluated besides the largest and
-        smallest.
-      keep_checkpoints: how many to keep.
+      eval_subnets: random subnets that are evaluated besides the largest and smallest.
+      keep_checkpoints: newest checkpoints to keep.
     """
 
     tokens_per_batch: int = 4096
@@ -113,13 +116,9 @@ class TrainingConfig(OptimizerConfig):
     def __post_init__(self):
         super().__post_init__()
         for name in (
-            "tokens_per_batch",
-            "batches_per_step",
-            "buckets",
-            "log_every",
-            "checkpoint_every",
+            "tokens_per_batch", "batches_per_step", "buckets", "log_every", "checkpoint_every",
             "keep_checkpoints",
-        ):
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         for name in ("load_balance", "eval_every", "eval_pairs", "eval_subnets"):

@@ -11,10 +11,10 @@ NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl`, one object a line: step, wall_s, name, value.
+    """Appends to `metrics.jsonl`, one object per line: step, wall_s, name, value.
 
-    `wall_s` counts on over resumes. Lines of steps after the one that is resumed from are taken
-    out, so the file is that of an uninterrupted run.
+    A resumed run continues `wall_s` and first removes the lines of later steps, so the file is that
+    of an uninterrupted run.
     """
 
     def __init__(self, folder: Path, resumed_step: int):
@@ -30,7 +30,7 @@ class MetricsWriter:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
 
     def write(self, step: int, values: dict[str, float]):
-        """Writes values of a step."""
+        """Writes the values of a step."""
         wall = round(time.monotonic() - self._start, 3)
         for name, value in values.items():
             line = {"step": step, "wall_s": wall, "name": name, "value": value}
@@ -44,7 +44,7 @@ class MetricsWriter:
 
 
 def read(folder: Path) -> list[dict]:
-    """The lines written so far; a torn last line is left out."""
+    """The lines written so far, without an incomplete last one."""
     path = folder / NAME
     lines = []
     if path.exists():

@@ -27,7 +27,7 @@ def rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 class Adam(NamedTuple):
-    """`optax.adam` with the schedule, and what `apply` needs to do the same in fewer passes."""
+    """`optax.adam` with the schedule, plus the config, so `apply` can do it in fewer passes."""
 
     init: Any
     update: Any
@@ -43,11 +43,11 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
 def apply(tx: Any, gradient: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
     """One update: (params, optimizer state).
 
-    On a CPU Adam is memory traffic. XLA would compute new moments twice, once to store them and
-    once for the weights, copy the old ones first, and so take three times as long.
+    On a CPU Adam is bound by memory traffic. XLA would compute the new moments twice, once to store
+    them and once for the weights, and copy the old ones first: three times the time.
 
     Args:
-      tx: what `make` makes, or any other transformation.
+      tx: from `make`, or any other transformation.
       gradient: as `params`.
       opt_state: state of `tx`.
       params: the weights.
@@ -71,9 +71,9 @@ def apply(tx: Any, gradient: Any, opt_state: Any, params: Any) -> tuple[Any, Any
         )
         return params, 0.5 * step, 0.5 * unbias
 
-    # Loops of one round, which XLA cannot know: what comes out of the first is stored before the
-    # weights are computed from it, and both work in place. The factors change in them, or their
-    # products with gradients and moments would be taken out of the loops and stored too.
+    # Loops of one round, which XLA cannot know: it stores the moments before it computes the
+    # weights from them, and both loops work in place. The loops change the factors; otherwise XLA
+    # would hoist their products with gradients and moments out of the loops and store them too.
     one = (adam.count >= 0).astype(jnp.int32)
     factors = jnp.float32(1 - config.b1), jnp.float32(1 - config.b2)
     m, v, *_ = lax.fori_loop(0, one, moments, (adam.mu, adam.nu, *factors))

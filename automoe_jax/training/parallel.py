@@ -15,7 +15,7 @@ from automoe_jax.training.step import AXIS
 
 
 def share() -> Share:
-    """This process's devices among all."""
+    """This process's devices among those of all processes."""
     return Share(
         first_device=jax.process_index() * jax.local_device_count(),
         n_local_devices=jax.local_device_count(),
@@ -24,31 +24,29 @@ def share() -> Share:
 
 
 def map_train_step(step: Callable) -> Callable:
-    """(state, batch, choices, key), all but the key with a leading device axis.
+    """(state, batch, subnets, key), all but the key with a leading device axis.
 
-    The state's buffers are given up to the new state.
+    The state is donated: the new state takes its buffers.
     """
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=(0,))
 
 
 def map_eval_step(step: Callable) -> Callable:
-    """(params, batch, choice): device axis on params and batch, one choice for all."""
+    """(params, batch, subnet): params and batch with a device axis, one subnet for all devices."""
     return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None))
 
 
 def map_population_step(step: Callable) -> Callable:
-    """(params, batch, choice), all with a device axis: each device has a subnet of its own."""
+    """(params, batch, subnet), all with a device axis: each device runs its own subnet."""
     return jax.pmap(step, in_axes=(0, 0, 0))
 
 
-def replicate(tree: Any, consume: bool = False) -> Any:
+def replicate(tree: Any, *, consume: bool = False) -> Any:
     """One copy on each local device.
 
-    With `consume` an array of the tree is given up as soon as it is copied, so that the state of a
-    large model is not in memory twice.
-
-    Under the axis name of the steps: with another one, a step's second call would see its own
-    output as an argument of a new kind and compile again.
+    `consume` deletes each array of the tree as soon as it is copied, so that the state of a large
+    model is not in memory twice. The copies have the axis name of the steps: with another one, a
+    step's second call, on its own output, would compile again.
     """
 
     def one(x):

@@ -1,4 +1,4 @@
-"""Scores many subnets with the weights of one supernet: a device takes a subnet at a time."""
+"""Scores many subnets with the weights of one supernet: each device runs its own subnet."""
 
 import functools
 from collections.abc import Sequence
@@ -9,77 +9,67 @@ import numpy as np
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.subnet import Subnet
-from automoe_jax.data import batches as batching
 from automoe_jax.data.batches import Share
-from automoe_jax.data.plan import Plan, choose_buckets
-from automoe_jax.data.tokens import Side, TokenPairs
+from automoe_jax.data.tokens import TokenPairs
 from automoe_jax.system.compile_cache import Compilations
 from automoe_jax.training import parallel
 from automoe_jax.training.config import TrainingConfig
-from automoe_jax.training.loop import TrainingTarget
+from automoe_jax.training.evaluation import take_pairs, validation_batches
 from automoe_jax.training.step import batch_loss
-
-# Shapes of batches: each compiles once, and validation sets are small.
-SHAPES = 3
+from automoe_jax.training.target import TrainingTarget
 
 
 @functools.lru_cache(maxsize=4)
-def _mapped_step(trained: TrainingTarget):
-    """Kept, so that searches of one process share its compilations."""
-    module = trained.module()
+def _mapped_step(target: TrainingTarget):
+    """Cached, so the searches of one process share its compilations."""
+    module = target.module()
 
-    def step(params, batch, choice):
-        sums, _ = batch_loss(module, params, batch, choice, None, 0.0)
+    def step(params, batch, subnet):
+        sums, _ = batch_loss(module, params, batch, subnet, None, 0.0)
         return sums
 
     return parallel.map_population_step(step)
 
 
 class PopulationScorer:
-    """Validation losses of subnets: one compilation per batch shape, whatever their number."""
+    """Validation losses of subnets: one compilation per batch shape, for any number of subnets."""
 
-    def __init__(self, trained: TrainingTarget, config: TrainingConfig, params: Any):
-        """Puts the weights on the devices.
+    def __init__(self, target: TrainingTarget, config: TrainingConfig, params: Any):
+        """Copies the weights to the devices.
 
         Args:
-          trained: the supernet.
+          target: the supernet.
           config: tokens per batch, buckets.
           params: of the supernet, as NumPy.
         """
-        self._trained, self._config = trained, config
+        self._target, self._config = target, config
         self._params = parallel.replicate(params)
-        self._step = _mapped_step(trained)
+        self._step = _mapped_step(target)
         self.at_once = jax.local_device_count()  # subnets that are scored together
-        self._seen: set[tuple[int, ...]] = set()  # shapes of batches
-        # Of the scoring step, beyond one compilation for each shape of batches.
-        self.recompilations = 0
+        self._seen: set[tuple[int, ...]] = set()  # batch shapes
+        self.recompilations = 0  # of the scoring step, beyond one per batch shape
 
     def prepare(self, pairs: TokenPairs) -> list[Any]:
-        """The batches of some pairs, a copy on each device."""
-        source, target = pairs.source.lengths, pairs.target.lengths
-        most = min(self._config.buckets, SHAPES)
-        shapes = choose_buckets(source, target, most, self._config.tokens_per_batch)
-        plan = Plan(source, target, shapes, 1, seed=None)
+        """The batches of some pairs, replicated."""
         one = Share(first_device=0, n_local_devices=1, n_devices=1)
-        found = []
-        for i in range(plan.steps_per_epoch):
-            batch = jax.tree.map(lambda x: x[0, 0], batching.assemble(pairs, plan, i, one))
-            found.append(parallel.replicate(batch))
-        return found
+        return [
+            parallel.replicate(jax.tree.map(lambda x: x[0], batch))
+            for batch in validation_batches(pairs, self._config, one)
+        ]
 
     def losses(self, batches: list[Any], subnets: Sequence[Subnet]) -> list[float]:
         """Nats per target token of each subnet.
 
         Args:
           batches: of `prepare`.
-          subnets: any number; the devices take as many at a time as there are of them.
+          subnets: any number; each device scores one at a time.
         """
         losses: list[float] = []
         for start in range(0, len(subnets), self.at_once):
             group = list(subnets[start : start + self.at_once])
             filled = group + [group[-1]] * (self.at_once - len(group))
-            choices = [to_active(s, self._trained.hull) for s in filled]
-            stacked = jax.tree.map(lambda *xs: np.stack(xs), *choices)
+            active = [to_active(subnet, self._target.hull) for subnet in filled]
+            stacked = jax.tree.map(lambda *xs: np.stack(xs), *active)
             sums = [self._run(batch, stacked) for batch in batches]
             nll, tokens = (
                 np.sum([np.asarray(getattr(s, name), np.float64) for s in sums], axis=0)
@@ -88,10 +78,10 @@ class PopulationScorer:
             losses += (nll / tokens)[: len(group)].tolist()
         return losses
 
-    def _run(self, batch: Any, choices: Any) -> Any:
+    def _run(self, batch: Any, active: Any) -> Any:
         shape = tuple(n for x in jax.tree.leaves(batch) for n in x.shape)
         with Compilations() as counted:
-            sums = self._step(self._params, batch, choices)
+            sums = self._step(self._params, batch, active)
         if shape in self._seen:
             self.recompilations += counted.count
         self._seen.add(shape)
@@ -99,14 +89,8 @@ class PopulationScorer:
 
 
 def sample_pairs(pairs: TokenPairs, count: int, seed: int) -> TokenPairs:
-    """`count` pairs drawn without replacement, in their order; all of them where it is 0."""
-    if not count or count >= len(pairs):
+    """`count` pairs drawn without replacement, in their order, or all for 0."""
+    if not 0 < count < len(pairs):
         return pairs
-    drawn = np.sort(np.random.default_rng(seed).choice(len(pairs), count, replace=False))
-
-    def side(whole: Side) -> Side:
-        parts = [whole[int(i)] for i in drawn]
-        starts = np.concatenate([[0], np.cumsum([len(p) for p in parts])])
-        return Side(np.concatenate(parts), starts.astype(whole.starts.dtype))
-
-    return TokenPairs(side(pairs.source), side(pairs.target), pairs.counts)
+    drawn = np.random.default_rng(seed).choice(len(pairs), count, replace=False)
+    return take_pairs(pairs, np.sort(drawn))

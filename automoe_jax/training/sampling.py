@@ -1,4 +1,4 @@
-"""Which subnets a step trains: a pure function of seed, step, device and micro-batch."""
+"""The subnets that a step trains: a pure function of seed, step, device and micro-batch."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
 
-# Keeps this stream of random numbers apart from others that start from the same seed.
+# Separates this random stream from others with the same seed.
 _STREAM = 0x5AB9E7
 
 
@@ -18,7 +18,7 @@ def draw(
     """The subnet of each device and micro-batch.
 
     Args:
-      space: where to draw from.
+      space: the search space.
       seed, step: of the run.
       n_devices: of all processes.
       n_micro: micro-batches per device.
@@ -26,24 +26,20 @@ def draw(
     """
 
     def one(device: int, micro: int) -> Subnet:
-        where = {
-            "micro_batch": (device, micro),
-            "device": (device, 0),
-            "update": (0, 0),
-        }[unit]
-        return space.sample(np.random.default_rng([_STREAM, seed, step, *where]))
+        drawer = {"micro_batch": (device, micro), "device": (device, 0), "update": (0, 0)}[unit]
+        return space.sample(np.random.default_rng([_STREAM, seed, step, *drawer]))
 
     return [[one(d, m) for m in range(n_micro)] for d in range(n_devices)]
 
 
 def stack(subnets: list[list[Subnet]], hull: Subnet, share: Share) -> ActiveSubnet:
-    """The choices of this process's devices: arrays with axes (device, micro-batch) in front."""
+    """The subnets of this process's devices, with leading axes (device, micro-batch)."""
     local = subnets[share.first_device : share.first_device + share.n_local_devices]
-    choices = [to_active(s, hull) for row in local for s in row]
+    active = [to_active(subnet, hull) for row in local for subnet in row]
     lead = (len(local), len(local[0]))
-    return jax.tree.map(lambda *x: np.stack(x).reshape(lead + np.shape(x[0])), *choices)
+    return jax.tree.map(lambda *x: np.stack(x).reshape(lead + np.shape(x[0])), *active)
 
 
 def fixed_set(space: SearchSpace, seed: int, count: int) -> list[Subnet]:
-    """Random subnets that are the same whenever the seed is: for validation."""
+    """Random subnets for validation, fixed by the seed."""
     return [space.sample(np.random.default_rng([_STREAM, seed, 1 << 40, i])) for i in range(count)]

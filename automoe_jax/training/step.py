@@ -1,4 +1,4 @@
-"""The train and evaluation steps: plain functions of one device, collectives over axis "data"."""
+"""The train and evaluation steps: functions of one device, with collectives over axis "data"."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from automoe_jax.architecture.active import ActiveSubnet, Array
-from automoe_jax.architecture.ids import PAD_ID
-from automoe_jax.model.embedding import output_table
+from automoe_jax.architecture.ids import EOS_ID, PAD_ID
+from automoe_jax.model.seq2seq import output_table
 from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.ops.cross_entropy import chunked_cross_entropy
 from automoe_jax.training import optimizer
-from automoe_jax.training.loss import LossSums, decoder_input
 
 AXIS = "data"
 Batch = dict[str, jax.Array]  # "source", "target"
@@ -22,15 +21,23 @@ Model = Supernet | Transformer
 
 
 class TrainState(NamedTuple):
-    """What a step changes and a checkpoint holds."""
+    """The state that a step updates and a checkpoint stores."""
 
     step: Array  # [], updates done
     params: Any
     opt_state: Any
 
 
+class LossSums(NamedTuple):
+    """Sums over real target tokens, eos included; natural logarithm. All []."""
+
+    loss: jax.Array  # label-smoothed
+    nll: jax.Array
+    tokens: jax.Array
+
+
 class StepMetrics(NamedTuple):
-    """Of the whole step, over all devices and micro-batches; natural logarithm. All []."""
+    """Metrics over all devices and micro-batches of a step; natural logarithm. All []."""
 
     loss: jax.Array  # label-smoothed, per target token
     nll: jax.Array  # per target token
@@ -41,10 +48,7 @@ class StepMetrics(NamedTuple):
 
 
 def init_state(
-    model: Model,
-    tx: optax.GradientTransformation,
-    subnet: ActiveSubnet | None,
-    key: jax.Array,
+    model: Model, tx: optax.GradientTransformation, subnet: ActiveSubnet | None, key: jax.Array
 ) -> TrainState:
     """Fresh parameters and optimizer state of step 0."""
     ids = jnp.full((1, 2), 4, jnp.int32)
@@ -58,6 +62,12 @@ def init_state(
     return make(key)
 
 
+def decoder_input(target_BT: jax.Array) -> jax.Array:
+    """The target shifted right after an eos; pads stay pads."""
+    shifted_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=EOS_ID)
+    return jnp.where(target_BT == PAD_ID, PAD_ID, shifted_BT)
+
+
 def batch_loss(
     model: Model,
     params: Any,
@@ -66,7 +76,7 @@ def batch_loss(
     key: jax.Array | None,
     smoothing: float,
 ) -> tuple[LossSums, jax.Array]:
-    """Loss sums and load-balance loss of one batch (rows, time); a key switches dropout on."""
+    """Loss sums and load-balance loss of one batch (rows, time), with dropout if there is a key."""
     # A supernet takes the active subnet, a stand-alone model none.
     active = () if subnet is None else (subnet,)
     output: Any = model.apply(
@@ -77,7 +87,7 @@ def batch_loss(
     dim, dims = None, ()
     if isinstance(model, Supernet):
         assert subnet is not None
-        dim, dims = subnet.decoder.embed_dim, model.static.decoder_dims
+        dim, dims = subnet.decoder.embed_dim, model.stack_static("decoder").dims
     loss, nll = chunked_cross_entropy(
         output.hidden_BTD.reshape(target_N.shape[0], -1),
         output_table(params),
@@ -91,58 +101,41 @@ def batch_loss(
 
 
 def make_train_step(
-    model: Model,
-    tx: optax.GradientTransformation,
-    smoothing: float,
-    load_balance_weight: float,
+    model: Model, tx: optax.GradientTransformation, smoothing: float, load_balance_weight: float
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The update of one device.
 
-    The function takes (state, batch, choices, key): `batch` holds (micro-batches, rows, time) ids,
-    `choices` a leading micro-batch axis (or None for a stand-alone model), `key` the dropout key
-    of the step. The gradient is the sum over devices and micro-batches of the gradients of the
-    *summed* loss, over the sum of target tokens. It must run under axis `AXIS`.
+    The function takes (state, batch, subnets, key): `batch` holds (micro-batches, rows, time) ids,
+    `subnets` an `ActiveSubnet` with a leading micro-batch axis (None for a stand-alone model),
+    `key` the dropout key of the step. The gradient is the sum over devices and micro-batches of the
+    gradients of the *summed* loss, over the sum of target tokens. It must run under axis `AXIS`.
     """
 
-    def micro_batch(params, batch, subnet, key, scale):
-        def objective(params):
-            sums, balance = batch_loss(model, params, batch, subnet, key, smoothing)
-            total = sums.loss + load_balance_weight * balance * sums.tokens
-            return total * scale, (sums, balance * sums.tokens)
+    def micro_batch(params, inputs, key, tokens):
+        batch, subnet, i = inputs
 
-        gradient, (sums, balance) = jax.grad(objective, has_aux=True)(params)
-        return gradient, (sums, balance)
+        def objective(params):
+            sums, balance = batch_loss(
+                model, params, batch, subnet, jax.random.fold_in(key, i), smoothing
+            )
+            total = sums.loss + load_balance_weight * balance * sums.tokens
+            return total * (1 / tokens), (sums, balance * sums.tokens)
+
+        return jax.grad(objective, has_aux=True)(params)
 
     def step(
-        state: TrainState, batch: Batch, choices: ActiveSubnet | None, key: jax.Array
+        state: TrainState, batch: Batch, subnets: ActiveSubnet | None, key: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-        inputs = (batch, choices, jnp.arange(batch["source"].shape[0]))
         source_tokens, target_tokens = _sum_devices(
             tuple(
                 jnp.sum(batch[side] != PAD_ID).astype(jnp.float32) for side in ("source", "target")
             )
         )
-        # Known before the loss is: gradients come out scaled and are not passed over once more.
+        # Known before the loss: gradients come out scaled, without another pass over them.
         tokens = jnp.maximum(target_tokens, 1)
-
-        def one(inputs):
-            batch, subnet, i = inputs
-            return micro_batch(state.params, batch, subnet, jax.random.fold_in(key, i), 1 / tokens)
-
-        # No collective in here: devices may be at different subnets. One micro-batch needs no
-        # loop, and more share one compiled body.
-        if inputs[2].size == 1:
-            total = one(jax.tree.map(lambda x: x[0], inputs))
-        else:
-            shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], inputs))
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            zeros = jax.lax.pcast(zeros, AXIS, to="varying")
-            total, _ = jax.lax.scan(
-                lambda total, inputs: (jax.tree.map(jnp.add, total, one(inputs)), None),
-                zeros,
-                inputs,
-            )
+        inputs = (batch, subnets, jnp.arange(batch["source"].shape[0]))
+        total = _sum_micro_batches(lambda one: micro_batch(state.params, one, key, tokens), inputs)
         gradient, (sums, balance) = _sum_devices(total)
         params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params)
         metrics = StepMetrics(
@@ -158,15 +151,29 @@ def make_train_step(
     return step
 
 
+def _sum_micro_batches(f: Callable[[Any], Any], inputs: Any) -> Any:
+    """The sum of `f` over the leading axis of its inputs, in one compiled body.
+
+    `f` holds no collective, as devices may run different subnets.
+    """
+    first = jax.tree.map(lambda x: x[0], inputs)
+    if len(jax.tree.leaves(inputs)[0]) == 1:
+        return f(first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
+    zeros = jax.lax.pcast(zeros, AXIS, to="varying")
+    total, _ = jax.lax.scan(lambda t, one: (jax.tree.map(jnp.add, t, f(one)), None), zeros, inputs)
+    return total
+
+
 def _sum_devices(tree: Any) -> Any:
-    """The sum over all devices; over one it would be a copy of all gradients."""
+    """The sum over all devices; with one device, psum would copy all gradients."""
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.psum(tree, AXIS)
 
 
 def make_eval_step(model: Model) -> Callable[..., LossSums]:
     """Loss sums (without smoothing or dropout) of one device's batch, summed over devices.
 
-    The function takes (params, batch, choice) with (rows, time) ids; it runs under axis `AXIS`.
+    The function takes (params, batch, subnet) with (rows, time) ids; it runs under axis `AXIS`.
     """
 
     def step(params: Any, batch: Batch, subnet: ActiveSubnet | None) -> LossSums:

@@ -15,16 +15,15 @@ from conftest import (
     supernet_of,
     token_batch,
 )
+from reference import smoothed_cross_entropy
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.model import stacked
 from automoe_jax.model.elastic_layer import Context, layer_context
-from automoe_jax.model.embedding import position_table, positions
 from automoe_jax.model.experts import Routing, load_balance
 from automoe_jax.model.extract import extract
 from automoe_jax.model.layers import random_bits
-from automoe_jax.model.supernet import supernet_static
-from automoe_jax.training.loss import smoothed_cross_entropy
+from automoe_jax.model.seq2seq import position_table, positions
 
 SPACES = {
     "everything elastic": elastic_space(),
@@ -170,7 +169,7 @@ def test_loops_equal_masks(backend):
         )  # fmt: skip
     hull, params = space.hull(), jax.tree.map(jnp.asarray, random_params(space))
     models = (
-        dataclasses.replace(supernet_of(space), static=supernet_static(space, backend=backend)),
+        dataclasses.replace(supernet_of(space), backend=backend),
         supernet_of(space, masked=True),
     )
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import smoothed_cross_entropy
 
 from automoe_jax.ops import cross_entropy
 from automoe_jax.ops.cross_entropy import chunked_cross_entropy
-from automoe_jax.training.loss import smoothed_cross_entropy
 
 
 @pytest.mark.parametrize(

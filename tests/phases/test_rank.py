@@ -14,7 +14,8 @@ from automoe_jax.architecture import counts as complexity
 from automoe_jax.phases import rank as ranking
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
-from automoe_jax.training import loop, parallel
+from automoe_jax.training import parallel
+from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.population import PopulationScorer, sample_pairs
 
 
@@ -40,7 +41,7 @@ def test_a_population_is_scored_as_each_alone(prepared, compilations):
     assert compilations() == before
     assert scorer.recompilations == 0
     assert len(shapes) <= 3
-    evaluator = loop.Evaluator(trained, data.valid, config.training, 0)
+    evaluator = Evaluator(trained, data.valid, config.training, 0)
     replicated = parallel.replicate(params)
     alone = [evaluator.loss(replicated, s) for s in subnets]
     assert losses == pytest.approx(alone, rel=1e-5)

@@ -14,6 +14,7 @@ import optax
 import pytest
 from conftest import supernet_of
 from published_spaces import SPACES
+from reference import smoothed_cross_entropy
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.subnet import from_json
@@ -24,7 +25,6 @@ from automoe_jax.model.extract import extract
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.published import checkpoint, state_dict
 from automoe_jax.training.config import OptimizerConfig
-from automoe_jax.training.loss import smoothed_cross_entropy
 from automoe_jax.training.optimizer import rate
 from automoe_jax.training.step import AXIS, TrainState, make_train_step
 

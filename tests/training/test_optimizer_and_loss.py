@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from reference import smoothed_cross_entropy
 
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import OptimizerConfig
-from automoe_jax.training.loss import decoder_input, smoothed_cross_entropy
 from automoe_jax.training.optimizer import apply, make, rate
+from automoe_jax.training.step import decoder_input
 
 
 def test_label_smoothing_fixture(shared):

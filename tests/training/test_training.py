@@ -17,9 +17,11 @@ from automoe_jax.data.batches import Share
 from automoe_jax.data.prepared import PreparedData
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
-from automoe_jax.training import loop, metrics, parallel, sampling
+from automoe_jax.training import checkpoints, loop, metrics, parallel, sampling
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
+from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.step import TrainState, batch_loss, make_eval_step, make_train_step
+from automoe_jax.training.target import TrainingTarget
 
 SPACE = elastic_space(
     encoder_embed_dims=(16,),  # every width is compiled: the model's tests have two
@@ -63,9 +65,9 @@ def single():
     """Gradient of the summed loss of one batch, on one device."""
 
     @jax.jit
-    def gradient(params, batch, choice):
+    def gradient(params, batch, subnet):
         def objective(p):
-            sums, _ = batch_loss(MODEL, p, batch, choice, None, SMOOTHING)
+            sums, _ = batch_loss(MODEL, p, batch, subnet, None, SMOOTHING)
             return sums.loss, sums
 
         return jax.grad(objective, has_aux=True)(params)
@@ -73,10 +75,10 @@ def single():
     return gradient
 
 
-def step_gradient(step, params, batch, choices):
+def step_gradient(step, params, batch, subnets):
     state = TrainState(jnp.int32(0), params, gradients_only().init(params))
     # No dropout in this model: the key is not used.
-    new, out = step(parallel.replicate(state), batch, choices, jax.random.key(0))
+    new, out = step(parallel.replicate(state), batch, subnets, jax.random.key(0))
     new = parallel.one_copy(new)
     assert int(new.step) == 1
     return jax.tree.map(lambda old, n: np.asarray(old) - n, params, new.params), out
@@ -93,8 +95,8 @@ def assert_close(a, b):
 def test_same_subnet_everywhere_is_one_device_with_the_whole_batch(params, four_devices, single):
     batch = device_batches()
     subnet = SPACE.sample(np.random.default_rng(3))
-    choices = sampling.stack([[subnet]] * 4, HULL, Share(0, 4, 4))
-    ours, out = step_gradient(four_devices, params, batch, choices)
+    subnets = sampling.stack([[subnet]] * 4, HULL, Share(0, 4, 4))
+    ours, out = step_gradient(four_devices, params, batch, subnets)
     whole = {k: v.reshape(12, -1) for k, v in batch.items()}
     gradient, sums = single(params, whole, to_active(subnet, HULL))
     assert_close(ours, jax.tree.map(lambda g: np.asarray(g / sums.tokens), gradient))
@@ -132,8 +134,8 @@ def test_one_compilation_for_a_thousand_subnets(params, compilations):
     counts = []
     for i in range(250):  # four subnets each
         drawn = [[SPACE.sample(rng)] for _ in range(4)]
-        choices = sampling.stack(drawn, HULL, share)
-        state, out = step(state, batch, choices, jax.random.key(i))
+        subnets = sampling.stack(drawn, HULL, share)
+        state, out = step(state, batch, subnets, jax.random.key(i))
         evaluate(state.params, eval_batch, to_active(drawn[0][0], HULL))
         # As in training, few steps on the way: simulated devices lock each other out otherwise.
         jax.block_until_ready(out)
@@ -188,11 +190,11 @@ DATA = PreparedData(FakeTokenizer(), copy_pairs(), copy_pairs(20))  # type: igno
 
 
 class Killed(Exception):
-    """Stands for a kill."""
+    """A simulated kill."""
 
 
 class KillAt(Silent):
-    """Kills the run when a step is told."""
+    """Kills the run at a step."""
 
     def __init__(self, step):
         self._step = step
@@ -212,9 +214,9 @@ class KillAt(Silent):
 
 
 def run_training(folder, progress=None, subnet=None, dropout=0.1, config=CONFIG, **kwargs):
-    trained = loop.TrainingTarget(TINY, (64, 64), ModelConfig(dropout, dropout), subnet)
+    target = TrainingTarget(TINY, (64, 64), ModelConfig(dropout, dropout), subnet)
     loop.train(
-        trained, config, SamplingConfig(), 7, DATA, folder, progress or Silent(), **kwargs
+        target, config, SamplingConfig(), 7, DATA, folder, progress or Silent(), **kwargs
     )  # fmt: skip
     return {
         (line["step"], line["name"]): line["value"]
@@ -249,7 +251,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, cache, tmp_p
     steps = [line["step"] for line in metrics.read(tmp_path)]
     assert steps == sorted(steps)
     a, b = (
-        loop.load_params(loop.TrainingTarget(TINY, (64, 64), ModelConfig()), CONFIG, f)[0]
+        checkpoints.load_params(TrainingTarget(TINY, (64, 64), ModelConfig()), CONFIG, f)[0]
         for f in (folder, tmp_path)
     )
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -270,18 +272,18 @@ def test_what_a_run_writes(uninterrupted):
 def test_torn_checkpoint_is_named(uninterrupted, tmp_path):
     import shutil  # noqa: PLC0415
 
-    shutil.copytree(uninterrupted[0] / loop.CHECKPOINTS, tmp_path / loop.CHECKPOINTS)
-    for path in (tmp_path / loop.CHECKPOINTS / "6" / "params").rglob("*"):
+    shutil.copytree(uninterrupted[0] / checkpoints.CHECKPOINTS, tmp_path / checkpoints.CHECKPOINTS)
+    for path in (tmp_path / checkpoints.CHECKPOINTS / "6" / "params").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(UserError, match="6 cannot be read") as e:
-        loop.load_params(loop.TrainingTarget(TINY, (64, 64), ModelConfig()), CONFIG, tmp_path)
+        checkpoints.load_params(TrainingTarget(TINY, (64, 64), ModelConfig()), CONFIG, tmp_path)
     assert "\n" not in str(e.value)
 
 
 def test_subnet_inherits_and_trains(uninterrupted, tmp_path):
-    trained = loop.TrainingTarget(TINY, (64, 64), ModelConfig())
-    params, step = loop.load_params(trained, CONFIG, uninterrupted[0])
+    target = TrainingTarget(TINY, (64, 64), ModelConfig())
+    params, step = checkpoints.load_params(target, CONFIG, uninterrupted[0])
     assert step == CONFIG.steps
     from automoe_jax.model.extract import extract  # noqa: PLC0415
 
@@ -292,7 +294,7 @@ def test_subnet_inherits_and_trains(uninterrupted, tmp_path):
         init_params=extract(params, subnet, TINY.hull()),
     )  # fmt: skip
     fresh = run_training(tmp_path / "b", subnet=subnet, config=config)
-    evaluator = loop.Evaluator(trained, DATA.valid, CONFIG, 0)
+    evaluator = Evaluator(target, DATA.valid, CONFIG, 0)
     masked = evaluator.loss(parallel.replicate(params), subnet)
     # One step at a tiny rate: the loss is still the one with inherited weights.
     assert inherited[1, "valid/loss_subnet"] == pytest.approx(masked, abs=1e-3)

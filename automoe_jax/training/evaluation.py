@@ -1,0 +1,81 @@
+"""Validation loss of subnets with the weights of a supernet, or of a stand-alone model."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.data import batches as batching
+from automoe_jax.data.batches import Share
+from automoe_jax.data.plan import Plan, choose_buckets
+from automoe_jax.data.tokens import Side, TokenPairs
+from automoe_jax.training import parallel
+from automoe_jax.training.config import TrainingConfig
+from automoe_jax.training.step import make_eval_step
+from automoe_jax.training.target import TrainingTarget
+
+# Most batch shapes: each compiles once, and validation sets are small.
+SHAPES = 3
+
+
+def validation_batches(pairs: TokenPairs, config: TrainingConfig, share: Share) -> list[Any]:
+    """All pairs in order, in batches of (local devices, rows, time)."""
+    source, target = pairs.source.lengths, pairs.target.lengths
+    shapes = choose_buckets(source, target, min(config.buckets, SHAPES), config.tokens_per_batch)
+    plan = Plan(source, target, shapes, share.n_devices, seed=None)
+    return [
+        jax.tree.map(lambda x: x[:, 0], batching.assemble(pairs, plan, i, share))
+        for i in range(plan.steps_per_epoch)
+    ]
+
+
+@functools.lru_cache(maxsize=4)
+def _mapped_eval_step(target: TrainingTarget):
+    """Cached, so training and search in one process share its compilations."""
+    return parallel.map_eval_step(make_eval_step(target.module()))
+
+
+class Evaluator:
+    """Validation loss of subnets: one compilation per batch shape."""
+
+    def __init__(
+        self, target: TrainingTarget, pairs: TokenPairs, config: TrainingConfig, limit: int
+    ):
+        self._target = target
+        self.step = _mapped_eval_step(target)
+        self._batches = validation_batches(first_pairs(pairs, limit), config, parallel.share())
+
+    def losses(self, params: Any, subnets: dict[str, Subnet]) -> dict[str, float]:
+        """`loss` of each subnet."""
+        return {name: self.loss(params, subnet) for name, subnet in subnets.items()}
+
+    def loss(self, params: Any, subnet: Subnet) -> float:
+        """Nats per target token.
+
+        Args:
+          params: replicated parameters.
+          subnet: of the supernet; for a stand-alone model, itself.
+        """
+        active = self._target.active(subnet)
+        sums = [self.step(params, batch, active) for batch in self._batches]
+        nll = sum(float(np.asarray(s.nll.addressable_data(0)).sum()) for s in sums)
+        tokens = sum(float(np.asarray(s.tokens.addressable_data(0)).sum()) for s in sums)
+        return nll / tokens
+
+
+def first_pairs(pairs: TokenPairs, limit: int) -> TokenPairs:
+    """The first `limit` pairs, or all for 0."""
+    return pairs if not 0 < limit < len(pairs) else take_pairs(pairs, np.arange(limit))
+
+
+def take_pairs(pairs: TokenPairs, indices: np.ndarray) -> TokenPairs:
+    """Some of the pairs."""
+
+    def take(side: Side) -> Side:
+        parts = [side[int(i)] for i in indices]
+        starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+        return Side(np.concatenate(parts), starts.astype(side.starts.dtype))
+
+    return TokenPairs(take(pairs.source), take(pairs.target), pairs.counts)

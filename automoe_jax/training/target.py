@@ -1,0 +1,83 @@
+"""What a training run trains, and its state before the first step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from automoe_jax.architecture.active import ActiveSubnet, to_active
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.model.extract import extract
+from automoe_jax.model.supernet import Supernet
+from automoe_jax.model.transformer import Transformer
+from automoe_jax.system.errors import UserError
+from automoe_jax.training import optimizer
+from automoe_jax.training.config import ModelConfig, TrainingConfig
+from automoe_jax.training.step import TrainState, init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingTarget:
+    """The supernet of a search space, or one subnet of it."""
+
+    space: SearchSpace
+    vocab_sizes: tuple[int, int]  # of source and target
+    model: ModelConfig
+    subnet: Subnet | None = None
+
+    def __post_init__(self):
+        source, target = self.vocab_sizes
+        if self.space.share_embeddings == "all" and source != target:
+            raise UserError(
+                f"the vocabularies of source and target have {source:,} and {target:,} entries, "
+                "but space.share_embeddings is all, which needs one vocabulary; "
+                "use --config.space.share_embeddings=none (or decoder)"
+            )
+
+    @property
+    def hull(self) -> Subnet:
+        return self.space.hull()
+
+    def module(self) -> Supernet | Transformer:
+        """The Linen module."""
+        rates = self.model.dropout, self.model.attention_dropout
+        if self.subnet is None:
+            return Supernet(self.space, self.vocab_sizes, *rates)
+        base_dims = self.hull.encoder.embed_dim, self.hull.decoder.embed_dim
+        share = self.space.share_embeddings
+        return Transformer(self.subnet, self.vocab_sizes, *base_dims, *rates, share)
+
+    def active(self, subnet: Subnet) -> ActiveSubnet | None:
+        """The argument that runs a subnet in the module; None for a stand-alone model."""
+        return None if self.subnet is not None else to_active(subnet, self.hull)
+
+
+def initial_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
+    """State of step 0; a subnet's weights are extracted from those of a new supernet."""
+    whole = dataclasses.replace(target, subnet=None)
+    tx = optimizer.make(config)
+    state = init_state(whole.module(), tx, whole.active(target.hull), jax.random.key(seed))
+    if target.subnet is None:
+        return state
+    return with_params(state, extract(state.params, target.subnet, target.hull), config)
+
+
+def with_params(state: TrainState, params: Any, config: TrainingConfig) -> TrainState:
+    """A state of step 0 with other weights."""
+    return TrainState(state.step, params, optimizer.make(config).init(params))
+
+
+def abstract_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
+    """Shapes and dtypes of the state, without allocating it."""
+    return jax.eval_shape(lambda: initial_state(target, config, seed))
+
+
+def check_shapes(params: Any, abstract: Any):
+    """Raises `ValueError` if `params` do not have the structure and shapes of `abstract`."""
+    if jax.tree.structure(params) != jax.tree.structure(abstract):
+        raise ValueError("the weights are not those of the model")
+    leaves = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(abstract), strict=True)
+    wrong = [jax.tree_util.keystr(path) for (path, x), y in leaves if x.shape != y.shape]
+    if wrong:
+        raise ValueError(f"the shapes of {', '.join(wrong)} are not those of the model")
