@@ -91,8 +91,7 @@ class Block(nn.Module):
           self_mask_BTT: true where self-attention may look.
           real_BT: false for padding.
           memory: of a decoder.
-          rate: dropout.
-          key: for dropout; None to leave it out.
+          rate, key: of dropout; without a key there is none.
         """
         bits = layer_bits(self.layer, key, x_BTD, None if memory is None else memory.real_BM)
         x_BTD = self.attend(x_BTD, self_mask_BTT, memory, rate, bits)
@@ -127,15 +126,11 @@ class Block(nn.Module):
         x_BTD = self.self_attention_norm(x_BTD, y_BTD, active_width, rate, bits.self_out)
         if memory is None:
             return x_BTD
+        heads = None if row is None else row.cross_heads_L
         y_BTD = self.cross_attention(
-            x_BTD,
-            memory.outputs_PBSD,
-            memory.real_BM[:, None],
-            active_width=active_width,
-            heads=None if row is None else row.cross_heads_L,
-            segments=memory.segments,
-            bits_BHTM=bits.cross_probs,
-        )
+            x_BTD, memory.outputs_PBSD, memory.real_BM[:, None], active_width=active_width,
+            heads=heads, segments=memory.segments, bits_BHTM=bits.cross_probs,
+        )  # fmt: skip
         return self.cross_attention_norm(x_BTD, y_BTD, active_width, rate, bits.cross_out)
 
     def finish(

@@ -105,15 +105,7 @@ class LayerContext(NamedTuple):
 def layer_context(
     static: StackStatic, context: Context, layer, x_BTD, memory_PBSD, *, masked: bool
 ) -> LayerContext:
-    """The inputs of a layer.
-
-    Args:
-      static, context: of the stack.
-      layer: [], its index.
-      x_BTD: input, cut to the active width; at the full width where `masked`.
-      memory_PBSD: of a decoder.
-      masked: whether masks alone make the layer elastic.
-    """
+    """The inputs of a layer; x is cut to the active width, or with `masked` has the full width."""
     row = layer_row(context.active, layer)
     real_BM = segments = None
     if memory_PBSD is not None:
@@ -131,7 +123,7 @@ def layer_context(
     return LayerContext(row, rate, bits, real_BM, segments, active_width)
 
 
-# --- the differentiable parts of a layer, in order; the experts run between the last two ----------
+# Differentiable parts of a layer, in order; the experts run between `route_tokens` and `finish`.
 
 
 def attend(
@@ -166,9 +158,6 @@ def finish(static: StackStatic, own: LayerContext, expert_NK, params, x_BTD, p_N
     y_ND = combine(y_AD, p_NK, identity_A, own.rate, own.bits.experts_AD)
     apply: Any = static.block().apply
     return apply({"params": params}, x_BTD, y_ND, own.active_width, method="finish")
-
-
-# --- weights --------------------------------------------------------------------------------------
 
 
 class LayerParams(NamedTuple):
@@ -217,9 +206,6 @@ def _elastic_axis(names: list[str], ndim: int) -> int | None:
         return ndim - 1
     of_memory = names[0] == "cross_attention" and module in ("key", "value")
     return 0 if name == "kernel" and not of_memory else None
-
-
-# --- buffers with a layer axis --------------------------------------------------------------------
 
 
 def put(buffer: jax.Array, value: jax.Array, layer: Array) -> jax.Array:

@@ -22,6 +22,7 @@ from automoe_jax.architecture.active import layer_row
 from automoe_jax.model import stacked
 from automoe_jax.model.elastic_layer import (
     Context,
+    LayerParams,
     Params,
     StackStatic,
     attend,
@@ -109,16 +110,14 @@ def _round(
     (p_NK, balance), route_vjp, (expert_NK, logits_NE) = jax.vjp(
         functools.partial(route_tokens, static, context, own), weights.route, x1_BTD, has_aux=True
     )
+    experts = static.layer_experts(params, own.row, layer)
+    rows_AD = _per_assignment(x1_BTD, static.top_k)
     y_AD, hidden = grouped_ffn.forward(
-        static.backend,
-        _per_assignment(x1_BTD, static.top_k),
-        expert_NK.reshape(-1),
-        static.layer_experts(params, own.row, layer),
-        hidden,
-        layer,
+        static.backend, rows_AD, expert_NK.reshape(-1), experts, hidden, layer
     )
-    finish_here = functools.partial(finish, static, own, expert_NK)
-    finish_here = jax.checkpoint(finish_here, prevent_cse=False)
+    finish_here = jax.checkpoint(
+        functools.partial(finish, static, own, expert_NK), prevent_cse=False
+    )
     x2_BTD, finish_vjp = jax.vjp(finish_here, weights.finish, x1_BTD, p_NK, y_AD)
     # The backward loop has weights, inputs and x1 from elsewhere.
     vjps = _Vjps(
@@ -249,25 +248,20 @@ def _round_bwd(static: StackStatic, dim, vjps, residuals, d_outputs, d_balance, 
     )
 
     dx_BTD = carry.dx_BTD[..., :dim] + get(d_outputs, shape, layer)
-    d_finish, dx1_BTD, dp_NK, dy_AD = _with_arguments(vjps.finish, weights.finish, x1_BTD)(dx_BTD)
+    back = _with_arguments(vjps.finish, weights.finish, x1_BTD)
+    d_finish, dx1_BTD, dp_NK, dy_AD = back(dx_BTD)
+    experts = static.layer_experts(params, layer_row(context.active, layer), layer)
+    rows_AD, expert_A = _per_assignment(x1_BTD, static.top_k), output.expert_LNK[layer].reshape(-1)
     dx_AD, d_experts = grouped_ffn.backward(
-        static.backend,
-        _per_assignment(x1_BTD, static.top_k),
-        output.expert_LNK[layer].reshape(-1),
-        static.layer_experts(params, layer_row(context.active, layer), layer),
-        buffers.hidden,
-        dy_AD,
-        carry.d_experts,
-        layer,
+        static.backend, rows_AD, expert_A, experts, buffers.hidden, dy_AD, carry.d_experts, layer
     )
     dx1_BTD += jnp.sum(dx_AD.reshape(-1, static.top_k, dim), axis=1).reshape(shape)
-    d_route, from_router_BTD = _with_arguments(vjps.route, weights.route, x1_BTD)(
-        (dp_NK, d_balance)
-    )
+    back = _with_arguments(vjps.route, weights.route, x1_BTD)
+    d_route, from_router_BTD = back((dp_NK, d_balance))
     back = _with_arguments(vjps.attend, weights.attend, x_BTD, memory_PBSD)
     d_attend, dx_BTD, d_memory = back(dx1_BTD + from_router_BTD)
 
-    d_own = type(weights)(d_attend, d_route, d_finish)
+    d_own = LayerParams(d_attend, d_route, d_finish)
     d_params = jax.tree.map(lambda buffer, d: put(buffer, d, layer), carry.d_params, d_own)
     d_memory = jax.tree.map(jnp.add, carry.d_memory, d_memory)
     dx_BTD = jnp.pad(dx_BTD, ((0, 0), (0, 0), (0, x0_BTD.shape[-1] - dim)))

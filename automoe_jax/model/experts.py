@@ -86,20 +86,9 @@ class Experts(nn.Module):
         dropout_rate: Array | float = 0.0,
         bits_AD: jax.Array | None = None,
     ) -> tuple[jax.Array, Routing]:
-        """Runs each real token through its experts; padding costs nothing and gives zeros.
-
-        Args:
-          x_ND: tokens.
-          real_N: bool, false for padding.
-          dropout_rate: on each expert's output, before the scaling by p.
-          bits_AD: random bits for dropout; None without dropout.
-
-        Returns:
-          y_ND and the routing.
-        """
+        """(y_ND, routing). Padding, where `real_N` is false, costs nothing and gives zeros."""
         n, d = x_ND.shape
-        n_experts, total = len(self.sizes), sum(self.sizes)
-        largest = max(self.sizes)
+        n_experts, total, largest = len(self.sizes), sum(self.sizes), max(self.sizes)
         weights = None
         if total:  # a layer of identity experts alone has none
             weights = ExpertWeights(

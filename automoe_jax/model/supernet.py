@@ -13,19 +13,11 @@ from flax import linen as nn
 from automoe_jax.architecture.active import ActiveStack, ActiveSubnet
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.space import SearchSpace
-from automoe_jax.model import elastic_stack, stacked
+from automoe_jax.model import elastic_stack, seq2seq, stacked
 from automoe_jax.model.block import CrossMemory
 from automoe_jax.model.elastic_layer import Context, StackStatic
 from automoe_jax.model.elastic_stack import StackOutput
-from automoe_jax.model.seq2seq import (
-    DropoutKeys,
-    Output,
-    causal_mask,
-    dropout_keys,
-    longest_span,
-    stack_input,
-    word_tables,
-)
+from automoe_jax.model.seq2seq import Output
 from automoe_jax.ops import grouped_ffn
 
 
@@ -93,9 +85,9 @@ class Supernet(nn.Module):
           key: for dropout; None without.
         """
         hull = self.space.hull()
-        words = word_tables(hull, self.vocab_sizes, self.space.share_embeddings)
+        words = seq2seq.word_tables(hull, self.vocab_sizes, self.space.share_embeddings)
         key = key if self.dropout or self.attention_dropout else None
-        encoder_keys, decoder_keys = dropout_keys(hull, key)
+        encoder_keys, decoder_keys = seq2seq.dropout_keys(hull, key)
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
 
         x_BSD = self._input(words.source, source_BS, "encoder", subnet.encoder, encoder_keys)
@@ -108,11 +100,11 @@ class Supernet(nn.Module):
         x_BTD = self._input(words.target, target_in_BT, "decoder", subnet.decoder, decoder_keys)
         memory_PBSD = jnp.stack([
             encoded.outputs_LBTD[jnp.maximum(subnet.encoder.depth - 1 - back, 0)]
-            for back in range(longest_span(hull))
+            for back in range(seq2seq.longest_span(hull))
         ])  # fmt: skip
         context = Context(
-            subnet.decoder, causal_mask(target_in_BT), real_BT, real_BS, subnet.encoder.embed_dim,
-            decoder_keys.layers_L,
+            subnet.decoder, seq2seq.causal_mask(target_in_BT), real_BT, real_BS,
+            subnet.encoder.embed_dim, decoder_keys.layers_L,
         )  # fmt: skip
         decoder = ElasticStack(self.stack_static("decoder"), self.masked, name="decoder")
         decoded = decoder(x_BTD, memory_PBSD, context)
@@ -151,7 +143,7 @@ class Supernet(nn.Module):
             backend=self.backend or grouped_ffn.default_backend(),
         )
 
-    def _input(self, table, ids_BT, side: str, active: ActiveStack, keys: DropoutKeys):
+    def _input(self, table, ids_BT, side: str, active: ActiveStack, keys: seq2seq.DropoutKeys):
         dim = getattr(self.space.hull(), side).embed_dim
         rate = self.dropout * active.embed_dim / dim
-        return stack_input(table, ids_BT, dim, dim, rate, keys.embedding, active.embed_dim)
+        return seq2seq.stack_input(table, ids_BT, dim, dim, rate, keys.embedding, active.embed_dim)

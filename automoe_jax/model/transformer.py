@@ -10,16 +10,10 @@ from flax import linen as nn
 
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.subnet import DecoderLayer, Subnet
+from automoe_jax.model import seq2seq
 from automoe_jax.model.block import Block, CrossMemory, LayerSpec
 from automoe_jax.model.experts import load_balance
-from automoe_jax.model.seq2seq import (
-    Output,
-    causal_mask,
-    dropout_keys,
-    longest_span,
-    stack_input,
-    word_tables,
-)
+from automoe_jax.model.seq2seq import Output
 
 
 class Stack(nn.Module):
@@ -88,15 +82,18 @@ class Transformer(nn.Module):
           target_in_BT: decoder input, starting with eos, padded on the right.
           key: for dropout; None without.
         """
-        arch, words = self.arch, word_tables(self.arch, self.vocab_sizes, self.share_embeddings)
+        arch, words = (
+            self.arch,
+            seq2seq.word_tables(self.arch, self.vocab_sizes, self.share_embeddings),
+        )
         key = key if self.dropout or self.attention_dropout else None
-        encoder_keys, decoder_keys = dropout_keys(arch, key)
+        encoder_keys, decoder_keys = seq2seq.dropout_keys(arch, key)
         d_e, d_d = arch.encoder.embed_dim, arch.decoder.embed_dim
         e_rate, d_rate = self.rates()
         common = (arch.qkv_dim, self.attention_dropout)
 
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
-        x_BSD = stack_input(
+        x_BSD = seq2seq.stack_input(
             words.source, source_BS, d_e, self.encoder_base_dim, e_rate, encoder_keys.embedding
         )
         encoder = Stack(arch.encoder.layers, *common, name="encoder")
@@ -104,14 +101,14 @@ class Transformer(nn.Module):
             x_BSD, real_BS[:, None], real_BS, None, e_rate, encoder_keys.layers_L
         )
 
-        x_BTD = stack_input(
+        x_BTD = seq2seq.stack_input(
             words.target, target_in_BT, d_d, self.decoder_base_dim, d_rate, decoder_keys.embedding
         )
-        span = longest_span(arch)
+        span = seq2seq.longest_span(arch)
         memory = CrossMemory(jnp.stack(encoded[::-1][:span]), jnp.tile(real_BS, (1, span)))
         decoder = Stack(arch.decoder.layers, *common, name="decoder")
         decoded, d_balance, d_logits = decoder(
-            x_BTD, causal_mask(target_in_BT), real_BT, memory, d_rate, decoder_keys.layers_L
+            x_BTD, seq2seq.causal_mask(target_in_BT), real_BT, memory, d_rate, decoder_keys.layers_L
         )
         return Output(
             logits_BTV=words.output.logits(decoded[-1]),

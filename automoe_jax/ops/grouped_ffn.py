@@ -125,7 +125,7 @@ def forward(
       x_AD: rows, cut to their width.
       expert_A: as in `grouped_ffn`.
       experts: of the layer.
-      hidden: (L, *hidden_shape), written at `layer`; None without a backward pass.
+      hidden: (L, *hidden_shape), written at `layer`; None to store nothing.
       layer: [], may be traced.
 
     Returns:
@@ -155,7 +155,7 @@ def backward(
 
     Args:
       dy_AD: cotangent of y.
-      dw: gradients of all weights, still zero at this layer's rows.
+      dw: gradients of all weights, fp32, still zero at this layer's rows.
       (others as in `forward`)
 
     Returns:

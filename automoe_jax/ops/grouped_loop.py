@@ -152,18 +152,7 @@ def forward(
     hidden: jax.Array | None = None,
     layer: Array | int = 0,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """FFN of sorted rows; rows of identity experts and of no expert give zeros.
-
-    Args:
-      x_AD: sorted rows, cut to the active width.
-      groups: the sorting.
-      experts: of the layer.
-      hidden: (L, *hidden_shape) buffer; None without a backward pass.
-      layer: [], index into `hidden`.
-
-    Returns:
-      y_AD and the buffer.
-    """
+    """As `grouped_ffn.forward`, of sorted rows; rows of identity experts and of none give zeros."""
     n, d = x_AD.shape
     rows = block_rows(n)
     x_pad = jnp.pad(x_AD, ((0, rows[-1]), (0, 0)))
@@ -202,17 +191,7 @@ def backward(
     dw: ExpertWeights,
     layer: Array | int = 0,
 ) -> tuple[jax.Array, ExpertWeights]:
-    """Gradients of `forward`.
-
-    Args:
-      hidden: as `forward` filled it.
-      dy_AD: cotangent of the sorted output.
-      dw: gradients of all weights, fp32, still zero at this layer's rows.
-      (others as in `forward`)
-
-    Returns:
-      dx_AD, zero where `forward` gave zeros, and dw with this layer's gradients.
-    """
+    """As `grouped_ffn.backward`, of sorted rows; dx is zero where `forward` gives zeros."""
     n, d = x_AD.shape
     rows = block_rows(n)
     x_pad, dy_pad = (jnp.pad(a, ((0, rows[-1]), (0, 0))) for a in (x_AD, dy_AD))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,8 +43,6 @@ def train(
     batch and dropout, so a run that is killed and resumed equals an uninterrupted one.
 
     Args:
-      target: the model.
-      config: of the training.
       sampling_config: how a step draws subnets.
       seed: of weights, order, subnets and dropout.
       data: token ids.
@@ -76,35 +74,18 @@ def train(
                     active = sampling.stack(subnets, target.hull, share)
                 state, out = train_step(state, batch, active, jax.random.fold_in(key, step))
                 window.add(out, subnets)
-                due = _due(config, step + 1)
-                if due.means:
-                    log.write_means(step + 1, window)
+                done = step + 1
+                save = done == config.steps or done % config.checkpoint_every == 0
+                # Also before a checkpoint: a resumed run begins its means there.
+                if save or done % config.log_every == 0:
+                    log.write_means(done, window)
                     window = _Window()
-                if due.evaluation:
-                    log.write_losses(step + 1, evaluator.losses(state.params, evaluated))
+                if done == config.steps or (config.eval_every and done % config.eval_every == 0):
+                    log.write_losses(done, evaluator.losses(state.params, evaluated))
                     window = _Window()
-                if due.checkpoint:
+                if save:
                     store.save(parallel.one_copy(state))
             store.wait()
-
-
-class _Due(NamedTuple):
-    """What follows a step."""
-
-    means: bool
-    evaluation: bool
-    checkpoint: bool
-
-
-def _due(config: TrainingConfig, done: int) -> _Due:
-    last = done == config.steps
-    checkpoint = last or done % config.checkpoint_every == 0
-    # Means also before a checkpoint: a resumed run begins its means there.
-    return _Due(
-        means=checkpoint or done % config.log_every == 0,
-        evaluation=last or (config.eval_every > 0 and done % config.eval_every == 0),
-        checkpoint=checkpoint,
-    )
 
 
 def micro_batches(config: TrainingConfig, n_devices: int) -> int:
