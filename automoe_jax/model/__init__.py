@@ -1,6 +1,6 @@
-"""The Transformer, as a supernet and as a stand-alone model.
+"""The supernet and the stand-alone Transformer of a subnet.
 
-Takes token ids (and, in a supernet, an `ActiveSubnet`), gives logits, hidden states and router
-outputs. The weights of a subnet are cut out by `extract`. It may import `ops`, `architecture` and
+Takes token ids (and, in a supernet, an `ActiveSubnet`), returns logits, hidden states and router
+outputs; `extract` takes a subnet's weights from a supernet. It may import `ops`, `architecture` and
 `system`.
 """

@@ -161,7 +161,7 @@ def finish(static: StackStatic, own: LayerContext, expert_NK, params, x_BTD, p_N
 
 
 class LayerParams(NamedTuple):
-    """Weights of a layer besides its experts', by the part that they belong to; or all layers'."""
+    """Weights of one layer, or stacked ones, besides the experts', by part of the layer."""
 
     attend: Params
     route: Params
@@ -176,7 +176,7 @@ def without_experts(params: Params) -> LayerParams:
 
 
 def with_experts(params: LayerParams, experts: ExpertWeights) -> Params:
-    """`without_experts` and `experts_of` backwards."""
+    """Inverse of `without_experts` and `experts_of`."""
     experts_by_name = dict(zip(stacked.FLAT, experts, strict=True))
     return {**params.attend, **params.finish, "experts": {**params.route, **experts_by_name}}
 

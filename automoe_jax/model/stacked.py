@@ -1,8 +1,8 @@
-"""The weights of a supernet's stack: one array for all layers, and per layer again.
+"""Conversion between the weights of layers and a supernet's stacked weights.
 
-What every layer has in one shape gets a leading layer axis. The experts of all layers lie one
-after the other in `fc1`, `fc1_bias`, `fc2` and `fc2_bias`, since layers can differ in how many
-they have; routers are as wide as that of the layer with the most.
+Weights of the same shape in all layers get a leading layer axis. The experts of all layers lie one
+after the other in `fc1`, `fc1_bias`, `fc2` and `fc2_bias`, since layers may have different numbers
+of experts. Routers are padded to the largest number of experts.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _ROUTER = ("router", "router_bias")
 
 
 def rows_of(experts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Where each layer's experts begin in `fc1` and `fc2`, and the end."""
+    """First row of each layer's experts in `fc1` and `fc2`, and the end."""
     return [int(n) for n in np.cumsum([0, *(sum(sizes) for sizes in experts)])]
 
 
@@ -29,7 +29,7 @@ def bias_rows_of(experts: Sequence[tuple[int, ...]]) -> list[int]:
 
 
 def join(layers: Sequence[Tree], experts: Sequence[tuple[int, ...]]) -> Tree:
-    """One tree of stacked arrays out of the trees of the layers.
+    """Stacks the weights of layers.
 
     Args:
       layers: params of `Block`, as JAX or NumPy arrays.
@@ -38,7 +38,7 @@ def join(layers: Sequence[Tree], experts: Sequence[tuple[int, ...]]) -> Tree:
     most = max(len(sizes) for sizes in experts)
 
     def wide(layer: Tree, name: str) -> Any:
-        """A router as wide as the widest; zeros where a layer has none."""
+        """A router padded with zeros; all zeros if the layer has none."""
         d = layer["experts_norm"]["scale"].shape[0]
         array = layer["experts"].get(name)
         if array is None:
@@ -63,7 +63,7 @@ def join(layers: Sequence[Tree], experts: Sequence[tuple[int, ...]]) -> Tree:
 
 
 def split(stacked: Tree, experts: Sequence[tuple[int, ...]]) -> dict[str, Tree]:
-    """`join` backwards: {"layer_0": ..., ...}; a layer of one expert has no router."""
+    """Inverse of `join`: {"layer_0": ..., ...}; a layer of one expert has no router."""
     rows, bias_rows = rows_of(experts), bias_rows_of(experts)
 
     def layer(i: int) -> Tree:
@@ -82,5 +82,5 @@ def split(stacked: Tree, experts: Sequence[tuple[int, ...]]) -> dict[str, Tree]:
 
 
 def per_layer(params: Tree, experts: Sequence[tuple[int, ...]]) -> dict[str, Tree]:
-    """The layers of a stack's params, whichever way they are stored."""
+    """The layers of a stack's params, stacked or not."""
     return split(params[LAYERS], experts) if LAYERS in params else params

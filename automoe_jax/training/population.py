@@ -35,13 +35,7 @@ class PopulationScorer:
     """Validation losses of subnets: one compilation per batch shape, for any number of subnets."""
 
     def __init__(self, target: TrainingTarget, config: TrainingConfig, params: Any):
-        """Copies the weights to the devices.
-
-        Args:
-          target: the supernet.
-          config: tokens per batch, buckets.
-          params: of the supernet, as NumPy.
-        """
+        """Copies `params`, NumPy arrays, to the devices."""
         self._target, self._config = target, config
         self._params = parallel.replicate(params)
         self._step = _mapped_step(target)

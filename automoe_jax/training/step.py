@@ -47,21 +47,6 @@ class StepMetrics(NamedTuple):
     gradient_norm: jax.Array
 
 
-def init_state(
-    model: Model, tx: optax.GradientTransformation, subnet: ActiveSubnet | None, key: jax.Array
-) -> TrainState:
-    """Fresh parameters and optimizer state of step 0."""
-    ids = jnp.full((1, 2), 4, jnp.int32)
-
-    @jax.jit
-    def make(key):
-        active = () if subnet is None else (subnet,)
-        params = model.init({"params": key}, ids, ids, *active)["params"]
-        return TrainState(jnp.int32(0), params, tx.init(params))
-
-    return make(key)
-
-
 def decoder_input(target_BT: jax.Array) -> jax.Array:
     """The target shifted right after an eos; pads stay pads."""
     shifted_BT = jnp.pad(target_BT[:, :-1], ((0, 0), (1, 0)), constant_values=EOS_ID)
@@ -88,14 +73,9 @@ def batch_loss(
     if isinstance(model, Supernet):
         assert subnet is not None
         dim, dims = subnet.decoder.embed_dim, model.stack_static("decoder").dims
+    hidden_ND = output.hidden_BTD.reshape(target_N.shape[0], -1)
     loss, nll = chunked_cross_entropy(
-        output.hidden_BTD.reshape(target_N.shape[0], -1),
-        output_table(params),
-        target_N,
-        real_N,
-        smoothing,
-        dim,
-        dims,
+        hidden_ND, output_table(params), target_N, real_N, smoothing, dim, dims
     )
     return LossSums(loss, nll, jnp.sum(real_N).astype(jnp.float32)), output.load_balance
 
@@ -127,11 +107,8 @@ def make_train_step(
         state: TrainState, batch: Batch, subnets: ActiveSubnet | None, key: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-        source_tokens, target_tokens = _sum_devices(
-            tuple(
-                jnp.sum(batch[side] != PAD_ID).astype(jnp.float32) for side in ("source", "target")
-            )
-        )
+        counts = (jnp.sum(batch[side] != PAD_ID) for side in ("source", "target"))
+        source_tokens, target_tokens = _sum_devices(tuple(n.astype(jnp.float32) for n in counts))
         # Known before the loss: gradients come out scaled, without another pass over them.
         tokens = jnp.maximum(target_tokens, 1)
         inputs = (batch, subnets, jnp.arange(batch["source"].shape[0]))

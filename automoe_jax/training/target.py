@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from automoe_jax.architecture.active import ActiveSubnet, to_active
 from automoe_jax.architecture.space import SearchSpace
@@ -14,7 +15,7 @@ from automoe_jax.model.transformer import Transformer
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import optimizer
 from automoe_jax.training.config import ModelConfig, TrainingConfig
-from automoe_jax.training.step import TrainState, init_state
+from automoe_jax.training.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,15 @@ class TrainingTarget:
 def initial_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
     """State of step 0; a subnet's weights are extracted from those of a new supernet."""
     whole = dataclasses.replace(target, subnet=None)
-    tx = optimizer.make(config)
-    state = init_state(whole.module(), tx, whole.active(target.hull), jax.random.key(seed))
+    module, tx, largest = whole.module(), optimizer.make(config), whole.active(target.hull)
+    ids = jnp.full((1, 2), 4, jnp.int32)
+
+    @jax.jit
+    def make(key):
+        params = module.init({"params": key}, ids, ids, largest)["params"]
+        return TrainState(jnp.int32(0), params, tx.init(params))
+
+    state = make(jax.random.key(seed))
     if target.subnet is None:
         return state
     return with_params(state, extract(state.params, target.subnet, target.hull), config)
