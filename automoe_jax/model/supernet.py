@@ -76,14 +76,7 @@ class Supernet(nn.Module):
         subnet: ActiveSubnet,
         key: jax.Array | None = None,
     ) -> Output:
-        """A teacher-forced pass.
-
-        Args:
-          source_BS: token ids, eos included, padded on either side.
-          target_in_BT: decoder input, starting with eos, padded on the right.
-          subnet: the active subnet.
-          key: for dropout; None without.
-        """
+        """A teacher-forced pass through the active subnet; other arguments as in `Transformer`."""
         hull = self.space.hull()
         words = seq2seq.word_tables(hull, self.vocab_sizes, self.space.share_embeddings)
         key = key if self.dropout or self.attention_dropout else None

@@ -29,18 +29,14 @@ def has_tokamax() -> bool:
 
 def native(lhs_AK: jax.Array, rhs_EKN: jax.Array, count_E: jax.Array) -> jax.Array:
     """`jax.lax.ragged_dot`: a kernel on TPUs, a dense product over all experts elsewhere."""
-    return lax.ragged_dot(
-        lhs_AK, rhs_EKN, count_E.astype(jnp.int32), preferred_element_type=jnp.float32
-    )
+    count_E = count_E.astype(jnp.int32)
+    return lax.ragged_dot(lhs_AK, rhs_EKN, count_E, preferred_element_type=jnp.float32)
 
 
 def tokamax(lhs_AK: jax.Array, rhs_EKN: jax.Array, count_E: jax.Array) -> jax.Array:
     """The kernel of the tokamax library."""
-    library = importlib.import_module("tokamax")
-
-    y_AN = library.ragged_dot(
-        lhs_AK, rhs_EKN, count_E.astype(jnp.int32), preferred_element_type=jnp.float32
-    )
+    dot = importlib.import_module("tokamax").ragged_dot
+    y_AN = dot(lhs_AK, rhs_EKN, count_E.astype(jnp.int32), preferred_element_type=jnp.float32)
     own_A = jnp.arange(lhs_AK.shape[0]) < jnp.sum(count_E)
     return jnp.where(own_A[:, None], y_AN, 0)
 

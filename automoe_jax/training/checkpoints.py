@@ -40,11 +40,7 @@ class Checkpoints:
         )
 
     def restore(self, abstract: TrainState, step: int) -> TrainState:
-        """The state of a step, as NumPy arrays.
-
-        Args:
-          abstract: shapes and dtypes, from `abstract_state`.
-          step: of the checkpoint.
+        """The state of a step, as NumPy arrays in the structure of `abstract`.
 
         Raises:
           UserError: the checkpoint is incomplete, or of another model.

@@ -6,14 +6,6 @@ import math
 from automoe_jax.system.errors import UserError
 
 SAMPLING_UNITS = ("micro_batch", "device", "update")
-_UPPER_BOUNDS = {
-    "initial_rate": math.inf,
-    "peak_rate": math.inf,
-    "final_rate": math.inf,
-    "b1": 1.0,
-    "b2": 1.0,
-    "eps": math.inf,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +27,8 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self):
-        for name, bound in _UPPER_BOUNDS.items():
+        for name in ("initial_rate", "peak_rate", "final_rate", "b1", "b2", "eps"):
+            bound = 1.0 if name in ("b1", "b2") else math.inf
             if not 0 <= getattr(self, name) < bound:
                 raise UserError(
                     f"{name} is {getattr(self, name)}; allowed: 0 up to below {bound:g}"
