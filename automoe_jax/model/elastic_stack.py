@@ -82,7 +82,7 @@ class _Vjps(NamedTuple):
 
 
 class _Round(NamedTuple):
-    """One layer's forward pass and what its backward pass needs."""
+    """Outputs of one layer, and its residuals."""
 
     x_BTD: jax.Array
     balance: jax.Array
@@ -119,7 +119,7 @@ def _round(
         functools.partial(finish, static, own, expert_NK), prevent_cse=False
     )
     x2_BTD, finish_vjp = jax.vjp(finish_here, weights.finish, x1_BTD, p_NK, y_AD)
-    # The backward loop has weights, inputs and x1 from elsewhere.
+    # The backward loop reads these arguments elsewhere.
     vjps = _Vjps(
         _with_arguments(attend_vjp, None, None, None),
         _with_arguments(route_vjp, None, None),
@@ -137,7 +137,7 @@ def _per_assignment(x_BTD: jax.Array, top_k: int) -> jax.Array:
 
 
 class _Buffers(NamedTuple):
-    """What the rounds store for the backward loop, each with a layer axis."""
+    """Residuals of all rounds, each with a layer axis."""
 
     x1_LBTD: jax.Array
     hidden: jax.Array | None  # of the grouped FFN
@@ -225,7 +225,7 @@ def _run_fwd(static, params, x_BTD, memory_PBSD, context):
 
 
 class _Gradients(NamedTuple):
-    """What the backward loop carries."""
+    """Carry of the backward loop."""
 
     dx_BTD: jax.Array  # of the next round's output
     d_memory: jax.Array | None

@@ -82,10 +82,8 @@ class Transformer(nn.Module):
           target_in_BT: decoder input, starting with eos, padded on the right.
           key: for dropout; None without.
         """
-        arch, words = (
-            self.arch,
-            seq2seq.word_tables(self.arch, self.vocab_sizes, self.share_embeddings),
-        )
+        arch = self.arch
+        words = seq2seq.word_tables(arch, self.vocab_sizes, self.share_embeddings)
         key = key if self.dropout or self.attention_dropout else None
         encoder_keys, decoder_keys = seq2seq.dropout_keys(arch, key)
         d_e, d_d = arch.encoder.embed_dim, arch.decoder.embed_dim

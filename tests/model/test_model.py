@@ -1,4 +1,4 @@
-"""The supernet: mask = slice, one compilation, no leak, and the published logits."""
+"""The supernet: mask = slice, one compilation, no leak."""
 
 import dataclasses
 
@@ -68,7 +68,7 @@ def make_supernet(space):
 
 
 def router_margin(output, space, subnet, real_masks) -> float:
-    """Smallest gap, over real tokens, between the experts on both sides of the cut at top_k."""
+    """Smallest gap, over real tokens, between the last chosen expert and the next one."""
     gap = np.inf
     layers = (*subnet.encoder.layers, *subnet.decoder.layers)
     for logits, layer, real in zip(output.router_logits, layers, real_masks, strict=True):
@@ -199,7 +199,7 @@ def test_loops_equal_masks(backend):
 
 
 def test_stacking_is_undone():
-    """Also where layers differ in their experts, and so in whether they have a router."""
+    """Also where layers have different experts and some have no router."""
     space = elastic_space(encoder_depths=(3,), encoder_experts=(1, 2, 3),
                           encoder_placement=(1, 3, 2), cross_spans=(1,))  # fmt: skip
     params = random_params(space)
@@ -267,7 +267,7 @@ def check_no_leak(space, params, _):
 
 
 def spread(part, whole, subnet, hull):
-    """A subnet's extracted arrays put back to their places, zeros elsewhere."""
+    """Ones where a supernet's array holds a weight of the extracted subnet, zeros elsewhere."""
     out = jax.tree.map(np.zeros_like, whole)
     for name in part.keys() - {"encoder", "decoder"}:
         out[name]["table"][:, : part[name]["table"].shape[1]] = 1
@@ -377,7 +377,7 @@ def test_positions_count_real_tokens_from_two():
 
 
 def test_random_bits_are_fair_and_follow_the_key():
-    """Means, neighbours, halves and keys: what dropout relies on."""
+    """Means, and correlations between neighbours, halves and keys."""
     n = 200_000
     a, b = random_bits(jax.random.key(0), [(n,), (n + 1,)])
     (other,) = random_bits(jax.random.key(1), [(n,)])

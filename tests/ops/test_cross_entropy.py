@@ -40,7 +40,7 @@ def test_equals_the_plain_loss(monkeypatch, n, dim, dims):
 
 
 def test_nothing_of_tokens_times_words_is_kept(monkeypatch):
-    """What a gradient holds on to is of the size of its inputs; the logits are a chunk's."""
+    """Residuals have the size of the inputs; logits exist for one chunk at a time."""
     monkeypatch.setattr(cross_entropy, "CHUNK_CPU", 64)
     n, d, v = 4096, 16, 4096
     arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (v, d))]

@@ -37,7 +37,7 @@ def naive(x, expert, w, slots, sizes):
 
 @st.composite
 def cases(draw):
-    """Sizes with and without zeros, in slots of their own size or of one; all kinds of routing."""
+    """Sizes with and without zeros, slots of exact or equal size, all kinds of routing."""
     sizes = draw(st.lists(st.sampled_from([0, 1, 5, 16, 33]), min_size=1, max_size=4))
     hypothesis.assume(any(sizes))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -119,7 +119,7 @@ def test_unused_weights_get_exactly_zero(backend):
 
 @pytest.mark.parametrize("backend", HERE)
 def test_bfloat16_adds_up_in_fp32(backend):
-    """Closer to the exact sum than bf16 adding could be: 4,096 equal terms."""
+    """The sum of 4,096 equal terms is exact, which bf16 accumulation cannot reach."""
     n, d, f = 16, 8, 4096
     ones = ExpertWeights(
         jnp.ones((f, d)), jnp.zeros((f,)), jnp.full((f, d), 1.0), jnp.zeros((1, d))

@@ -38,7 +38,7 @@ def params():
 
 
 def gradients_only() -> optax.GradientTransformation:
-    """`params - gradient`: what a step did is then its gradient."""
+    """`params - gradient`: the change of a step is its gradient."""
     return optax.sgd(1.0)
 
 
