@@ -24,12 +24,11 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.cli import process
 from automoe_jax.data.batches import Share
-from automoe_jax.model.transformer import supernet_static
 from automoe_jax.system import malloc
-from automoe_jax.training import loop, optimizer, parallel, sampling
+from automoe_jax.training import optimizer, parallel, sampling
 from automoe_jax.training.config import ModelConfig, TrainingConfig
-from automoe_jax.training.loop import TrainingTarget
 from automoe_jax.training.step import make_train_step
+from automoe_jax.training.target import TrainingTarget, initial_state
 
 # Adam: reads gradient, weight and both moments, writes the last three, in fp32.
 OPTIMIZER_BYTES = 28
@@ -65,7 +64,7 @@ class Step:
     def __init__(self, trained: TrainingTarget, config: TrainingConfig, masked: bool):
         module = trained.module()
         if masked:
-            module = module.clone(choices=supernet_static(trained.space, masked=True))
+            module = module.clone(masked=True)
         step = make_train_step(
             module, optimizer.make(config), config.label_smoothing, config.load_balance
         )
@@ -116,7 +115,7 @@ def main():
     space = SearchSpace()
     config = TrainingConfig()
     trained = TrainingTarget(space, (args.vocab_size, args.vocab_size), ModelConfig())
-    state = parallel.replicate(loop.initial_state(trained, config, 0), consume=True)
+    state = parallel.replicate(initial_state(trained, config, 0), consume=True)
     n_params = sum(x.size for x in jax.tree.leaves(state.params))
     rng = np.random.default_rng(0)
     ids = rng.integers(4, args.vocab_size, (1, 1, args.rows, args.length)).astype(np.int32)
@@ -233,7 +232,7 @@ def _compilations(space: SearchSpace, count: int) -> dict[str, int]:
     )  # fmt: skip
     trained, config = TrainingTarget(small, (64, 64), ModelConfig()), TrainingConfig()
     step = Step(trained, config, masked=False)
-    state = parallel.replicate(loop.initial_state(trained, config, 0))
+    state = parallel.replicate(initial_state(trained, config, 0))
     ids = np.full((1, 1, 2, 5), 7, np.int32)
     batch = {"source": ids, "target": ids}
     seen = 0

@@ -27,7 +27,7 @@ from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model import stacked
-from automoe_jax.model.supernet import Supernet, supernet_static
+from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.system import compile_cache
 
@@ -104,12 +104,7 @@ def space() -> SearchSpace:
 
 def supernet_of(space: SearchSpace, dropout: float = 0.0, *, masked: bool = False) -> Supernet:
     return Supernet(
-        space.hull(),
-        (VOCAB, VOCAB),
-        supernet_static(space, masked=masked),
-        dropout=dropout,
-        attention_dropout=dropout,
-        share_embeddings=space.share_embeddings,
+        space, (VOCAB, VOCAB), dropout=dropout, attention_dropout=dropout, masked=masked
     )
 
 
@@ -170,13 +165,13 @@ def prepared(tmp_path_factory):
     from automoe_jax.phases.run import Run  # noqa: PLC0415
     from automoe_jax.phases.train import target  # noqa: PLC0415
     from automoe_jax.system.progress import Silent  # noqa: PLC0415
-    from automoe_jax.training import loop  # noqa: PLC0415
+    from automoe_jax.training.target import initial_state  # noqa: PLC0415
 
     config = tiny_config()
     run = Run(config, tmp_path_factory.mktemp("run"), Silent())
     data = prepare(run)
     supernet = target(config, data.tokenizer.vocab_sizes)
-    state = loop.initial_state(supernet, config.training, config.seed)
+    state = initial_state(supernet, config.training, config.seed)
     return run, data, supernet, jax.tree.map(np.asarray, state.params)
 
 

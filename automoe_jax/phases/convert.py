@@ -18,8 +18,8 @@ from automoe_jax.phases.train import settings, supernet_params, target
 from automoe_jax.published import checkpoint, state_dict
 from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
-from automoe_jax.training import loop
-from automoe_jax.training.checkpoints import Checkpoints
+from automoe_jax.training.checkpoints import CHECKPOINTS, Checkpoints, latest_step
+from automoe_jax.training.target import abstract_state, check_shapes
 
 
 def convert(
@@ -65,7 +65,7 @@ def convert(
         common = config.groups("seed", "data", "tokenizer")
         workdir.write(run.path, "run", {"config": common, **origin})
     workdir.write(folder, kind, {"config": settings(config, subnet, None), **origin})
-    checkpoints = Checkpoints(folder / loop.CHECKPOINTS)
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
     checkpoints.save_params(params, 0)
     checkpoints.close()
     return folder
@@ -74,8 +74,8 @@ def convert(
 def _check_empty(folder: Path):
     """Refuses a folder that has weights; a killed conversion may have left its manifest."""
     others = {x.name for x in folder.iterdir()} if folder.is_dir() else set()
-    others -= {workdir.MANIFEST, loop.CHECKPOINTS}
-    if loop.latest_step(folder) is not None or others:
+    others -= {workdir.MANIFEST, CHECKPOINTS}
+    if latest_step(folder) is not None or others:
         raise UserError(f"{folder} has weights already; name a new --workdir")
 
 
@@ -92,7 +92,7 @@ def _to_params(
     if subnet is not None:
         params = extract(params, subnet, own.hull)
     # `to_params` has checked the checkpoint's shapes; this checks `to_params`.
-    loop.check_shapes(params, loop.abstract_state(own, config.training, config.seed).params)
+    check_shapes(params, abstract_state(own, config.training, config.seed).params)
     return params, sizes, ignored
 
 

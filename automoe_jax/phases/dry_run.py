@@ -16,6 +16,7 @@ from automoe_jax.phases.run import Run
 from automoe_jax.phases.train import target
 from automoe_jax.training import loop, optimizer, parallel, sampling
 from automoe_jax.training.step import make_train_step
+from automoe_jax.training.target import abstract_state
 
 # Sentence length of the batch: the paper's.
 LENGTH = 30
@@ -34,7 +35,7 @@ def describe(run: Run, subnet: Subnet | None) -> Iterator[str]:
     training = config.training if subnet is None else config.subnet_training
     share = parallel.share()
     n_micro = loop.micro_batches(training, share.n_devices)
-    state = loop.abstract_state(model, training, config.seed)
+    state = abstract_state(model, training, config.seed)
     n_params = sum(x.size for x in jax.tree.leaves(state.params))
     name = "supernet" if subnet is None else "subnet"
     yield f"{name}: {n_params:,} parameters, embedding table included"

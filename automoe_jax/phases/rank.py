@@ -17,7 +17,8 @@ from automoe_jax.predictor import scores
 from automoe_jax.report import plots
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
-from automoe_jax.training import loop, parallel
+from automoe_jax.training import parallel
+from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.population import PopulationScorer
 
 RESULT = "rank.json"
@@ -156,5 +157,5 @@ def _loss(run: Run, out: str, data: PreparedData) -> float:
     """Validation loss of a trained subnet."""
     params, subnet, _ = subnet_params(run, out)
     own = target(run.config, data.tokenizer.vocab_sizes, subnet)
-    evaluator = loop.Evaluator(own, data.valid, run.config.subnet_training, 0)
+    evaluator = Evaluator(own, data.valid, run.config.subnet_training, 0)
     return evaluator.loss(parallel.replicate(params), subnet)

@@ -16,8 +16,9 @@ from automoe_jax.phases.run import SUBNET, SUPERNET, Run, claim
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import loop
+from automoe_jax.training.checkpoints import latest_step, load_params
 from automoe_jax.training.config import TrainingConfig
-from automoe_jax.training.loop import TrainingTarget
+from automoe_jax.training.target import TrainingTarget, abstract_state
 
 CHOSEN = "chosen.json"  # in subnet/: the finalist that the pipeline exports
 # Groups of the config that trained weights depend on.
@@ -43,7 +44,7 @@ def settings(config: RunConfig, subnet: Subnet | None, init_from: str | None) ->
 def train_supernet(run: Run):
     """Trains the supernet in `supernet/`, from its newest checkpoint if there is one."""
     config = run.config
-    step = loop.latest_step(run.supernet)
+    step = latest_step(run.supernet)
     _check_conversion(run.supernet, SUPERNET, step)
     if step == 0:  # converted weights, not trained here yet
         _check_space(config, run.supernet, SUPERNET)
@@ -64,7 +65,7 @@ def train_subnet(run: Run, subnet: Subnet, init_from: Path | None = None, out: s
     """
     config, folder = run.config, run.path / out
     config.space.validate(subnet)
-    step = loop.latest_step(folder)
+    step = latest_step(folder)
     _check_conversion(folder, SUBNET, step)
     if step == 0:
         if init_from is not None:
@@ -138,13 +139,13 @@ def origin(folder: Path, name: str, step: int) -> str:
 
 def supernet_params(run: Run, vocab_sizes: tuple[int, int]) -> tuple[Params, int]:
     """The newest weights of the run's supernet, and their step."""
-    if loop.latest_step(run.supernet) is not None:
+    if latest_step(run.supernet) is not None:
         _check_space(run.config, run.supernet, SUPERNET)
     elif (run.path / SUBNET / workdir.MANIFEST).exists():
         raise UserError(
             f"{run.path} holds a subnet and no supernet; leave --subnet out to use the subnet"
         )
-    return loop.load_params(target(run.config, vocab_sizes), run.config.training, run.supernet)
+    return load_params(target(run.config, vocab_sizes), run.config.training, run.supernet)
 
 
 def subnet_params(run: Run, out: str = SUBNET) -> tuple[Params, Subnet, int]:
@@ -158,7 +159,7 @@ def subnet_params(run: Run, out: str = SUBNET) -> tuple[Params, Subnet, int]:
     manifest = _check_space(run.config, folder, SUBNET)
     subnet = from_json(manifest["config"]["subnet"])
     own = target(run.config, vocab_sizes(run), subnet)
-    params, step = loop.load_params(own, run.config.subnet_training, folder)
+    params, step = load_params(own, run.config.subnet_training, folder)
     return params, subnet, step
 
 
@@ -181,5 +182,5 @@ def random_weights(
     config: RunConfig, vocab_sizes: tuple[int, int], subnet: Subnet | None = None
 ) -> Params:
     """Random weights of the supernet or a subnet, for timing."""
-    state = loop.abstract_state(target(config, vocab_sizes, subnet), config.training, config.seed)
+    state = abstract_state(target(config, vocab_sizes, subnet), config.training, config.seed)
     return random_params(state.params, config.seed)

@@ -38,7 +38,8 @@ from automoe_jax.published.state_dict import CheckpointError
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
-from automoe_jax.training import loop
+from automoe_jax.training.checkpoints import latest_step
+from automoe_jax.training.target import TrainingTarget, abstract_state
 
 IDS = TokenizerConfig(kind="ids")
 
@@ -318,7 +319,7 @@ def test_a_killed_conversion(tmp_path, super_a, monkeypatch):
     with pytest.raises(UserError, match=r"did not finish; run launch/convert\.py again"):
         train_supernet(run)
     convert(run, super_a, IDS)
-    assert loop.latest_step(tmp_path / "run/supernet") == 0
+    assert latest_step(tmp_path / "run/supernet") == 0
 
 
 def test_a_chosen_finalist_is_not_shadowed(tmp_path, super_a, shared):
@@ -383,8 +384,8 @@ def test_programs(tmp_path):
         share_embeddings="none", encoder_experts=(1,), decoder_experts=(1,),
         identity_experts=False, encoder_top_k=(1,), decoder_top_k=(1,),
     )  # fmt: skip
-    what = loop.TrainingTarget(space, sizes, resolve(base()).model)
-    abstract = loop.abstract_state(what, resolve(base()).training, 0).params
+    what = TrainingTarget(space, sizes, resolve(base()).model)
+    abstract = abstract_state(what, resolve(base()).training, 0).params
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.5), abstract)
     checkpoint.write(tmp_path / "iwslt.npz", state_dict.from_params(params, space))
