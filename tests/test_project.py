@@ -31,12 +31,41 @@ def imports_of(module: str) -> set[str]:
         ("automoe_jax.architecture.counts", {"jax", "flax"}),
         ("automoe_jax.latency.process", {"jax", "flax"}),
         ("automoe_jax.search.evolution", {"jax", "flax"}),
-        ("automoe_jax.data.corpus", {"tensorflow", "torch"}),
+        ("automoe_jax.cli.process", {"jax", "flax", "ml_collections"}),
+        ("automoe_jax.cli.describe", {"jax", "flax"}),
+        ("automoe_jax.cli.translate", {"flax", "ml_collections", "tensorflow_datasets", "yaml"}),
+        ("automoe_jax.data.corpus", {"tensorflow_datasets", "grain", "jax"}),
+        ("automoe_jax.data.tfds_pairs", {"tensorflow", "torch"}),
         ("automoe_jax.phases.pipeline", {"tensorflow", "torch"}),
     ],
 )
 def test_what_modules_pull_in(module, unwanted):
     assert not imports_of(module) & unwanted
+
+
+def test_reading_a_config_needs_neither_jax_nor_tfds():
+    code = """
+import runpy, sys
+from pathlib import Path
+from automoe_jax.config import resolve
+for path in Path("configs").glob("*.py"):
+    config = runpy.run_path(str(path))
+    if path.stem != "supertransformer":  # its `get_config` needs a file
+        resolve(config["get_config"]())
+print(*sys.modules)
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not {"jax", "flax", "tensorflow_datasets", "grain"} & set(out.stdout.split())
+
+
+def test_programs_import_at_their_top():
+    for path in (ROOT / "automoe_jax/cli").glob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                kinds = {type(node) for node in ast.walk(function)}
+                assert not kinds & {ast.Import, ast.ImportFrom}, f"{path}: {function.name}"
 
 
 def test_the_library_neither_prints_nor_reads_flags():

@@ -55,23 +55,23 @@ class ConfigFlag:
             if name.startswith("--config") and file.endswith((".yml", ".yaml")) and ":" not in file:
                 raise UserError(f"{file} is YAML; use --config=configs/supertransformer.py:{file}")
 
-    def explain_traceback(self, traceback: str) -> str:
-        """The error line for a config file that raised."""
-        reason = traceback.splitlines()[-1].partition(": ")[2]
-        if "takes 0 positional arguments" in reason:
-            reason = "this file takes nothing behind a colon"
-        return f"--config cannot be read: {reason}"
-
-    def explain_error(self, argv: list[str], error: Exception) -> str:
-        """The error line for a misspelt field, with the nearest one that exists."""
+    def explain(self, argv: list[str], error: Exception) -> str | None:
+        """The error line if the config file or a field of it made parsing fail."""
+        text = str(error)
+        if "Traceback" in text:  # of the config file
+            reason = text.splitlines()[-1].partition(": ")[2]
+            if "takes 0 positional arguments" in reason:
+                reason = "this file takes nothing behind a colon"
+            return f"--config cannot be read: {reason}"
+        if isinstance(error, flags.Error):
+            return None
         known = _fields(base())
         for argument in argv[1:]:
-            if argument.startswith("--config."):
-                name = argument.removeprefix("--config.").split("=")[0]
-                if name not in known:
-                    near = difflib.get_close_matches(name, known, 1, 0.5)
-                    hint = f"; did you mean --config.{near[0]}?" if near else ""
-                    return f"--config.{name} is not a field of the config{hint}"
+            name = argument.removeprefix("--config.").split("=")[0]
+            if argument.startswith("--config.") and name not in known:
+                near = difflib.get_close_matches(name, known, 1, 0.5)
+                hint = f"; did you mean --config.{near[0]}?" if near else ""
+                return f"--config.{name} is not a field of the config{hint}"
         return f"--config cannot be read: {type(error).__name__}: {error}"
 
 

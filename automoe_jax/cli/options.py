@@ -47,13 +47,12 @@ def parse(argv: list[str], command: ModuleType):
         if config:
             config.refuse_yaml(argv)
         rest = flags.FLAGS(argv)[1:]
-    except flags.Error as e:
+    except Exception as e:  # a config file can raise anything
+        line = config.explain(argv, e) if config else None
+        if line is None and not isinstance(e, flags.Error):
+            raise
         text = str(e).removeprefix("FATAL Flags parsing error:").strip()
-        if "Traceback" in text and config:
-            raise UserError(config.explain_traceback(text)) from None
-        raise UserError(f"{text} (--help lists the options)") from None
-    except Exception as e:  # a config file or an unknown field can raise anything
-        raise UserError(config.explain_error(argv, e) if config else str(e)) from None
+        raise UserError(line or f"{text} (--help lists the options)") from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; options start with --")
 

@@ -48,30 +48,18 @@ def _choose(rng: Rng, options: Sequence[Any]) -> Any:
     return options[int(rng.integers(len(options)))]
 
 
-def _date(rng: Rng) -> datetime.date:
-    return _EPOCH + datetime.timedelta(days=int(rng.integers(_N_DAYS)))
-
-
 def _magnitude(rng: Rng, max_digits: int) -> int:
     """A positive number, each number of digits equally likely."""
     low = 10 ** int(rng.integers(max_digits))
     return int(rng.integers(low, 10 * low))
 
 
-def full_date(rng: Rng) -> Pair:
-    day, patterns = _date(rng), {"en": "EEEE, d MMMM y", "de": "full"}
+def _date(rng: Rng, german: str, *english: str) -> Pair:
+    """A date by a German and one of at most two English patterns."""
+    day = _EPOCH + datetime.timedelta(days=int(rng.integers(_N_DAYS)))
+    first = len(english) == 1 or rng.random() < 0.5
+    patterns = {"en": english[0] if first else english[-1], "de": german}
     return _both(lambda lang: dates.format_date(day, patterns[lang], locale=lang))
-
-
-def date(rng: Rng) -> Pair:
-    day = _date(rng)
-    patterns = {"en": "MMMM d, y" if rng.random() < 0.5 else "d MMMM y", "de": "long"}
-    return _both(lambda lang: dates.format_date(day, patterns[lang], locale=lang))
-
-
-def month(rng: Rng) -> Pair:
-    day = _date(rng)
-    return _both(lambda lang: dates.format_date(day, "MMMM y", locale=lang))
 
 
 def time(rng: Rng) -> Pair:
@@ -117,15 +105,7 @@ def _quantity(rng: Rng, unit_list: str) -> Pair:
 
 
 def duration(rng: Rng) -> Pair:
-    large, max_large, small, max_small = _choose(
-        rng,
-        (
-            ("day", 60, "hour", 24),
-            ("hour", 24, "minute", 60),
-            ("minute", 60, "second", 60),
-            ("year", 100, "month", 12),
-        ),
-    )
+    large, max_large, small, max_small = _choose(rng, LISTS["durations"])
     parts = (int(rng.integers(1, max_large)), large), (int(rng.integers(1, max_small)), small)
     words = {"en": " and ", "de": " und "}
     return _both(
@@ -137,18 +117,8 @@ def duration(rng: Rng) -> Pair:
 
 
 def _relative(rng: Rng, sign: int) -> Pair:
-    unit, hours = _choose(
-        rng,
-        (
-            ("minute", 1 / 60),
-            ("hour", 1),
-            ("day", 24),
-            ("week", 7 * 24),
-            ("month", 30 * 24),
-            ("year", 365 * 24),
-        ),
-    )
-    delta = sign * int(rng.integers(2, 60)) * datetime.timedelta(hours=hours)
+    unit, minutes = _choose(rng, LISTS["units_of_time"])
+    delta = sign * int(rng.integers(2, 60)) * datetime.timedelta(minutes=minutes)
     return _both(
         lambda lang: dates.format_timedelta(
             delta, cast(Any, unit), threshold=1e9, add_direction=True, locale=lang
@@ -183,9 +153,9 @@ def _name(rng: Rng, kind: str, codes: str) -> Pair:
 
 # Slot name -> (function that draws a value, whether each split has values of its own).
 KINDS: dict[str, tuple[Callable[[Rng], Pair], bool]] = {
-    "full_date": (full_date, True),
-    "date": (date, True),
-    "month": (month, True),
+    "full_date": (lambda rng: _date(rng, "full", "EEEE, d MMMM y"), True),
+    "date": (lambda rng: _date(rng, "long", "MMMM d, y", "d MMMM y"), True),
+    "month": (lambda rng: _date(rng, "MMMM y", "MMMM y"), True),
     "time": (time, True),
     "number": (number, True),
     "percent": (percent, True),
