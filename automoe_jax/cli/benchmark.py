@@ -117,7 +117,7 @@ def _cells(rows: list[dict]) -> Iterator[tuple[str, ...]]:
 
 
 def _used(config: LatencyConfig) -> str:
-    """What the exports were timed on."""
+    """The kernels that ran, with the reason where they are not the native ones."""
     used = kernels_used(config)
     if used == "native" or config.kernels == "xla" or config.platform != "cpu":
         return used

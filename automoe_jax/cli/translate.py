@@ -3,9 +3,9 @@
 echo "The meeting is on Monday, 3 March 2025." | python launch/translate.py --export=DIR
 python launch/translate.py --export=DIR --input=a.txt --output=a.de
 
-Translations are written as their lines come: what stands in a pipe is translated without waiting
-for more. No line stops it: an empty one gives an empty one, zero bytes and what is not UTF-8 are
-replaced by U+FFFD, more than 1,024 tokens are cut; the two last are counted at the end.
+Translates the lines that a pipe holds without waiting for more. No line stops it: an empty line
+gives an empty line, U+FFFD replaces zero bytes and bytes that are not UTF-8, and lines are cut
+after 1,024 tokens; a note at the end counts lines with bad bytes and lines that were cut.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what to run on
 _KERNELS = options.define_kernels()
 _SCORES = flags.DEFINE_bool("scores", False, "write the score and a tab before each translation")
 
-# Lines translated together: sorted by length within, written in order.
+# Lines translated together: sorted by length, written in the order of the input.
 CHUNK = 2048
 READ_BYTES = 1 << 16
 
@@ -64,7 +64,7 @@ def main():
         )
         if translator.why_xla:
             progress.note(f"slower than it could be, on XLA's operations: {translator.why_xla}")
-        # A wrong option is told before anything is read or written.
+        # Refuses a wrong option before anything is read or written.
         settings = translator.check(
             _BEAM.value, _PENALTY.value, _HYPOTHESES.value, _MAX_LENGTH.value
         )
@@ -73,11 +73,11 @@ def main():
         task = progress.task("translating", lines) if lines > CHUNK else None
         done = mended = cut = 0
         for chunk in source.chunks():
-            texts = []
-            for line in chunk:
-                text = line.decode("utf-8", errors="replace").replace("\0", "\ufffd")
-                mended += "\ufffd" in text and b"\xef\xbf\xbd" not in line
-                texts.append(text)
+            texts = [_text(line) for line in chunk]
+            mended += sum(
+                "\ufffd" in text and b"\xef\xbf\xbd" not in line
+                for text, line in zip(texts, chunk, strict=True)
+            )
 
             def show(n: int, total: int, before: int = done):
                 if task:
@@ -86,7 +86,7 @@ def main():
             found = translator.translate(texts, *settings, batch_tokens=_BATCH.value, progress=show)
             for translation in found:
                 cut += translation.cut
-                # As many lines for each, so that they can be told apart.
+                # The same number of output lines for every input line.
                 missing = _HYPOTHESES.value - len(translation.hypotheses)
                 for hypothesis in (*translation.hypotheses, *[None] * missing):
                     text = "" if hypothesis is None else hypothesis.text
@@ -104,6 +104,10 @@ def main():
         progress.note(f"{source.name}: {cut} line(s) longer than {MAX_SOURCE} tokens were cut")
 
 
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", errors="replace").replace("\0", "\ufffd")
+
+
 class _Source:
     """A file or standard input, line by line."""
 
@@ -118,22 +122,22 @@ class _Source:
             raise UserError(f"--input {self.name} cannot be read: {e.strerror}") from None
 
     def lines(self) -> int:
-        """How many lines there are, where that can be told beforehand; else 0."""
+        """Number of lines of a file; 0 if it cannot be known beforehand."""
         if _INPUT.value is None or not Path(_INPUT.value).is_file():
             return 0
         with open(_INPUT.value, "rb") as f:
             return sum(block.count(b"\n") for block in iter(lambda: f.read(1 << 20), b""))
 
     def chunks(self) -> Iterator[list[bytes]]:
-        """Lines as they come, up to `CHUNK` at a time; no longer than needed is waited."""
-        begun: list[bytes] = []  # pieces of a line whose end has not come
+        """Lines as they arrive, up to `CHUNK` at a time, without waiting for a full chunk."""
+        begun: list[bytes] = []  # pieces of a line whose end has not arrived
         lines: list[bytes] = []
         while True:
             if lines and not self._waiting():
                 yield lines
                 lines = []
             block = self.file.read(READ_BYTES)
-            if block is None:  # a pipe that does not wait by itself
+            if block is None:  # a non-blocking pipe is empty
                 select.select([self.file], [], [])
                 continue
             if not block:
@@ -153,10 +157,10 @@ class _Source:
             yield lines
 
     def _waiting(self) -> bool:
-        """Whether there is more to read at once (always, for a file)."""
+        """True if reading would not block (always, for a file)."""
         try:
             return bool(select.select([self.file], [], [], 0)[0])
-        except (OSError, ValueError):  # where only sockets can be asked
+        except (OSError, ValueError):  # a system that can select sockets only
             return True
 
 
