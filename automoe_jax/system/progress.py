@@ -3,8 +3,8 @@
 from typing import Protocol
 
 
-class Task(Protocol):
-    """One progress bar."""
+class ProgressBar(Protocol):
+    """A bar with values beside it."""
 
     def update(self, done: int, **fields: object) -> None:
         """Sets the count, and values to show beside the bar."""
@@ -20,12 +20,12 @@ class Progress(Protocol):
         """Shows one line of text."""
         ...
 
-    def task(self, name: str, total: int) -> Task:
+    def task(self, name: str, total: int) -> ProgressBar:
         """Starts a bar that counts to `total`."""
         ...
 
 
-class _NoTask:
+class _NoBar:
     def update(self, done: int, **fields: object) -> None:
         pass
 
@@ -39,5 +39,5 @@ class Silent:
     def note(self, text: str) -> None:
         pass
 
-    def task(self, name: str, total: int) -> Task:
-        return _NoTask()
+    def task(self, name: str, total: int) -> ProgressBar:
+        return _NoBar()
