@@ -12,6 +12,7 @@ missed.
 """
 
 import argparse
+import dataclasses
 import time
 from typing import Any
 
@@ -96,6 +97,31 @@ class Step:
         return sampling.stack([[subnet]], self._hull, Share(0, 1, 1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a step trains: a supernet, its state, a batch, and subnets by name."""
+
+    target: TrainingTarget
+    config: TrainingConfig
+    state: Any
+    batch: dict[str, np.ndarray]
+    subnets: dict[str, Subnet]
+
+
+def full_size(rows: int = 68, length: int = 30, vocab_size: int = 32768) -> Problem:
+    """The paper's space on one batch, with the largest, the smallest and five random subnets."""
+    space, config = SearchSpace(), TrainingConfig()
+    target = TrainingTarget(space, (vocab_size, vocab_size), ModelConfig())
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, vocab_size, (1, 1, rows, length)).astype(np.int32)
+    batch = {"source": ids, "target": rng.permuted(ids, axis=-1)}
+    batch["target"][..., -1] = 2
+    subnets = {"largest": space.largest(), "smallest": space.smallest()}
+    subnets |= {f"random_{i}": space.sample(np.random.default_rng(i)) for i in range(5)}
+    state = parallel.replicate(initial_state(target, config, 0), consume=True)
+    return Problem(target, config, state, batch, subnets)
+
+
 def main():
     process.prepare(huge_pages=True)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -112,20 +138,12 @@ def main():
     if args.masked_runs < 0:
         parser.error("masked_runs cannot be negative")
 
-    space = SearchSpace()
-    config = TrainingConfig()
-    trained = TrainingTarget(space, (args.vocab_size, args.vocab_size), ModelConfig())
-    state = parallel.replicate(initial_state(trained, config, 0), consume=True)
+    problem = full_size(args.rows, args.length, args.vocab_size)
+    target, config, subnets = problem.target, problem.config, problem.subnets
+    state, batch = problem.state, problem.batch
     n_params = sum(x.size for x in jax.tree.leaves(state.params))
-    rng = np.random.default_rng(0)
-    ids = rng.integers(4, args.vocab_size, (1, 1, args.rows, args.length)).astype(np.int32)
-    batch = {"source": ids, "target": rng.permuted(ids, axis=-1)}
-    batch["target"][..., -1] = 2
-    subnets: dict[str, Subnet] = {"largest": space.largest(), "smallest": space.smallest()}
-    for i in range(5):
-        subnets[f"random_{i}"] = space.sample(np.random.default_rng(i))
 
-    step = Step(trained, config, masked=False)
+    step = Step(target, config, masked=False)
     compile_s = step.compile(state, batch, subnets["largest"])
     memory: Any = step.compiled.memory_analysis()
     times: dict[str, list[float]] = {name: [] for name in subnets}
@@ -140,12 +158,12 @@ def main():
     # Before the masked step takes more.
     peak = measure.peak_memory_bytes()
 
-    compilations = _compilations(space, args.subnets)
+    compilations = _compilations(target.space, args.subnets)
 
     masked: dict[str, list[float]] = {name: [] for name in ("largest", "smallest")}
     masked_compile_s = None
     if args.masked_runs:
-        plain = Step(trained, config, masked=True)
+        plain = Step(target, config, masked=True)
         masked_compile_s = plain.compile(state, batch, subnets["largest"])
         beside: dict[str, list[float]] = {name: [] for name in masked}
         for _ in range(1 + args.masked_runs):
@@ -224,8 +242,6 @@ def _compilations(space: SearchSpace, count: int) -> dict[str, int]:
     Of the same layers, heads, experts and choices at a width that runs in milliseconds: what is
     compiled anew does not depend on sizes, and a thousand full-size steps would take an hour.
     """
-    import dataclasses  # noqa: PLC0415
-
     small = dataclasses.replace(
         space, qkv_dim=32, encoder_embed_dims=(32, 40), decoder_embed_dims=(32, 40),
         encoder_ffn_dims=(16, 32, 48), decoder_ffn_dims=(16, 32, 48),

@@ -4,10 +4,8 @@ Run as `python benchmarks/translators.py ENGINE CPUS` it is the child process of
 on stdin, answers on stdout, one JSON line each. Engines: `ours`, `ctranslate2`, `pytorch`.
 """
 
-import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from child import Child, serve
 
 EOS, PAD = 2, 1
 VOCAB = 32_768
@@ -24,8 +23,8 @@ BEAM = 5
 REST_S = 0.25
 
 
-class Engine:
-    """A child process with CPUs of its own choosing."""
+class Engine(Child):
+    """An engine in a child process that runs on the given CPUs."""
 
     def __init__(self, name: str, cpus: Sequence[int]):
         environment = {
@@ -34,34 +33,13 @@ class Engine:
             "OMP_NUM_THREADS": str(len(cpus)),
             "JAX_PLATFORMS": "cpu",
         }
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, name, ",".join(map(str, cpus))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        command = [sys.executable, __file__, name, ",".join(map(str, cpus))]
+        super().__init__(command, environment)
 
     def ask(self, **request: Any) -> Any:
-        """The answer to a request, after a pause in which the engine asked before comes to rest."""
+        """As `Child.ask`, after a pause in which the engine asked before comes to rest."""
         time.sleep(REST_S)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"an engine ended with exit code {self._process.wait()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer["value"]
-
-    def close(self):
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        return super().ask(**request)
 
 
 # --- models ------------------------------------------------------------------------------------
@@ -365,21 +343,16 @@ def main():
     """Serves until stdin ends."""
     cpus = {int(c) for c in sys.argv[2].split(",")}
     os.sched_setaffinity(0, cpus)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print does not get among the answers
     engine = {"ours": Ours, "ctranslate2": CTranslate2, "pytorch": PyTorch}[sys.argv[1]](len(cpus))
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            call = request.pop("call")
-            function = peak_bytes if call == "peak" else getattr(engine, call)
-            if call == "latency":  # threads that slept are awake for the run that counts
-                function(**request)
-            answer = {"value": function(**request)}
-        except Exception as e:  # told to whoever asked
-            answer = {"error": f"{sys.argv[1]}: {type(e).__name__}: {e}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+
+    def answer(request: dict[str, Any]) -> Any:
+        call = request.pop("call")
+        function = peak_bytes if call == "peak" else getattr(engine, call)
+        if call == "latency":  # an untimed run first wakes sleeping threads
+            function(**request)
+        return function(**request)
+
+    serve(answer)
 
 
 if __name__ == "__main__":
