@@ -8,15 +8,16 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from child import Child
-from measure import spread
+from measure import goal
 
 ROOT = Path(__file__).resolve().parent.parent
 Item = TypeVar("Item")
+CONFIG = "--config=configs/quickstart.py"
 
 
 def note(text: str):
@@ -130,8 +131,38 @@ def in_turns(
     return {name: call(item) for name, item in order}
 
 
-def compare_seconds(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Spread of before, of after, and of after / before within each round."""
-    summary = {name: spread([r[name] for r in rounds]) for name in ("before", "after")}
-    ratios = [r["after"] / r["before"] for r in rounds]
-    return {**summary, "ratio": spread(ratios), "rounds": len(rounds)}
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two checkouts and how to compare them.
+
+    Attributes:
+      pair: the checkouts by name, "before" and "after".
+      record: finished parts.
+      workdir: folder of the comparison.
+      rounds: of each timed part; 0 for the part's own number.
+      quickstart_flags: added to those of launch/pipeline.py.
+    """
+
+    pair: dict[str, Checkout]
+    record: Record
+    workdir: Path
+    rounds: int
+    quickstart_flags: tuple[str, ...]
+
+    def each(self, part: str, call: Callable[[Checkout], Any], turn: int = 0) -> dict[str, Any]:
+        """What `call` returns for both checkouts, by name; once."""
+        return self.record.once(part, lambda: in_turns(self.pair, call, turn))
+
+
+# Figures, and goals by name.
+Outcome = tuple[dict[str, Any], dict[str, dict[str, Any]]]
+
+
+def difference_goals(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The goals of `differences.compare` results by name."""
+    return {f"{name}, different": goal(figure["different"], 0) for name, figure in figures.items()}
+
+
+def overrides(values: dict[str, Any]) -> list[str]:
+    """Flags that set fields of a config."""
+    return [f"--config.{name}={value}" for name, value in values.items()]

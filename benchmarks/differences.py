@@ -92,7 +92,7 @@ def _arrays(step: Path) -> Iterator[tuple[str, np.ndarray]]:
             yield item.name + jax.tree_util.keystr(path), np.asarray(leaf)
 
 
-def translations(path: Path) -> dict[str, Any]:
+def read_translations(path: Path) -> dict[str, Any]:
     """Hypotheses with their scores by the number of the translation."""
     found = json.loads(path.read_text(encoding="utf-8"))
     return {f"translation {i}": hypotheses for i, hypotheses in enumerate(found, 1)}
