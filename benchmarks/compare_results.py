@@ -67,14 +67,14 @@ def translations(comparison: Comparison) -> Outcome:
     work = comparison.workdir / "translations"
     sentences, subnet = work / "sentences.txt", work / "subnet.json"
     before, after = comparison.pair.values()
+    flags = [CONFIG, *overrides({"training.steps": TRANSLATED_STEPS})]
 
     def train() -> float:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         subnet.write_text(json.dumps(SUBNET), encoding="utf-8")
         before.python("-c", WRITE_SENTENCES, sentences, str(SENTENCES))
-        flags = overrides({"training.steps": TRANSLATED_STEPS})
-        seconds = before.launch("train", CONFIG, *flags, f"--workdir={work / 'before'}")
+        seconds = before.launch("train", *flags, f"--workdir={work / 'before'}")
         shutil.copytree(work / "before", work / "after")
         return seconds
 
@@ -82,7 +82,7 @@ def translations(comparison: Comparison) -> Outcome:
         workdir, out = work / checkout.name, work / f"export_{checkout.name}_{quantize}"
         shutil.rmtree(out, ignore_errors=True)
         return checkout.launch(
-            "export", CONFIG, f"--workdir={workdir}", f"--subnet={subnet}", f"--out={out}",
+            "export", *flags, f"--workdir={workdir}", f"--subnet={subnet}", f"--out={out}",
             f"--quantize={quantize}",
         )  # fmt: skip
 
