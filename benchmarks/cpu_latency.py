@@ -3,12 +3,11 @@
 python benchmarks/cpu_latency.py --json
 
 One sentence, 30 tokens in, 30 out, beam 5, random weights, 32,768 words. Each engine has a process
-of its own for each number of threads; all are timed in turns, in one run, each after a run that
-does not count. The floor of a model is what its decoder has to read at every step (the weights one
-token uses and the output layer), times 30 steps, at the memory bandwidth measured between the
-rounds; a cache of the size of the weights can beat it. CTranslate2 and PyTorch take part where
-they are installed (`pip install ctranslate2 torch==2.13.0`); goals that compare with CTranslate2
-need it.
+of its own for each number of threads; all are timed in turns, each after an untimed run. The floor
+of a model is 30 times the bytes that its decoder reads at a step (the weights one token uses and
+the output layer) at the memory bandwidth measured between the rounds; a CPU whose cache holds the
+weights can beat it. CTranslate2 and PyTorch take part where they are installed
+(`pip install ctranslate2 torch==2.13.0`); goals that compare with CTranslate2 need it.
 """
 
 import argparse
@@ -24,10 +23,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from measure import finish, goal, machine, read_bandwidth, spread
 from translators import BEAM, TOKENS, VOCAB, Engine, protocol_source, random_export
 from translators import write_ctranslate2 as convert
+
+from automoe_jax.architecture.subnet import DecoderLayer
+from automoe_jax.decoding import native
+from automoe_jax.decoding.native_engine import _Scope
+from automoe_jax.decoding.weights import pack
+from automoe_jax.published import subnet_files
 
 SUBNETS = Path(__file__).parent.parent / "configs" / "subnets"
 MODELS = {
@@ -54,8 +61,6 @@ print(json.dumps([peak, translator.manifest["weights_bytes"]]))
 
 def step_bytes(name: str) -> int:
     """Bytes of fp32 weights that the decoder reads at every step."""
-    from automoe_jax.published import subnet_files  # noqa: PLC0415
-
     subnet = subnet_files.load(SUBNETS / f"{MODELS[name]}.json", 512)
     d, q = subnet.decoder.embed_dim, subnet.qkv_dim
     size = VOCAB * d
@@ -65,21 +70,14 @@ def step_bytes(name: str) -> int:
 
 
 def expert_layers() -> dict[str, Callable[[], Any]]:
-    """The same work by dense layers and by layers of 6 experts of which all rows take one."""
-    import jax  # noqa: PLC0415
-    import jax.numpy as jnp  # noqa: PLC0415
-
-    from automoe_jax.architecture.subnet import DecoderLayer  # noqa: PLC0415
-    from automoe_jax.decoding.native_engine import PackedScope  # noqa: PLC0415
-    from automoe_jax.decoding.weights import pack  # noqa: PLC0415
-
+    """Dense layers, and layers of 6 experts where the router sends all rows to one."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((BEAM, WIDTH), np.float32))
     programs = {}
     for name, n in (("dense", 1), ("experts", EXPERTS)):
         layer = DecoderLayer(8, 8, 1, (EXPERT_SIZE,) * n, 1)
         weights: dict[str, np.ndarray] = {}
-        for copy in range(COPIES):  # more than fits in a cache, as in a model
+        for copy in range(COPIES):  # together larger than a cache, as in a model
             for e in range(n):
                 p = f"{copy}.expert_{e}"
                 weights[f"{p}.fc1.kernel"] = rng.standard_normal((WIDTH, EXPERT_SIZE), np.float32)
@@ -91,7 +89,7 @@ def expert_layers() -> dict[str, Callable[[], Any]]:
             weights[f"{copy}.router.bias"] = np.where(chosen, 9, 0).astype(np.float32)
             weights[f"{copy}.experts_norm.scale"] = np.ones(WIDTH, np.float32)
             weights[f"{copy}.experts_norm.bias"] = np.zeros(WIDTH, np.float32)
-        # The output layer of `pack`, which this has none of.
+        # `pack` expects an output layer.
         weights["embedding"] = np.zeros((1, 1), np.float32)
         packed = {k: jnp.asarray(v) for k, v in pack(weights).items()}
 
@@ -105,7 +103,7 @@ def expert_layers() -> dict[str, Callable[[], Any]]:
 
 
 def startup(export: Path) -> dict[str, float]:
-    """Seconds of a process that loads an export and translates a sentence; its peak memory."""
+    """Seconds and peak memory of a process that loads an export and translates a sentence."""
     command = [sys.executable, "-c", STARTUP, str(export), json.dumps(protocol_source())]
     seconds, peak, weights = [], 0, 0
     for _ in range(6):
@@ -123,7 +121,7 @@ def startup(export: Path) -> dict[str, float]:
 
 
 def interleave(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each call returns, in turns, each round from another start; two rounds are warm-up."""
+    """The values that calls return, in turns; each round begins with another, two warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for i in range(rounds + 2):
@@ -137,8 +135,6 @@ def interleave(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 def timed(program: Callable[[], Any]) -> float:
     """Milliseconds of a JAX call."""
-    import jax  # noqa: PLC0415
-
     start = time.perf_counter()
     jax.block_until_ready(program())
     return (time.perf_counter() - start) * 1000
@@ -153,8 +149,6 @@ def main():
     def note(text: str):
         if not options.json:
             print(text, file=sys.stderr)
-
-    from automoe_jax.decoding import native  # noqa: PLC0415
 
     if not native.available():
         sys.exit(f"the kernels cannot be used here: {native.reason()}")

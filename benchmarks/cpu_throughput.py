@@ -3,11 +3,11 @@
 python benchmarks/cpu_throughput.py --json [--workdir=runs/multi30k_dense]
 
 3,000 sentences of Multi30k (all of its validation and test text), beam 5, to their natural ends,
-with the model of configs/multi30k_dense.py, which is trained first where the workdir does not hold
-it. Each engine has a process of its own for each number of threads; on 300 sentences it tries batch
-sizes and keeps the best; then all are timed in turns. The translations of both are compared, and
-those in int8 are scored against those in fp32. Needs the shared data; CTranslate2 takes part where
-it is installed (`pip install ctranslate2`).
+with the model of configs/multi30k_dense.py, which is trained first where the workdir has none. Each
+engine has a process of its own for each number of threads. It tries batch sizes on 300 sentences
+and keeps the fastest; then all are timed in turns. The translations of both are compared, and those
+in int8 are scored against those in fp32. Needs the shared data; CTranslate2 takes part where it is
+installed (`pip install ctranslate2`).
 """
 
 import argparse
@@ -27,17 +27,22 @@ from measure import finish, goal, machine, spread
 from translators import Engine
 from translators import write_ctranslate2 as convert
 
+from automoe_jax.data.tokenizers import loading as tokenizers
+from automoe_jax.decoding import native
+from automoe_jax.decoding.batching import BATCH_TOKENS
+from automoe_jax.decoding.evaluation import score
+
 ROOT = Path(__file__).parent.parent
 CONFIG, SUBNET = "configs/multi30k_dense.py", "configs/multi30k_dense.json"
 SENTENCES, SAMPLE = 3000, 300
-SPLITS = ("test", "test2017_flickr", "valid")  # the test set first: it is scored alone too
+SPLITS = ("test", "test2017_flickr", "valid")  # the test set comes first: it is also scored alone
 N_TEST = 1000
 BATCHES = (256, 512, 1024, 2048, 4096)
 CTRANSLATE2_TYPES = {"fp32": "float32", "int8": "int8_float32"}
 
 
 def texts(language: str) -> list[str]:
-    """The sentences of a language."""
+    """Sentences of one language, whitespace stripped."""
     shared = Path(os.environ.get("AUTOMOE_SHARED", ROOT.parent / "shared"))
     lines = []
     for split in SPLITS:
@@ -56,8 +61,7 @@ def launch(program: str, *arguments: str):
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    from automoe_jax.decoding.evaluation import score  # noqa: PLC0415
-
+    """BLEU as the project reports it."""
     return score(hypotheses, references).bleu
 
 
@@ -71,14 +75,14 @@ class Case:
         self.found: list[list[int]] = []
 
     def tune(self, sources: list[list[int]]):
-        """Finds the best batch size; each is run twice, the second time counts."""
+        """Finds the fastest batch size; of two runs of each the second is timed."""
         for batch in BATCHES:
             self._ask(sources=sources, batch=batch)
             self.tried[batch] = self._ask(sources=sources, batch=batch)[0]
         self.batch = min(self.tried, key=self.tried.__getitem__)
 
     def run(self, sources: list[list[int]]) -> float:
-        """Sentences per second."""
+        """Translates all sentences; returns sentences per second."""
         seconds, self.found = self._ask(sources=sources, batch=self.batch)
         return len(sources) / seconds
 
@@ -90,15 +94,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
-    from automoe_jax.data.tokenizers import loading as tokenizers  # noqa: PLC0415
-    from automoe_jax.decoding.batching import BATCH_TOKENS  # noqa: PLC0415
-
     english, german = texts("en"), texts("de")
     run = Path(options.workdir).absolute()
     flags = (f"--config={CONFIG}", f"--workdir={run}")
-    launch("train", *flags, f"--subnet={SUBNET}")  # at once where it has been
-    from automoe_jax.decoding import native  # noqa: PLC0415
-
+    launch("train", *flags, f"--subnet={SUBNET}")  # returns at once where it is trained
     if not native.available():
         sys.exit(f"the kernels cannot be used here: {native.reason()}")
     cpus = sorted(os.sched_getaffinity(0))
@@ -136,7 +135,7 @@ def main():
         for engine in engines.values():
             engine.close()
         memory = {}
-        for kind in CTRANSLATE2_TYPES:  # as a user would: one export, the default batch size
+        for kind in CTRANSLATE2_TYPES:  # one export and the default batch size, as a user has them
             engine, path = Engine("ours", cpus[:n]), str(folder / kind)
             batch = {"sources": sources, "batch": BATCH_TOKENS}
             engine.ask(call="throughput", path=path, compute="", **batch)
@@ -157,13 +156,15 @@ def main():
         if ctranslate2:
             for threads in sorted({name.split()[2] for name in cases}):
                 ratio = median[f"ours {kind} {threads}"] / median[f"ctranslate2 {kind} {threads}"]
-                goals[f"{kind}, {threads} thread(s) / CTranslate2"] = goal(ratio, 1.0, False)
+                goals[f"{kind}, {threads} thread(s) / CTranslate2"] = goal(
+                    ratio, 1.0, at_most=False
+                )
     if ctranslate2:
         pairs = zip(
             cases[f"ours fp32 {n}"].found, cases[f"ctranslate2 fp32 {n}"].found, strict=True
         )
         equal = float(np.mean([a == b for a, b in pairs]))
-        goals["equal translations, fp32"] = goal(equal, 0.99, False)
+        goals["equal translations, fp32"] = goal(equal, 0.99, at_most=False)
     for kind, m in memory.items():
         goals[f"{kind} peak MB beyond the weights"] = goal(m["peak_mb"] - m["weights_mb"], 400.0)
     result = {

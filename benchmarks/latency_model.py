@@ -1,10 +1,10 @@
-"""How well latencies are predicted: of unseen subnets on this machine, and of published tables.
+"""Error of latency predictions: for unseen subnets on this machine and for published tables.
 
 python benchmarks/latency_model.py --json
 
-Makes a latency model of the paper's full-size space (random weights), then predicts random subnets
-that it has not seen and times them with 100 runs each; fits the published tables of latencies, and
-ordinary least squares on the same rows. Takes about half an hour on 2 cores.
+Makes a latency model of the paper's full-size space (random weights), predicts random subnets that
+it has not seen, and times them with 100 runs each. Fits the published tables of latencies with the
+same model and with ordinary least squares. Takes half an hour on 2 cores.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from automoe_jax.predictor.scores import agreement
 from automoe_jax.report import plots
 
 VOCAB = 32_768
-# Unseen subnets are drawn with another seed than the model's own.
+# Not the seed that draws the model's own subnets.
 SEED = 7
 TABLES = ("wmt14ende_cpu_xeon_all.csv", "wmt14ende_gpu_titanxp_all.csv")
 MINUTES, MAPE, TAU = 20, 5, 0.9
@@ -57,10 +57,12 @@ class Notes:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="the last line is JSON in any case")
+    parser.add_argument(
+        "--json", action="store_true", help="accepted; the last line is JSON in any case"
+    )
     parser.add_argument("--subnets", type=int, default=40, help="unseen subnets to time")
     parser.add_argument("--runs", type=int, default=100, help="timed runs of each")
-    parser.add_argument("--workdir", help="keep measurements there and go on from them")
+    parser.add_argument("--workdir", help="keeps measurements, and resumes from them")
     args = parser.parse_args()
     config = resolve(base())
     folder = Path(args.workdir or tempfile.mkdtemp(prefix="latency_model_"))
@@ -100,7 +102,7 @@ def main():
         "MAPE %": measure.goal(found.mape, MAPE),
         "Kendall's tau": measure.goal(found.tau or 0.0, TAU, at_most=False),
     }
-    if not begun:  # of a part of the work the time says nothing
+    if not begun:  # a resumed run would time only a part of the work
         goals["minutes to make"] = measure.goal(minutes, MINUTES)
     result = {
         "benchmark": "latency_model",

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine's rates, goals and the last line."""
+"""Shared by the benchmarks: interleaved timing, the machine's rates, goals and the last line."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from automoe_jax.system.machine import cpu_name
 def interleaved(
     programs: dict[str, Callable[[], Any]], runs: int, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of `runs` calls of each program, in turns; results are waited for."""
+    """Seconds of `runs` calls of each program, in turns, until their results are ready."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for run in range(warmup + runs):
         for name, program in programs.items():
@@ -41,7 +41,7 @@ def matmul_rate(dtype: Any = jnp.float32, size: int = 2048, runs: int = 8) -> fl
 def memory_bandwidth(elements: int = 1 << 26, runs: int = 8) -> float:
     """Bytes/s, read and written, of an in-place update x <- x - c * y of large arrays.
 
-    That is the kind of traffic an optimizer makes; it has no other work to do.
+    An optimizer's update makes the same kind of traffic.
     """
     f = jax.jit(lambda x, y: x - 0.001 * y, donate_argnums=0)
     x, y = jnp.ones((elements,)), jnp.ones((elements,))
@@ -77,8 +77,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process has had at once: of the device where it says, else of the
-    process."""
+    """Peak memory of the device where it reports one, else of this process."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
@@ -86,7 +85,7 @@ def peak_memory_bytes() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure belongs to."""
+    """The machine and library that a figure was measured with."""
     return {
         "machine": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -95,13 +94,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def goal(value: float, limit: float, at_most: bool = True) -> dict[str, Any]:
-    """An entry of "goals"."""
+def goal(value: float, limit: float, *, at_most: bool = True) -> dict[str, Any]:
+    """An entry of "goals": `value` may be at most (or must be at least) `limit`."""
     met = value <= limit if at_most else value >= limit
     return {"value": round(value, 4), "goal": limit, "met": bool(met)}
 
 
 def finish(result: dict[str, Any], goals: dict[str, dict[str, Any]]):
-    """Prints the one line and exits with 1 where a goal is missed."""
+    """Prints the JSON line; exits with 1 where a goal is missed."""
     print(json.dumps({**result, "goals": goals}))
     sys.exit(0 if all(g["met"] for g in goals.values()) else 1)

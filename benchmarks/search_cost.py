@@ -1,4 +1,4 @@
-"""What a search costs: the paper's setting on the Multi30k supernet, and evolution against chance.
+"""Cost of a search with the paper's settings, and evolution against random search.
 
 python benchmarks/search_cost.py --json --workdir=runs/multi30k
 
@@ -30,7 +30,7 @@ MINUTES, MEASUREMENTS, WINS = 15, 60, 4
 
 
 def launch(program: str, *args: str) -> str:
-    """Standard output of a program; its notes go to stderr."""
+    """Standard output of a program of `launch/`; its progress goes to stderr."""
     command = [sys.executable, str(ROOT / "launch" / f"{program}.py"), *args]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -40,7 +40,9 @@ def launch(program: str, *args: str) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="the last line is JSON in any case")
+    parser.add_argument(
+        "--json", action="store_true", help="accepted; the last line is JSON in any case"
+    )
     parser.add_argument("--workdir", default="runs/multi30k")
     parser.add_argument("--config", default="configs/multi30k.py")
     parser.add_argument("--ratio", type=float, default=0.6, help="of the largest's latency")
@@ -67,7 +69,7 @@ def main():
     best = found["best"][0]
 
     seeds = f"--seeds={','.join(map(str, SEEDS))}"
-    gflops = float(f"{best['costs']['gflops']:.3g}")  # a limit that cuts
+    gflops = float(f"{best['costs']['gflops']:.3g}")  # a limit that excludes many subnets
     algorithms = {}
     for algorithm in ("evolution", "random_search"):
         settings = {**SMALL, "algorithm": algorithm, "constraint.gflops": gflops}

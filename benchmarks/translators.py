@@ -1,7 +1,8 @@
 """The models that the CPU benchmarks time, and the engines that time them.
 
-Run as `python benchmarks/translators.py ENGINE CPUS` it is the child process of an engine: requests
-on stdin, answers on stdout, one JSON line each. Engines: `ours`, `ctranslate2`, `pytorch`.
+`python benchmarks/translators.py ENGINE CPUS` is the child process of an engine: requests on stdin,
+answers on stdout, one JSON line each. Engines: `ours`, `ctranslate2`, `pytorch`. Libraries are
+imported in functions, so that the memory of an engine is not that of another's libraries.
 """
 
 import math
@@ -19,7 +20,7 @@ EOS, PAD = 2, 1
 VOCAB = 32_768
 TOKENS = 30  # in and out, eos included
 BEAM = 5
-# OpenMP's threads go on spinning for 0.2 s after their work.
+# OpenMP's threads spin for 0.2 s after their work.
 REST_S = 0.25
 
 
@@ -78,7 +79,7 @@ def dense_weights(export_folder: Path) -> tuple[Any, dict[str, np.ndarray], int]
 
 
 def write_ctranslate2(export_folder: Path, folder: Path):
-    """An export of a dense model as a CTranslate2 model; its words are called by their numbers."""
+    """Writes an export of a dense model as a CTranslate2 model; its words are token ids as text."""
     import ctranslate2  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
     import jax.numpy as jnp  # noqa: PLC0415
 
@@ -138,7 +139,7 @@ def write_ctranslate2(export_folder: Path, folder: Path):
 
 
 def protocol_source() -> list[int]:
-    """The source of the latency protocol: random words and eos."""
+    """Token ids of the latency protocol's sentence: random words and eos."""
     ids = np.random.default_rng(0).integers(4, VOCAB, TOKENS)
     return [*map(int, ids[:-1]), EOS]
 
@@ -150,7 +151,7 @@ class Ours:
     """This project."""
 
     def __init__(self, threads: int):
-        del threads  # by affinity
+        del threads  # set by CPU affinity
         self._loaded: dict[str, Any] = {}
 
     def _load(self, path: str):
@@ -162,7 +163,7 @@ class Ours:
 
     def latency(self, path: str, compute: str, source: list[int]) -> float:
         """Milliseconds of the protocol's sentence."""
-        del compute  # of the export
+        del compute  # set by the export
         import jax  # noqa: PLC0415
 
         translator = self._load(path)
@@ -216,7 +217,7 @@ class CTranslate2:
         return (time.perf_counter() - start) * 1000
 
     def throughput(self, path: str, compute: str, sources: list[list[int]], batch: int):
-        """As `Ours.throughput`; its own threads share the batches."""
+        """As `Ours.throughput`; CTranslate2's threads share the batches."""
         translator = self._load(path, compute, self._threads)
         words = self._words(sources)
         start = time.perf_counter()
@@ -238,8 +239,7 @@ def _number(word: str) -> int:
 
 
 class PyTorch:
-    """A plain eager decoder with a cache of keys and values, as a good programmer would write it
-    in an afternoon. Dense models only."""
+    """A plain eager decoder of dense models, with a cache of keys and values."""
 
     def __init__(self, threads: int):
         import torch  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
@@ -330,9 +330,9 @@ class PyTorch:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had, mapped files included.
+    """Peak resident memory of this process, mapped files included.
 
-    Not by `getrusage`: there a child starts with its parent's peak.
+    `getrusage` would start from the parent's peak.
     """
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
