@@ -6,22 +6,23 @@ The checkout's own benchmarks/train_step.py makes and compiles the step. A reque
 it, as {"subnet": "largest"}; the answer is the seconds of one step.
 """
 
+import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from child import serve
 
 
 def full_size(benchmark: Any) -> Any:
-    """`train_step.full_size()`, also of commits (39192b6 and before) that have it in `main`."""
+    """`train_step.full_size()`, also of commits (as 39192b6) that have it in `main`."""
     if hasattr(benchmark, "full_size"):
         return benchmark.full_size()
-    import numpy as np  # noqa: PLC0415
-
     space, config, words = benchmark.SearchSpace(), benchmark.TrainingConfig(), 32768
-    target = benchmark.Trained(space, (words, words), benchmark.ModelConfig())
+    make_target = getattr(benchmark, "TrainingTarget", None) or benchmark.Trained
+    target = make_target(space, (words, words), benchmark.ModelConfig())
     rng = np.random.default_rng(0)
     ids = rng.integers(4, words, (1, 1, 68, 30)).astype(np.int32)
     batch = {"source": ids, "target": rng.permuted(ids, axis=-1)}
@@ -36,9 +37,11 @@ def full_size(benchmark: Any) -> Any:
 def main():
     """Serves until stdin ends."""
     sys.path[0] = str(Path(sys.argv[1]) / "benchmarks")  # in place of this file's folder
-    import train_step  # noqa: PLC0415
-
-    train_step.huge_pages.use()
+    train_step = importlib.import_module("train_step")
+    if hasattr(train_step, "process"):
+        train_step.process.prepare(huge_pages=True)
+    else:  # of 39192b6
+        train_step.huge_pages.use()
     problem = full_size(train_step)
     step = train_step.Step(problem.target, problem.config, masked=False)
     state, batch, subnets = problem.state, problem.batch, problem.subnets
