@@ -32,6 +32,7 @@ from translators import write_ctranslate2 as convert
 
 from automoe_jax.architecture.subnet import DecoderLayer
 from automoe_jax.decoding import native
+from automoe_jax.decoding.native_engine import PackedScope
 from automoe_jax.decoding.weights import pack
 from automoe_jax.published import subnet_files
 
