@@ -20,6 +20,7 @@ from automoe_jax.phases import search_result
 from automoe_jax.phases.run import SEARCH, Run
 from automoe_jax.phases.search_context import SearchContext, describe, limits_of, open_search
 from automoe_jax.phases.search_history import HISTORY, ScoreHistory
+from automoe_jax.phases.search_probing import measure_parents, measure_spread, round_share
 from automoe_jax.phases.search_result import Corner, Found, SearchResult
 from automoe_jax.phases.search_verify import verify
 from automoe_jax.predictor.estimates import predicted_and_measured
@@ -184,8 +185,8 @@ def _measured_parents(
         return scored
     if not isinstance(algorithm, algorithms.Evolution):
         return scored
-    share = latency.share(search.reserve(), config.iterations + 1 - iteration)
-    return latency.measure_parents(scored, limits.within, config.parents, share)
+    share = round_share(latency, search.reserve(), config.iterations + 1 - iteration)
+    return measure_parents(latency, scored, limits.within, config.parents, share)
 
 
 def _measure_front(search: SearchContext, algorithm: algorithms.Algorithm, iteration: int):
@@ -196,7 +197,7 @@ def _measure_front(search: SearchContext, algorithm: algorithms.Algorithm, itera
     if isinstance(algorithm, algorithms.NSGA2):
         on_front = algorithms.front_of(algorithm.survivors, search.front_costs)
         rounds = search.config.iterations + 1 - iteration
-        latency.measure_spread(on_front, latency.share(search.reserve(), rounds))
+        measure_spread(latency, on_front, round_share(latency, search.reserve(), rounds))
 
 
 def _front(
@@ -221,7 +222,7 @@ def _front(
         room = int(latency.left()) - reserve
         if room <= 0 or all(latency.is_measured(s.subnet) for s in on_front):
             return on_front
-        latency.measure_spread(on_front, room)
+        measure_spread(latency, on_front, room)
 
 
 def _rescored(search: SearchContext, limits: Limits, scored: list[Scored]) -> list[Scored]:

@@ -4,6 +4,7 @@ import dataclasses
 
 from automoe_jax.architecture.subnet import short_name
 from automoe_jax.latency.records import FinalMeasurement
+from automoe_jax.phases import search_probing
 from automoe_jax.phases.search_context import SearchContext, describe
 from automoe_jax.phases.search_latency import SearchLatency
 from automoe_jax.phases.search_result import Found
@@ -103,7 +104,7 @@ def _measure_finals(
 
 
 def _measure_final(search: SearchContext, latency: SearchLatency, s: Scored) -> _MeasuredFinal:
-    final = latency.verify(s.subnet)
+    final = search_probing.verify(latency, s.subnet)
     over_limit, failure = _compare(final, search.config.constraint)
     if failure:
         search.run.progress.note(
