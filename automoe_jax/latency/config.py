@@ -22,9 +22,9 @@ class LatencyConfig:
       platform: "cpu" or "gpu".
       source_length, target_length: tokens, eos included.
       beam_size: one of the export's.
-      words: "mixed" draws the source's words at random; "repeated" is one word over and over, as
-        in the published scripts, which sends nearly all tokens to one expert.
-      kernels: "native", "xla", or "auto" for the first where it can be had.
+      words: "mixed" draws the source's words at random; "repeated" repeats one word, as the
+        published scripts do, which routes nearly all tokens to one expert.
+      kernels: "native", "xla", or "auto" for the native ones if they are available.
     """
 
     runs: int = GOLD_RUNS
@@ -53,6 +53,6 @@ class LatencyConfig:
 
     @property
     def name(self) -> str:
-        """The number of runs, with what the field calls it."""
+        """The number of runs and its name in the field."""
         names = {GOLD_RUNS: "gold, ", PARTIALLY_GOLD_RUNS: "partially gold, "}
         return f"{names.get(self.runs, '')}{self.runs} runs"

@@ -27,7 +27,7 @@ def trim(times: npt.ArrayLike) -> np.ndarray:
 
 
 def summarise(times_ms: Sequence[float]) -> Latency:
-    """The protocol's mean, and what tells how far to trust it."""
+    """The protocol's mean, with measures of its spread."""
     kept = trim(times_ms)
     return Latency(
         mean_ms=float(kept.mean()),
@@ -45,10 +45,10 @@ def ratio(
     resamples: int = 1000,
     confidence: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Trimmed mean over trimmed mean of the base, and its interval.
+    """Ratio of trimmed means, and its interval (low, high).
 
-    The two lists are of interleaved runs; rounds are resampled in pairs (bootstrap), so that what
-    slowed both at a moment cancels.
+    The two lists are interleaved runs; rounds are resampled in pairs (bootstrap), so a slow moment
+    of the machine cancels.
     """
     a, b = np.asarray(times_ms, float), np.asarray(base_ms, float)
     rounds = _resampled(len(a), seed, resamples)
@@ -66,11 +66,8 @@ def interval(times_ms: npt.ArrayLike, seed: int = 0, resamples: int = 1000) -> t
 
 
 def _resampled(n: int, seed: int, resamples: int) -> np.ndarray:
-    """Indices of bootstrapped runs, a sample a row: blocks of runs that followed each other.
-
-    A machine that is slow at one run is slow at the next; runs drawn one by one would hide that.
-    """
-    block = round(n ** (1 / 3))  # longer ones leave too few of them
+    """Indices of a block bootstrap (resamples, n): neighbouring runs are not independent."""
+    block = round(n ** (1 / 3))  # longer blocks would be too few
     rng = np.random.default_rng(seed)
     starts = rng.integers(n, size=(resamples, -(-n // block)))
     rows = (starts[:, :, None] + np.arange(block)) % n

@@ -1,4 +1,4 @@
-"""Which subnets to time: corners, corners with one dimension changed, and random ones."""
+"""The subnets that a latency model is fitted to (greedy D-optimal design)."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ from automoe_jax.predictor import features
 from automoe_jax.predictor.features import TranslationTask
 
 POOL = 400
-# Share of random ones: they are what the model will be asked about.
+# Share of random subnets, which resemble those that the model will predict.
 RANDOM = 0.5
 
 
 def blocks(space: SearchSpace) -> list[Subnet]:
-    """The smallest subnet with one dimension at its largest, and the largest with one at its
-    smallest, for every dimension that has a choice: they differ by one kind of building block.
+    """The smallest subnet with one dimension at its maximum, and the largest with one at its
+    minimum, for every elastic dimension.
     """
     found = []
     for field in dataclasses.fields(space):
@@ -35,14 +35,10 @@ def blocks(space: SearchSpace) -> list[Subnet]:
 
 
 def choose(space: SearchSpace, task: TranslationTask, count: int, seed: int) -> list[Subnet]:
-    """The smallest, the largest, random ones, and of `blocks` and further random ones those that
-    tell the features apart best (greedy D-optimal design); all different.
+    """`count` different subnets, or fewer if the space has fewer.
 
-    Args:
-      space: to choose from.
-      task: what they are timed at.
-      count: how many; fewer where the space has fewer.
-      seed: of the random ones.
+    The smallest, the largest, random ones, and those of `blocks` and further random ones that add
+    most to the information about the features of `task`.
     """
     rng = np.random.default_rng([0xD0E, seed])
     drawn = list(dict.fromkeys(space.sample(rng) for _ in range(max(POOL, 2 * count))))
@@ -70,7 +66,7 @@ def choose(space: SearchSpace, task: TranslationTask, count: int, seed: int) -> 
 
 
 def unseen(space: SearchSpace, count: int, seen: list[Subnet], seed: int) -> list[Subnet]:
-    """Random subnets that are not among `seen`; fewer where the space is nearly used up."""
+    """Random subnets that are not among `seen`; fewer if the space has too few."""
     rng = np.random.default_rng([0x0DD, seed])
     found: dict[Subnet, None] = {}
     for _ in range(100 * count):

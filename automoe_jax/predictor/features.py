@@ -1,9 +1,9 @@
-"""What the latency of an exported subnet is made of, as numbers that add up.
+"""Additive features of the latency of an exported subnet.
 
-`work` follows the translator: the encoder runs once, the cross-attention's keys and values are made
-once, a decoder step reads its layers' weights and the output layer, `target_length` times. Its
-features are in millions of multiply-adds or of weights read, or counts, so that a coefficient is
-milliseconds per million or per piece. `averages` are the ten of HAT's tables.
+`work` follows the translator: the encoder runs once, cross-attention keys and values are computed
+once, and each of `target_length` decoder steps reads the weights of its layers and of the output
+layer. Features are millions of multiply-adds, millions of weights read, or counts, so a coefficient
+is in ms per million or per unit. `averages` are the ten features of HAT's tables.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ PRODUCTS = (
 
 @dataclasses.dataclass(frozen=True)
 class TranslationTask:
-    """What is translated, and with what.
+    """The translation task that latencies are measured on.
 
     Attributes:
       source_length, target_length: tokens.
@@ -121,8 +121,8 @@ def work(subnet: Subnet, task: TranslationTask) -> np.ndarray:
 
 
 def _experts(layer: Any, rows: int, dim: int) -> tuple[float, float, float]:
-    """Of one layer: millions of weights of `top_k` mean experts; of those that `rows` rows touch;
-    how many are touched.
+    """For one layer: millions of weights of `top_k` average experts, millions of weights of the
+    experts that `rows` rows touch, and the number of touched experts.
     """
     sizes = np.array(layer.experts, float)
     count = len(sizes)
@@ -132,7 +132,7 @@ def _experts(layer: Any, rows: int, dim: int) -> tuple[float, float, float]:
 
 
 def averages(subnet: Subnet) -> np.ndarray:
-    """HAT's ten features. An expert counts as a part of its layer's mean FFN size."""
+    """HAT's ten features; a layer's FFN size is the mean of its experts."""
 
     def mean(values: Sequence[float]) -> float:
         return float(np.mean(values))
@@ -156,7 +156,7 @@ def averages(subnet: Subnet) -> np.ndarray:
 
 
 def products(averages_NF: np.ndarray) -> np.ndarray:
-    """`averages` with what layers times their sizes give: (N, 10) to (N, 20), as `PRODUCTS`."""
+    """`averages` and their products with the depths: (N, 10) to (N, 20), named by `PRODUCTS`."""
     ed, el, ef, eh, dd, dl, df, dh, dx, da = np.asarray(averages_NF, float).T
     more = (
         dl * dd, dl * df, dl * df * dd, dl * dh, dl * dx, dl * da, dl * da * ed, el * ef * ed,

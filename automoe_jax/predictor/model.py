@@ -1,4 +1,4 @@
-"""`LatencyModel`: predicts the latency of a subnet; kept as JSON with where it is good for."""
+"""`LatencyModel`: predicts the latency of a subnet; a JSON file that names its machine."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from automoe_jax.system.errors import UserError
 
 VERSION = 1
 WORK, AVERAGES = "work", "averages"
-# What two machines must agree in for a model of one to be believed on the other.
+# Properties in which two machines must agree to share a model.
 _SAME = ("cpu", "threads", "platform", "kernels", "jax", "automoe_jax")
 
 
@@ -27,10 +27,10 @@ class LatencyModel:
       kind: "work" (fitted to timed exports) or "averages" (to a table of latencies).
       coefficients: {feature: ms per unit}; for "averages", "intercept" among them.
       task: what was translated; None for a table.
-      made_for: where: CPU, threads, platform, kernels, versions; of a table, its file.
-      error: on subnets that were held out.
-      fitted: subnets or rows that it was fitted to.
-      reference: {"subnet": JSON, "ms": latency} that drift is corrected by; None for a table.
+      made_for: CPU, threads, platform, kernels and versions; for a table, its file.
+      error: on held-out subnets.
+      fitted: number of subnets or rows that it was fitted to.
+      reference: {"subnet": JSON, "ms": latency} of the drift reference; None for a table.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class LatencyModel:
 
     @property
     def how(self) -> str:
-        """How it gets its values, for a history."""
+        """How predictions are made, for a history."""
         where = self.made_for
         place = where.get("table") or f"{where['cpu']}, {where['threads']} thread(s)"
         return (
@@ -62,11 +62,7 @@ class LatencyModel:
         )
 
     def warnings(self, here: dict[str, Any]) -> list[str]:
-        """What is different here from where it was made, a line each.
-
-        Args:
-          here: `made_for` of a model that would be made here.
-        """
+        """A line for each difference between `made_for` and `here`, that of a model made here."""
         if self.kind == AVERAGES:
             return [
                 f"the latency model is of the table {self.made_for['table']}, not of this machine"

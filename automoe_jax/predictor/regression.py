@@ -1,26 +1,19 @@
-"""Regression for times: errors that grow with the time, outliers that count less, no negative
-price of work.
-"""
+"""Regression for latencies: weighted, robust to outliers, with non-negative coefficients."""
 
 import numpy as np
 from scipy.optimize import nnls
 
 ROUNDS = 10
-HUBER = 1.5  # standard deviations from which on an outlier's weight falls
+HUBER = 1.5  # standard deviations beyond which a residual loses weight
 RIDGES = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 FOLDS = 5
 
 
 def non_negative(x_NF: np.ndarray, y_N: np.ndarray, deviation_N: np.ndarray) -> np.ndarray:
-    """Coefficients of at least zero, (F,).
+    """Non-negative coefficients (F,) of latencies `y_N` on features `x_NF`.
 
-    Weighted least squares with Huber's weights; a ridge, chosen by cross-validation, shares what
-    features have in common among them.
-
-    Args:
-      x_NF: features.
-      y_N: times.
-      deviation_N: how far each time may be off (standard deviation, same unit).
+    Weighted least squares with Huber weights and a ridge chosen by cross-validation. `deviation_N`
+    are the standard deviations of the latencies.
     """
     ridge = 0.0
     if len(y_N) >= 2 * FOLDS:
@@ -44,7 +37,7 @@ def _fit(x_NF, y_N, deviation_N, ridge: float) -> np.ndarray:
     used = scale_F > 0
     x = x_NF[:, used] / scale_F[used] / deviation_N[:, None]
     y = y_N / deviation_N
-    # As strong as if each feature alone were expected to explain its share of the times.
+    # Relative to the norm of the scaled features.
     penalty = ridge * np.linalg.norm(x) * np.eye(x.shape[1])
     weight_N = np.ones(len(y))
     solution = np.zeros(x.shape[1])
@@ -60,13 +53,13 @@ def _fit(x_NF, y_N, deviation_N, ridge: float) -> np.ndarray:
 
 
 def huber(residual_N: np.ndarray) -> np.ndarray:
-    """Weights: 1 within `HUBER` robust standard deviations, then falling with the distance."""
-    deviation = max(1.4826 * float(np.median(np.abs(residual_N))), 1e-6)  # 0 of a perfect fit
+    """Huber weights: 1 within `HUBER` robust standard deviations, then inversely proportional."""
+    deviation = max(1.4826 * float(np.median(np.abs(residual_N))), 1e-6)  # a perfect fit has 0
     return np.minimum(1, HUBER * deviation / np.maximum(np.abs(residual_N), 1e-12))
 
 
 def least_squares(x_NF: np.ndarray, y_N: np.ndarray, deviation_N: np.ndarray) -> np.ndarray:
-    """Ordinary coefficients with an intercept first, (F + 1,); weighted where deviations differ."""
+    """Weighted least squares with an intercept first, (F + 1,)."""
     x = np.column_stack([np.ones(len(y_N)), x_NF])
     scale = np.abs(x).max(axis=0)
     solution, *_ = np.linalg.lstsq(

@@ -1,4 +1,4 @@
-"""How well predicted values agree with measured ones."""
+"""Agreement of predictions with measurements."""
 
 import dataclasses
 from typing import Any
@@ -10,14 +10,12 @@ from scipy.stats import kendalltau, spearmanr
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Of predictions with measurements.
+    """Agreement of `count` predictions with measurements.
 
     Attributes:
-      count: of pairs.
-      mape: mean absolute percentage error.
-      worst: largest percentage error.
+      mape, worst: mean and largest absolute percentage error.
       rmse: root mean squared error, in the unit of the values.
-      tau: Kendall's rank correlation; None where there are no ranks.
+      tau: Kendall's rank correlation; None if a list has only one value.
     """
 
     count: int
@@ -28,13 +26,13 @@ class Agreement:
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
-    """Kendall's rank correlation; not a number where all of one list are equal."""
+    """Kendall's rank correlation; NaN if all values of a list are equal."""
     result: Any = kendalltau(a, b)
     return float(result.statistic)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation; not a number where all of one list are equal."""
+    """Spearman's rank correlation; NaN if all values of a list are equal."""
     if not np.ptp(a) or not np.ptp(b):
         return float("nan")
     result: Any = spearmanr(a, b)

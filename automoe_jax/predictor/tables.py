@@ -1,4 +1,4 @@
-"""Models of tables of measured latencies, as HAT publishes them (CSV, a subnet a row)."""
+"""Latency models fitted to tables in the format that HAT publishes (CSV, one subnet per row)."""
 
 import csv
 from pathlib import Path
@@ -19,7 +19,7 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, 10) in `features.AVERAGES`' order, and latencies (N,) in ms.
 
     Raises:
-      UserError: a column is missing, or a cell is no positive number; names column and line.
+      UserError: a column is missing, or a cell is not a positive number.
     """
     rows = list(csv.DictReader(files.lines(files.read_text(path, "table of latencies"))))
     missing = [c for c in (*features.AVERAGES, *LATENCIES) if not rows or c not in rows[0]]
@@ -47,15 +47,15 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(path: str | Path, seed: int = 0, held_out: float = 0.2) -> tuple[LatencyModel, Agreement]:
-    """A model of a table, and the error that ordinary least squares has on the same rows.
+    """A model of a table, and the error of ordinary least squares on the same held-out rows.
 
     Args:
       path: CSV.
       seed: of the split.
-      held_out: share of the rows that the model is not fitted to, for its error.
+      held_out: share of the rows to measure the error on.
 
     Raises:
-      UserError: the table cannot be read, or has fewer rows than there are features to fit.
+      UserError: the table cannot be read, or has too few rows.
     """
     if not 0 < held_out <= MOST_TESTED:
         raise UserError(f"held_out is {held_out}; allowed: above 0 up to {MOST_TESTED}")
@@ -68,7 +68,7 @@ def fit(path: str | Path, seed: int = 0, held_out: float = 0.2) -> tuple[Latency
         raise UserError(
             f"{path} has {len(y_N)} rows; more than {2 * wide_NF.shape[1]} are needed to fit it"
         )
-    # Of long latencies as many ms are noise as their square root.
+    # Noise grows with the square root of the latency.
     deviation = np.sqrt(y_N[train])
     own = regression.least_squares(wide_NF[train], y_N[train], deviation)
     ordinary = regression.least_squares(x_NF[train], y_N[train], np.ones(len(train)))

@@ -50,13 +50,13 @@ class ConstraintConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """The paper's Algorithm 1 with its settings, and what else there is.
+    """Settings of a search; the defaults are the paper's Algorithm 1.
 
     Attributes:
-      algorithm: "evolution"; "random_search", the best of as many random subnets as evolution's
-        populations would hold; "random_sample", one random subnet within the limits (the paper's
-        baseline); "nsga2", a front over the objective and `front` in one run; "local", evolution
-        around the subnet `start`.
+      algorithm: "evolution"; "random_search", the best of as many random subnets as evolution
+        scores; "random_sample", one random subnet within the limits (the paper's
+        baseline); "nsga2", a front over the objective and `front`; "local", evolution around the
+        subnet `start`.
       objective: "loss" on validation pairs; "bleu" or "chrf" of translated validation sentences.
       iterations: rounds of selection; the last population is scored too.
       population: subnets of the first one, all within the limits.

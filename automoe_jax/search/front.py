@@ -1,4 +1,4 @@
-"""Pareto fronts: what nothing else beats in every respect. Smaller is better."""
+"""Pareto fronts; lower is better in every coordinate."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,7 @@ Points = Sequence[Sequence[float]]
 
 
 def front(points: Points) -> list[int]:
-    """Indices of the points that no other dominates, by the first coordinate; of equal points the
-    first.
-    """
+    """Indices of the non-dominated points, by the first coordinate; of equal points the first."""
     ranks = ranked(points)
     best = [i for i, rank in enumerate(ranks) if rank == 0]
     unique = {tuple(points[i]): i for i in reversed(best)}
@@ -37,7 +35,7 @@ def ranked(points: Points) -> list[int]:
 
 
 def crowding(points: Points) -> np.ndarray:
-    """How much room each point has among its neighbours (NSGA-II); infinite at the ends."""
+    """Crowding distance of each point (NSGA-II); infinite at the ends."""
     x_NC = np.asarray(points, float)
     room = np.zeros(len(x_NC))
     for column in x_NC.T:
@@ -50,7 +48,7 @@ def crowding(points: Points) -> np.ndarray:
 
 
 def hypervolume(points: Sequence[tuple[float, float]], corner: tuple[float, float]) -> float:
-    """Area between a front of two coordinates and a corner that is worse than all of it."""
+    """Area between a front and a corner that all of it dominates."""
     area, y = 0.0, corner[1]
     for i in front(points):
         x, best = points[i]
