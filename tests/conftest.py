@@ -13,7 +13,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import contextlib
 import runpy
 from pathlib import Path
 
@@ -21,7 +20,6 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.space import SearchSpace
@@ -38,19 +36,13 @@ ROOT = Path(__file__).parent.parent
 VOCAB = 64
 
 
-@contextlib.contextmanager
-def compiled_once(folder: Path):
-    """The compile cache that the programs use: what is started again need not compile again."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in names:
-            monkeypatch.setenv(name.upper(), "")
-        compile_cache.enable(folder)
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+@pytest.fixture(scope="session", autouse=True)
+def compile_cache_of_this_run(tmp_path_factory):
+    """One compilation cache for all tests, workers and child processes of a test run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    compile_cache.enable(folder / "compiled")
 
 
 @pytest.fixture(scope="session")

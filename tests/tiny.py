@@ -24,6 +24,7 @@ def tiny_config(**constraint):
         latency_runs=3,
     )  # fmt: skip
     config.search.constraint.update(constraint or {"gflops": 2.5e-4})
+    config.predictor.update(subnets=8, held_out=2, runs=5)
     config.latency.update(runs=6, warmup=1, source_length=8, target_length=6, beam_size=2)
     config.export.beam_sizes = (2,)
     config.pipeline.update(inherit=True, valid_sentences=6)

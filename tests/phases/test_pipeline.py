@@ -4,14 +4,14 @@ import dataclasses
 import json
 
 import pytest
-from conftest import compiled_once, shipped_config
+from conftest import shipped_config
 from tiny import KillAt, Killed, tiny_config
 
 from automoe_jax.config import base, resolve
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.phases.pipeline import run_pipeline
-from automoe_jax.phases.run import CACHE, Run, open_run
+from automoe_jax.phases.run import Run, open_run
 from automoe_jax.phases.search import run_search
 from automoe_jax.phases.train import trained_folder
 from automoe_jax.published import subnet_files
@@ -23,18 +23,11 @@ from automoe_jax.training.config import ModelConfig
 SILENT = Silent()
 
 
-@pytest.fixture
-def cached(tmp_path):
-    with compiled_once(tmp_path / CACHE):
-        yield
-
-
 def pipeline_of(config, folder, progress: Progress = SILENT):
     """Results of the whole pipeline."""
     return run_pipeline(open_run(config, folder, progress))
 
 
-@pytest.mark.usefixtures("cached")
 def test_pipeline_survives_kills(tmp_path):
     config = tiny_config()
     for words in ("train: ", "iteration 1", "finalist 2: validation", "measuring latency"):

@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import compiled_once
 from scipy.stats import kendalltau
 from tiny import KillAt, Killed, tiny_config
 
@@ -17,12 +16,6 @@ from automoe_jax.system.progress import Silent
 from automoe_jax.training import parallel
 from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.population import PopulationScorer, sample_pairs
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 def test_a_population_is_scored_as_each_alone(prepared, compilations):

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from conftest import compiled_once
 from tiny import Killed, tiny_config
 
 from automoe_jax.architecture import counts
@@ -36,12 +35,6 @@ from automoe_jax.search.front import front
 from automoe_jax.system import jsonl
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 def configured(search=None, **constraint):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import compiled_once, elastic_space, random_params, supernet_of, token_batch
+from conftest import elastic_space, random_params, supernet_of, token_batch
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.ids import PAD_ID
@@ -226,28 +226,21 @@ def run_training(folder, progress=None, subnet=None, dropout=0.1, config=CONFIG,
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, cache):
+def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    with compiled_once(cache):
-        return folder, run_training(folder)
+    return folder, run_training(folder)
 
 
-def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, cache, tmp_path):
+def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, tmp_path):
     """Invariant 6: the same loss curve, to the last digit, whatever the moment.
 
     Checkpoints and log lines fall on different steps.
     """
     folder, whole = uninterrupted
-    with compiled_once(cache):
-        for step in (3, 4):
-            with pytest.raises(Killed):
-                run_training(tmp_path, KillAt(step))
-        assert run_training(tmp_path) == whole
+    for step in (3, 4):
+        with pytest.raises(Killed):
+            run_training(tmp_path, KillAt(step))
+    assert run_training(tmp_path) == whole
     steps = [line["step"] for line in metrics.read(tmp_path)]
     assert steps == sorted(steps)
     a, b = (
