@@ -59,9 +59,8 @@ def architecture_card(subnet: dict[str, Any], costs: dict[str, float], score: fl
 def statistics(subnets: list[dict[str, Any]]) -> dict[str, float]:
     """Shares over architectures in JSON form (the paper's Figure 3 and section 5).
 
-    Returns:
-      `encoder_share` of all experts; `several_share` of layers with two or more experts;
-      `mixed_share` of those layers whose experts differ in size.
+    `encoder_share` of all experts; `several_share` of layers with two or more experts;
+    `mixed_share` of those layers whose experts differ in size.
     """
     encoder, decoder = (
         [layer["experts"] for subnet in subnets for layer in subnet[side]["layers"]]

@@ -47,19 +47,15 @@ def write(
 ):
     """Writes `index.html` and `search.png`.
 
-    Args:
-      results: content of `results.json`.
-      lines: of `history.jsonl`.
-      found: result of the search.
+    `results` is the content of `results.json`, `lines` those of `history.jsonl`, `found` the result
+    of the search.
     """
-    limits = found["limits"]
-    x_name = found["over"][0]
+    limits, x_name, label = found["limits"], found["over"][0], found["objective"]["label"]
     marked = {
         f"best {i}": (best["costs"][x_name], best["sample_loss"])
         for i, best in enumerate(found["best"][:3], 1)
     }
     limit = limits[x_name]["most"] if x_name in limits else None
-    label = found["objective"]["label"]
     search_plot(lines, x_name, folder / "search.png", limit, marked, label)
     files.write_text(folder / "index.html", _page(results, found))
 
@@ -70,6 +66,7 @@ def _page(results: dict[str, Any], found: dict[str, Any]) -> str:
     columns = ["source", "translation", "reference"]
     examples = [[example[name] for name in columns] for example in results["examples"]]
     random = results["random"]
+    median = "none" if random["median_loss"] is None else f"{random['median_loss']:.4f}"
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>automoe_jax report</title><style>{_STYLE}</style>
@@ -84,7 +81,7 @@ BLEU inherited: with the supernet's weights, without further training.</small></
 <h2>Search</h2>
 <p>{found["scored"]} subnets scored. Validation loss of the searched subnet
 {results["searched_loss"]:.4f}; median of {random["count"]} random subnets within the limit
-{_number(random["median_loss"])}.</p>
+{median}.</p>
 <img src="search.png" alt="loss against cost of every scored subnet">
 <h2>Architecture</h2>
 {_table("layers", _layers(searched))}
@@ -93,10 +90,6 @@ BLEU inherited: with the supernet's weights, without further training.</small></
 <p><small>Phases: {seconds}.</small></p>
 </html>
 """
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
 
 
 def _table(css_class: str, rows: list[list[str]]) -> str:

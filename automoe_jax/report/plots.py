@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -55,15 +56,10 @@ def search_plot(
     y_label: str = LOSS,
     on_front: Sequence[Point] | None = None,
 ):
-    """Score over cost of every scored subnet, with the Pareto front.
+    """Score over the cost `x_name` of every scored subnet, with the Pareto front.
 
-    Args:
-      lines: of `history.jsonl`.
-      x_name: name of a cost, as `latency_ms`.
-      limit: of the cost, drawn as a line.
-      marked: points to name.
-      y_label: names the score.
-      on_front: points to draw the front of; None for those of `lines`.
+    `lines` are those of `history.jsonl`. `limit` is drawn as a line, `marked` points are named. The
+    front is that of the points `on_front`; of all points for None.
     """
     points = [(line["costs"][x_name], line["loss"]) for line in lines]
     iterations = [line["iteration"] for line in lines]
@@ -115,22 +111,16 @@ def predicted_plot(pairs: Sequence[tuple[float, float, float, float]], path: Pat
 
     Each pair is (predicted, measured, low, high) in ms; the last two are a 95 % interval.
     """
-    predicted, measured, low, high = ([p[i] for p in pairs] for i in range(4))
+    predicted, measured, low, high = np.array(pairs).T
+    errors = np.maximum(0, [measured - low, high - measured])
     _, axes = plt.subplots(figsize=SQUARE, layout="constrained")
-    errors = [
-        [max(0.0, m - x) for m, x in zip(measured, low, strict=True)],
-        [max(0.0, x - m) for m, x in zip(measured, high, strict=True)],
-    ]
     axes.errorbar(
         predicted, measured, yerr=errors, fmt="o", markersize=4.5, elinewidth=0.9, alpha=0.8,
         label="subnets, 95 % interval",
     )  # fmt: skip
-    ends = [min(predicted + measured), max(predicted + measured)]
+    ends = np.array([min(*predicted, *measured), max(*predicted, *measured)])
     axes.plot(ends, ends, color="black", linewidth=1, label="equal")
-    axes.fill_between(
-        ends, [0.95 * x for x in ends], [1.05 * x for x in ends], color="black", alpha=0.08,
-        label="within 5 %",
-    )  # fmt: skip
+    axes.fill_between(ends, 0.95 * ends, 1.05 * ends, color="black", alpha=0.08, label="within 5 %")
     _save(axes, path, "predicted latency (ms)", "measured latency (ms)", loc="upper left")
 
 
