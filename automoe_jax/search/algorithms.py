@@ -26,17 +26,12 @@ class Algorithm(Protocol):
     def ask(self) -> list[Candidate]:
         """The next population, members that were scored before included; [] at the end.
 
-        Raises:
-          InfeasibleError: no subnet within the limits was found.
+        `InfeasibleError` if no subnet within the limits was found.
         """
         ...
 
     def tell(self, scored: list[Scored]) -> None:
-        """Takes the scored population, best first.
-
-        Candidates that are left out get no children.
-        """
-        ...
+        """Takes the scored population, best first; who is left out gets no children."""
 
 
 class RandomSearch:
@@ -76,8 +71,7 @@ class Evolution:
 class NSGA2:
     """Non-dominated sorting: a population spread over the front of score and costs.
 
-    Attributes:
-      survivors: the population after selection, as scored.
+    `survivors` is the population after selection, as scored.
     """
 
     def __init__(self, draws: Draws, costs: Costs):
@@ -98,19 +92,13 @@ class NSGA2:
         return known + self._draws.children(parents, iteration, known)
 
     def tell(self, scored: list[Scored]) -> None:
-        first = not self.survivors
-        size = self._config.population
-        self.survivors = scored if first else survivors(scored, self._costs, size)
+        if self.survivors:
+            scored = survivors(scored, self._costs, self._config.population)
+        self.survivors = scored
 
 
 def make(config: SearchConfig, draws: Draws, costs: Costs) -> Algorithm:
-    """The configured algorithm.
-
-    Args:
-      config: group `search`.
-      draws: of this search.
-      costs: of a subnet, for NSGA-II.
-    """
+    """The configured algorithm; NSGA-II needs `costs`."""
     if config.algorithm == "random_sample":
         return RandomSearch(draws, 1)
     if config.algorithm == "random_search":

@@ -12,19 +12,12 @@ class InfeasibleError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A subnet within the limits, and how it was made.
-
-    Attributes:
-      subnet: the architecture.
-      origin: "sample", "mutation", "crossover", "start" or "last resort".
-      iteration: the round that it was drawn for; 0 for the first population.
-      parents: the subnets that it was mutated or crossed from.
-    """
+    """A subnet within the limits, and how it was made."""
 
     subnet: Subnet
-    origin: str
-    iteration: int
-    parents: tuple[Subnet, ...] = ()
+    origin: str  # "sample", "mutation", "crossover", "start" or "last resort"
+    iteration: int  # 0 for the first population
+    parents: tuple[Subnet, ...] = ()  # that it was mutated or crossed from
 
 
 @dataclasses.dataclass(frozen=True)

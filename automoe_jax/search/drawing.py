@@ -15,31 +15,23 @@ from automoe_jax.search.config import SearchConfig
 class Draws:
     """The random draws of one search.
 
-    Attributes:
-      space: the search space.
-      rng: source of all randomness.
-      config: sizes, probabilities, `max_tries`.
-      feasible: True for a subnet within the limits.
-      stratified: draw widths and depths of random subnets first, among the combinations that have
-        a feasible subnet. Drawn uniformly, the larger ones, few of which are feasible, would hardly
-        appear. Calls `feasible` more often, for subnets that are never scored.
-      start: subnet that a local search starts from; None for every other algorithm.
+    `stratified` draws widths and depths of random subnets first, among the combinations that have a
+    feasible subnet. Drawn uniformly, the larger ones, few of which are feasible, would hardly
+    appear. It calls `feasible` more often, for subnets that are never scored.
     """
 
     space: SearchSpace
     rng: np.random.Generator
     config: SearchConfig
-    feasible: Callable[[Subnet], bool]
+    feasible: Callable[[Subnet], bool]  # True within the limits
     stratified: bool = True
-    start: Subnet | None = None
+    start: Subnet | None = None  # of a local search; None for every other algorithm
 
     def population(self, size: int) -> list[Candidate]:
         """The first population: random subnets, or neighbours of the start of a local search.
 
         If the space has fewer than `size` feasible ones at random, mutations fill up.
-
-        Raises:
-          InfeasibleError: no feasible subnet was found.
+        `InfeasibleError` if no feasible subnet was found.
         """
         if self.start is not None:
             return self._around(self.start, size)
@@ -62,8 +54,7 @@ class Draws:
             known = [c.subnet for c in found] or [self.space.smallest()]
 
             def mutant() -> Candidate:
-                parent = known[self.rng.integers(len(known))]
-                return Candidate(self._mutate(parent), "mutation", 0, (parent,))
+                return self._mutant(known[self.rng.integers(len(known))], 0, local=False)
 
             found += self._fill(size - len(found), mutant, {c.subnet for c in found})
         if not found:
@@ -82,8 +73,7 @@ class Draws:
             return parents[self.rng.integers(len(parents))].subnet
 
         def mutation() -> Candidate:
-            a = parent()
-            return Candidate(self._mutate(a), "mutation", iteration, (a,))
+            return self._mutant(parent(), iteration, local=self.start is not None)
 
         def crossover() -> Candidate:
             a, b = parent(), parent()
@@ -101,12 +91,7 @@ class Draws:
         """The start, or a feasible mutation of it, and mutations of that one."""
         found = self._fill(1, lambda: Candidate(start, "start", 0), set())
         if not found:  # a small mutation may not reach the limits
-
-            def far() -> Candidate:
-                child = self.space.mutate(start, self.rng, self.config.mutation_probability)
-                return Candidate(child, "mutation", 0, (start,))
-
-            found = self._fill(1, far, set())
+            found = self._fill(1, lambda: self._mutant(start, 0, local=False), set())
         if not found:
             raise InfeasibleError(
                 f"neither the start nor one of {self.config.max_tries} mutations of it is within "
@@ -114,16 +99,15 @@ class Draws:
             )
         first = found[0].subnet
 
-        def neighbour() -> Candidate:
-            return Candidate(self._mutate(first), "mutation", 0, (first,))
+        return found + self._fill(size - 1, lambda: self._mutant(first, 0, local=True), {first})
 
-        return found + self._fill(size - 1, neighbour, {first})
-
-    def _mutate(self, subnet: Subnet) -> Subnet:
+    def _mutant(self, parent: Subnet, iteration: int, *, local: bool) -> Candidate:
+        """A mutation; a local one changes one or two dimensions."""
         probability = self.config.mutation_probability
-        if self.start is not None:  # a local search changes one or two dimensions at a time
-            probability = min(probability, 1.5 / _dimensions(subnet))
-        return self.space.mutate(subnet, self.rng, probability)
+        if local:
+            probability = min(probability, 1.5 / _dimensions(parent))
+        subnet = self.space.mutate(parent, self.rng, probability)
+        return Candidate(subnet, "mutation", iteration, (parent,))
 
     def _fill(
         self, count: int, make: Callable[[], Candidate], taken: set[Subnet]

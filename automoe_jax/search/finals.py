@@ -15,17 +15,11 @@ from collections.abc import Callable, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class FinalAttempt:
-    """One final measurement. Both figures are upper ends of intervals, divided by the limit.
+    """One final measurement. Both figures are upper ends of intervals, divided by the limit."""
 
-    Attributes:
-      index: of the candidate.
-      upper: as known before.
-      final: as measured now.
-    """
-
-    index: int
-    upper: float
-    final: float
+    index: int  # of the candidate
+    upper: float  # as known before
+    final: float  # as measured now
 
     @property
     def passed(self) -> bool:
@@ -43,12 +37,9 @@ def next_candidate(
 ) -> int | None:
     """The best candidate that is expected to pass, or None if none can improve the result.
 
-    Args:
-      attempts: final measurements so far.
-      count: number of candidates, best first.
-      upper: upper end of a candidate's latency over the limit, as known now.
-      keep: candidates to find.
-      max_attempts: final measurements at most, unless none has passed yet.
+    Candidates 0 to `count` - 1 are ordered best first; `upper` gives the upper end of a candidate's
+    latency over the limit, as known now. `keep` are to be found; with at most `max_attempts` final
+    measurements, unless none has passed yet.
     """
     passed = sorted(a.index for a in attempts if a.passed)
     if passed and len(attempts) >= max_attempts:

@@ -10,22 +10,14 @@ from automoe_jax.search.candidates import InfeasibleError
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """An upper bound on one cost.
+    """An upper bound on one cost."""
 
-    Attributes:
-      name: of the cost, such as `latency_ms`.
-      field: of `search.constraint` that sets it.
-      upper_bound: returns the bound as known now; that of a latency ratio changes with the estimate
-        of the largest subnet's latency.
-      value: cost of a subnet.
-      how: how the cost of a subnet is known, in words.
-    """
-
-    name: str
-    field: str
+    name: str  # of the cost, such as `latency_ms`
+    field: str  # of `search.constraint` that sets it
+    # The bound as known now; that of a ratio follows the estimate of the largest subnet's latency.
     upper_bound: Callable[[], float]
     value: Callable[[Subnet], float]
-    how: Callable[[Subnet], str]
+    how: Callable[[Subnet], str]  # how the cost of a subnet is known, in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +33,12 @@ class Limits:
     def record(self, subnet: Subnet) -> dict[str, dict[str, Any]]:
         """Value, limit and origin of each limited cost, for the history."""
         return {
-            limit.name: {
-                "value": limit.value(subnet),
-                "limit": limit.upper_bound(),
-                "how": limit.how(subnet),
-            }
-            for limit in self.all
+            x.name: {"value": x.value(subnet), "limit": x.upper_bound(), "how": x.how(subnet)}
+            for x in self.all
         }
 
     def require(self, smallest: Subnet):
-        """Checks that a search can find anything.
-
-        Raises:
-          InfeasibleError: the smallest subnet exceeds a limit.
-        """
+        """`InfeasibleError` if even the smallest subnet exceeds a limit."""
         for limit in self.all:
             value, bound = limit.value(smallest), limit.upper_bound()
             if value > bound:
