@@ -36,12 +36,8 @@ class Prober:
     ):
         """Measures nothing yet.
 
-        Args:
-          protocol: lengths, beam size, and the runs of a final measurement.
-          policy: runs of the other measurements, retries and pauses.
-          write: exports a subnet.
-          reference: the smallest subnet.
-          folder: for exports that are only timed; removed by `close`.
+        `protocol` has the lengths, the beam size and the runs of a final measurement, `policy` the
+        rest. `folder` is for exports that are only timed; `close` removes it.
         """
         self._final, self._policy = protocol, policy
         self._config = c = dataclasses.replace(protocol, runs=policy.runs)
@@ -56,11 +52,8 @@ class Prober:
     def measure_reference(self, limit: float = math.inf) -> Measured:
         """Latency of the reference alone.
 
-        Above the limit it is timed again after a pause and the lowest mean counts: if the smallest
-        subnet exceeds a limit, every subnet does.
-
-        Args:
-          limit: ms.
+        Above the limit in ms it is timed again after a pause and the lowest mean counts: if the
+        smallest subnet exceeds a limit, every subnet does.
         """
         ms = self._time_reference()
         for _ in range(self._policy.reference_retries):
@@ -71,12 +64,10 @@ class Prober:
         return Measured(ms, ms, ms, ms, self.how)
 
     def measure(self, subnet: Subnet, reference_ms: float, limit: float = math.inf) -> Measured:
-        """Latency of one subnet.
+        """Latency of one subnet, any but the reference.
 
-        Args:
-          subnet: any but the reference.
-          reference_ms: the reference's latency when it was first measured.
-          limit: ms; the runs end early if the latency is clearly below or above it.
+        `reference_ms` is the reference's latency when it was first measured. The runs end early if
+        the latency is clearly below or above the limit in ms.
         """
         policy = self._policy
         candidate = self._export(subnet, "candidate")
@@ -86,9 +77,8 @@ class Prober:
             left = policy.runs - len(own)
             stops = limit < math.inf and left > policy.chunk_runs
             runs, warmup = policy.chunk_runs if stops else left, 0 if own else self._config.warmup
-            times = self._time(
-                candidate, config=dataclasses.replace(self._config, runs=runs, warmup=warmup)
-            )
+            config = dataclasses.replace(self._config, runs=runs, warmup=warmup)
+            times = self._time(candidate, config=config)
             reference += times[0]
             own += times[1]
             if len(own) < policy.runs:
@@ -110,7 +100,7 @@ class Prober:
     def verify(self, subnet: Subnet, largest: Subnet, reference_ms: float) -> FinalMeasurement:
         """Times a subnet, the smallest and the largest one in turns, with the protocol's runs."""
         candidate = self._export(subnet, "candidate")
-        beside = self._export_once(largest, "largest")
+        beside = self._export(largest, "largest", once=True)
         reference, own, other = self._time(candidate, beside, config=self._final)
         shutil.rmtree(candidate)
         slowdown = summarise(reference).mean_ms / reference_ms
@@ -121,7 +111,7 @@ class Prober:
     def slowdown(self, largest: Subnet, reference_ms: float) -> float:
         """The reference's latency now, in turns with the largest subnet, over `reference_ms`."""
         config = dataclasses.replace(self._config, runs=self._policy.glance_runs)
-        times = self._time(self._export_once(largest, "largest"), config=config)
+        times = self._time(self._export(largest, "largest", once=True), config=config)
         return summarise(times[0]).mean_ms / reference_ms
 
     def close(self):
@@ -137,11 +127,10 @@ class Prober:
 
     def _time(self, *exports: Path, config: LatencyConfig | None = None) -> list[list[float]]:
         """Times in ms of the reference and of the exports, in turns."""
-        timer = self._started()
         # The reference comes first: the process keeps compiled programs in the export that it
         # loads first, and the others are removed.
-        reference = self._export_once(self._reference, "reference")
-        return timer.time([reference, *exports], config or self._config)
+        reference = self._export(self._reference, "reference", once=True)
+        return self._started().time([reference, *exports], config or self._config)
 
     def _started(self) -> Timer:
         if self._timer is None:
@@ -149,15 +138,12 @@ class Prober:
             self._timer = Timer(self._config.threads, self._config.platform)
         return self._timer
 
-    def _export_once(self, subnet: Subnet, name: str) -> Path:
+    def _export(self, subnet: Subnet, name: str, *, once: bool = False) -> Path:
+        """The folder of an export, written anew unless `once` and it exists."""
         self._started()
         path = self._folder / name
-        return path if path.exists() else self._export(subnet, name)
-
-    def _export(self, subnet: Subnet, name: str) -> Path:
-        self._started()
-        path = self._folder / name
-        self._write(subnet, path, self._config.beam_size)
+        if not (once and path.exists()):
+            self._write(subnet, path, self._config.beam_size)
         return path
 
     def _corrected(self, own: list[float], reference: list[float], reference_ms: float) -> Measured:

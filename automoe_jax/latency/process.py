@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from automoe_jax.decoding import native
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.system import malloc
 from automoe_jax.system.errors import UserError
@@ -25,41 +26,35 @@ def available_cpus() -> list[int]:
 
 
 def thread_count(threads: int) -> int:
-    """The number of CPU cores to use; `threads` 0 means all.
-
-    Raises:
-      UserError: more threads are asked for than there are CPUs.
-    """
+    """The number of CPU cores to use (0: all); `UserError` if there are fewer than `threads`."""
     cpus = len(available_cpus())
     if threads > cpus:
         raise UserError(f"threads is {threads}; this machine lets us use {cpus} CPU(s)")
     return threads or cpus
 
 
+def kernels_used(config: LatencyConfig) -> str:
+    """Which kernels exports are timed on here: "native" or "xla"."""
+    wanted = config.platform == "cpu" and config.kernels != "xla"
+    return "native" if wanted and native.available() else "xla"
+
+
 class Timer:
     """A child process that loads exports and times them."""
 
     def __init__(self, threads: int = 0, platform: str = "cpu"):
-        """Starts the child.
-
-        Raises:
-          UserError: more threads are asked for than there are CPUs.
-        """
+        """Starts the child; `UserError` if there are fewer CPUs than `threads`."""
         cpus = available_cpus()[: thread_count(threads)]
         self.threads, self.platform = len(cpus), platform
-        environment = {
+        env = {
             **malloc.without_huge_pages(dict(os.environ)),
             "NPROC": str(len(cpus)),
             "JAX_PLATFORMS": "cpu" if platform == "cpu" else "",
         }
-        environment.pop("XLA_FLAGS", None)  # simulated devices share the cores
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "automoe_jax.latency.worker", ",".join(map(str, cpus))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        env.pop("XLA_FLAGS", None)  # simulated devices share the cores
+        command = [sys.executable, "-m", "automoe_jax.latency.worker", ",".join(map(str, cpus))]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
 
     def __enter__(self) -> "Timer":
         return self
@@ -81,14 +76,8 @@ class Timer:
     ) -> list[list[float]]:
         """Times in ms of each export, run in turns.
 
-        Args:
-          exports: folders.
-          config: lengths, beam, runs.
-          sentences: real sentences, one after the other, each translated to its natural end;
-            None for the protocol's lengths.
-
-        Raises:
-          UserError: an export cannot be loaded or has no such beam size.
+        Real `sentences` are translated one after the other, each to its natural end; None takes the
+        protocol's lengths. `UserError` if an export cannot be loaded or has no such beam size.
         """
         request = {
             "exports": [str(Path(e).absolute()) for e in exports],

@@ -50,22 +50,14 @@ class ReplayLog:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A subnet's latency in ms, corrected for drift by a reference timed in turns with it.
+    """A subnet's latency in ms, corrected for drift by a reference timed in turns with it."""
 
-    Attributes:
-      ms: mean of the protocol.
-      low, high: 95 % interval.
-      reference: mean of the reference in the same turns, not corrected.
-      how: how it was measured, in words.
-      predicted: latency predicted before the measurement; None without a model.
-    """
-
-    ms: float
+    ms: float  # mean of the protocol, and its 95 % interval
     low: float
     high: float
-    reference: float
-    how: str
-    predicted: float | None = None
+    reference: float  # mean of the reference in the same turns, not corrected
+    how: str  # how it was measured, in words
+    predicted: float | None = None  # before the measurement; None without a model
 
     def fields(self) -> dict[str, Any]:
         """The fields of a record."""
@@ -76,37 +68,22 @@ class Measured:
 def measured_of(line: dict[str, Any]) -> Measured:
     """The measurement in a record; a record without an interval is that of a reference."""
     ms = line["value"]
-    return Measured(
-        ms,
-        line.get("low", ms),
-        line.get("high", ms),
-        line.get("reference", ms),
-        line["how"],
-        line.get("predicted"),
-    )
+    low, high, reference = (line.get(name, ms) for name in ("low", "high", "reference"))
+    return Measured(ms, low, high, reference, line["how"], line.get("predicted"))
 
 
 @dataclasses.dataclass(frozen=True)
 class FinalMeasurement:
-    """A subnet timed in turns with the smallest and the largest one; not corrected for drift.
-
-    Attributes:
-      latency: of the subnet.
-      largest: of the largest one.
-      low_ms, high_ms: 95 % interval of the latency.
-      ratio: of the largest one's latency.
-      ratio_low, ratio_high: 95 % interval of the ratio.
-      slowdown: the smallest one's latency over its usual one.
-    """
+    """A subnet timed in turns with the smallest and the largest one; not corrected for drift."""
 
     latency: Latency
-    largest: Latency
-    low_ms: float
+    largest: Latency  # that of the largest subnet
+    low_ms: float  # 95 % interval of the latency
     high_ms: float
-    ratio: float
+    ratio: float  # of the largest subnet's latency, and its 95 % interval
     ratio_low: float
     ratio_high: float
-    slowdown: float
+    slowdown: float  # the smallest subnet's latency over its usual one
 
 
 def final_of(line: dict[str, Any]) -> FinalMeasurement:

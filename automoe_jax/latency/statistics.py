@@ -29,13 +29,8 @@ def trim(times: npt.ArrayLike) -> np.ndarray:
 def summarise(times_ms: Sequence[float]) -> Latency:
     """The protocol's mean, with measures of its spread."""
     kept = trim(times_ms)
-    return Latency(
-        mean_ms=float(kept.mean()),
-        std_ms=float(kept.std()),
-        median_ms=float(np.median(times_ms)),
-        min_ms=float(np.min(times_ms)),
-        runs=len(times_ms),
-    )
+    median, minimum = float(np.median(times_ms)), float(np.min(times_ms))
+    return Latency(float(kept.mean()), float(kept.std()), median, minimum, len(times_ms))
 
 
 def ratio(
@@ -86,8 +81,6 @@ def reference_scale(first_ms: float, references_ms: Sequence[float]) -> float:
     The first measurement takes seconds, in which the machine may have been slower than usual; and
     a reference that is timed alone finds its weights in the caches.
 
-    Args:
-      first_ms: the reference's latency that drift was corrected to.
-      references_ms: the reference's latency in turns with each of the other subnets.
+    `references_ms` are the reference's latencies in turns with each of the other subnets.
     """
     return statistics.median(references_ms or [first_ms]) / first_ms

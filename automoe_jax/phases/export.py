@@ -16,7 +16,7 @@ from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.export import export
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.decoding.xla_engine import ModelSpec
-from automoe_jax.latency.kernels import kernels_used
+from automoe_jax.latency.process import kernels_used
 from automoe_jax.model.extract import Params, extract
 from automoe_jax.phases.prepare import corpus_split, vocab_sizes
 from automoe_jax.phases.run import Run
@@ -51,18 +51,12 @@ def export_params(run: Run, params: Params, subnet: Subnet, folder: Path, origin
             )
         pairs = tokens.load(run.tokens / "train")
         translations = lexicon.build(pairs, *vocab_sizes(run), config.export.shortlist)
+    spec, languages = model_spec(config, subnet), (config.data.source_lang, config.data.target_lang)
+    made_by = config.groups(*(field.name for field in dataclasses.fields(config)))
     export(
-        params,
-        model_spec(config, subnet),
-        config.export,
-        folder,
-        origin,
-        run.tokenizer,
-        (config.data.source_lang, config.data.target_lang),
-        samples,
-        config.groups(*(field.name for field in dataclasses.fields(config))),
+        params, spec, config.export, folder, origin, run.tokenizer, languages, samples, made_by,
         lexicon=translations,
-    )
+    )  # fmt: skip
 
 
 def export_random(config: RunConfig, subnet: Subnet, folder: Path, vocab_sizes: tuple[int, int]):
@@ -81,8 +75,7 @@ def add_scores(folder: Path, scores: dict[str, Any]):
 def measure_approximation(run: Run, params: Params, subnet: Subnet, folder: Path) -> float:
     """Validation BLEU of an approximate export (int8, shortlist) less that of an exact one.
 
-    The export in `folder` has the stand-alone weights `params`. Both scores are written into its
-    manifest.
+    The export in `folder` has the stand-alone weights `params`; both scores go into its manifest.
     """
     sources, references = evaluation.read_split(corpus_split(run, "valid"), COMPARED)
     beam = Translator.load(folder).beam_size()
@@ -94,21 +87,16 @@ def measure_approximation(run: Run, params: Params, subnet: Subnet, folder: Path
         for name, path in (("exact", exact), ("export", folder)):
             task = run.progress.task(f"translating ({name})", len(sources))
             scores, _ = evaluation.evaluate(
-                Translator.load(path),
-                sources,
-                references,
-                beam,
+                Translator.load(path), sources, references, beam,
                 progress=lambda done, total, task=task: task.update(done),
-            )
+            )  # fmt: skip
             task.close()
             bleu[name] = scores.bleu
     finally:
         shutil.rmtree(exact, ignore_errors=True)
     difference = bleu["export"] - bleu["exact"]
-    measured = {"bleu": bleu, "difference": difference, "split": "valid"}
-    add_scores(
-        folder, {"approximation": {**measured, "sentences": len(sources), "beam_size": beam}}
-    )
+    about = {"split": "valid", "sentences": len(sources), "beam_size": beam}
+    add_scores(folder, {"approximation": {"bleu": bleu, "difference": difference, **about}})
     return difference
 
 

@@ -12,41 +12,24 @@ from automoe_jax.predictor.model import LatencyModel
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A subnet's latency in ms.
-
-    Attributes:
-      ms: measured, or predicted by a model.
-      upper_ms: upper end of the 95 % interval; equal to `ms` for a prediction.
-      how: how it is known, in words.
-    """
+    """A subnet's latency in ms, measured or predicted."""
 
     ms: float
-    upper_ms: float
-    how: str
+    upper_ms: float  # upper end of the 95 % interval; equal to `ms` for a prediction
+    how: str  # how it is known, in words
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimates:
-    """The result of `fold`.
+    """The result of `fold`."""
 
-    Attributes:
-      measured: measurements by subnet, the reference first.
-      model: of this machine; None where nothing is predicted.
-      scale: factor of measured latencies, see `reference_scale`.
-      correction: factor of predicted latencies.
-    """
-
-    measured: Mapping[Subnet, Measured]
-    model: LatencyModel | None
-    scale: float
-    correction: float
+    measured: Mapping[Subnet, Measured]  # the reference first
+    model: LatencyModel | None  # None where nothing is predicted
+    scale: float  # factor of measured latencies, see `reference_scale`
+    correction: float  # factor of predicted latencies
 
     def of(self, subnet: Subnet) -> Estimate:
-        """The estimate of one subnet.
-
-        Raises:
-          KeyError: it is not measured and there is no model.
-        """
+        """The estimate of one subnet; `KeyError` if it is not measured and there is no model."""
         if subnet in self.measured or self.model is None:
             m = self.measured[subnet]
             return Estimate(m.ms * self.scale, m.high * self.scale, m.how)
@@ -70,11 +53,8 @@ def fold(
     made; under a limit in ms that factor is at most one, because the machine may be slow for a
     moment, and little would seem to meet the limit.
 
-    Args:
-      measured: measurements by subnet, the reference first.
-      model: None to predict nothing.
-      relative: True if the limit is a share of the largest subnet's latency.
-      min_measured: measurements that a median needs.
+    `measured` starts with the reference. Without `model` nothing is predicted. `relative` is true
+    if the limit is a share of the largest subnet's latency.
     """
     if not measured:
         return Estimates(measured, model, 1.0, 1.0)

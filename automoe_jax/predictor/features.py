@@ -7,7 +7,6 @@ is in ms per million or per unit. `averages` are the ten features of HAT's table
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,72 +15,43 @@ from automoe_jax.architecture.subnet import Subnet
 
 WORK = (
     "constant",
-    "encoder layers",
-    "encoder attention",
-    "encoder heads",
-    "encoder experts",
-    "encoder expert weights",
-    "encoder expert calls",
+    "encoder layers", "encoder attention", "encoder heads",
+    "encoder experts", "encoder expert weights", "encoder expert calls",
     "cross-attention set-up",
-    "decoder layers",
-    "decoder attention",
-    "decoder heads",
-    "cross-attention span",
-    "decoder expert",
-    "decoder expert weights",
-    "decoder expert calls",
-    "decoder routers",
-    "output layer",
-    "beyond the cache",
-)
+    "decoder layers", "decoder attention", "decoder heads", "cross-attention span",
+    "decoder expert", "decoder expert weights", "decoder expert calls", "decoder routers",
+    "output layer", "beyond the cache",
+)  # fmt: skip
 
 # HAT's names of what `averages` holds, in its order.
 AVERAGES = (
-    "encoder_embed_dim",
-    "encoder_layer_num",
-    "encoder_ffn_embed_dim_avg",
-    "encoder_self_attention_heads_avg",
-    "decoder_embed_dim",
-    "decoder_layer_num",
-    "decoder_ffn_embed_dim_avg",
-    "decoder_self_attention_heads_avg",
-    "decoder_ende_attention_heads_avg",
-    "decoder_arbitrary_ende_attn_avg",
-)
+    "encoder_embed_dim", "encoder_layer_num",
+    "encoder_ffn_embed_dim_avg", "encoder_self_attention_heads_avg",
+    "decoder_embed_dim", "decoder_layer_num",
+    "decoder_ffn_embed_dim_avg", "decoder_self_attention_heads_avg",
+    "decoder_ende_attention_heads_avg", "decoder_arbitrary_ende_attn_avg",
+)  # fmt: skip
 # Of `products`.
 PRODUCTS = (
     *AVERAGES,
-    "decoder layers x width",
-    "decoder layers x FFN size",
-    "decoder layers x FFN size x width",
-    "decoder layers x self-attention heads",
-    "decoder layers x cross-attention heads",
-    "decoder layers x span",
-    "decoder layers x span x encoder width",
-    "encoder layers x FFN size x width",
-    "encoder layers x heads",
+    "decoder layers x width", "decoder layers x FFN size", "decoder layers x FFN size x width",
+    "decoder layers x self-attention heads", "decoder layers x cross-attention heads",
+    "decoder layers x span", "decoder layers x span x encoder width",
+    "encoder layers x FFN size x width", "encoder layers x heads",
     "decoder layers x width x width",
-)
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class TranslationTask:
-    """The translation task that latencies are measured on.
-
-    Attributes:
-      source_length, target_length: tokens.
-      beam_size: hypotheses.
-      vocab_size: words of the output layer.
-      weight_bytes: of one weight (4 in fp32, 1 in int8).
-      cache_bytes: of the largest cache; 0 where it is not known.
-    """
+    """The translation task that latencies are measured on; lengths are in tokens."""
 
     source_length: int
     target_length: int
     beam_size: int
-    vocab_size: int
-    weight_bytes: int
-    cache_bytes: int
+    vocab_size: int  # words of the output layer
+    weight_bytes: int  # of one weight (4 in fp32, 1 in int8)
+    cache_bytes: int  # of the largest cache; 0 where it is not known
 
 
 def work(subnet: Subnet, task: TranslationTask) -> np.ndarray:
@@ -133,23 +103,19 @@ def _experts(layer: Any, rows: int, dim: int) -> tuple[float, float, float]:
 
 def averages(subnet: Subnet) -> np.ndarray:
     """HAT's ten features; a layer's FFN size is the mean of its experts."""
-
-    def mean(values: Sequence[float]) -> float:
-        return float(np.mean(values))
-
     encoder, decoder = subnet.encoder, subnet.decoder
     return np.array(
         [
             encoder.embed_dim,
             len(encoder.layers),
-            mean([mean(x.experts) for x in encoder.layers]),
-            mean([x.heads for x in encoder.layers]),
+            np.mean([np.mean(x.experts) for x in encoder.layers]),
+            np.mean([x.heads for x in encoder.layers]),
             decoder.embed_dim,
             len(decoder.layers),
-            mean([mean(x.experts) for x in decoder.layers]),
-            mean([x.self_heads for x in decoder.layers]),
-            mean([x.cross_heads for x in decoder.layers]),
-            mean([x.cross_span for x in decoder.layers]),
+            np.mean([np.mean(x.experts) for x in decoder.layers]),
+            np.mean([x.self_heads for x in decoder.layers]),
+            np.mean([x.cross_heads for x in decoder.layers]),
+            np.mean([x.cross_span for x in decoder.layers]),
         ],
         float,
     )
@@ -158,8 +124,6 @@ def averages(subnet: Subnet) -> np.ndarray:
 def products(averages_NF: np.ndarray) -> np.ndarray:
     """`averages` and their products with the depths: (N, 10) to (N, 20), named by `PRODUCTS`."""
     ed, el, ef, eh, dd, dl, df, dh, dx, da = np.asarray(averages_NF, float).T
-    more = (
-        dl * dd, dl * df, dl * df * dd, dl * dh, dl * dx, dl * da, dl * da * ed, el * ef * ed,
-        el * eh, dl * dd * dd,
-    )  # fmt: skip
+    more = [dl * dd, dl * df, dl * df * dd, dl * dh, dl * dx, dl * da, dl * da * ed]
+    more += [el * ef * ed, el * eh, dl * dd * dd]
     return np.stack([ed, el, ef, eh, dd, dl, df, dh, dx, da, *more], axis=1)

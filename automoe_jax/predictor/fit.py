@@ -9,10 +9,9 @@ import numpy as np
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet, to_json
 from automoe_jax.latency.config import LatencyConfig
-from automoe_jax.latency.kernels import kernels_used
 from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.prober import ExportForTiming, Prober
-from automoe_jax.latency.process import thread_count
+from automoe_jax.latency.process import kernels_used, thread_count
 from automoe_jax.latency.records import LATENCY, MEASUREMENTS, Measured, ReplayLog, measured_of
 from automoe_jax.latency.statistics import reference_scale
 from automoe_jax.predictor import design, features, regression
@@ -32,14 +31,8 @@ _INTERVAL = 3.92  # width of a 95 % interval in standard deviations
 
 def task_of(config: LatencyConfig, vocab_size: int, quantize: str) -> TranslationTask:
     """The translation task that latencies are measured on."""
-    return TranslationTask(
-        config.source_length,
-        config.target_length,
-        config.beam_size,
-        vocab_size,
-        1 if quantize == "int8" else 4,
-        machine.cache_bytes(),
-    )
+    n, m, weight_bytes = config.source_length, config.target_length, 1 if quantize == "int8" else 4
+    return TranslationTask(n, m, config.beam_size, vocab_size, weight_bytes, machine.cache_bytes())
 
 
 def made_for(config: LatencyConfig) -> dict[str, Any]:
@@ -66,20 +59,9 @@ def fit(
 ) -> LatencyModel:
     """Times `config.subnets` + `config.held_out` subnets and fits a model.
 
-    Measurements are kept in `folder/measurements.jsonl`: a fit that was killed continues.
-
-    Args:
-      space: the subnets to predict.
-      latency: the protocol, with `config.runs` in place of its runs.
-      config: how many subnets.
-      task: of the exports that `write` makes.
-      write: exports a subnet for timing.
-      folder: for measurements.
-      progress: shows how many are timed.
-      seed: of the choice of subnets.
-
-    Raises:
-      UserError: the space has too few subnets.
+    The protocol is `latency` with `config.runs` runs; `write` makes exports of `task`. Measurements
+    are kept in `folder/measurements.jsonl`: a fit that was killed continues. `seed` is that of the
+    choice of subnets. `UserError` if the space has too few.
     """
     train = design.choose(space, task, config.subnets, seed)
     test = design.unseen(space, config.held_out, train, seed)

@@ -21,25 +21,15 @@ _SAME = ("cpu", "threads", "platform", "kernels", "jax", "automoe_jax")
 
 @dataclasses.dataclass(frozen=True)
 class LatencyModel:
-    """A fitted model.
+    """A fitted model."""
 
-    Attributes:
-      kind: "work" (fitted to timed exports) or "averages" (to a table of latencies).
-      coefficients: {feature: ms per unit}; for "averages", "intercept" among them.
-      task: what was translated; None for a table.
-      made_for: CPU, threads, platform, kernels and versions; for a table, its file.
-      error: on held-out subnets.
-      fitted: number of subnets or rows that it was fitted to.
-      reference: {"subnet": JSON, "ms": latency} of the drift reference; None for a table.
-    """
-
-    kind: str
-    coefficients: dict[str, float]
-    task: TranslationTask | None
-    made_for: dict[str, Any]
-    error: Agreement
-    fitted: int
-    reference: dict[str, Any] | None
+    kind: str  # "work" (fitted to timed exports) or "averages" (to a table of latencies)
+    coefficients: dict[str, float]  # ms per unit of a feature; for "averages" with "intercept"
+    task: TranslationTask | None  # None for a table
+    made_for: dict[str, Any]  # CPU, threads, platform, kernels, versions; for a table, its file
+    error: Agreement  # on held-out subnets
+    fitted: int  # subnets or rows that it was fitted to
+    reference: dict[str, Any] | None  # {"subnet": JSON, "ms": latency}; None for a table
 
     def predict(self, subnet: Subnet) -> float:
         """Latency in ms."""

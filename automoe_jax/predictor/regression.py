@@ -42,10 +42,8 @@ def _fit(x_NF, y_N, deviation_N, ridge: float) -> np.ndarray:
     weight_N = np.ones(len(y))
     solution = np.zeros(x.shape[1])
     for _ in range(ROUNDS):
-        solution, _ = nnls(
-            np.vstack([x * weight_N[:, None], penalty]),
-            np.concatenate([y * weight_N, np.zeros(len(penalty))]),
-        )
+        rows = np.vstack([x * weight_N[:, None], penalty])
+        solution, _ = nnls(rows, np.concatenate([y * weight_N, np.zeros(len(penalty))]))
         weight_N = np.sqrt(huber(y - x @ solution))
     result = np.zeros(x_NF.shape[1])
     result[used] = solution / scale_F[used]
@@ -61,8 +59,7 @@ def huber(residual_N: np.ndarray) -> np.ndarray:
 def least_squares(x_NF: np.ndarray, y_N: np.ndarray, deviation_N: np.ndarray) -> np.ndarray:
     """Weighted least squares with an intercept first, (F + 1,)."""
     x = np.column_stack([np.ones(len(y_N)), x_NF])
-    scale = np.abs(x).max(axis=0)
-    solution, *_ = np.linalg.lstsq(
-        x / np.maximum(scale, 1e-12) / deviation_N[:, None], y_N / deviation_N, rcond=None
-    )
-    return solution / np.maximum(scale, 1e-12)
+    scale = np.maximum(np.abs(x).max(axis=0), 1e-12)
+    x, y = x / scale / deviation_N[:, None], y_N / deviation_N
+    solution, *_ = np.linalg.lstsq(x, y, rcond=None)
+    return solution / scale

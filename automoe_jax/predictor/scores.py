@@ -10,19 +10,13 @@ from scipy.stats import kendalltau, spearmanr
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Agreement of `count` predictions with measurements.
-
-    Attributes:
-      mape, worst: mean and largest absolute percentage error.
-      rmse: root mean squared error, in the unit of the values.
-      tau: Kendall's rank correlation; None if a list has only one value.
-    """
+    """Agreement of `count` predictions with measurements."""
 
     count: int
-    mape: float
-    worst: float
-    rmse: float
-    tau: float | None
+    mape: float  # mean absolute percentage error
+    worst: float  # largest absolute percentage error
+    rmse: float  # in the unit of the values
+    tau: float | None  # Kendall's rank correlation; None if a list has only one value
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:

@@ -18,11 +18,11 @@ MOST_TESTED = 0.5
 def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, 10) in `features.AVERAGES`' order, and latencies (N,) in ms.
 
-    Raises:
-      UserError: a column is missing, or a cell is not a positive number.
+    `UserError` if a column is missing or a cell is not a positive number.
     """
     rows = list(csv.DictReader(files.lines(files.read_text(path, "table of latencies"))))
-    missing = [c for c in (*features.AVERAGES, *LATENCIES) if not rows or c not in rows[0]]
+    columns = (*features.AVERAGES, *LATENCIES)
+    missing = [c for c in columns if not rows or c not in rows[0]]
     if missing:
         raise UserError(f"{path} has no column {missing[0]}; HAT's tables have it")
 
@@ -37,25 +37,15 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             )
         return value
 
-    table = np.array(
-        [
-            [cell(i, row, c) for c in (*features.AVERAGES, *LATENCIES)]
-            for i, row in enumerate(rows, 2)
-        ]
-    )
+    table = np.array([[cell(i, row, c) for c in columns] for i, row in enumerate(rows, 2)])
     return table[:, : len(features.AVERAGES)], table[:, len(features.AVERAGES) :].sum(axis=1)
 
 
 def fit(path: str | Path, seed: int = 0, held_out: float = 0.2) -> tuple[LatencyModel, Agreement]:
     """A model of a table, and the error of ordinary least squares on the same held-out rows.
 
-    Args:
-      path: CSV.
-      seed: of the split.
-      held_out: share of the rows to measure the error on.
-
-    Raises:
-      UserError: the table cannot be read, or has too few rows.
+    `held_out` is the share of those rows, `seed` that of the split. `UserError` if the table cannot
+    be read or has too few rows.
     """
     if not 0 < held_out <= MOST_TESTED:
         raise UserError(f"held_out is {held_out}; allowed: above 0 up to {MOST_TESTED}")
