@@ -25,20 +25,12 @@ from automoe_jax.training.target import abstract_state, check_shapes
 def convert(
     run: Run, source: Path, tokenizer: TokenizerConfig | None, subnet: Subnet | None = None
 ) -> Path:
-    """Reads a checkpoint and writes it as a run that the other phases continue.
+    """Reads a checkpoint, writes it as a run that the other phases continue; returns its folder.
 
-    Writes nothing if anything is wrong with the checkpoint or the tokenizer.
-
-    Args:
-      run: need not exist; the checkpoint must be a supernet of its config's space.
-      source: the checkpoint.
-      tokenizer: settings of the tokenizer to make; None for the one that the run has. Kind "ids"
-        takes its sizes from the checkpoint.
-      subnet: the architecture that was trained inside the supernet: only its weights are kept.
-        None for a supernet.
-
-    Returns:
-      The folder of the weights.
+    Writes nothing if anything is wrong with the checkpoint or the tokenizer. The run need not
+    exist; the checkpoint must be a supernet of its config's space. Of a supernet in which only
+    `subnet` was trained, only the weights of that subnet are kept. Without `tokenizer` the run
+    must have one; kind "ids" takes its sizes from the checkpoint.
 
     Raises:
       UserError: the checkpoint cannot be read, is of another space or vocabulary, or the folder
@@ -55,10 +47,8 @@ def convert(
     state = checkpoint.read(source)
     params, sizes, ignored = _to_params(state, config, subnet, source)
     text = _make_tokenizer(run, tokenizer, sizes)
-    run.progress.note(
-        f"{source}: {len(state) - len(ignored)} arrays used; ignored: "
-        f"{', '.join(ignored) or 'none'}"
-    )
+    names = ", ".join(ignored) or "none"
+    run.progress.note(f"{source}: {len(state) - len(ignored)} arrays used; ignored: {names}")
     run.progress.note(f"text: {text}")
     origin = {workdir.CONVERTED: {"checkpoint": source.name, "text": text}}
     if not begun:
@@ -110,7 +100,7 @@ def _make_tokenizer(run: Run, wanted: TokenizerConfig | None, sizes: tuple[int, 
         if wanted.kind == "ids":
             token_ids.make(sizes, made)
         else:
-            make_tokenizer(wanted, languages, made, run.progress, list)
+            make_tokenizer(run, wanted, made, list)
         found = tokenizers.load(made)
         _check_sizes(found, sizes)
         if not folder.is_dir():
@@ -132,9 +122,7 @@ def _describe(tokenizer: Tokenizer, languages: tuple[str, str]) -> str:
 
 def _check_sizes(tokenizer: Tokenizer, sizes: tuple[int, int]):
     if tokenizer.vocab_sizes != sizes:
-        ours, theirs = (
-            " and ".join(f"{n:,}" for n in pair) for pair in (tokenizer.vocab_sizes, sizes)
-        )
+        ours, theirs = (f"{a:,} and {b:,}" for a, b in (tokenizer.vocab_sizes, sizes))
         raise UserError(
             f"the tokenizer has {ours} entries for source and target, the checkpoint's tables "
             f"{theirs}; is it the dictionary that the model was trained with?"
@@ -159,8 +147,7 @@ def tokenizer_config(
 ) -> TokenizerConfig | None:
     """The tokenizer's settings by the program's options, else by the config.
 
-    Returns:
-      None if neither names a tokenizer: the run's own is meant.
+    None if neither names a tokenizer: the run's own is meant.
     """
     if dictionaries or codes or kind == "bpe":
         if kind == "ids":

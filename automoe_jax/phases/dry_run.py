@@ -18,8 +18,7 @@ from automoe_jax.training import loop, optimizer, parallel, sampling
 from automoe_jax.training.step import make_train_step
 from automoe_jax.training.target import abstract_state
 
-# Sentence length of the batch: the paper's.
-LENGTH = 30
+LENGTH = 30  # of the batch's sentences, as in the paper
 
 
 def describe(run: Run, subnet: Subnet | None) -> Iterator[str]:
@@ -53,14 +52,10 @@ def describe(run: Run, subnet: Subnet | None) -> Iterator[str]:
     if subnet is None:
         largest = [[model.space.largest()] * n_micro] * share.n_devices
         drawn = sampling.stack(largest, model.hull, share)
-    step = parallel.map_train_step(
-        make_train_step(
-            model.module(),
-            optimizer.make(training),
-            training.label_smoothing,
-            training.load_balance,
-        )
+    train_step = make_train_step(
+        model.module(), optimizer.make(training), training.label_smoothing, training.load_balance
     )
+    step = parallel.map_train_step(train_step)
     run.progress.note("compiling the step")
     start = time.monotonic()
     batch = {"source": ids, "target": ids}

@@ -18,8 +18,7 @@ def latency_model(
 ) -> LatencyModel:
     """The latency model that the config names, or the run's, which is fitted if it is missing.
 
-    Raises:
-      UserError: the model is for another protocol than the config's.
+    `UserError` if the model is for another protocol than the config's.
     """
     config = run.config
     path = Path(config.search.latency_model or run.path / LATENCY_MODEL)
@@ -63,14 +62,8 @@ def fit_latency_model(
     count = config.predictor.subnets + config.predictor.held_out
     run.progress.note(f"making a latency model of this machine: {count} subnets are timed")
     model = fit.fit(
-        config.space,
-        config.latency,
-        config.predictor,
-        task,
-        exporter.export_for_timing,
-        folder,
-        run.progress,
-        config.seed,
-    )
+        config.space, config.latency, config.predictor, task, exporter.export_for_timing, folder,
+        run.progress, config.seed,
+    )  # fmt: skip
     model.save(path)
     return model

@@ -63,23 +63,14 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class TranslationQuality:
-    """100 minus the BLEU or chrF of the exported subnet's translations.
+    """100 minus the BLEU or chrF of the exported subnet's translations."""
 
-    Attributes:
-      metric: "bleu" or "chrf".
-      exporter: writes the subnet with its tokenizer.
-      folder: for exports, each removed after scoring.
-      sources, references: the validation set.
-      count: sentences of the sample, spread evenly over it.
-      beam_size: of the exports.
-    """
-
-    metric: str
+    metric: str  # "bleu" or "chrf"
     exporter: SupernetExporter
-    folder: Path
-    sources: Sequence[str]
+    folder: Path  # for exports, each removed after scoring
+    sources: Sequence[str]  # the validation set
     references: Sequence[str]
-    count: int
+    count: int  # sentences of the sample, spread evenly over the validation set
     beam_size: int
     batch_size: int = 1
 
@@ -107,15 +98,7 @@ class TranslationQuality:
 def make_objective(
     run: Run, folder: Path, scorer: PopulationScorer, exporter: SupernetExporter, pairs: TokenPairs
 ) -> Objective:
-    """The configured objective.
-
-    Args:
-      run: its config's group `search`; the corpus.
-      folder: of the search.
-      scorer: of the supernet.
-      exporter: of the supernet.
-      pairs: the validation set.
-    """
+    """The configured objective; `pairs` are the validation set, `folder` is the search's."""
     search = run.config.search
     if search.objective == "loss":
         sample = sample_pairs(pairs, search.eval_pairs, SAMPLE_SEED)
@@ -123,12 +106,6 @@ def make_objective(
         whole = batches if len(sample) == len(pairs) else scorer.prepare(pairs)
         return Loss(scorer, batches, whole)
     sources, references = evaluation.read_split(corpus_split(run, "valid"))
-    return TranslationQuality(
-        metric=search.objective,
-        exporter=exporter,
-        folder=folder / ".objective",
-        sources=sources,
-        references=references,
-        count=search.objective_sentences,
-        beam_size=min(run.config.export.beam_sizes),
-    )
+    beam, hidden = min(run.config.export.beam_sizes), folder / ".objective"
+    count = search.objective_sentences
+    return TranslationQuality(search.objective, exporter, hidden, sources, references, count, beam)

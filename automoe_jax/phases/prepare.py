@@ -16,7 +16,6 @@ from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.phases.run import Run, is_converted
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
-from automoe_jax.system.progress import Progress
 
 
 def prepare(run: Run, init_from: Path | None = None) -> PreparedData:
@@ -26,8 +25,7 @@ def prepare(run: Run, init_from: Path | None = None) -> PreparedData:
     is that of the workdir `init_from`, if weights will be inherited from there.
 
     Raises:
-      UserError: the corpus is missing or has no usable pair, or the run has another tokenizer than
-        `init_from`.
+      UserError: no corpus, no usable pair, or another tokenizer than that of `init_from`.
     """
     _check_corpus(run.config.data, run.path)
     if jax.process_index() == 0:
@@ -80,20 +78,17 @@ def _check_corpus(data: DataConfig, path: Path):
 
 
 def make_tokenizer(
-    config: TokenizerConfig,
-    languages: tuple[str, str],
-    folder: Path,
-    progress: Progress,
-    text: Callable[[], Iterable[str]],
+    run: Run, config: TokenizerConfig, folder: Path, text: Callable[[], Iterable[str]]
 ):
     """Makes a tokenizer's folder; `text` returns the sentences that SentencePiece is trained on."""
     if config.kind == "sentencepiece":
-        progress.note(f"training a SentencePiece BPE model of {config.vocab_size:,} pieces")
+        run.progress.note(f"training a SentencePiece BPE model of {config.vocab_size:,} pieces")
         sentence_piece.train(text(), folder, config)
     elif config.kind == "bpe":
         # Saves the other kinds 0.3 s of start-up (sacremoses).
         from automoe_jax.data.tokenizers import fairseq_bpe  # noqa: PLC0415
 
+        languages = run.config.data.source_lang, run.config.data.target_lang
         dictionaries = [files.expanded(path) for path in config.dictionaries]
         codes = files.expanded(config.bpe_codes)
         fairseq_bpe.make(dictionaries, codes, languages, config.lowercase, folder)
@@ -119,12 +114,10 @@ def _make(run: Run, tokenizer_from: Path | None):
     if not folder.is_dir() and tokenizer_from is not None:
         tokenizers.copy(tokenizer_from, folder)
     elif not folder.is_dir():
-        languages = data.source_lang, data.target_lang
         train = corpus["train"]
         make_tokenizer(
-            config, languages, folder, run.progress,
-            lambda: tokens.sample_sentences(train, config.max_sentences),
-        )  # fmt: skip
+            run, config, folder, lambda: tokens.sample_sentences(train, config.max_sentences)
+        )
     for name in missing:
         _tokenize(run, name, corpus[name])
 
@@ -133,11 +126,7 @@ def _tokenize(run: Run, name: str, split: Split):
     max_length, folder = run.config.data.max_length, run.tokens / name
     task = run.progress.task(f"tokenising {name}", len(split))
     tokens.tokenize(
-        split,
-        tokenizers.load(run.tokenizer),
-        max_length,
-        folder,
-        lambda done, total: task.update(done),
+        split, tokenizers.load(run.tokenizer), max_length, folder, lambda done, _: task.update(done)
     )
     task.close()
     counts = tokens.load(folder).counts

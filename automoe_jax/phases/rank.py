@@ -31,30 +31,21 @@ FIT, FIT_COARSE = 0.6, 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Trust:
-    """Agreement of inherited losses with those of training from scratch.
+    """Agreement of inherited losses with those of training from scratch."""
 
-    Attributes:
-      tau, tau_low, tau_high: Kendall's rank correlation and its 95 % interval (bootstrap).
-      spearman: Spearman's rank correlation.
-      offset: mean of inherited less trained loss, nats a token.
-      regret: trained loss of the subnet that the supernet ranks first, less the lowest.
-      verdict: whether the supernet is fit for a search, in words.
-    """
-
-    tau: float
+    tau: float  # Kendall's rank correlation, and its 95 % interval (bootstrap)
     tau_low: float
     tau_high: float
-    spearman: float
-    offset: float
-    regret: float
-    verdict: str
+    spearman: float  # Spearman's rank correlation
+    offset: float  # mean of inherited less trained loss, nats a token
+    regret: float  # trained loss of the subnet that the supernet ranks first, less the lowest
+    verdict: str  # whether the supernet is fit for a search
 
 
 def spread(space: SearchSpace, count: int, seed: int) -> list[Subnet]:
     """Random subnets, spread evenly over the range of FLOPs of `DRAWS * count` random subnets.
 
-    Raises:
-      UserError: `count` is below `FEWEST`, or the space has fewer subnets.
+    `UserError` if `count` is below `FEWEST`, or the space has fewer subnets.
     """
     if count < FEWEST:
         raise UserError(f"--subnets is {count}; at least {FEWEST} are needed to compare ranks")
@@ -102,12 +93,9 @@ def rank(
 ) -> dict[str, Any]:
     """Trains `count` subnets from scratch and compares their losses with inherited ones.
 
-    Writes `rank.json` and `rank.png` into the folder `out` of the workdir; a killed run continues
-    with the subnet that it was at. The trained weights are not kept.
-    The inherited weights are the supernet's `params` of training step `step`.
-
-    Returns:
-      The content of `rank.json`.
+    The inherited weights are the supernet's `params` of training step `step`. Writes `rank.json`,
+    whose content it returns, and `rank.png` into the folder `out` of the workdir. A killed run
+    continues with the subnet that it was at. The trained weights are not kept.
     """
     config, folder = run.config, run.path / out
     settings = {**config.groups(*SUBNET_GROUPS), "supernet_step": step, "subnets": count}
@@ -142,13 +130,8 @@ def rank(
         f"{found.spearman:.2f}"
     )
     plots.rank_plot(inherited, trained, title, folder / "rank.png")
-    result = {
-        "version": 1,
-        **dataclasses.asdict(found),
-        "supernet_step": step,
-        "subnet_steps": config.subnet_training.steps,
-        "subnets": rows,
-    }
+    steps = {"supernet_step": step, "subnet_steps": config.subnet_training.steps}
+    result = {"version": 1, **dataclasses.asdict(found), **steps, "subnets": rows}
     files.write_json(folder / RESULT, result)
     return result
 

@@ -34,10 +34,8 @@ def beam_size(config: RunConfig) -> int:
 def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -> dict[str, Any]:
     """Measures subnets with weights of the supernet `params`, and the trained one on test text.
 
-    `searched` is the architecture of `export/`, `found` the result of the search.
-
-    Returns:
-      The content of `results.json`, without the phases' times.
+    `searched` is the architecture of `export/`, `found` the result of the search. Returns the
+    content of `results.json`, without the phases' times.
     """
     config = run.config
     subnets = {"largest": config.space.largest(), "smallest": config.space.smallest()}

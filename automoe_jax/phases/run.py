@@ -66,13 +66,9 @@ def is_converted(path: Path) -> bool:
 def claim(run: Run, folder: str | Path, kind: str, content: dict[str, Any], *, begun: bool):
     """Starts or continues a folder: `workdir.claim` in the first process, others wait for it.
 
-    Args:
-      folder: absolute, or relative to the workdir.
-      content: all settings that decide what the folder will hold.
-      begun: True if the folder holds results of the settings in its manifest.
-
-    Raises:
-      UserError: the folder was begun with other settings.
+    `folder` is absolute, or relative to the workdir; `content` is all settings that decide what
+    it will hold; `begun` is true if it holds results of the settings in its manifest. `UserError`
+    if it was begun with other settings.
     """
     path = run.path / folder
     if jax.process_index() == 0:

@@ -6,7 +6,6 @@ A search is `explore` (algorithm, scores, measured parents), `verify` (final mea
 
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from automoe_jax.phases.run import SEARCH, Run
 from automoe_jax.phases.search_context import SearchContext, describe, limits_of, open_search
 from automoe_jax.phases.search_history import HISTORY, ScoreHistory
 from automoe_jax.phases.search_probing import measure_parents, measure_spread, round_share
-from automoe_jax.phases.search_result import Corner, Found, SearchResult
+from automoe_jax.phases.search_result import Found, SearchResult
 from automoe_jax.phases.search_verify import verify
 from automoe_jax.predictor.estimates import predicted_and_measured
 from automoe_jax.search import algorithms
@@ -35,20 +34,13 @@ from automoe_jax.system.errors import UserError
 def claim_search(run: Run, folder: Path, step: int | None):
     """Starts or continues a search; refuses another config or another supernet.
 
-    Args:
-      run: of the supernet.
-      folder: of the search.
-      step: of the supernet; None for random weights.
+    `step` is the supernet's; None for random weights.
     """
     config = run.config
     groups = ("seed", "data", "tokenizer", "space", "search", "predictor", "latency")
-    about = {
-        **config.groups(*groups),
-        # Latency and size follow from these.
-        "quantize": config.export.quantize,
-        "shortlist": config.export.shortlist,
-        "supernet_step": step,
-    }
+    # Latency and size follow from these.
+    export = {"quantize": config.export.quantize, "shortlist": config.export.shortlist}
+    about = {**config.groups(*groups), **export, "supernet_step": step}
     scored, measured = ((folder / name).exists() for name in (HISTORY, MEASUREMENTS))
     try:
         workdir.claim(folder, SEARCH, about, begun=scored or measured)
@@ -63,13 +55,8 @@ def run_search(run: Run, folder: Path, data: PreparedData, params: Params) -> Se
     """Searches with inherited weights.
 
     Writes into `folder`: `best_1.json` and so on, `history.jsonl`, `measurements.jsonl`,
-    `front.json`, pictures, `result.json`. A search that was killed continues.
-
-    Args:
-      run: its config's groups `search`, `predictor` and `latency`.
-      folder: of this search, `search/` in the workdir by default.
-      data: validation pairs to score on.
-      params: of the supernet, as NumPy.
+    `front.json`, pictures, `result.json`. A search that was killed continues. `params` are the
+    supernet's, as NumPy.
 
     Raises:
       UserError: no limit is given.
@@ -77,40 +64,30 @@ def run_search(run: Run, folder: Path, data: PreparedData, params: Params) -> Se
     """
     search = open_search(run, folder, data, params)
     try:
-        return _run(search)
+        if search.latency is not None:
+            search.latency.begin()
+        limits = limits_of(search)
+        limits.require(run.config.space.smallest())
+        for limit in limits.all:
+            how = limit.how(run.config.space.largest())
+            run.progress.note(f"limit: {limit.name} <= {limit.upper_bound():.4g} ({how})")
+        scored = candidates = explore(search, limits)
+        if search.config.algorithm == "nsga2":
+            candidates = _front(search, limits, scored, [], search.reserve())
+        finalists = _rescored(search, limits, candidates)
+        found, scored = verify(search, limits, finalists, scored)
+        result = summarise(search, limits, scored, found)
+        search_result.write(result, folder)
+        return result
     finally:
         if search.latency is not None and search.latency.prober is not None:
             search.latency.prober.close()
 
 
-def _run(search: SearchContext) -> SearchResult:
-    space, progress = search.run.config.space, search.run.progress
-    if search.latency is not None:
-        search.latency.begin()
-    limits = limits_of(search)
-    limits.require(space.smallest())
-    for limit in limits.all:
-        how = limit.how(space.largest())
-        progress.note(f"limit: {limit.name} <= {limit.upper_bound():.4g} ({how})")
-    scored = explore(search, limits)
-    candidates = scored
-    if search.config.algorithm == "nsga2":
-        candidates = _front(search, limits, scored, (), search.reserve())
-    finalists = _rescored(search, limits, candidates)
-    found, scored = verify(search, limits, finalists, scored)
-    result = summarise(search, limits, scored, found)
-    search_result.write(result, search.folder)
-    return result
-
-
-# --- explore -------------------------------------------------------------------------------------
-
-
 def explore(search: SearchContext, limits: Limits) -> list[Scored]:
     """Runs the algorithm; returns every scored candidate, best first.
 
-    Raises:
-      InfeasibleError: the algorithm finds nothing within the limits.
+    `InfeasibleError` if the algorithm finds nothing within the limits.
     """
     config, latency = search.config, search.latency
     draws = Draws(
@@ -133,8 +110,7 @@ def explore(search: SearchContext, limits: Limits) -> list[Scored]:
                 seen[s.subnet] = s
             scored = best_first([seen[c.subnet] for c in population])
             _note_iteration(search, iteration, scored)
-            algorithm.tell(_measured_parents(search, limits, algorithm, scored, iteration))
-            _measure_front(search, algorithm, iteration)
+            _tell(search, limits, algorithm, scored, config.iterations + 1 - iteration)
             iteration += 1
     finally:
         task.close()
@@ -172,52 +148,42 @@ def _note_iteration(search: SearchContext, iteration: int, scored: list[Scored])
     )
 
 
-def _measured_parents(
+def _tell(
     search: SearchContext,
     limits: Limits,
     algorithm: algorithms.Algorithm,
     scored: list[Scored],
-    iteration: int,
-) -> list[Scored]:
-    """In a verified evolution, parents that are measured as far as this round's budget goes."""
-    config, latency = search.config, search.latency
-    if latency is None or latency.mode != "verified" or not config.limits_latency:
-        return scored
-    if not isinstance(algorithm, algorithms.Evolution):
-        return scored
-    share = round_share(latency, search.reserve(), config.iterations + 1 - iteration)
-    return measure_parents(latency, scored, limits.within, config.parents, share)
+    rounds: int,
+):
+    """Tells the algorithm the scores.
 
-
-def _measure_front(search: SearchContext, algorithm: algorithms.Algorithm, iteration: int):
-    """In a verified NSGA-II, measures candidates along the front of this round."""
-    latency = search.latency
-    if latency is None or latency.mode != "verified":
-        return
-    if isinstance(algorithm, algorithms.NSGA2):
+    A verified search spends this round's share of the measurements (of `rounds` that are left) on
+    the parents of an evolution, or along the front of NSGA-II.
+    """
+    latency = search.verified_latency
+    share = 0 if latency is None else round_share(latency, search.reserve(), rounds)
+    evolves = isinstance(algorithm, algorithms.Evolution)
+    if latency is not None and evolves and search.config.limits_latency:
+        scored = measure_parents(latency, scored, limits.within, search.config.parents, share)
+    algorithm.tell(scored)
+    if latency is not None and isinstance(algorithm, algorithms.NSGA2):
         on_front = algorithms.front_of(algorithm.survivors, search.front_costs)
-        rounds = search.config.iterations + 1 - iteration
-        measure_spread(latency, on_front, round_share(latency, search.reserve(), rounds))
+        measure_spread(latency, on_front, share)
 
 
 def _front(
-    search: SearchContext,
-    limits: Limits,
-    scored: list[Scored],
-    found: Sequence[Subnet],
-    reserve: int,
+    search: SearchContext, limits: Limits, scored: list[Scored], found: list[Subnet], reserve: int
 ) -> list[Scored]:
     """The front of the candidates within the limits.
 
     A verified NSGA-II measures it, but for `reserve` measurements. Subnets in `found` count as
     within the limits.
     """
-    measures = search.config.algorithm == "nsga2"
+    latency = search.verified_latency if search.config.algorithm == "nsga2" else None
     while True:
         members = [s for s in scored if s.subnet in found or limits.within(s.subnet)]
         on_front = algorithms.front_of(members, search.front_costs)
-        latency = search.latency
-        if not measures or latency is None or latency.mode != "verified":
+        if latency is None:
             return on_front
         room = int(latency.left()) - reserve
         if room <= 0 or all(latency.is_measured(s.subnet) for s in on_front):
@@ -231,9 +197,6 @@ def _rescored(search: SearchContext, limits: Limits, scored: list[Scored]) -> li
     best = [s for s in scored if limits.within(s.subnet)][:count]
     search.run.progress.note(f"scoring the last {len(best)} on the whole validation set")
     return best_first([Scored(s.candidate, search.full_score(s.subnet)) for s in best])
-
-
-# --- summarise -----------------------------------------------------------------------------------
 
 
 def summarise(
@@ -258,7 +221,7 @@ def summarise(
         samples=tuple(sorted(samples, key=lambda s: order[s.subnet])),
         front=tuple((s.subnet, s.loss, search.costs(s.subnet)) for s in on_front),
         corners={
-            name: Corner(search.full_score(subnet), loss, search.costs(subnet))
+            name: Found(subnet, search.full_score(subnet), loss, search.costs(subnet), None)
             for (name, subnet), loss in zip(corners.items(), corner_losses, strict=True)
         },
         scored=len(scored),

@@ -69,11 +69,14 @@ class SearchContext:
 
     def full_score(self, subnet: Subnet) -> float:
         """The score on the whole validation set."""
+        full, how = self.objective.full, self.objective.label
+        record = self.log.get(FULL_SCORE, subnet, lambda: {"value": full(subnet), "how": how})
+        return record["value"]
 
-        def make() -> dict[str, Any]:
-            return {"value": self.objective.full(subnet), "how": self.objective.label}
-
-        return self.log.get(FULL_SCORE, subnet, make)["value"]
+    @property
+    def verified_latency(self) -> SearchLatency | None:
+        """`latency` in a search that verifies predictions by measurements, else None."""
+        return self.latency if self.config.latency == "verified" else None
 
     def reserve(self) -> int:
         """Measurements kept for the result."""
@@ -104,17 +107,9 @@ def open_search(run: Run, folder: Path, data: PreparedData, params: Params) -> S
         latency = _search_latency(run, folder, exporter, log)
         if search.latency == "predicted":
             latency = latency.with_model(latency_model.latency_model(run, exporter, vocab_sizes))
-    found = SearchContext(
-        run,
-        folder,
-        ScoreHistory(folder),
-        log,
-        CountedCosts(space, config.export, vocab_sizes),
-        scorer,
-        make_objective(run, folder, scorer, exporter, data.valid),
-        latency,
-        start,
-    )
+    history, counted = ScoreHistory(folder), CountedCosts(space, config.export, vocab_sizes)
+    objective = make_objective(run, folder, scorer, exporter, data.valid)
+    found = SearchContext(run, folder, history, log, counted, scorer, objective, latency, start)
     if latency is None or search.latency != "verified":
         return found
     # The smallest subnet first: if it exceeds a limit, no model need be made.
@@ -128,11 +123,10 @@ def _search_latency(
     run: Run, folder: Path, exporter: SupernetExporter, log: ReplayLog
 ) -> SearchLatency:
     config, search, space = run.config, run.config.search, run.config.space
-    gold, verified = search.latency == "gold", search.latency == "verified"
     policy = MeasurementPolicy(
-        budget=search.measurements if verified else math.inf,
+        budget=search.measurements if search.latency == "verified" else math.inf,
         keep=search.keep,
-        runs=GOLD_RUNS if gold else search.latency_runs,
+        runs=GOLD_RUNS if search.latency == "gold" else search.latency_runs,
     )
     prober = None
     if search.latency != "predicted":

@@ -12,8 +12,7 @@ HISTORY = "history.jsonl"
 class ScoreHistory:
     """`history.jsonl`: subnet, score, origin, iteration, parents, limits and costs per line.
 
-    Attributes:
-      lines: in the order of scoring, those before a restart included.
+    `lines` are in the order of scoring, those before a restart included.
     """
 
     def __init__(self, folder: Path):

@@ -7,13 +7,7 @@ from collections.abc import Callable
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.prober import Prober
-from automoe_jax.latency.records import (
-    FINAL,
-    LATENCY,
-    Measured,
-    ReplayLog,
-    measured_of,
-)
+from automoe_jax.latency.records import FINAL, LATENCY, Measured, ReplayLog, measured_of
 from automoe_jax.predictor import estimates
 from automoe_jax.predictor.estimates import Estimate, Estimates
 from automoe_jax.predictor.model import LatencyModel
@@ -25,29 +19,18 @@ class SearchLatency:
 
     Knowledge is the fold `known` over the records that this process has asked for; every
     measurement is a record first.
-
-    Attributes:
-      mode: `search.latency`.
-      log: the measurements of this search.
-      prober: times subnets; None if the mode measures nothing.
-      policy: when and how much to measure.
-      smallest, largest: corners of the space; drift is corrected by the smallest.
-      limit_ms: upper bound in ms, or infinity.
-      limit_ratio: upper bound as a share of the largest subnet's latency, or infinity.
-      note: takes a line for the user.
-      model: predicts latencies; None where the mode does not, or until `with_model`.
     """
 
-    mode: str
+    mode: str  # `search.latency`
     log: ReplayLog
-    prober: Prober | None
+    prober: Prober | None  # None if the mode measures nothing
     policy: MeasurementPolicy
-    smallest: Subnet
+    smallest: Subnet  # drift is corrected by it
     largest: Subnet
-    limit_ms: float
-    limit_ratio: float
-    note: Callable[[str], None]
-    model: LatencyModel | None = None
+    limit_ms: float  # infinity for none
+    limit_ratio: float  # upper bound as a share of the largest subnet's latency; infinity for none
+    note: Callable[[str], None]  # takes a line for the user
+    model: LatencyModel | None = None  # None where the mode does not predict, or until `with_model`
     _folds: dict[int, Estimates] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -59,19 +42,15 @@ class SearchLatency:
         """The same knowledge with predictions."""
         return dataclasses.replace(self, model=model, _folds={})
 
-    # --- what is known -----------------------------------------------------------------------
-
     def known(self) -> Estimates:
         """The fold over all measurements so far."""
         asked = self.log.asked(LATENCY)
         if len(asked) not in self._folds:
             self._folds.clear()
-            self._folds[len(asked)] = estimates.fold(
-                {subnet: measured_of(line) for subnet, line in asked.items()},
-                self.model,
-                relative=self.limit_ratio < math.inf,
-                min_measured=self.policy.min_measured,
-            )
+            measured = {subnet: measured_of(line) for subnet, line in asked.items()}
+            relative, few = self.limit_ratio < math.inf, self.policy.min_measured
+            found = estimates.fold(measured, self.model, relative=relative, min_measured=few)
+            self._folds[len(asked)] = found
         return self._folds[len(asked)]
 
     def is_measured(self, subnet: Subnet) -> bool:
@@ -110,12 +89,8 @@ class SearchLatency:
         """Measurements that the budget still allows."""
         return self.policy.budget - self.used()
 
-    # --- measuring ---------------------------------------------------------------------------
-
     def begin(self):
-        """Measures what other latencies are relative to: the smallest subnet, and the largest one
-        under a ratio limit.
-        """
+        """Measures the smallest subnet and, under a ratio limit, the largest one."""
         if self.prober is not None:
             self.measure(self.smallest)
             if self.limit_ratio < math.inf:
@@ -131,8 +106,7 @@ class SearchLatency:
             m = self.prober.measure_reference(self.limit_ms)
         else:
             # The ratio limit is not known before the largest subnet is measured.
-            ratio_known = subnet != self.largest
-            limit = self.upper_bound() if ratio_known else self.limit_ms
+            limit = self.limit_ms if subnet == self.largest else self.upper_bound()
             m = self.prober.measure(subnet, self.reference_ms(), limit / self.known().scale)
         predicted = None if self.model is None else self.model.predict(subnet)
         return dataclasses.replace(m, predicted=predicted)

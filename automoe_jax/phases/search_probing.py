@@ -27,17 +27,9 @@ def measure_parents(
     count: int,
     share: int,
 ) -> list[Scored]:
-    """Measures the best candidates until `count` of them are feasible.
+    """Measures the best candidates until `count` of them are feasible; at most `share` of them.
 
-    Args:
-      latency: what is known.
-      scored: a population, best first.
-      feasible: True for a subnet within the limits.
-      count: parents wanted.
-      share: measurements at most.
-
-    Returns:
-      The feasible ones; the best of all if there is none.
+    `scored` is a population, best first. Returns the feasible ones; the best of all if none is.
     """
     parents: list[Scored] = []
     for s in scored:
@@ -79,17 +71,11 @@ def _probe_final(latency: SearchLatency, subnet: Subnet) -> dict[str, Any]:
         final = dataclasses.replace(final, slowdown=final.slowdown / scale)
         tries += 1
         disturbed = final.slowdown > policy.calm and final.high_ms > latency.limit_ms
-        if not disturbed or looks_before + looks >= policy.looks:
+        out_of_looks = looks_before + looks >= policy.looks
+        if not disturbed or out_of_looks or tries == policy.tries or latency.left() - tries < 2:
             break
-        if tries == policy.tries or latency.left() - tries < 2:
-            break
-    return {
-        "value": final.latency.mean_ms,
-        "how": "final measurement",
-        "tries": tries,
-        "looks": looks,
-        "verdict": dataclasses.asdict(final),
-    }
+    found = {"value": final.latency.mean_ms, "how": "final measurement"}
+    return {**found, "tries": tries, "looks": looks, "verdict": dataclasses.asdict(final)}
 
 
 def _wait_until_calm(latency: SearchLatency, looks_left: int) -> int:

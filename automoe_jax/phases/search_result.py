@@ -16,65 +16,33 @@ RESULT, FRONT = "result.json", "front.json"
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A subnet that a search returns.
-
-    Attributes:
-      subnet: the architecture.
-      loss: score on the whole validation set.
-      sample_loss: score on the sample that candidates are compared on.
-      costs: by name.
-      final: the final measurement; None unless latency is limited and measured.
-    """
+    """A subnet that a search returns, or the smallest or largest one for comparison."""
 
     subnet: Subnet
-    loss: float
-    sample_loss: float
+    loss: float  # on the whole validation set
+    sample_loss: float  # on the sample that candidates are compared on
     costs: dict[str, float]
-    final: FinalMeasurement | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Corner:
-    """The smallest or the largest subnet, as `Found`."""
-
-    loss: float
-    sample_loss: float
-    costs: dict[str, float]
+    final: FinalMeasurement | None  # None unless latency is limited and measured
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """A finished search.
-
-    Attributes:
-      algorithm, objective: names in the config.
-      label: what the score is, for the axis of a picture.
-      over: costs that the front trades off against the score; pictures show the first one.
-      limits: bound and origin by name of the cost.
-      found: the returned subnets, best first.
-      samples: the random candidates of the first population, in the order of drawing.
-      front: subnet, score and costs of its members.
-      corners: "smallest" and "largest".
-      scored: number of scored candidates.
-      recompilations: of the scoring step.
-      measurements: latencies measured; None if latency is neither limited nor on the front.
-      lines: the history, with costs as known at the end.
-      predicted_and_measured: (predicted, measured, low, high) in ms.
-    """
+    """A finished search."""
 
     algorithm: str
     objective: str
-    label: str
-    over: tuple[str, ...]
-    limits: dict[str, tuple[float, str]]
-    found: tuple[Found, ...]
-    samples: tuple[Scored, ...]
-    front: tuple[tuple[Subnet, float, dict[str, float]], ...]
-    corners: dict[str, Corner]
+    label: str  # what the score is, for the axis of a picture
+    over: tuple[str, ...]  # costs that the front trades off; pictures show the first one
+    limits: dict[str, tuple[float, str]]  # bound and origin by name of the cost
+    found: tuple[Found, ...]  # the returned subnets, best first
+    samples: tuple[Scored, ...]  # the random ones of the first population, in the order of drawing
+    front: tuple[tuple[Subnet, float, dict[str, float]], ...]  # subnet, score and costs
+    corners: dict[str, Found]  # "smallest" and "largest"
     scored: int
-    recompilations: int
-    measurements: int | None
-    lines: tuple[dict[str, Any], ...]
+    recompilations: int  # of the scoring step
+    measurements: int | None  # None if latency is neither limited nor on the front
+    lines: tuple[dict[str, Any], ...]  # the history, with costs as known at the end
+    # (predicted, measured, low, high) in ms.
     predicted_and_measured: tuple[tuple[float, float, float, float], ...]
 
 
@@ -83,8 +51,7 @@ def write(result: SearchResult, folder: Path):
     for i, f in enumerate(result.found, 1):
         files.write_json(folder / f"best_{i}.json", to_json(f.subnet))
     members = [
-        {"loss": loss, "costs": costs, "subnet": to_json(subnet)}
-        for subnet, loss, costs in result.front
+        {"loss": loss, "costs": costs, "subnet": to_json(s)} for s, loss, costs in result.front
     ]
     over = ["loss", *result.over]
     files.write_json(folder / FRONT, {"version": 1, "over": over, "subnets": members})

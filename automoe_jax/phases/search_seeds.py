@@ -14,10 +14,9 @@ from automoe_jax.system import files
 def compare(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Reads the results in `seed_N` under a folder; writes `seeds.json` and `seeds.png` there.
 
-    Returns:
-      Per seed the best score, its cost, the size of its front and the front's hypervolume as a
-      share of that of all fronts together, up to the worst point of any; mean and standard
-      deviation of the best scores.
+    Returns per seed the best score, its cost, the size of its front and the front's hypervolume as
+    a share of that of all fronts together, up to the worst point of any; mean and standard
+    deviation of the best scores.
     """
     fronts: dict[int, list[tuple[float, float]]] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -29,11 +28,8 @@ def compare(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         cost, label = front["over"][1], result["objective"]["label"]
         fronts[seed] = [(x["costs"][cost], x["loss"]) for x in front["subnets"]]
         best = result["best"][0]
-        rows[str(seed)] = {
-            "best": best["loss"],
-            "cost_of_best": best["costs"][cost],
-            "front": len(front["subnets"]),
-        }
+        row = {"best": best["loss"], "cost_of_best": best["costs"][cost]}
+        rows[str(seed)] = {**row, "front": len(front["subnets"])}
     points = [p for front in fronts.values() for p in front]
     corner = (1.01 * max(p[0] for p in points), 1.01 * max(p[1] for p in points))
     whole = hypervolume(points, corner)
@@ -49,7 +45,6 @@ def compare(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         "best_std": statistics.stdev(bests) if len(bests) > 1 else 0.0,
     }
     files.write_json(folder / "seeds.json", compared)
-    plots.fronts_plot(
-        {f"seed {s}": f for s, f in fronts.items()}, cost, folder / "seeds.png", label
-    )
+    named = {f"seed {seed}": front for seed, front in fronts.items()}
+    plots.fronts_plot(named, cost, folder / "seeds.png", label)
     return compared

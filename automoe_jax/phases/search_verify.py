@@ -21,16 +21,9 @@ def verify(
 ) -> tuple[list[Found], list[Scored]]:
     """The best `keep` candidates that pass a final measurement, and all scored candidates.
 
-    If none passes, the smallest subnet is tried too, drawn or not; it then joins the scored ones.
-
-    Args:
-      search: the search.
-      limits: its limits.
-      finalists: best candidates, tried first.
-      scored: every candidate, best first.
-
-    Raises:
-      InfeasibleError: nothing passes.
+    `finalists` are tried first, then the others of `scored` (best first). If none passes, the
+    smallest subnet is tried too, drawn or not; it then joins the scored ones. `InfeasibleError` if
+    nothing passes.
     """
     latency, keep = search.latency, search.config.keep
     if latency is None or latency.prober is None or not search.config.limits_latency:
@@ -52,15 +45,12 @@ def verify(
 
 @dataclasses.dataclass(frozen=True)
 class _MeasuredFinal:
-    """A candidate's final measurement, and why it fails ("" if it passes).
-
-    `over_limit` is the upper end of its interval divided by the limit, the largest of all limits.
-    """
+    """A candidate's final measurement."""
 
     scored: Scored
     final: FinalMeasurement
-    over_limit: float
-    failure: str
+    over_limit: float  # upper end of its interval divided by the limit, the largest of all limits
+    failure: str  # why it fails; "" if it passes
 
     @property
     def passed(self) -> bool:
@@ -77,14 +67,9 @@ def _measure_finals(
     def upper(i: int) -> float:
         return latency.estimate(order[i].subnet).upper_ms / latency.upper_bound()
 
+    keep, most = search.config.keep, latency.policy.final_attempts
     while True:
-        at = next_candidate(
-            attempts,
-            len(order),
-            upper,
-            keep=search.config.keep,
-            max_attempts=latency.policy.final_attempts,
-        )
+        at = next_candidate(attempts, len(order), upper, keep=keep, max_attempts=most)
         if at is None:
             return measured
         known = latency.is_measured(order[at].subnet)

@@ -55,13 +55,10 @@ def train_supernet(run: Run):
 
 
 def train_subnet(run: Run, subnet: Subnet, init_from: Path | None = None, out: str = SUBNET):
-    """Trains one subnet, from its newest checkpoint if there is one.
+    """Trains one subnet of the space by group `subnet_training`, in the folder `out`.
 
-    Args:
-      run: group `subnet_training` is used.
-      subnet: must be in the space.
-      init_from: workdir whose supernet's weights are inherited; None for random initialisation.
-      out: folder in the workdir.
+    Continues from its newest checkpoint if there is one. The first weights are those of the
+    supernet in the workdir `init_from`; random for None.
     """
     config, folder = run.config, run.path / out
     config.space.validate(subnet)
