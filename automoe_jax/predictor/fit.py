@@ -31,8 +31,9 @@ _INTERVAL = 3.92  # width of a 95 % interval in standard deviations
 
 def task_of(config: LatencyConfig, vocab_size: int, quantize: str) -> TranslationTask:
     """The translation task that latencies are measured on."""
-    n, m, weight_bytes = config.source_length, config.target_length, 1 if quantize == "int8" else 4
-    return TranslationTask(n, m, config.beam_size, vocab_size, weight_bytes, machine.cache_bytes())
+    lengths, beam = (config.source_length, config.target_length), config.beam_size
+    weight_bytes = 1 if quantize == "int8" else 4
+    return TranslationTask(*lengths, beam, vocab_size, weight_bytes, machine.cache_bytes())
 
 
 def made_for(config: LatencyConfig) -> dict[str, Any]:
