@@ -48,8 +48,10 @@ class SearchLatency:
         if len(asked) not in self._folds:
             self._folds.clear()
             measured = {subnet: measured_of(line) for subnet, line in asked.items()}
-            relative, few = self.limit_ratio < math.inf, self.policy.min_measured
-            found = estimates.fold(measured, self.model, relative=relative, min_measured=few)
+            relative, min_measured = self.limit_ratio < math.inf, self.policy.min_measured
+            found = estimates.fold(
+                measured, self.model, relative=relative, min_measured=min_measured
+            )
             self._folds[len(asked)] = found
         return self._folds[len(asked)]
 

@@ -67,9 +67,9 @@ def _measure_finals(
     def upper(i: int) -> float:
         return latency.estimate(order[i].subnet).upper_ms / latency.upper_bound()
 
-    keep, most = search.config.keep, latency.policy.final_attempts
+    keep, max_attempts = search.config.keep, latency.policy.final_attempts
     while True:
-        at = next_candidate(attempts, len(order), upper, keep=keep, max_attempts=most)
+        at = next_candidate(attempts, len(order), upper, keep=keep, max_attempts=max_attempts)
         if at is None:
             return measured
         known = latency.is_measured(order[at].subnet)
