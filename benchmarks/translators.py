@@ -69,7 +69,7 @@ def dense_weights(export_folder: Path) -> tuple[Any, dict[str, np.ndarray], int]
     """Architecture, dense fp32 weights and number of words of an export."""
     from automoe_jax.architecture import subnet  # noqa: PLC0415
     from automoe_jax.decoding import weight_file  # noqa: PLC0415
-    from automoe_jax.decoding.translator import read_manifest  # noqa: PLC0415
+    from automoe_jax.decoding.manifest import read_manifest  # noqa: PLC0415
     from automoe_jax.decoding.weights import unpack  # noqa: PLC0415
 
     manifest = read_manifest(export_folder)
@@ -166,10 +166,10 @@ class Ours:
         del compute  # set by the export
         import jax  # noqa: PLC0415
 
-        translator = self._load(path)
+        programs = self._load(path).programs
         ids = np.array([source], np.int32)
         start = time.perf_counter()
-        jax.block_until_ready(translator.run(ids, BEAM, TOKENS, TOKENS - 1, TOKENS - 1, 0.6))
+        jax.block_until_ready(programs.run(ids, BEAM, TOKENS, TOKENS - 1, TOKENS - 1, 0.6))
         return (time.perf_counter() - start) * 1000
 
     def throughput(self, path: str, compute: str, sources: list[list[int]], batch: int):

@@ -11,7 +11,7 @@ from absl import flags
 
 from automoe_jax.cli import options, terminal
 from automoe_jax.decoding import native
-from automoe_jax.decoding.translator import read_manifest
+from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.latency.process import Timer, kernels_used
 from automoe_jax.latency.statistics import ratio, summarise

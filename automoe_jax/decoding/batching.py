@@ -42,15 +42,10 @@ def batches(
     *,
     last: bool,
 ) -> Iterator[Batch]:
-    """Batches of the chosen sentences.
+    """Batches of the sentences with the indices `chosen`.
 
-    Args:
-      sources: token ids.
-      chosen: indices of the sentences to translate.
-      max_time: steps of the longest translation.
-      step_bytes: bytes of the caches, for each sentence and step.
-      batch_tokens: source positions of a batch.
-      last: gives every batch caches for `max_time` steps, and puts few sentences into one bucket.
+    max_time: steps of the longest translation. step_bytes: bytes of the caches, for each sentence
+    and step. last: every batch has caches for `max_time` steps, and few sentences share a bucket.
     """
     by_bucket: dict[int, list[int]] = {}
     for i in sorted(chosen, key=lambda i: len(sources[i])):

@@ -44,18 +44,16 @@ class _Sentences(NamedTuple):
     n_ended_B: jax.Array
 
 
-class _State(NamedTuple):
-    step: jax.Array
-    sentences: _Sentences
-    caches: Any
+# Step, sentences and the engine's caches.
+_State = tuple[jax.Array, _Sentences, Any]
 
 
 def search(
     engine: ModuleType,
-    weights: dict[str, Any],
     spec: ModelSpec,
     n_words: int,
     n_beams: int,
+    weights: dict[str, Any],
     source_BS: jax.Array,
     time_T: jax.Array,
     min_length: jax.Array,
@@ -64,24 +62,20 @@ def search(
 ) -> Result:
     """Translates a batch.
 
-    Args:
-      engine: `xla_engine` for dense weights, `native_engine` for packed ones.
-      weights: of `decoding.weights`.
-      spec, n_words, n_beams: the model, words of its output layer, J.
-      source_BS: token ids with eos, padded.
-      time_T: int32 arange; its length is the longest output that fits, eos included.
-      min_length: [], eos is barred until so many tokens stand before it.
-      max_length: [], most tokens before eos, which is then forced.
-      length_penalty: [].
+    engine: `xla_engine` for dense weights, `native_engine` for packed ones. n_words: of the output
+    layer. n_beams: J. source_BS: token ids with eos, padded. time_T: int32 arange, as long as the
+    longest output that fits, eos included. min_length: eos is barred until so many tokens stand
+    before it. max_length: most tokens before eos, which is then forced.
     """
     b, j = source_BS.shape[0], n_beams
     memory = engine.start(weights, spec, source_BS)
 
     def running(state: _State) -> jax.Array:
-        return (state.step < time_T.shape[0]) & jnp.any(state.sentences.n_ended_B < j)
+        step, s, _ = state
+        return (step < time_T.shape[0]) & jnp.any(s.n_ended_B < j)
 
     def advance(state: _State) -> _State:
-        step, s = state.step, state.sentences
+        step, s, caches = state
         if engine.COMPACTS:  # unfinished sentences to the front
             order_B = jnp.argsort(s.n_ended_B >= j, stable=True)
             s = jax.tree.map(lambda x: x[order_B], s)
@@ -99,17 +93,20 @@ def search(
             n_candidates=2 * j,  # the best 2 J of all are among the best 2 J of each beam
             n_words=n_words,
         )
-        found, caches = engine.step(weights, spec, request, state.caches, memory)
+        found, caches = engine.step(weights, spec, request, caches, memory)
         s = _extend(s, found, time_T == step, step, max_length, length_penalty)
-        return _State(step + 1, s, caches)
+        return step + 1, s, caches
 
     # A sentence of padding only fills up the batch: it ends at once.
     sentences = _start(jnp.any(source_BS != PAD_ID, axis=1), j, time_T)
     caches = engine.empty_caches(spec, b * j, time_T.shape[0])
-    s = lax.while_loop(running, advance, _State(jnp.int32(0), sentences, caches)).sentences
+    _, s, _ = lax.while_loop(running, advance, (jnp.int32(0), sentences, caches))
     if engine.COMPACTS:  # back to their places
         s = jax.tree.map(lambda x: x[jnp.argsort(s.sentence_B)], s)
-    return _ranked(s, j)
+    score_BJ, order_BJ = lax.top_k(s.ended_score_BJ, j)
+    tokens_BJT = jnp.take_along_axis(s.ended_tokens_BJT, order_BJ[..., None], axis=1)
+    length_BJ = jnp.take_along_axis(s.ended_length_BJ, order_BJ, axis=1)
+    return Result(tokens_BJT, score_BJ, length_BJ, s.n_ended_B >= j)
 
 
 def _start(real_B: jax.Array, j: int, time_T: jax.Array) -> _Sentences:
@@ -128,21 +125,13 @@ def _start(real_B: jax.Array, j: int, time_T: jax.Array) -> _Sentences:
     )
 
 
-def _extend(
-    s: _Sentences,
-    found: Candidates,
-    at_step_T: jax.Array,
-    step: jax.Array,
-    max_length: jax.Array,
-    length_penalty: jax.Array,
-) -> _Sentences:
+def _extend(s: _Sentences, found: Candidates, at_step_T, step, max_length, length_penalty):
     """Ends or extends hypotheses by the candidates for the word at `step`."""
     b, j, each = found.logit_BJC.shape
     b1 = jnp.arange(b)[:, None]
     log_p_BJC = found.logit_BJC + (s.log_p_BJ - found.log_z_BJ)[..., None]
-    total_BJC = jnp.maximum(log_p_BJC, NEVER)
     n_candidates = 2 * j if j > 1 else each
-    log_p_BC, flat_BC = lax.top_k(total_BJC.reshape(b, j * each), n_candidates)
+    log_p_BC, flat_BC = lax.top_k(jnp.maximum(log_p_BJC, NEVER).reshape(b, -1), n_candidates)
     beam_BC = flat_BC // each
     token_BC = jnp.take_along_axis(found.word_BJC.reshape(b, j * each), flat_BC, axis=1)
     is_eos_BC = (token_BC == EOS_ID) & (log_p_BC > NEVER / 2)
@@ -174,14 +163,4 @@ def _extend(
         ended_score_BJ=put(s.ended_score_BJ, score_BJ),
         ended_length_BJ=put(s.ended_length_BJ, jnp.full_like(slot_BJ, step + 1)),
         n_ended_B=jnp.where(step >= max_length, j, n_ended_B),
-    )
-
-
-def _ranked(s: _Sentences, j: int) -> Result:
-    score_BJ, order_BJ = lax.top_k(s.ended_score_BJ, j)
-    return Result(
-        jnp.take_along_axis(s.ended_tokens_BJT, order_BJ[..., None], axis=1),
-        score_BJ,
-        jnp.take_along_axis(s.ended_length_BJ, order_BJ, axis=1),
-        s.n_ended_B >= j,
     )

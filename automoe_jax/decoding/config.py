@@ -10,15 +10,11 @@ QUANTIZATIONS = ("none", "int8")
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Platforms, beam sizes and approximations of an export.
+    """Beam sizes and platforms, each with its own program, and approximations of an export.
 
-    Attributes:
-      beam_sizes: beam sizes that the export can run; each has its own program.
-      platforms: platforms of the programs: cpu, cuda, rocm, tpu.
-      quantize: "int8" for 8-bit matrices and activations (embeddings, norms and routers stay fp32),
-        "none" for fp32.
-      shortlist: target words allowed for each source word, besides the most frequent ones, by a
-        lexicon counted from the training text; only 0, all words, is exact.
+    quantize: "int8" for 8-bit matrices and activations; embeddings, norms and routers stay fp32.
+    shortlist: target words allowed for each source word, besides the most frequent ones, by a
+    lexicon counted from the training text; only 0, all words, is exact.
     """
 
     beam_sizes: tuple[int, ...] = (1, 4, 5)

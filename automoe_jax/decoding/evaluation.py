@@ -32,10 +32,8 @@ class Scores:
 def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
     """Scores of translations against one reference each; `UserError` where counts differ."""
     if len(hypotheses) != len(references):
-        raise UserError(
-            f"{len(hypotheses)} translations but {len(references)} references; the same number "
-            "is needed"
-        )
+        counts = f"{len(hypotheses)} translations but {len(references)} references"
+        raise UserError(f"{counts}; the same number is needed")
     if not hypotheses:
         raise UserError("there is nothing to score")
     bleu, chrf = BLEU(), CHRF()

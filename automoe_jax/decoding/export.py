@@ -8,27 +8,23 @@ operations alone, for every platform, and one for CPUs that calls the project's 
 import functools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
 from automoe_jax.architecture.subnet import to_json
 from automoe_jax.data.lexicon import Lexicon
 from automoe_jax.data.tokenizers.base import INFO
-from automoe_jax.decoding import beam, native, native_engine, weight_file, xla_engine
-from automoe_jax.decoding.batching import SOURCE_BUCKETS
+from automoe_jax.decoding import batching, beam, native, native_engine, weight_file, xla_engine
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.layout import COMMON, LISTED
 from automoe_jax.decoding.manifest import KERNELS, KIND, LAYOUT, WEIGHTS, mismatch
 from automoe_jax.decoding.programs import PROGRAM
 from automoe_jax.decoding.weights import Weights, pack, prepare, quantize, tables, unpack
-from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.model.extract import Params
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
@@ -36,7 +32,7 @@ from automoe_jax.system.errors import UserError
 
 def export(
     params: Params,
-    spec: ModelSpec,
+    spec: xla_engine.ModelSpec,
     config: ExportConfig,
     folder: Path,
     origin: str,
@@ -49,28 +45,23 @@ def export(
 ):
     """Writes an export under a temporary name, then renames it.
 
+    An export in `folder` is replaced; `UserError` where it holds something else.
+
     Args:
       params: of `Transformer(arch=spec.subnet)`.
-      spec: the architecture and its base widths.
-      config: beam sizes, platforms and quantisation.
-      folder: to write; an export that is there is replaced.
       origin: where the weights come from, in words, for the manifest.
       tokenizer: folder to copy; None for an export that is run on token ids.
-      languages: source and target.
       samples: source sentences for benchmarking on real text.
       made_by: the config of the run, seed and space included, for the manifest.
       kernels: kinds of programs to write: "native", "xla".
       lexicon: restricts the output layer, sentence by sentence; None for all words.
-
-    Raises:
-      UserError: `folder` holds something else.
     """
     check_target(folder)
     packed, about = _pack(params, spec, config.quantize, lexicon)
     on_cpu = "cpu" in config.platforms
     manifest = about | {
         "beam_sizes": list(config.beam_sizes),
-        "source_buckets": list(SOURCE_BUCKETS),
+        "source_buckets": list(batching.SOURCE_BUCKETS),
         "platforms": list(config.platforms),
         "kernels": [k for k in KERNELS if k in kernels and (k == "xla" or on_cpu)],
         "layout": LAYOUT,
@@ -96,7 +87,7 @@ def export(
 
 
 def _pack(
-    params: Params, spec: ModelSpec, quantization: str, lexicon: Lexicon | None
+    params: Params, spec: xla_engine.ModelSpec, quantization: str, lexicon: Lexicon | None
 ) -> tuple[Weights, dict[str, Any]]:
     """The weights in the layout of files, and the part of the manifest that describes them."""
     weights = prepare(params, spec.subnet)
@@ -116,7 +107,9 @@ def _pack(
     return packed, about
 
 
-def _write_programs(folder: Path, packed: Weights, spec: ModelSpec, manifest: dict[str, Any]):
+def _write_programs(
+    folder: Path, packed: Weights, spec: xla_engine.ModelSpec, manifest: dict[str, Any]
+):
     n_words = manifest["vocab_sizes"][1]
     engines = {
         "native": lambda: (native_engine, packed, ("cpu",)),
@@ -125,8 +118,9 @@ def _write_programs(folder: Path, packed: Weights, spec: ModelSpec, manifest: di
     for kind in manifest["kernels"]:
         engine, weights, platforms = engines[kind]()
         for n_beams in manifest["beam_sizes"]:
+            search = functools.partial(beam.search, engine, spec, n_words, n_beams)
             path = folder / PROGRAM.format(n_beams, kind)
-            path.write_bytes(program(engine, weights, spec, n_words, n_beams, platforms))
+            path.write_bytes(program(search, weights, platforms))
 
 
 def check_target(folder: Path):
@@ -141,38 +135,24 @@ def check_target(folder: Path):
 
 
 def program(
-    engine: ModuleType,
-    weights: Weights,
-    spec: ModelSpec,
-    n_words: int,
-    n_beams: int,
-    platforms: Sequence[str],
+    search: Callable[..., beam.Result], weights: Weights, platforms: Sequence[str]
 ) -> bytes:
-    """The serialized program: one for all batch sizes, source lengths and cache times.
+    """The serialized program: one for all batch sizes b, source lengths s and cache times t.
 
-    It takes (weights, source ids (b, s), arange (t,), minimum length, maximum length, length
-    penalty) and returns a dict of the fields of `beam.Result`.
+    Its arguments are the weights and the arrays of `beam.search`; it returns a dict of the fields
+    of `beam.Result`.
     """
 
-    def run(weights, source_BS, time_T, min_length, max_length, length_penalty):
-        search = functools.partial(beam.search, engine, weights, spec, n_words, n_beams)
-        return search(source_BS, time_T, min_length, max_length, length_penalty)._asdict()
+    def run(*arguments):
+        return search(*arguments)._asdict()
 
     b, s, t = jax_export.symbolic_shape("b, s, t")
-    ints, floats = jnp.int32, jnp.float32
-    arguments = (
-        {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()},
-        jax.ShapeDtypeStruct((b, s), ints),
-        jax.ShapeDtypeStruct((t,), ints),
-        jax.ShapeDtypeStruct((), ints),
-        jax.ShapeDtypeStruct((), ints),
-        jax.ShapeDtypeStruct((), floats),
-    )
-    exported = jax_export.export(
-        jax.jit(run),
-        platforms=list(platforms),
-        disabled_checks=[jax_export.DisabledSafetyCheck.custom_call(n) for n in native.TARGETS],
-    )(*arguments)
+    shapes = [((b, s), np.int32), ((t,), np.int32)]
+    shapes += [((), np.int32), ((), np.int32), ((), np.float32)]
+    abstract = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
+    checks = [jax_export.DisabledSafetyCheck.custom_call(n) for n in native.TARGETS]
+    make = jax_export.export(jax.jit(run), platforms=list(platforms), disabled_checks=checks)
+    exported = make(abstract, *(jax.ShapeDtypeStruct(*shape) for shape in shapes))
     return bytes(exported.serialize())
 
 

@@ -34,23 +34,14 @@ Arrays = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Describes the arrays of an export.
-
-    Attributes:
-      subnet: the architecture.
-      vocab_sizes: words of source and target.
-      share_embeddings: as `SearchSpace.share_embeddings`.
-      quantize: as `ExportConfig.quantize`.
-      shortlist: as `ExportConfig.shortlist`.
-      n_common: words that are always allowed; counted from the text, not set by a config.
-    """
+    """Describes the arrays of an export; fields as in `SearchSpace` and `ExportConfig`."""
 
     subnet: Subnet
     vocab_sizes: tuple[int, int]
     share_embeddings: str
     quantize: str = "none"
     shortlist: int = 0
-    n_common: int = 0
+    n_common: int = 0  # words that are always allowed; counted from the text
 
     def arrays(self) -> Arrays:
         """Every array of the export, by name."""

@@ -18,7 +18,6 @@ KERNELS = ("native", "xla")
 WEIGHTS = "weights.safetensors"
 # Version of the weights' layout and of the kernels' operands; an export of another cannot be run.
 LAYOUT = f"panels of {PANEL}, calls {native.CALLS}"
-DEFAULT_BEAM = 5
 # JAX's names of a platform.
 PLATFORMS = {"cpu": {"cpu"}, "gpu": {"cuda", "rocm"}, "tpu": {"tpu"}}
 
@@ -76,29 +75,11 @@ def choose_kernels(
     return chosen, why if wanted == "auto" and platform == "cpu" else ""
 
 
-def choose_beam_size(folder: Path, manifest: dict[str, Any], wanted: int | None) -> int:
-    """The wanted or the default beam size; `UserError` where the export has no such program."""
-    sizes = manifest["beam_sizes"]
-    if wanted is None:
-        return DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes)
-    if wanted not in sizes:
-        raise UserError(
-            f"beam size {wanted} is not in export {folder}; it has "
-            f"{', '.join(map(str, sizes))}; for another, export again with "
-            f"--config.export.beam_sizes={wanted},"
-        )
-    return wanted
-
-
 def mismatch(weights: Mapping[str, np.ndarray], manifest: dict[str, Any]) -> str:
     """The first array that is not one of the manifest's subnet, in words; "" where all are."""
     # Which embeddings are shared follows from their names.
     separate = "none" if "output" in weights else "decoder"
-    return Layout(
-        subnet.from_json(manifest["subnet"]),
-        tuple(manifest["vocab_sizes"]),
-        "all" if "embedding" in weights else separate,
-        manifest["quantization"],
-        manifest["shortlist"],
-        weights[COMMON].size if COMMON in weights else 0,
-    ).mismatch(weights)
+    sharing = "all" if "embedding" in weights else separate
+    arch, vocab_sizes = subnet.from_json(manifest["subnet"]), tuple(manifest["vocab_sizes"])
+    lists = manifest["shortlist"], weights[COMMON].size if COMMON in weights else 0
+    return Layout(arch, vocab_sizes, sharing, manifest["quantization"], *lists).mismatch(weights)

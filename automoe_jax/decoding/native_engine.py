@@ -25,15 +25,12 @@ COMPACTS = True
 
 
 class PackedMemory(NamedTuple):
-    """Cross-attention keys and values, by decoder layer and by encoder layer that it attends to.
-
-    listed_BL: words that each sentence may use, None for all.
-    """
+    """Cross-attention keys and values, by decoder layer and by encoder layer that it attends to."""
 
     start_B: jax.Array  # first word of each sentence
     length_B: jax.Array
     kv_NQ: list[list[jax.Array]]  # (N, 2 Q)
-    listed_BL: jax.Array | None
+    listed_BL: jax.Array | None  # words that each sentence may use, None for all
 
 
 class PackedCaches(NamedTuple):
@@ -68,8 +65,8 @@ class PackedScope:
     def matrix(self, name: str) -> list[jax.Array]:
         """The arrays of a linear map or of a norm, in the order that kernels take them."""
         leaves = ("kernel", "scale", "total", "bias")
-        entries = [self._weights.get(f"{self._prefix}.{name}.{leaf}") for leaf in leaves]
-        return [entry for entry in entries if entry is not None]
+        names = [f"{self._prefix}.{name}.{leaf}" for leaf in leaves]
+        return [self._weights[n] for n in names if n in self._weights]
 
     def linear(self, name: str, x: jax.Array) -> jax.Array:
         width = self._weights[f"{self._prefix}.{name}.bias"].shape[0]
@@ -101,8 +98,7 @@ def start(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> PackedMemor
     """Runs the encoder, once per sentence."""
     subnet = spec.subnet
     b, s = source_BS.shape
-    n = b * s
-    d, q = subnet.encoder.embed_dim, subnet.qkv_dim
+    n, d, q = b * s, subnet.encoder.embed_dim, subnet.qkv_dim
     real_BS = source_BS != PAD_ID
     length_B = jnp.sum(real_BS, axis=1, dtype=jnp.int32)
     start_B = jnp.cumsum(length_B, dtype=jnp.int32) - length_B
@@ -125,23 +121,19 @@ def start(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> PackedMemor
         x_ND = scope.linear_add_norm("self_out", "self_attention_norm", x_ND, y_NQ)
         x_ND = scope.experts_add_norm(layer, x_ND)
         outputs.append(x_ND)
-    kv_NQ = [
-        [
-            PackedScope(weights, f"decoder.{i}", count).linear("cross_kv", x_ND)
-            for x_ND in outputs[::-1][: layer.cross_span]
-        ]
-        for i, layer in enumerate(subnet.decoder.layers)
-    ]
+    kv_NQ = []
+    for i, layer in enumerate(subnet.decoder.layers):
+        scope = PackedScope(weights, f"decoder.{i}", count)
+        kv_NQ.append([scope.linear("cross_kv", x) for x in outputs[::-1][: layer.cross_span]])
     listed_BL = listed(weights, source_BS) if LISTED in weights else None
     return PackedMemory(start_B, length_B, kv_NQ, listed_BL)
 
 
 def empty_caches(spec: ModelSpec, rows, time) -> PackedCaches:
     """Caches of `rows` hypotheses and `time` steps (which may be symbolic)."""
-    subnet = spec.subnet
-    zeros = lambda: jnp.zeros((rows, time, subnet.qkv_dim), jnp.float32)  # noqa: E731
-    positions_TD = _positions(time, spec.decoder_base_dim, subnet.decoder.embed_dim)
-    return PackedCaches([(zeros(), zeros()) for _ in subnet.decoder.layers], positions_TD)
+    decoder, shape = spec.subnet.decoder, (rows, time, spec.subnet.qkv_dim)
+    zeros = [(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)) for _ in decoder.layers]
+    return PackedCaches(zeros, _positions(time, spec.decoder_base_dim, decoder.embed_dim))
 
 
 def step(
@@ -150,15 +142,13 @@ def step(
     """One step of the decoder; as `xla_engine.step`."""
     subnet = spec.subnet
     b, j = request.ids_BJ.shape
-    rows, q = b * j, subnet.qkv_dim
-    d = subnet.decoder.embed_dim
+    rows, q, d = b * j, subnet.qkv_dim, subnet.decoder.embed_dim
     count = request.n_live * j
     time = request.ancestor_BJT.shape[2]
     ancestor_RT = request.ancestor_BJT.reshape(rows, time)
     step_R = jnp.full((rows,), request.step)
-    ids_R = request.ids_BJ.reshape(rows)
-    target = tables(weights).target
-    x_RD = _call("embed", (rows, d), count, ids_R, step_R, target, caches.positions_TD)
+    words = request.ids_BJ.reshape(rows), step_R, tables(weights).target
+    x_RD = _call("embed", (rows, d), count, *words, caches.positions_TD)
     layers = []
     for i, layer in enumerate(subnet.decoder.layers):
         scope = PackedScope(weights, f"decoder.{i}", count)
@@ -177,22 +167,19 @@ def step(
         )  # fmt: skip
         x_RD = scope.linear_add_norm("cross_out", "cross_attention_norm", x_RD, y_RQ)
         x_RD = scope.experts_add_norm(layer, x_RD)
-    words = request.n_words
-    c = min(request.n_candidates, words)
+    c = min(request.n_candidates, request.n_words)
     results = [_floats((rows, c)), jax.ShapeDtypeStruct((rows, c), jnp.int32), _floats((rows,))]
     eos = (request.eos_barred.astype(jnp.int32), request.only_eos.astype(jnp.int32))
-    numbers = {"words": np.int64(words), "pad": np.int64(PAD_ID), "eos": np.int64(EOS_ID)}
+    numbers = {"words": np.int64(request.n_words), "pad": np.int64(PAD_ID), "eos": np.int64(EOS_ID)}
     if memory.listed_BL is None:
         quantized = "output.kernel" in weights
         names = ("output.kernel", "output.scale", "output.total")
         output = [weights[n] for n in (names if quantized else [output_name(weights)])]
-        best_RC, word_RC, log_z_R = _calls(
-            "top_words", results, count, x_RD, *output, *eos, **numbers
-        )
+        found = _calls("top_words", results, count, x_RD, *output, *eos, **numbers)
     else:
-        best_RC, word_RC, log_z_R = _calls(
+        found = _calls(
             "top_listed", results, count, request.sentence_B, x_RD, tables(weights).output,
             memory.listed_BL, *eos, beams=np.int64(j), **numbers,
         )  # fmt: skip
-    found = Candidates(best_RC.reshape(b, j, c), word_RC.reshape(b, j, c), log_z_R.reshape(b, j))
-    return found, PackedCaches(layers, caches.positions_TD)
+    candidates = Candidates(*(x.reshape(b, j, *x.shape[1:]) for x in found))
+    return candidates, PackedCaches(layers, caches.positions_TD)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from automoe_jax.decoding import native
 from automoe_jax.decoding.batching import Batch
 from automoe_jax.system.errors import UserError
 
@@ -22,24 +21,17 @@ SLOW_COMPILE_S = 0.4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
-    """The programs of an export for one kind of kernels; other fields as in `Translator.load`.
-
-    weights: on `device`, in the layout of the kernels.
-    """
+    """The programs of an export for one kind of kernels; other fields as in `Translator.load`."""
 
     folder: Path
     kernels: str
-    weights: dict[str, Any]
+    weights: dict[str, Any]  # on `device`, in the layout of the kernels
     device: Any  # jax.Device
     on_compile: Callable[[str], None]
     release_memory: Callable[[], None]
     _programs: dict[int, Any] = dataclasses.field(default_factory=dict)
     _compiled: dict[tuple[int, ...], Callable] = dataclasses.field(default_factory=dict)
     _compiling: Any = dataclasses.field(default_factory=threading.Lock)
-
-    def n_threads(self) -> int:
-        """How many batches should run at a time."""
-        return native.n_threads() if self.kernels == "native" else 1
 
     def program(self, beam_size: int) -> Any:
         """The exported program of a beam size, under `jax.jit`."""
@@ -69,14 +61,9 @@ class Programs:
         length_penalty: float,
     ) -> dict[str, jax.Array]:
         """Runs the program; see `export.program`. Several threads may call it at a time."""
-        arguments = (
-            source_BS,
-            np.arange(time, dtype=np.int32),
-            np.int32(min_length),
-            np.int32(max_length),
-            np.float32(length_penalty),
-        )
-        arguments = jax.device_put(arguments, self.device)
+        numbers = np.int32(min_length), np.int32(max_length), np.float32(length_penalty)
+        time_T = np.arange(time, dtype=np.int32)
+        arguments = jax.device_put((source_BS, time_T, *numbers), self.device)
         shape = (beam_size, *source_BS.shape, time)
         if shape not in self._compiled:
             with self._compiling:  # one shape at a time, and each once

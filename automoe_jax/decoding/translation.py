@@ -1,6 +1,5 @@
 """Translates token ids: batches sentences, runs several batches at a time, collects hypotheses."""
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -45,9 +44,7 @@ class Translation:
 
 
 # Limits of settings: larger values would be mistakes.
-MAX_LENGTH = 4096
-MAX_PENALTY = 10.0
-
+MAX_LENGTH, MAX_PENALTY = 4096, 10.0
 EMPTY = Translation((Hypothesis("", 0.0, ()),))
 
 
@@ -62,25 +59,14 @@ class Settings(NamedTuple):
 
 def checked(settings: Settings) -> Settings:
     """The same settings; `UserError` where one is not allowed."""
-    beam_size, penalty, num_hypotheses, max_length = settings
-    if not 1 <= num_hypotheses <= beam_size:
-        limit = f"allowed: 1 to the beam size {beam_size}"
-        raise UserError(f"num_hypotheses is {num_hypotheses}; {limit}")
+    beam_size, penalty, n, max_length = settings
+    if not 1 <= n <= beam_size:
+        raise UserError(f"num_hypotheses is {n}; allowed: 1 to the beam size {beam_size}")
     if not 1 <= max_length <= MAX_LENGTH:
         raise UserError(f"max_length is {max_length}; allowed: 1 to {MAX_LENGTH}")
     if not abs(penalty) <= MAX_PENALTY:
         raise UserError(f"length_penalty is {penalty}; allowed: -{MAX_PENALTY} to {MAX_PENALTY}")
     return settings
-
-
-def check_ids(sources: Sequence[Sequence[int]], words: int):
-    """Raises `UserError` where a source has a token id that is not below `words`."""
-    for i, source in enumerate(sources):
-        if source and not 0 <= min(source) <= max(source) < words:
-            raise UserError(
-                f"sentence {i + 1} has token ids {min(source)} to {max(source)}; the model has "
-                f"0 to {words - 1}"
-            )
 
 
 def translate_ids(
@@ -135,20 +121,18 @@ def _run(
         out = programs.run(batch.source_BS, settings.beam_size, *numbers)
         return {name: np.asarray(value) for name, value in out.items()}
 
-    threads = min(programs.n_threads(), len(work) // 2)
+    cpus = native.n_threads() if programs.kernels == "native" else 1
+    threads = min(cpus, len(work) // 2)
     first, rest = work, []
     if threads > 1:
-        beam_size = settings.beam_size
         shapes = {(*batch.source_BS.shape, batch.time): batch for batch in work}
-        first = [b for b in shapes.values() if not programs.is_compiled(b, beam_size)]
+        first = [b for b in shapes.values() if not programs.is_compiled(b, settings.beam_size)]
         rest = [batch for batch in work if not any(batch is other for other in first)]
     for batch in first:
         yield batch, run(batch)
     if not rest:
         return
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(native.one_thread_a_call())
-        pool = stack.enter_context(futures.ThreadPoolExecutor(threads))
+    with native.one_thread_a_call(), futures.ThreadPoolExecutor(threads) as pool:
         # Longest first, so that all cores end at about the same time.
         order = sorted(rest, key=lambda batch: -batch.source_BS.size)
         running = {pool.submit(run, batch): batch for batch in order}

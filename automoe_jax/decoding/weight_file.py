@@ -25,11 +25,8 @@ def save(path: Path, weights: dict[str, np.ndarray]):
     at = 0
     for name in order:
         array = weights[name]
-        header[name] = {
-            "dtype": _DTYPES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [at, at + array.nbytes],
-        }
+        span = [at, at + array.nbytes]
+        header[name] = {"dtype": _DTYPES[array.dtype], "shape": array.shape, "data_offsets": span}
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(_PREFIX + len(text)) % ALIGNMENT)

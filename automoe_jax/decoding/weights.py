@@ -2,9 +2,7 @@
 
 A linear map is `NAME.kernel`, `NAME.bias` and, in int8, `NAME.scale` of a flat dict. Kernels are
 dense, (K, N), for XLA's products, or packed in panels of columns for the native kernels and for
-files (`decoding.layout`).
-
-Letters: V words, D embedding, K inputs, N outputs, P panels.
+files (`decoding.layout`). Letters: V words, D embedding, K inputs, N outputs, P panels.
 """
 
 from typing import Any, NamedTuple
@@ -32,16 +30,12 @@ INT8_MAX = 127
 
 
 def prepare(params: Params, subnet: Subnet) -> Weights:
-    """The dense fp32 weights that the inference program reads.
+    """The dense fp32 weights that the inference program reads, of `Transformer(arch=subnet)`.
 
     Linear maps of the same input are joined (Q, K and V of self-attention; K and V of
     cross-attention), and every expert has matrices of its own, so that an expert without tokens is
     not read. The output layer is a table (V, D): the embeddings, where they are shared and as wide
     as the decoder (`tables`).
-
-    Args:
-      params: of `Transformer(arch=subnet)`.
-      subnet: the architecture.
     """
     weights = {name: params[name]["table"] for name in TABLES if name in params}
     if "embedding" in params and subnet.decoder.embed_dim < params["embedding"]["table"].shape[1]:
@@ -147,12 +141,7 @@ def _panels(w_KN: np.ndarray) -> np.ndarray:
 
 
 def unpack(weights: Weights, words: int) -> Weights:
-    """Packed weights as dense ones; inputs of int8 matrices stay padded to multiples of 4.
-
-    Args:
-      weights: of `pack`.
-      words: V of the output layer.
-    """
+    """Inverts `pack`, with `words` output words; inputs of int8 matrices stay padded to 4."""
     result: Weights = {}
     for name, w in weights.items():
         own = name.removesuffix(KERNEL)

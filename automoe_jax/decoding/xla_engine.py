@@ -22,6 +22,7 @@ from automoe_jax.decoding.weights import INT8_MAX, tables
 from automoe_jax.model.formulas import LAYER_NORM_EPS, MASKED, frequencies
 
 Arrays = dict[str, Any]
+Layer = EncoderLayer | DecoderLayer
 # Log probability of an impossible word; finite, so that sums stay comparable. LOWEST in kernels.c.
 NEVER = -1e30
 # Whether the beam search moves unfinished sentences to the front.
@@ -97,14 +98,11 @@ class DenseScope:
     def __call__(self, name: str) -> jax.Array:
         return self._weights[f"{self._prefix}.{name}"]
 
-    def product(self, name: str, x: jax.Array) -> jax.Array:
-        kernel_KN = self(f"{name}.kernel")
-        if kernel_KN.dtype != jnp.int8:
-            return x @ kernel_KN
-        return _int8_product(x, kernel_KN, self(f"{name}.scale"))
-
     def linear(self, name: str, x: jax.Array) -> jax.Array:
-        return self.product(name, x) + self(f"{name}.bias")
+        kernel_KN, bias_N = self(f"{name}.kernel"), self(f"{name}.bias")
+        if kernel_KN.dtype == jnp.int8:
+            return _int8_product(x, kernel_KN, self(f"{name}.scale")) + bias_N
+        return x @ kernel_KN + bias_N
 
     def add_norm(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
         """LayerNorm(x + y)."""
@@ -123,8 +121,7 @@ def _int8_product(x: jax.Array, kernel_KN: jax.Array, scale_N: jax.Array) -> jax
     # XLA has no fast int8 product for a single row.
     single = isinstance(rows.shape[0], int) and rows.shape[0] == 1
     rows = jnp.pad(rows, ((0, int(single)), (0, kernel_KN.shape[0] - rows.shape[1])))
-    dims = (((1,), (0,)), ((), ()))
-    y = lax.dot_general(rows, kernel_KN, dims, preferred_element_type=jnp.int32)
+    y = jnp.matmul(rows, kernel_KN, preferred_element_type=jnp.int32)
     y = y[:1] if single else y
     return y.reshape(*x.shape[:-1], scale_N.size) * (top / INT8_MAX * scale_N)
 
@@ -172,8 +169,16 @@ def encode(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> list[jax.A
 
 
 def start(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> Encoded:
-    """Runs the encoder, once per sentence."""
-    memory = memories(weights, spec, encode(weights, spec, source_BS), source_BS)
+    """Runs the encoder, and the keys and values of cross-attention, once per sentence."""
+    outputs, real_BS = encode(weights, spec, source_BS), source_BS != PAD_ID
+    memory = []
+    for i, layer in enumerate(spec.subnet.decoder.layers):
+        h, k = layer.cross_heads, spec.subnet.qkv_dim // layer.cross_heads
+        memory_BMD = jnp.concatenate(outputs[::-1][: layer.cross_span], axis=1)
+        kv = DenseScope(weights, f"decoder.{i}").linear("cross_kv", memory_BMD)
+        kv = kv.reshape(*kv.shape[:2], 2, h, k)
+        real_BM = jnp.tile(real_BS, (1, layer.cross_span))
+        memory.append(DenseMemory(kv[:, :, 0], kv[:, :, 1], real_BM))
     if LISTED not in weights:
         return Encoded(memory, None)
     listed_BL = listed(weights, source_BS)
@@ -185,40 +190,19 @@ def start(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> Encoded:
 
 def listed(weights: Arrays, source_BS: jax.Array) -> jax.Array:
     """The words that each sentence may use (B, L), int32, without repetition; -1 is padding."""
-    b, s = source_BS.shape
+    b = source_BS.shape[0]
     own_BSN = jnp.where((source_BS != PAD_ID)[..., None], weights[LISTED][source_BS], -1)
-    own_BL = own_BSN.reshape(b, s * own_BSN.shape[2])
     common_BL = jnp.broadcast_to(weights[COMMON], (b, weights[COMMON].shape[0]))
-    all_BL = jnp.sort(jnp.concatenate([common_BL, own_BL], axis=1), axis=1)
+    all_BL = jnp.sort(jnp.concatenate([common_BL, own_BSN.reshape(b, -1)], axis=1), axis=1)
     repeated_BL = jnp.pad(all_BL[:, 1:] == all_BL[:, :-1], ((0, 0), (1, 0)))
     return jnp.where(repeated_BL, -1, all_BL)
 
 
-def memories(
-    weights: Arrays, spec: ModelSpec, outputs: list[jax.Array], source_BS: jax.Array
-) -> list[DenseMemory]:
-    """Cross-attention keys and values of each decoder layer."""
-    real_BS = source_BS != PAD_ID
-    result = []
-    for i, layer in enumerate(spec.subnet.decoder.layers):
-        h = layer.cross_heads
-        k = spec.subnet.qkv_dim // h
-        memory_BMD = jnp.concatenate(outputs[::-1][: layer.cross_span], axis=1)
-        kv = DenseScope(weights, f"decoder.{i}").linear("cross_kv", memory_BMD)
-        kv = kv.reshape(*kv.shape[:2], 2, h, k)
-        real_BM = jnp.tile(real_BS, (1, layer.cross_span))
-        result.append(DenseMemory(kv[:, :, 0], kv[:, :, 1], real_BM))
-    return result
-
-
 def empty_caches(spec: ModelSpec, rows, time) -> list[DenseCache]:
     """Zeroed caches of `rows` hypotheses and `time` steps (which may be symbolic)."""
-    q = spec.subnet.qkv_dim
-
-    def zeros(layer: DecoderLayer) -> jax.Array:
-        return jnp.zeros((rows, time, layer.self_heads, q // layer.self_heads), jnp.float32)
-
-    return [DenseCache(zeros(layer), zeros(layer)) for layer in spec.subnet.decoder.layers]
+    heads = [layer.self_heads for layer in spec.subnet.decoder.layers]
+    shapes = [(rows, time, h, spec.subnet.qkv_dim // h) for h in heads]
+    return [DenseCache(jnp.zeros(s, jnp.float32), jnp.zeros(s, jnp.float32)) for s in shapes]
 
 
 def _self_attention(
@@ -236,8 +220,7 @@ def _self_attention(
     )
     key_RTHK, value_RTHK = (part[row_RT, time_T] for part in cache)
     scores_RHT = jnp.einsum("RHK,RTHK->RHT", qkv[:, 0] * k**-0.5, key_RTHK)
-    probs_RHT = _softmax(scores_RHT, time_T <= step)
-    y_RHK = jnp.einsum("RHT,RTHK->RHK", probs_RHT, value_RTHK)
+    y_RHK = jnp.einsum("RHT,RTHK->RHK", _softmax(scores_RHT, time_T <= step), value_RTHK)
     return y_RHK.reshape(rows, heads * k), cache
 
 
@@ -254,22 +237,16 @@ def _cross_attention(
 
 
 def decode_step(
-    weights: Arrays,
-    spec: ModelSpec,
-    ids_BJ: jax.Array,
-    step: jax.Array,
-    ancestor_BJT: jax.Array,
-    caches: list[DenseCache],
-    memory: list[DenseMemory],
+    weights: Arrays, spec: ModelSpec, request: Request, caches: list[DenseCache], encoded: Encoded
 ) -> tuple[jax.Array, list[DenseCache]]:
-    """Logits (B, J, V) of the next word, and the caches with this step; arguments as `Request`."""
-    b, j = ids_BJ.shape
+    """Logits (B, J, V) of the next word, and the caches with this step."""
+    (b, j), step = request.ids_BJ.shape, request.step
     rows = b * j
     position = jnp.full((rows,), 1) * (step + PAD_ID + 1)
-    ids_R, d = ids_BJ.reshape(rows), spec.subnet.decoder.embed_dim
+    ids_R, d = request.ids_BJ.reshape(rows), spec.subnet.decoder.embed_dim
     x_RD = embed(tables(weights).target, ids_R, position, spec.decoder_base_dim, d)
     time = caches[0].key.shape[1]
-    ancestor_RT = ancestor_BJT.reshape(rows, time)
+    ancestor_RT = request.ancestor_BJT.reshape(rows, time)
     row_RT = jnp.where(jnp.arange(time) == step, jnp.arange(rows)[:, None], ancestor_RT)
     new_caches = []
     for i, layer in enumerate(spec.subnet.decoder.layers):
@@ -277,13 +254,11 @@ def decode_step(
         y_RQ, cache = _self_attention(scope, layer.self_heads, x_RD, caches[i], step, row_RT)
         new_caches.append(cache)
         x_RD = scope.add_norm("self_attention_norm", x_RD, scope.linear("self_out", y_RQ))
-        y_RQ = _cross_attention(scope, layer.cross_heads, j, x_RD, memory[i])
+        y_RQ = _cross_attention(scope, layer.cross_heads, j, x_RD, encoded.memory[i])
         x_RD = scope.add_norm("cross_attention_norm", x_RD, scope.linear("cross_out", y_RQ))
-        y_RD = experts_by_branch(scope, layer, x_RD)
-        x_RD = scope.add_norm("experts_norm", x_RD, y_RD)
+        x_RD = scope.add_norm("experts_norm", x_RD, experts_by_branch(scope, layer, x_RD))
     if "output.kernel" in weights:
-        scale_V = weights["output.scale"]
-        logits_RV = _int8_product(x_RD, weights["output.kernel"], scale_V)
+        logits_RV = _int8_product(x_RD, weights["output.kernel"], weights["output.scale"])
     else:
         logits_RV = lax.dot_general(x_RD, tables(weights).output, (((1,), (1,)), ((), ())))
     return logits_RV.reshape(b, j, logits_RV.shape[-1]), new_caches
@@ -293,24 +268,18 @@ def step(
     weights: Arrays, spec: ModelSpec, request: Request, caches: list[DenseCache], encoded: Encoded
 ) -> tuple[Candidates, list[DenseCache]]:
     """One step of the decoder: candidates for the next word, and the caches with this step."""
-    logits_BJV, caches = decode_step(
-        weights, spec, request.ids_BJ, request.step, request.ancestor_BJT, caches, encoded.memory
-    )
+    logits_BJV, caches = decode_step(weights, spec, request, caches, encoded)
     if encoded.allowed_BV is not None:
         logits_BJV = jnp.where(encoded.allowed_BV[:, None], logits_BJV, NEVER)
     log_z_BJ = jax.nn.logsumexp(logits_BJV, axis=-1)
     v = jnp.arange(logits_BJV.shape[-1])
     barred_V = (v == PAD_ID) | jnp.where(v == EOS_ID, request.eos_barred, request.only_eos)
-    best_BJC, word_BJC = lax.top_k(
-        jnp.where(barred_V, NEVER, logits_BJV), min(request.n_candidates, v.size)
-    )
+    allowed_BJV = jnp.where(barred_V, NEVER, logits_BJV)
+    best_BJC, word_BJC = lax.top_k(allowed_BJV, min(request.n_candidates, v.size))
     return Candidates(best_BJC, word_BJC, log_z_BJ), caches
 
 
-# --- experts ---------------------------------------------------------------------------------
-
-
-def _route(scope: DenseScope, layer: EncoderLayer | DecoderLayer, x_ND: jax.Array):
+def _route(scope: DenseScope, layer: Layer, x_ND: jax.Array):
     """Probabilities and experts (N, top_k) of each token."""
     probs_NE = jax.nn.softmax(scope.linear("router", x_ND), axis=-1)
     return lax.top_k(probs_NE, layer.top_k)
@@ -321,9 +290,7 @@ def _expert(scope: DenseScope, e: int, x_RD: jax.Array) -> jax.Array:
     return scope.linear(f"expert_{e}.fc2", h_RF)
 
 
-def experts_by_branch(
-    scope: DenseScope, layer: EncoderLayer | DecoderLayer, x_RD: jax.Array
-) -> jax.Array:
+def experts_by_branch(scope: DenseScope, layer: Layer, x_RD: jax.Array) -> jax.Array:
     """The expert sublayer for few rows: the weights of an expert without rows are not read."""
     if len(layer.experts) == 1:
         return _expert(scope, 0, x_RD) if layer.experts[0] else x_RD
@@ -342,7 +309,7 @@ def experts_by_branch(
 
 
 def experts_in_blocks(
-    scope: DenseScope, layer: EncoderLayer | DecoderLayer, x_ND: jax.Array, real_N: jax.Array
+    scope: DenseScope, layer: Layer, x_ND: jax.Array, real_N: jax.Array
 ) -> jax.Array:
     """The expert sublayer for many tokens: sorted by expert, computed in blocks of one expert.
 
@@ -357,9 +324,8 @@ def experts_in_blocks(
     expert_A = jnp.where(real_N[:, None], expert_NK, n_experts).reshape(n * k)
     order_A = jnp.argsort(expert_A, stable=True)
     count_E = jnp.bincount(expert_A, length=n_experts + 1)[:n_experts]
-    end_E = jnp.cumsum(count_E)
     blocks_E = (count_E + BLOCK_ROWS - 1) // BLOCK_ROWS
-    last_block_E = jnp.cumsum(blocks_E)
+    end_E, last_block_E = jnp.cumsum(count_E), jnp.cumsum(blocks_E)
     x_sorted = jnp.pad(x_ND[order_A // k], ((0, BLOCK_ROWS), (0, 0)))
     branches = [
         (lambda x, e=e: _expert(scope, e, x)) if size else (lambda x: x)

@@ -71,7 +71,7 @@ def _load(path: str, platform: str, kernels: str):
 
 def _calls(translator, request: dict[str, Any]) -> list:
     """Functions to time: one for the protocol's sentence, or one per real sentence."""
-    beam = request["beam_size"]
+    beam = translator.beam_size(request["beam_size"])
     if request["sentences"] is not None:
         return [
             lambda text=text: translator.translate([text], beam_size=beam)
@@ -88,7 +88,7 @@ def _calls(translator, request: dict[str, Any]) -> list:
 
     def call():
         # eos is barred until the last step and forced there.
-        out = translator.run(source, beam, request["target_length"], words, words, 0.6)
+        out = translator.programs.run(source, beam, words + 1, words, words, 0.6)
         jax.block_until_ready(out)
 
     return [call]

@@ -50,7 +50,7 @@ class Model:
 
     def search(self, source, j=4, time=24, low=1, high=20, penalty=0.6):
         if j not in self._search:
-            of = (self.engine, self.weights, self.spec, VOCAB, j)
+            of = (self.engine, self.spec, VOCAB, j, self.weights)
             self._search[j] = jax.jit(functools.partial(beam.search, *of))
         out = self._search[j](
             source, np.arange(time, dtype=np.int32), np.int32(low), np.int32(high),

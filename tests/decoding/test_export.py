@@ -83,7 +83,7 @@ def test_export_gives_the_tokens_of_the_model(translator, own_params):
     """Every sentence alone through the model, all together through the export."""
     texts = sources()
     weights = jax.tree.map(jnp.asarray, prepare(own_params, SUBNET))
-    search = jax.jit(functools.partial(beam.search, model, weights, SPEC, VOCAB, 3))
+    search = jax.jit(functools.partial(beam.search, model, SPEC, VOCAB, 3, weights))
     found = translator.translate_ids(texts, beam_size=3, max_length=30, num_hypotheses=3)
     different = 0
     for source, translation in zip(texts, found, strict=True):

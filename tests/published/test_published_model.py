@@ -125,14 +125,15 @@ def test_cached_decoding(shared, supernets, name):
     weights = jax.tree.map(jnp.asarray, prepare(own, case.subnet))
     spec = ModelSpec(case.subnet, 32, 32)
     rows, time = case.target_in.shape
-    encoded = decoder.encode(weights, spec, jnp.asarray(case.source))
-    memory = decoder.memories(weights, spec, encoded, jnp.asarray(case.source))
+    encoded = decoder.start(weights, spec, jnp.asarray(case.source))
     step = jax.jit(functools.partial(decoder.decode_step, weights, spec))
     own = jnp.broadcast_to(jnp.arange(rows)[:, None, None], (rows, 1, time))
     caches, logits = decoder.empty_caches(spec, rows, time), []
     for t in range(time):
         ids = jnp.asarray(case.target_in[:, t : t + 1])
-        one, caches = step(ids, t, own, caches, memory)
+        never, n = jnp.bool_(False), jnp.int32(rows)
+        request = decoder.Request(ids, jnp.int32(t), own[:, 0, 0], own, n, never, never, 0, 0)
+        one, caches = step(request, caches, encoded)
         logits.append(np.asarray(one)[:, 0])
     ours = np.stack(logits, axis=1)
     difference = largest_difference(ours, case.arrays["incremental_logits"], case.target != 1)

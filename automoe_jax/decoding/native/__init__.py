@@ -28,12 +28,10 @@ FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math",
     "-ffp-contract=fast", "-fvisibility=hidden", "-shared", "-fPIC",
 )  # fmt: skip
-TARGETS = tuple(
-    f"automoe_{kernel}"
-    for kernel in (
-        "embed", "linear", "linear_add_norm", "encoder_attention", "cross_attention",
-        "self_attention", "experts_add_norm", "top_words", "top_listed",
-    )
+TARGETS = (
+    "automoe_embed", "automoe_linear", "automoe_linear_add_norm", "automoe_encoder_attention",
+    "automoe_cross_attention", "automoe_self_attention", "automoe_experts_add_norm",
+    "automoe_top_words", "automoe_top_listed",
 )  # fmt: skip
 COMPILE_TIMEOUT_S = 120.0
 
@@ -90,16 +88,12 @@ def cache_folder() -> Path:
 
 
 def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
-    """Compiles the library into `folder` unless it is there.
+    """Compiles the library into `folder` unless it is there; `Unavailable` where that fails.
 
     Its name is a hash of the source, the flags, the compiler's name and the machine.
-
-    Raises:
-      Unavailable: there is no C compiler, or it failed.
     """
-    compiler = shlex.split(os.environ.get("CC", "")) or [
-        next(filter(shutil.which, ("cc", "gcc", "clang")), "")
-    ]
+    found = next(filter(shutil.which, ("cc", "gcc", "clang")), "")
+    compiler = shlex.split(os.environ.get("CC", "")) or [found]
     if not compiler[0] or not shutil.which(compiler[0]):
         raise Unavailable("no C compiler was found (cc, gcc, clang, or what $CC names)")
     sources = [SOURCE, *map(SOURCE.with_name, HEADERS)]
@@ -111,10 +105,9 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         handle, made = tempfile.mkstemp(suffix=".so", dir=folder)
     except OSError:  # the home folder cannot be written
-        folder = _temporary_folder()
-        if (folder / name).exists():
-            return folder / name
-        handle, made = tempfile.mkstemp(suffix=".so", dir=folder)
+        if folder == (temporary := _temporary_folder()):
+            raise
+        return build(temporary, flags)
     os.close(handle)
     include = ["-I", jax.ffi.include_dir()]
     command = [*compiler, *flags, *include, "-o", made, str(SOURCE), "-lm", "-pthread"]

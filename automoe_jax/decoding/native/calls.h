@@ -40,13 +40,12 @@ static Matrix next_matrix(Arguments* a, int64_t k, int64_t n, int bias) {
   return w;
 }
 
-static XLA_FFI_Error* failure(XLA_FFI_CallFrame* f, const char* message) {
+static XLA_FFI_Error* no_memory(XLA_FFI_CallFrame* f) {
   XLA_FFI_Error_Create_Args args = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE,
-                                    .message = message,
+                                    .message = "the translator's kernels have run out of memory",
                                     .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED};
   return f->api->XLA_FFI_Error_Create(&args);
 }
-#define NO_MEMORY(f) failure(f, "the translator's kernels have run out of memory")
 
 // Answers XLA's metadata query; true for every call that is not an execution.
 static int answered(XLA_FFI_CallFrame* f) {
@@ -62,4 +61,10 @@ static int answered(XLA_FFI_CallFrame* f) {
   return f->stage != XLA_FFI_ExecutionStage_EXECUTE;
 }
 
-#define HANDLER(name) __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame* f)
+// Defines the custom call automoe_NAME of the frame `f`; its body reads the arguments from `a`.
+#define HANDLER(name)                                                                          \
+  static XLA_FFI_Error* name(XLA_FFI_CallFrame* f, Arguments a);                               \
+  __attribute__((visibility("default"))) XLA_FFI_Error* automoe_##name(XLA_FFI_CallFrame* f) { \
+    return answered(f) ? NULL : name(f, (Arguments){.frame = f});                              \
+  }                                                                                            \
+  static XLA_FFI_Error* name(XLA_FFI_CallFrame* f, Arguments a)

@@ -76,19 +76,15 @@ static void* worker(void* argument) {
 #if defined(__linux__)
 // CPUs of the container's quota (cgroup 2, else 1), rounded up; 0 without a quota.
 static int quota(void) {
-  double allowed = -1, period = 0;
+  double allowed = -1, period = 0;  // stay without a quota: "max 100000" starts with no number
   FILE* f = fopen("/sys/fs/cgroup/cpu.max", "r");
-  if (f) {
-    if (fscanf(f, "%lf %lf", &allowed, &period) != 2) allowed = -1;  // "max 100000": no limit
-    fclose(f);
-  } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
-    if (fscanf(f, "%lf", &allowed) != 1) allowed = -1;
-    fclose(f);
-    if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) {
-      if (fscanf(f, "%lf", &period) != 1) period = 0;
-      fclose(f);
-    }
-  }
+  FILE* limit = f ? NULL : fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r");
+  FILE* every = limit ? fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r") : NULL;
+  if (f && fscanf(f, "%lf %lf", &allowed, &period) != 2) allowed = -1;
+  if (every && fscanf(limit, "%lf", &allowed) + fscanf(every, "%lf", &period) != 2) allowed = -1;
+  if (f) fclose(f);
+  if (limit) fclose(limit);
+  if (every) fclose(every);
   return allowed > 0 && period > 0 ? (int)((allowed + period - 1) / period) : 0;
 }
 #endif
@@ -107,9 +103,7 @@ static int count_threads(void) {
 }
 
 // A forked child has no workers, and a thread that it lacks may have held the lock.
-static void without_workers(void) {
-  pool.threads = 1;
-}
+static void without_workers(void) { pool.threads = 1; }
 
 static void start_pool(void) {
   pthread_atfork(NULL, NULL, without_workers);
@@ -133,12 +127,10 @@ static int n_threads(void) {
 }
 
 // Upper bound of the slots that `share` passes, even if `alone` changes meanwhile.
-static int pool_threads(void) {
+__attribute__((visibility("default"))) int automoe_threads(void) {
   n_threads();
   return pool.threads;
 }
-
-__attribute__((visibility("default"))) int automoe_threads(void) { return pool_threads(); }
 
 // Changes the number of callers that translate several batches at a time; while it is positive, calls
 // do not share their work.

@@ -125,8 +125,8 @@ static void (*const int_rows[])(const uint8_t* const*, const int8_t*, int64_t, i
 typedef struct {
   const float* x;
   const int32_t* which;  // indices of rows of x, NULL for the first rows
-  const uint8_t* q;
-  const float* scale;
+  uint8_t* q;
+  float* scale;
   int64_t rows, k, k4;
 } Input;
 
@@ -135,26 +135,22 @@ static void tile(const Input* in, const Matrix* w, int64_t panel, int64_t first,
                  float* out) {
   const char* kernel = (const char*)w->kernel + panel * w->panel_bytes;
   int64_t column = panel * PANEL, columns = least(PANEL, w->n - column);
+  int64_t row[MOST_ROWS];
+  for (int r = 0; r < rows; r++) row[r] = in->which ? in->which[first + r] : first + r;
   if (!w->quantized) {
     const float* x[MOST_ROWS];
-    for (int r = 0; r < rows; r++)
-      x[r] = in->x + (in->which ? in->which[first + r] : first + r) * in->k;
+    for (int r = 0; r < rows; r++) x[r] = in->x + row[r] * in->k;
     float_rows[rows](x, (const float*)kernel, w->k, out);
   } else {
     const uint8_t* x[MOST_ROWS];
-    const float* scale[MOST_ROWS];
     int32_t sums[MOST_ROWS * PANEL];
-    for (int r = 0; r < rows; r++) {
-      int64_t row = in->which ? in->which[first + r] : first + r;
-      x[r] = in->q + row * in->k4 * 4;
-      scale[r] = in->scale + row;
-    }
+    for (int r = 0; r < rows; r++) x[r] = in->q + row[r] * in->k4 * 4;
     int_rows[rows](x, (const int8_t*)kernel, w->k4, sums);
     for (int r = 0; r < rows; r++)
       for (int c = 0; c < PANEL; c += LANES) {
         ivec s = *(ivec*)(sums + r * PANEL + c) - 128 * *(const ivec*)(w->total + column + c);
-        *(vec*)(out + r * PANEL + c) =
-            __builtin_convertvector(s, vec) * (*scale[r] * *(const vec*)(w->scale + column + c));
+        vec scale = in->scale[row[r]] * *(const vec*)(w->scale + column + c);
+        *(vec*)(out + r * PANEL + c) = __builtin_convertvector(s, vec) * scale;
       }
   }
   if (w->bias)
@@ -176,7 +172,6 @@ typedef struct {
 } Product;
 
 static void product_item(void* job, int64_t item, int slot) {
-  (void)slot;
   const Product* p = job;
   int64_t panels = up(p->w->n, PANEL);
   int64_t from = item % p->groups * p->group, to = least(from + p->group, panels);
@@ -184,8 +179,8 @@ static void product_item(void* job, int64_t item, int slot) {
   float out[MOST_ROWS * PANEL];
   for (int64_t panel = from; panel < to; panel++) {
     int64_t column = panel * PANEL, columns = least(PANEL, p->w->n - column);
-    for (int64_t at = first; at < end;) {
-      int rows = block_rows(at, end);
+    for (int64_t at = first, rows; at < end; at += rows) {
+      rows = block_rows(at, end);
       tile(&p->in, p->w, panel, at, rows, out);
       for (int r = 0; r < rows; r++) {
         float* y = p->y + (at + r) * p->w->n + column;
@@ -199,23 +194,23 @@ static void product_item(void* job, int64_t item, int slot) {
           for (int64_t c = 0; c < columns; c++) y[c] = p->relu && !(t[c] > 0) ? 0 : t[c];
         }
       }
-      at += rows;
     }
   }
 }
 
-typedef struct {
-  const float* x;
-  int64_t k, k4, rows;
-  uint8_t* q;
-  float* scale;
-} Quantize;
-
 #define ROWS_PER_ITEM 8
 
+// Shares work on rows whose items are ROWS_PER_ITEM rows; few rows stay on the caller's thread.
+static void share_rows(int64_t rows, Work work, void* job) {
+  int64_t items = up(rows, ROWS_PER_ITEM);
+  if (items > 2)
+    share(items, work, job);
+  else
+    for (int64_t i = 0; i < items; i++) work(job, i, 0);
+}
+
 static void quantize_item(void* job, int64_t item, int slot) {
-  (void)slot;
-  const Quantize* p = job;
+  const Input* p = job;
   for (int64_t r = item * ROWS_PER_ITEM; r < least((item + 1) * ROWS_PER_ITEM, p->rows); r++) {
     const float* x = p->x + r * p->k;
     uint8_t* q = p->q + r * p->k4 * 4;
@@ -248,16 +243,10 @@ static void quantize_item(void* job, int64_t item, int slot) {
 static int prepare(Input* in, const float* x, int64_t rows, const Matrix* w, int place) {
   *in = (Input){.x = x, .rows = rows, .k = w->k, .k4 = w->k4};
   if (!w->quantized) return 1;
-  uint8_t* q = scratch(place, rows * w->k4 * 4);
-  float* scale = scratch(place + 1, rows * 4);
-  if (!q || !scale) return 0;
-  Quantize job = {x, w->k, w->k4, rows, q, scale};
-  if (rows <= 2 * ROWS_PER_ITEM)
-    for (int64_t i = 0; i < up(rows, ROWS_PER_ITEM); i++) quantize_item(&job, i, 0);
-  else
-    share(up(rows, ROWS_PER_ITEM), quantize_item, &job);
-  in->q = q;
-  in->scale = scale;
+  in->q = scratch(place, rows * w->k4 * 4);
+  in->scale = scratch(place + 1, rows * 4);
+  if (!in->q || !in->scale) return 0;
+  share_rows(rows, quantize_item, in);
   return 1;
 }
 
@@ -270,9 +259,7 @@ static void product(const Input* in, const Matrix* w, int relu, float* y) {
   Product job = {.in = *in, .w = w, .y = y, .relu = relu};
   int64_t panels = up(w->n, PANEL), chunks = up(in->rows, CHUNK_ROWS);
   job.chunk = up(in->rows, chunks);
-  int64_t wanted = most(1, ITEM_BYTES / w->panel_bytes);
-  int64_t most_group = most(1, panels * chunks / (4 * n_threads()));
-  job.group = least(wanted, most_group);
+  job.group = most(1, least(ITEM_BYTES / w->panel_bytes, panels * chunks / (4 * n_threads())));
   job.groups = up(panels, job.group);
   share(job.groups * chunks, product_item, &job);
 }
@@ -284,15 +271,9 @@ typedef struct {
 } AddNorm;
 
 static void add_norm_item(void* job, int64_t item, int slot) {
-  (void)slot;
   const AddNorm* p = job;
   for (int64_t r = item * ROWS_PER_ITEM; r < least((item + 1) * ROWS_PER_ITEM, p->rows); r++)
     add_norm_row(p->y + r * p->d, p->x + r * p->d, p->gamma, p->beta, p->d);
 }
 
-static void add_norm(AddNorm job) {
-  if (job.rows <= 2 * ROWS_PER_ITEM)
-    for (int64_t i = 0; i < up(job.rows, ROWS_PER_ITEM); i++) add_norm_item(&job, i, 0);
-  else
-    share(up(job.rows, ROWS_PER_ITEM), add_norm_item, &job);
-}
+static void add_norm(AddNorm job) { share_rows(job.rows, add_norm_item, &job); }
