@@ -13,7 +13,8 @@ from automoe_jax.cli import options, terminal
 from automoe_jax.decoding import native
 from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.latency.config import LatencyConfig
-from automoe_jax.latency.process import Timer, kernels_used
+from automoe_jax.latency.kernels import kernels_used
+from automoe_jax.latency.process import Timer
 from automoe_jax.latency.statistics import ratio, summarise
 from automoe_jax.system import files, machine
 from automoe_jax.system.errors import UserError

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from automoe_jax.decoding import native
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.system import malloc
 from automoe_jax.system.errors import UserError
@@ -31,12 +30,6 @@ def thread_count(threads: int) -> int:
     if threads > cpus:
         raise UserError(f"threads is {threads}; this machine lets us use {cpus} CPU(s)")
     return threads or cpus
-
-
-def kernels_used(config: LatencyConfig) -> str:
-    """Which kernels exports are timed on here: "native" or "xla"."""
-    wanted = config.platform == "cpu" and config.kernels != "xla"
-    return "native" if wanted and native.available() else "xla"
 
 
 class Timer:

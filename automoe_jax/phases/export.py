@@ -16,7 +16,7 @@ from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.export import export
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.decoding.xla_engine import ModelSpec
-from automoe_jax.latency.process import kernels_used
+from automoe_jax.latency.kernels import kernels_used
 from automoe_jax.model.extract import Params, extract
 from automoe_jax.phases.prepare import corpus_split, vocab_sizes
 from automoe_jax.phases.run import Run

@@ -9,9 +9,10 @@ import numpy as np
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet, to_json
 from automoe_jax.latency.config import LatencyConfig
+from automoe_jax.latency.kernels import kernels_used
 from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.prober import ExportForTiming, Prober
-from automoe_jax.latency.process import kernels_used, thread_count
+from automoe_jax.latency.process import thread_count
 from automoe_jax.latency.records import LATENCY, MEASUREMENTS, Measured, ReplayLog, measured_of
 from automoe_jax.latency.statistics import reference_scale
 from automoe_jax.predictor import design, features, regression
