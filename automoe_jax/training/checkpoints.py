@@ -14,7 +14,6 @@ from automoe_jax.training.step import TrainState
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
 CHECKPOINTS = "checkpoints"  # folder of a run
-_ITEMS = ("params", "optimizer")
 
 
 class Checkpoints:
@@ -23,7 +22,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2):
         self._folder = folder
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(folder, item_names=_ITEMS, options=options)
+        items = ("params", "optimizer")
+        self._manager = ocp.CheckpointManager(folder, item_names=items, options=options)
 
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint."""
@@ -31,24 +31,15 @@ class Checkpoints:
 
     def save(self, state: TrainState):
         """Starts writing a state of NumPy arrays and returns; `wait` waits for it."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.opt_state),
-            ),
-        )
+        self._save(int(state.step), params=state.params, optimizer=state.opt_state)
 
     def restore(self, abstract: TrainState, step: int) -> TrainState:
         """The state of a step, as NumPy arrays in the structure of `abstract`.
 
-        Raises:
-          UserError: the checkpoint is incomplete, or of another model.
+        Raises `UserError` if the checkpoint is incomplete or of another model.
         """
-        params, opt_state = (
-            self._restore(name, tree, step)
-            for name, tree in zip(_ITEMS, (abstract.params, abstract.opt_state), strict=True)
-        )
+        params = self.restore_params(abstract.params, step)
+        opt_state = self._restore("optimizer", abstract.opt_state, step)
         return TrainState(np.asarray(step, np.int32), params, opt_state)
 
     def has_optimizer(self, step: int) -> bool:
@@ -57,12 +48,16 @@ class Checkpoints:
 
     def save_params(self, params: Any, step: int):
         """Writes parameters without optimizer state, and waits."""
-        self._manager.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+        self._save(step, params=params)
         self.wait()
 
     def restore_params(self, abstract_params: Any, step: int) -> Any:
         """The parameters of a step."""
         return self._restore("params", abstract_params, step)
+
+    def _save(self, step: int, **items: Any):
+        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**args))
 
     def _restore(self, name: str, abstract: Any, step: int) -> Any:
         # As NumPy arrays: whoever reads a checkpoint may have other devices.
@@ -96,8 +91,7 @@ def latest_step(folder: Path) -> int | None:
 def load_params(target: TrainingTarget, config: TrainingConfig, folder: Path) -> tuple[Any, int]:
     """The newest parameters in a run's folder, as NumPy arrays, and their step.
 
-    Raises:
-      UserError: there is no checkpoint, or it is incomplete.
+    Raises `UserError` if there is no checkpoint or it is incomplete.
     """
     step = latest_step(folder)
     if step is None:

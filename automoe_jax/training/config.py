@@ -2,10 +2,20 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from automoe_jax.system.errors import UserError
 
 SAMPLING_UNITS = ("micro_batch", "device", "update")
+
+
+def _check(
+    config: Any, names: tuple[str, ...], least: float, below: float, allowed: str, group: str = ""
+):
+    """Raises `UserError` if one of the fields is not in [least, below)."""
+    for name in names:
+        if not least <= getattr(config, name) < below:
+            raise UserError(f"{group}{name} is {getattr(config, name)}; {allowed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,47 +37,30 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self):
-        for name in ("initial_rate", "peak_rate", "final_rate", "b1", "b2", "eps"):
-            bound = 1.0 if name in ("b1", "b2") else math.inf
-            if not 0 <= getattr(self, name) < bound:
-                raise UserError(
-                    f"{name} is {getattr(self, name)}; allowed: 0 up to below {bound:g}"
-                )
-        if self.steps < 1:
-            raise UserError(f"steps is {self.steps}; at least 1 is needed")
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise UserError(
-                f"warmup_steps is {self.warmup_steps}; allowed: 0 to steps {self.steps}"
-            )
+        rates = ("initial_rate", "peak_rate", "final_rate", "eps")
+        _check(self, rates, 0, math.inf, "allowed: 0 up to below inf")
+        _check(self, ("b1", "b2"), 0, 1, "allowed: 0 up to below 1")
+        _check(self, ("steps",), 1, math.inf, "at least 1 is needed")
+        _check(self, ("warmup_steps",), 0, self.steps + 1, f"allowed: 0 to steps {self.steps}")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Regularisation, group `model` of a config.
+    """Regularisation, group `model` of a config."""
 
-    Attributes:
-      dropout: at the supernet's width, scaled to the subnet's.
-      attention_dropout: on attention probabilities, not scaled.
-    """
-
-    dropout: float = 0.3
-    attention_dropout: float = 0.1
+    dropout: float = 0.3  # at the supernet's width, scaled to the subnet's
+    attention_dropout: float = 0.1  # on attention probabilities, not scaled
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if not 0 <= getattr(self, field.name) < 1:
-                raise UserError(
-                    f"model.{field.name} is {getattr(self, field.name)}; allowed: 0 up to below 1"
-                )
+        rates = ("dropout", "attention_dropout")
+        _check(self, rates, 0, 1, "allowed: 0 up to below 1", "model.")
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How a step draws its subnets, group `sampling` of a config.
 
-    Attributes:
-      unit: what shares one subnet: a "micro_batch" of a device, a "device", or the whole "update"
-        (as in the paper).
+    One subnet runs a "micro_batch" of a device, a "device" or the whole "update" (the paper's).
     """
 
     unit: str = "micro_batch"
@@ -81,41 +74,27 @@ class SamplingConfig:
 class TrainingConfig(OptimizerConfig):
     """One training, group `training` (supernet) or `subnet_training` of a config.
 
-    Attributes (besides the optimizer's):
-      tokens_per_batch: of one device and micro-batch: rows times the longer side.
-      batches_per_step: batches of an update, over all devices; more batches than devices are
-        accumulated as micro-batches. The paper: 128 of 4,096 tokens.
-      buckets: most batch shapes; each compiles once.
-      label_smoothing: share of the target spread over all words.
-      load_balance: weight of the router's load-balance loss.
-      log_every, eval_every, checkpoint_every: in steps; eval_every 0 evaluates only at the end.
-      eval_pairs: validation pairs to evaluate on; 0 for all.
-      eval_subnets: random subnets that are evaluated besides the largest and smallest.
-      keep_checkpoints: newest checkpoints to keep.
+    The batches of an update are spread over all devices; more batches than devices are accumulated
+    as micro-batches. The paper: 128 of 4,096 tokens.
     """
 
-    tokens_per_batch: int = 4096
+    tokens_per_batch: int = 4096  # of one device and micro-batch: rows times the longer side
     batches_per_step: int = 128
-    buckets: int = 8
-    label_smoothing: float = 0.1
-    load_balance: float = 0.01
-    log_every: int = 50
-    eval_every: int = 1000
-    eval_pairs: int = 0
-    eval_subnets: int = 3
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    buckets: int = 8  # most batch shapes; each compiles once
+    label_smoothing: float = 0.1  # share of the target spread over all words
+    load_balance: float = 0.01  # weight of the router's load-balance loss
+    log_every: int = 50  # steps
+    eval_every: int = 1000  # steps; 0 evaluates only at the end
+    eval_pairs: int = 0  # validation pairs to evaluate on; 0 for all
+    eval_subnets: int = 3  # random ones, besides the largest and smallest
+    checkpoint_every: int = 1000  # steps
+    keep_checkpoints: int = 2  # the newest
 
     def __post_init__(self):
         super().__post_init__()
-        for name in (
-            "tokens_per_batch", "batches_per_step", "buckets", "log_every", "checkpoint_every",
-            "keep_checkpoints",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; at least 1 is needed")
-        for name in ("load_balance", "eval_every", "eval_pairs", "eval_subnets"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")
+        counts = ("tokens_per_batch", "batches_per_step", "buckets", "log_every")
+        counts += ("checkpoint_every", "keep_checkpoints")
+        _check(self, counts, 1, math.inf, "at least 1 is needed")
+        from_zero = ("load_balance", "eval_every", "eval_pairs", "eval_subnets")
+        _check(self, from_zero, 0, math.inf, "it cannot be negative")
+        _check(self, ("label_smoothing",), 0, 1, "allowed: 0 to 1")

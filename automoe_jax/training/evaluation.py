@@ -38,36 +38,31 @@ def _mapped_eval_step(target: TrainingTarget):
 
 
 class Evaluator:
-    """Validation loss of subnets: one compilation per batch shape."""
+    """Validation loss of subnets on the first `limit` pairs, or all for 0.
+
+    One compilation per batch shape.
+    """
 
     def __init__(
         self, target: TrainingTarget, pairs: TokenPairs, config: TrainingConfig, limit: int
     ):
         self._target = target
         self.step = _mapped_eval_step(target)
-        self._batches = validation_batches(first_pairs(pairs, limit), config, parallel.share())
+        if 0 < limit < len(pairs):
+            pairs = take_pairs(pairs, np.arange(limit))
+        self._batches = validation_batches(pairs, config, parallel.share())
 
     def losses(self, params: Any, subnets: dict[str, Subnet]) -> dict[str, float]:
         """`loss` of each subnet."""
         return {name: self.loss(params, subnet) for name, subnet in subnets.items()}
 
     def loss(self, params: Any, subnet: Subnet) -> float:
-        """Nats per target token.
-
-        Args:
-          params: replicated parameters.
-          subnet: of the supernet; for a stand-alone model, itself.
-        """
+        """Nats per target token with replicated parameters; a stand-alone model takes itself."""
         active = self._target.active(subnet)
         sums = [self.step(params, batch, active) for batch in self._batches]
         nll = sum(float(np.asarray(s.nll.addressable_data(0)).sum()) for s in sums)
         tokens = sum(float(np.asarray(s.tokens.addressable_data(0)).sum()) for s in sums)
         return nll / tokens
-
-
-def first_pairs(pairs: TokenPairs, limit: int) -> TokenPairs:
-    """The first `limit` pairs, or all for 0."""
-    return pairs if not 0 < limit < len(pairs) else take_pairs(pairs, np.arange(limit))
 
 
 def take_pairs(pairs: TokenPairs, indices: np.ndarray) -> TokenPairs:

@@ -40,15 +40,8 @@ def train(
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one.
 
     Writes `checkpoints/`, `metrics.jsonl` and TensorBoard events. `(seed, step)` fixes subnets,
-    batch and dropout, so a run that is killed and resumed equals an uninterrupted one.
-
-    Args:
-      sampling_config: how a step draws subnets.
-      seed: of weights, order, subnets and dropout.
-      data: token ids.
-      folder: of the run.
-      progress: receives speed and losses.
-      init_params: initial weights; by default those of `initial_state`.
+    batch and dropout, so a run that is killed and resumed equals an uninterrupted one. Without
+    `init_params`, training starts from the weights of `initial_state`.
     """
     with contextlib.closing(Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints)) as store:
         if (store.latest() or 0) >= config.steps:
@@ -103,10 +96,8 @@ def _plan(config: TrainingConfig, data: PreparedData, seed: int, progress: Progr
     buckets = choose_buckets(source, target, config.buckets, config.tokens_per_batch)
     plan = Plan(source, target, buckets, config.batches_per_step, seed)
     shapes = ", ".join(f"{b.rows}x{b.source}/{b.target}" for b in plan.buckets)
-    progress.note(
-        f"{plan.steps_per_epoch:,} steps an epoch; batch shapes {shapes}; "
-        f"padding {plan.padding:.1%}"
-    )
+    steps = f"{plan.steps_per_epoch:,} steps an epoch"
+    progress.note(f"{steps}; batch shapes {shapes}; padding {plan.padding:.1%}")
     return plan
 
 
@@ -153,7 +144,9 @@ class _Window:
     def add(self, output: StepMetrics, subnets: Sequence[Sequence[Subnet]] | None):
         self.outputs.append(output)
         if subnets is not None and len(subnets) > 1:
-            self.imbalances.append(_imbalance(subnets))
+            # FLOPs of the busiest device over the mean: the cost of waiting for it.
+            work = [sum(complexity.count(subnet).flops for subnet in row) for row in subnets]
+            self.imbalances.append(max(work) / (sum(work) / len(work)))
         # A step holds its batch and subnets until it has run: stay only a few steps ahead.
         if len(self.outputs) > 4:
             jax.block_until_ready(self.outputs[-4])
@@ -165,14 +158,11 @@ class _Window:
         ]
         seconds = max(time.monotonic() - self.start, 1e-9)
         target = sum(o.target_tokens for o in outputs)
-
-        def mean(name: str) -> float:
-            return sum(getattr(o, name) * o.target_tokens for o in outputs) / target
-
         values = {
-            "train/loss": mean("loss"),
-            "train/nll": mean("nll"),
-            "train/load_balance": mean("load_balance"),
+            f"train/{name}": sum(getattr(o, name) * o.target_tokens for o in outputs) / target
+            for name in ("loss", "nll", "load_balance")
+        }
+        values |= {
             "train/gradient_norm": sum(o.gradient_norm for o in outputs) / len(outputs),
             "train/target_tokens_per_s": target / seconds,
             "train/source_tokens_per_s": sum(o.source_tokens for o in outputs) / seconds,
@@ -220,9 +210,3 @@ class _Log:
         self._task.close()
         if self._metrics:
             self._metrics.close()
-
-
-def _imbalance(subnets: Sequence[Sequence[Subnet]]) -> float:
-    """FLOPs of the busiest device over the mean: the cost of waiting for it."""
-    work = [sum(complexity.count(subnet).flops for subnet in row) for row in subnets]
-    return max(work) / (sum(work) / len(work))

@@ -1,5 +1,6 @@
 """Metrics of a run as JSON lines and TensorBoard events."""
 
+import contextlib
 import json
 import os
 import time
@@ -45,12 +46,8 @@ class MetricsWriter:
 
 def read(folder: Path) -> list[dict]:
     """The lines written so far, without an incomplete last one."""
-    path = folder / NAME
-    lines = []
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
+    path, lines = folder / NAME, []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
     return lines

@@ -41,16 +41,10 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def apply(tx: Any, gradient: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
-    """One update: (params, optimizer state).
+    """One update by `tx`, from `make` or any other transformation: (params, optimizer state).
 
     On a CPU Adam is bound by memory traffic. XLA would compute the new moments twice, once to store
     them and once for the weights, and copy the old ones first: three times the time.
-
-    Args:
-      tx: from `make`, or any other transformation.
-      gradient: as `params`.
-      opt_state: state of `tx`.
-      params: the weights.
     """
     if not isinstance(tx, Adam) or jax.default_backend() != "cpu":
         updates, opt_state = tx.update(gradient, opt_state, params)

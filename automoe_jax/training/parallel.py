@@ -16,11 +16,8 @@ from automoe_jax.training.step import AXIS
 
 def share() -> Share:
     """This process's devices among those of all processes."""
-    return Share(
-        first_device=jax.process_index() * jax.local_device_count(),
-        n_local_devices=jax.local_device_count(),
-        n_devices=jax.device_count(),
-    )
+    n = jax.local_device_count()
+    return Share(jax.process_index() * n, n_local_devices=n, n_devices=jax.device_count())
 
 
 def map_train_step(step: Callable) -> Callable:

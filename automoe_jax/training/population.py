@@ -52,12 +52,7 @@ class PopulationScorer:
         ]
 
     def losses(self, batches: list[Any], subnets: Sequence[Subnet]) -> list[float]:
-        """Nats per target token of each subnet.
-
-        Args:
-          batches: of `prepare`.
-          subnets: any number; each device scores one at a time.
-        """
+        """Nats per target token of each subnet, any number of them; `batches` are of `prepare`."""
         losses: list[float] = []
         for start in range(0, len(subnets), self.at_once):
             group = list(subnets[start : start + self.at_once])

@@ -15,15 +15,7 @@ _STREAM = 0x5AB9E7
 def draw(
     space: SearchSpace, seed: int, step: int, n_devices: int, n_micro: int, unit: str
 ) -> list[list[Subnet]]:
-    """The subnet of each device and micro-batch.
-
-    Args:
-      space: the search space.
-      seed, step: of the run.
-      n_devices: of all processes.
-      n_micro: micro-batches per device.
-      unit: "micro_batch", "device" or "update"; see `SamplingConfig`.
-    """
+    """The subnet of each device of all processes and micro-batch; `unit` as in `SamplingConfig`."""
 
     def one(device: int, micro: int) -> Subnet:
         drawer = {"micro_batch": (device, micro), "device": (device, 0), "update": (0, 0)}[unit]

@@ -63,10 +63,9 @@ def batch_loss(
 ) -> tuple[LossSums, jax.Array]:
     """Loss sums and load-balance loss of one batch (rows, time), with dropout if there is a key."""
     # A supernet takes the active subnet, a stand-alone model none.
-    active = () if subnet is None else (subnet,)
-    output: Any = model.apply(
-        {"params": params}, batch["source"], decoder_input(batch["target"]), *active, key
-    )
+    others = (key,) if subnet is None else (subnet, key)
+    ids = batch["source"], decoder_input(batch["target"])
+    output: Any = model.apply({"params": params}, *ids, *others)
     target_N = batch["target"].reshape(-1)
     real_N = target_N != PAD_ID
     dim, dims = None, ()
@@ -95,9 +94,8 @@ def make_train_step(
         batch, subnet, i = inputs
 
         def objective(params):
-            sums, balance = batch_loss(
-                model, params, batch, subnet, jax.random.fold_in(key, i), smoothing
-            )
+            own_key = jax.random.fold_in(key, i)
+            sums, balance = batch_loss(model, params, batch, subnet, own_key, smoothing)
             total = sums.loss + load_balance_weight * balance * sums.tokens
             return total * (1 / tokens), (sums, balance * sums.tokens)
 
@@ -115,14 +113,9 @@ def make_train_step(
         total = _sum_micro_batches(lambda one: micro_batch(state.params, one, key, tokens), inputs)
         gradient, (sums, balance) = _sum_devices(total)
         params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params)
-        metrics = StepMetrics(
-            loss=sums.loss / tokens,
-            nll=sums.nll / tokens,
-            load_balance=balance / tokens,
-            target_tokens=target_tokens,
-            source_tokens=source_tokens,
-            gradient_norm=jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient))),
-        )
+        loss, nll, load_balance = sums.loss / tokens, sums.nll / tokens, balance / tokens
+        norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient)))
+        metrics = StepMetrics(loss, nll, load_balance, target_tokens, source_tokens, norm)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
