@@ -51,18 +51,12 @@ class Attention(nn.Module):
 
     Active heads: scores are computed at the finest split (`n_heads` sub-heads), then the scores of
     the sub-heads of each head are added up. A dot product over a head is the sum over its parts.
-
-    Attributes:
-      n_heads: sub-heads.
-      qkv_dim: Q.
-      dropout_rate: on attention probabilities.
-      memory_dims: the widths that a memory with `segments` can have.
     """
 
     n_heads: int
     qkv_dim: int
-    dropout_rate: float
-    memory_dims: tuple[int, ...] = ()
+    dropout_rate: float  # on attention probabilities
+    memory_dims: tuple[int, ...] = ()  # the widths that a memory with `segments` can have
 
     @nn.compact
     def __call__(
@@ -78,17 +72,9 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """Attends from `x_BTD` to `memory_PBSD`, or to itself where that is None.
 
-        Args:
-          x_BTD: input of the queries, zero beyond its active width.
-          memory_PBSD: input of keys and values, zero beyond its own.
-          mask_BTM: true where a query may attend; broadcastable.
-          active_width: of the output.
-          heads: [], active heads; None for `n_heads`.
-          segments: active part of the memory; None for all of it.
-          bits_BHTM: random bits for dropout on the probabilities; None without dropout.
-
-        Returns:
-          (B, T, D), cut to `active_width`.
+        Inputs are zero beyond their active widths; the output is cut to `active_width`. The mask,
+        broadcastable, is true where a query may attend. `heads`, [], and `segments` are the active
+        ones, None for all; `bits_BHTM` are for dropout on the probabilities, None for no dropout.
         """
         n, q = self.n_heads, self.qkv_dim
         d = x_BTD.shape[-1]
@@ -103,9 +89,8 @@ class Attention(nn.Module):
         )
         if memory_PBSD is None:
             k_PBSQ, v_PBSQ = k_PBSQ[None], v_PBSQ[None]
-        q_BTHK, k_PBSHK, v_PBSHK = (
-            y.reshape(*y.shape[:-1], n, q // n) for y in (q_BTQ, k_PBSQ, v_PBSQ)
-        )
+        qkv = (q_BTQ, k_PBSQ, v_PBSQ)
+        q_BTHK, k_PBSHK, v_PBSHK = (y.reshape(*y.shape[:-1], n, q // n) for y in qkv)
 
         # The backward pass keeps the inputs and the probabilities; all between them is element-wise
         # or as small as a mask.
@@ -125,9 +110,8 @@ class Attention(nn.Module):
         # Transposed here, the products are plain batches of matrices; otherwise XLA transposes the
         # longer operand for each product.
         q_BHTK = (q_BTHK * scale).transpose(0, 2, 1, 3)
-        k_BHMK, v_BHMK = (
-            x.transpose(1, 3, 0, 2, 4).reshape(b, n, -1, k) for x in (k_PBSHK, v_PBSHK)
-        )
+        kv = (k_PBSHK, v_PBSHK)
+        k_BHMK, v_BHMK = (x.transpose(1, 3, 0, 2, 4).reshape(b, n, -1, k) for x in kv)
         scores_BHTM = jnp.einsum("BHTK,BHMK->BHTM", q_BHTK, k_BHMK)
         head_H = None
         if heads is not None:

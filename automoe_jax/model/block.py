@@ -49,19 +49,12 @@ def layer_bits(
 
 
 class Block(nn.Module):
-    """A layer of an encoder or a decoder.
+    """A layer of an encoder or a decoder."""
 
-    Attributes:
-      layer: its sizes; in a supernet, the largest form of the layer.
-      qkv_dim: Q/K/V width.
-      attention_dropout: rate on attention probabilities.
-      memory_dims: of a supernet's decoder, the widths that the memory can have.
-    """
-
-    layer: LayerSpec
+    layer: LayerSpec  # in a supernet, the largest form of the layer
     qkv_dim: int
     attention_dropout: float
-    memory_dims: tuple[int, ...] = ()
+    memory_dims: tuple[int, ...] = ()  # in a supernet's decoder, the widths of the memory
 
     def setup(self):
         layer, common = self.layer, (self.qkv_dim, self.attention_dropout)
@@ -86,19 +79,13 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Routing]:
         """The whole layer, at the sizes of `layer`.
 
-        Args:
-          x_BTD: input.
-          self_mask_BTT: true where self-attention may look.
-          real_BT: false for padding.
-          memory: of a decoder.
-          rate, key: of dropout; without a key there is none.
+        The self-attention mask is true where a query may attend, `real_BT` is false for padding.
+        `rate` is dropout's; without a key there is none.
         """
         bits = layer_bits(self.layer, key, x_BTD, None if memory is None else memory.real_BM)
         x_BTD = self.attend(x_BTD, self_mask_BTT, memory, rate, bits)
-        y_ND, routing = self.experts(
-            x_BTD.reshape(-1, x_BTD.shape[-1]), real_BT.reshape(-1),
-            dropout_rate=rate, bits_AD=bits.experts_AD,
-        )  # fmt: skip
+        rows = x_BTD.reshape(-1, x_BTD.shape[-1]), real_BT.reshape(-1)
+        y_ND, routing = self.experts(*rows, dropout_rate=rate, bits_AD=bits.experts_AD)
         return self.finish(x_BTD, y_ND), routing
 
     def attend(
@@ -113,12 +100,10 @@ class Block(nn.Module):
     ) -> jax.Array:
         """The attention sublayers.
 
-        Args:
-          row: in a supernet, this layer of the active stack.
-          active_width: of x; None where x is cut to it.
-          (others as in `__call__`)
+        In a supernet, `row` is this layer of the active stack; `active_width` is None where x is
+        cut to it.
         """
-        heads = None if row is None else row.heads_L
+        heads, cross_heads = (None, None) if row is None else (row.heads_L, row.cross_heads_L)
         y_BTD = self.self_attention(
             x_BTD, None, self_mask_BTT,
             active_width=active_width, heads=heads, bits_BHTM=bits.self_probs,
@@ -126,10 +111,9 @@ class Block(nn.Module):
         x_BTD = self.self_attention_norm(x_BTD, y_BTD, active_width, rate, bits.self_out)
         if memory is None:
             return x_BTD
-        heads = None if row is None else row.cross_heads_L
         y_BTD = self.cross_attention(
             x_BTD, memory.outputs_PBSD, memory.real_BM[:, None], active_width=active_width,
-            heads=heads, segments=memory.segments, bits_BHTM=bits.cross_probs,
+            heads=cross_heads, segments=memory.segments, bits_BHTM=bits.cross_probs,
         )  # fmt: skip
         return self.cross_attention_norm(x_BTD, y_BTD, active_width, rate, bits.cross_out)
 
@@ -137,5 +121,4 @@ class Block(nn.Module):
         self, x_BTD: jax.Array, y_ND: jax.Array, active_width: Width | None = None
     ) -> jax.Array:
         """Adds the experts' output and normalises."""
-        y_BTD = cut(y_ND.reshape(x_BTD.shape), active_width)
-        return self.experts_norm(x_BTD, y_BTD, active_width)
+        return self.experts_norm(x_BTD, cut(y_ND.reshape(x_BTD.shape), active_width), active_width)

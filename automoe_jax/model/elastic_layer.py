@@ -25,29 +25,17 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class StackStatic:
-    """The static side of a supernet's stack: its compiled program is specialised for this.
+    """The static side of a supernet's stack: its compiled program is specialised for this."""
 
-    Attributes:
-      layers: the largest form of each layer; they differ only in `experts` and `top_k`.
-      dims: embedding widths, ascending.
-      ffn_dims: FFN sizes of an expert besides 0; the largest is its slot in the weights.
-      memory_dims: of a decoder, the encoder's widths.
-      qkv_dim: Q/K/V width.
-      dropout: rate at `base_dim`, scaled to the active width.
-      base_dim: the supernet's width.
-      attention_dropout: rate on attention probabilities, not scaled.
-      backend: of the grouped FFN.
-    """
-
-    layers: tuple[LayerSpec, ...]
-    dims: tuple[int, ...]
-    ffn_dims: tuple[int, ...]
-    memory_dims: tuple[int, ...]
+    layers: tuple[LayerSpec, ...]  # largest forms; they differ only in `experts` and `top_k`
+    dims: tuple[int, ...]  # embedding widths, ascending
+    ffn_dims: tuple[int, ...]  # of an expert, besides 0; the largest is its slot in the weights
+    memory_dims: tuple[int, ...]  # in a decoder, the encoder's widths
     qkv_dim: int
-    dropout: float
-    base_dim: int
-    attention_dropout: float
-    backend: str
+    dropout: float  # rate at `base_dim`, scaled to the active width
+    base_dim: int  # the supernet's width
+    attention_dropout: float  # rate on attention probabilities, not scaled
+    backend: str  # of the grouped FFN
 
     @property
     def experts(self) -> list[tuple[int, ...]]:
@@ -73,8 +61,8 @@ class StackStatic:
 
     def layer_experts(self, params: Params, row: ActiveStack, layer: Array) -> LayerExperts:
         """The active experts of a layer among the stacked weights."""
-        first = jnp.array(stacked.rows_of(self.experts), jnp.int32)[layer]
-        bias_row = jnp.array(stacked.bias_rows_of(self.experts), jnp.int32)[layer]
+        starts = stacked.rows_of(self.experts)
+        first, bias_row = (jnp.array(rows, jnp.int32)[layer] for rows in starts)
         offsets_E = first + max(self.ffn_dims) * jnp.arange(self.n_experts)
         sizes_E = jnp.asarray(row.sizes_LE[: self.n_experts])
         return LayerExperts(experts_of(params), offsets_E, bias_row, sizes_E, self.ffn_dims)

@@ -19,23 +19,8 @@ import numpy as np
 from jax import lax
 
 from automoe_jax.architecture.active import layer_row
-from automoe_jax.model import stacked
-from automoe_jax.model.elastic_layer import (
-    Context,
-    LayerParams,
-    Params,
-    StackStatic,
-    attend,
-    experts_of,
-    finish,
-    get,
-    layer_context,
-    layer_params,
-    put,
-    route_tokens,
-    with_experts,
-    without_experts,
-)
+from automoe_jax.model import elastic_layer, stacked
+from automoe_jax.model.elastic_layer import Context, LayerParams, Params, StackStatic, get, put
 from automoe_jax.model.layers import cut
 from automoe_jax.ops import grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights
@@ -50,21 +35,11 @@ class StackOutput(NamedTuple):
     expert_LNK: jax.Array
 
 
-def run(
-    static: StackStatic,
-    params: Params,
-    x_BTD: jax.Array,
-    memory_PBSD: jax.Array | None,
-    context: Context,
-) -> StackOutput:
-    """Runs the active layers.
+def run(static: StackStatic, params: Params, x_BTD, memory_PBSD, context: Context) -> StackOutput:
+    """Runs the active layers of a stack with stacked weights, see `stacked`.
 
-    Args:
-      static: the stack.
-      params: stacked weights, see `stacked`.
-      x_BTD: input, zero beyond the active width.
-      memory_PBSD: of a decoder, the last P encoder layers, newest first, zero beyond their width.
-      context: active stack, masks and keys.
+    x is zero beyond the active width. The memory of a decoder has the outputs of the last P encoder
+    layers, newest first, zero beyond their width; an encoder has None.
     """
     params, context = jax.tree.map(jnp.asarray, (params, context))
     return _run(static, params, x_BTD, memory_PBSD, context)
@@ -102,23 +77,21 @@ def _round(
     static: StackStatic, dim, params, context: Context, layer, x_BTD, memory_PBSD, hidden
 ) -> _Round:
     x_BTD = x_BTD[..., :dim]
-    own = layer_context(static, context, layer, x_BTD, memory_PBSD, masked=False)
-    weights = layer_params(params, layer, dim)
-    x1_BTD, attend_vjp = jax.vjp(
-        functools.partial(attend, static, context, own), weights.attend, x_BTD, memory_PBSD
-    )
-    (p_NK, balance), route_vjp, (expert_NK, logits_NE) = jax.vjp(
-        functools.partial(route_tokens, static, context, own), weights.route, x1_BTD, has_aux=True
-    )
+    own = elastic_layer.layer_context(static, context, layer, x_BTD, memory_PBSD, masked=False)
+    weights = elastic_layer.layer_params(params, layer, dim)
+    attend = functools.partial(elastic_layer.attend, static, context, own)
+    x1_BTD, attend_vjp = jax.vjp(attend, weights.attend, x_BTD, memory_PBSD)
+    route = functools.partial(elastic_layer.route_tokens, static, context, own)
+    (p_NK, balance), route_vjp, aux = jax.vjp(route, weights.route, x1_BTD, has_aux=True)
+    expert_NK, logits_NE = aux
     experts = static.layer_experts(params, own.row, layer)
     rows_AD = _per_assignment(x1_BTD, static.top_k)
     y_AD, hidden = grouped_ffn.forward(
         static.backend, rows_AD, expert_NK.reshape(-1), experts, hidden, layer
     )
-    finish_here = jax.checkpoint(
-        functools.partial(finish, static, own, expert_NK), prevent_cse=False
-    )
-    x2_BTD, finish_vjp = jax.vjp(finish_here, weights.finish, x1_BTD, p_NK, y_AD)
+    finish = functools.partial(elastic_layer.finish, static, own, expert_NK)
+    finish = jax.checkpoint(finish, prevent_cse=False)
+    x2_BTD, finish_vjp = jax.vjp(finish, weights.finish, x1_BTD, p_NK, y_AD)
     # The backward loop reads these arguments elsewhere.
     vjps = _Vjps(
         _with_arguments(attend_vjp, None, None, None),
@@ -241,11 +214,10 @@ def _round_bwd(static: StackStatic, dim, vjps, residuals, d_outputs, d_balance, 
     before_BTD = get(output.outputs_LBTD, shape, jnp.maximum(layer - 1, 0))
     x_BTD = jnp.where(layer > 0, before_BTD, x0_BTD[..., :dim])
     x1_BTD = get(buffers.x1_LBTD, shape, layer)
-    weights = layer_params(params, layer, dim)
+    weights = elastic_layer.layer_params(params, layer, dim)
     leaves, treedef = jax.tree.flatten(vjps)
-    vjps = treedef.unflatten(
-        [get(b, leaf.shape, layer) for b, leaf in zip(buffers.residuals, leaves, strict=True)]
-    )
+    stored = zip(buffers.residuals, leaves, strict=True)
+    vjps = treedef.unflatten([get(buffer, leaf.shape, layer) for buffer, leaf in stored])
 
     dx_BTD = carry.dx_BTD[..., :dim] + get(d_outputs, shape, layer)
     back = _with_arguments(vjps.finish, weights.finish, x1_BTD)
@@ -276,18 +248,14 @@ def _run_bwd(static, residuals, cotangents):
         for dim, vjps in zip(static.dims, _abstract_vjps(static, *residuals[:4]), strict=True)
     ]
     zeros = functools.partial(jax.tree.map, lambda a: jnp.zeros(a.shape, jnp.float32))
-    carry = _Gradients(
-        jnp.zeros_like(x0_BTD),
-        zeros(memory_PBSD),
-        zeros(without_experts(params)),
-        zeros(experts_of(params)),
-    )
+    dx_BTD, d_memory = jnp.zeros_like(x0_BTD), zeros(memory_PBSD)
+    d_params = zeros(elastic_layer.without_experts(params))
+    d_experts = zeros(elastic_layer.experts_of(params))
+    carry = _Gradients(dx_BTD, d_memory, d_params, d_experts)
     carry = _each_layer(static, context, bodies, carry)
-    d_params, d_memory = jax.tree.map(
-        lambda d, a: d.astype(a.dtype),
-        (with_experts(carry.d_params, carry.d_experts), carry.d_memory),
-        (params, memory_PBSD),
-    )
+    gradients = elastic_layer.with_experts(carry.d_params, carry.d_experts), carry.d_memory
+    to_dtype = functools.partial(jax.tree.map, lambda d, a: d.astype(a.dtype))
+    d_params, d_memory = to_dtype(gradients, (params, memory_PBSD))
     return d_params, carry.dx_BTD, d_memory, None
 
 
@@ -298,11 +266,7 @@ _run.defvjp(_run_fwd, _run_bwd)
 
 
 def run_masked(
-    static: StackStatic,
-    params: Params,
-    x_BTD: jax.Array,
-    memory_PBSD: jax.Array | None,
-    context: Context,
+    static: StackStatic, params: Params, x_BTD, memory_PBSD, context: Context
 ) -> StackOutput:
     """`run` by masks alone: every layer, every expert, the full width; slow, differentiated by JAX.
 
@@ -312,15 +276,15 @@ def run_masked(
     slot = max(static.ffn_dims)
     layers, balance = [], jnp.float32(0)
     for i, experts in enumerate(static.experts):
-        weights = layer_params(params, jnp.int32(i), x_BTD.shape[-1])
-        own = layer_context(static, context, i, x_BTD, memory_PBSD, masked=True)
-        x1_BTD = attend(static, context, own, weights.attend, x_BTD, memory_PBSD)
-        (p_NK, own_balance), (expert_NK, logits_NE) = route_tokens(
-            static, context, own, weights.route, x1_BTD
-        )
-        start, bias = (f(static.experts)[i] for f in (stacked.rows_of, stacked.bias_rows_of))
+        weights = elastic_layer.layer_params(params, jnp.int32(i), x_BTD.shape[-1])
+        own = elastic_layer.layer_context(static, context, i, x_BTD, memory_PBSD, masked=True)
+        inputs = static, context, own
+        x1_BTD = elastic_layer.attend(*inputs, weights.attend, x_BTD, memory_PBSD)
+        routed, (expert_NK, logits_NE) = elastic_layer.route_tokens(*inputs, weights.route, x1_BTD)
+        p_NK, own_balance = routed
+        start, bias = (rows[i] for rows in stacked.rows_of(static.experts))
         rows, n = slice(start, start + sum(experts)), len(experts)
-        whole = experts_of(params)
+        whole = elastic_layer.experts_of(params)
         own_experts = ExpertWeights(
             whole.fc1_FD[rows], whole.fc1_bias_F[rows], whole.fc2_FD[rows],
             whole.fc2_bias_ED[bias : bias + n],
@@ -329,7 +293,8 @@ def run_masked(
             _per_assignment(x1_BTD, static.top_k), expert_NK.reshape(-1), own_experts,
             own.row.sizes_LE[:n], (slot,) * n,
         )  # fmt: skip
-        x2_BTD = finish(static, own, expert_NK, weights.finish, x1_BTD, p_NK, y_AD)
+        finish = functools.partial(elastic_layer.finish, static, own, expert_NK)
+        x2_BTD = finish(weights.finish, x1_BTD, p_NK, y_AD)
         is_active = active.depth > i
         x_BTD = jnp.where(is_active, cut(x2_BTD, own.active_width), x_BTD)
         layers.append((jnp.where(is_active, x_BTD, 0), logits_NE, expert_NK))

@@ -26,13 +26,9 @@ class Routing(NamedTuple):
 
 
 def route(logits_NE: jax.Array, real_N: jax.Array, top_k: int, row: ActiveStack | None) -> Routing:
-    """The top k experts of each token.
+    """The top k experts of each token; padding, where `real_N` is false, has none.
 
-    Args:
-      logits_NE: the router's.
-      real_N: bool, false for padding.
-      top_k: experts per token; in a supernet, the most.
-      row: in a supernet, this layer of the active stack.
+    In a supernet, `top_k` is the largest and `row` this layer of the active stack.
     """
     n_experts = logits_NE.shape[-1]
     if row is not None:
@@ -47,16 +43,11 @@ def route(logits_NE: jax.Array, real_N: jax.Array, top_k: int, row: ActiveStack 
     return Routing(logits_NE, expert_NK, p_NK)
 
 
-def combine(
-    y_AD: jax.Array,
-    p_NK: jax.Array,
-    identity_A: jax.Array,
-    dropout_rate: Array | float,
-    bits_AD: jax.Array | None,
-) -> jax.Array:
+def combine(y_AD, p_NK, identity_A, dropout_rate: Array | float, bits_AD) -> jax.Array:
     """Sum over each token's experts of p times the expert's output: (N, D).
 
-    Dropout applies to each expert's output before the scaling by p, identity experts excepted.
+    Dropout, unless `bits_AD` is None, applies to each expert's output before the scaling by p,
+    identity experts excepted.
     """
     if bits_AD is not None:
         y_AD = jnp.where(identity_A[:, None], y_AD, dropout(y_AD, dropout_rate, bits_AD))
@@ -68,13 +59,9 @@ class Experts(nn.Module):
 
     Initialises a layer's weights, and runs it in a stand-alone model; a supernet's layers run in
     `elastic_stack`.
-
-    Attributes:
-      sizes: FFN size of each expert; 0 is an identity expert.
-      top_k: experts per token.
     """
 
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # FFN size of each expert; 0 is an identity expert
     top_k: int
 
     @nn.compact

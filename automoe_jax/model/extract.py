@@ -14,34 +14,23 @@ Params = dict[str, Any]
 def extract(params: Params, subnet: Subnet, hull: Subnet) -> Params:
     """Takes the front rows, front columns and front experts that a subnet uses.
 
-    Args:
-      params: weights of the supernet, or of any model with the architecture `hull`.
-      subnet: an architecture that fits into `hull`.
-      hull: architecture of `params`.
-
-    Returns:
-      The params of `Transformer(arch=subnet)` with the supernet's base widths.
+    `params` are weights of the supernet, or of any model with the architecture `hull`, which the
+    subnet fits into. Returns those of `Transformer(arch=subnet)` with the supernet's base widths.
     """
     d_e, d_d = subnet.encoder.embed_dim, subnet.decoder.embed_dim
-    widths = {
-        "embedding": max(d_e, d_d),
-        "source_embedding": d_e,
-        "target_embedding": d_d,
-        "output": d_d,
-    }
+    widths = {"embedding": max(d_e, d_d), "source_embedding": d_e}
+    widths |= {"target_embedding": d_d, "output": d_d}
     out: Params = {
         name: {"table": params[name]["table"][:, :width]}
         for name, width in widths.items()
         if name in params
     }
-    for side, stack, bound in (
-        ("encoder", subnet.encoder, hull.encoder),
-        ("decoder", subnet.decoder, hull.decoder),
-    ):
-        layers = per_layer(params[side], [layer.experts for layer in bound.layers])
+    for side in ("encoder", "decoder"):
+        bounds = getattr(hull, side).layers
+        layers = per_layer(params[side], [bound.experts for bound in bounds])
         out[side] = {
-            f"layer_{i}": _layer(layers[f"layer_{i}"], layer, bound.layers[i], d_e, d_d)
-            for i, layer in enumerate(stack.layers)
+            f"layer_{i}": _layer(layers[f"layer_{i}"], layer, bounds[i], d_e, d_d)
+            for i, layer in enumerate(getattr(subnet, side).layers)
         }
     return out
 

@@ -38,23 +38,20 @@ def random_bits(key: jax.Array | None, shapes: list[tuple[int, ...]]) -> list[ja
     """
     if key is None:
         return [None] * len(shapes)
-    sizes = [math.prod(shape) for shape in shapes]
-    starts = np.cumsum([0, *(-(-size // 2) for size in sizes)])
+    starts = np.cumsum([0, *(-(-math.prod(shape) // 2) for shape in shapes)])
     salt = jax.random.bits(key, (2,), jnp.uint32)
 
-    def one(start: int, size: int) -> jax.Array:
+    def one(start: int, shape: tuple[int, ...]) -> jax.Array:
+        size = math.prod(shape)
         x = jax.lax.iota(jnp.uint32, -(-size // 2)) + jnp.uint32(start)
         x = x * jnp.uint32(0x9E3779B9) + salt[0]
         x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
         x = (x ^ (x >> 13) ^ salt[1]) * jnp.uint32(0xC2B2AE35)
         x = x ^ (x >> 16)
         halves = (x & 0xFFFF).astype(jnp.uint16), (x >> 16).astype(jnp.uint16)
-        return jnp.concatenate(halves)[:size]
+        return jnp.concatenate(halves)[:size].reshape(shape)
 
-    return [
-        one(start, size).reshape(shape)
-        for start, size, shape in zip(starts, sizes, shapes, strict=False)
-    ]
+    return [one(start, shape) for start, shape in zip(starts, shapes, strict=False)]
 
 
 def keep_mask(bits: jax.Array, rate: Array | float) -> jax.Array:

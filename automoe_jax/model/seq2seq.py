@@ -56,17 +56,11 @@ def longest_span(arch: Subnet) -> int:
 
 
 class Embedding(nn.Module):
-    """A table (V, D) of word vectors for inputs or for logits, initialised from N(0, 1 / D).
+    """A table (V, D) of word vectors for inputs or for logits, initialised from N(0, 1 / D)."""
 
-    Attributes:
-      vocab_size: V, pad included.
-      dim: D.
-      zero_pad: initialise the pad row with zeros, as for inputs.
-    """
-
-    vocab_size: int
+    vocab_size: int  # pad included
     dim: int
-    zero_pad: bool = True
+    zero_pad: bool = True  # initialise the pad row with zeros, as for inputs
 
     def setup(self):
         def init(key, shape):
@@ -94,13 +88,7 @@ class WordTables(NamedTuple):
 
 
 def word_tables(arch: Subnet, vocab_sizes: tuple[int, int], share_embeddings: str) -> WordTables:
-    """Submodules of the module that calls this from its compact method.
-
-    Args:
-      arch: gives the widths.
-      vocab_sizes: V of source and target.
-      share_embeddings: as `SearchSpace.share_embeddings`.
-    """
+    """Submodules of the module that calls this from its compact method."""
     (v_source, v_target), d_e, d_d = vocab_sizes, arch.encoder.embed_dim, arch.decoder.embed_dim
     if share_embeddings == "all":
         table = Embedding(v_source, max(d_e, d_d), name="embedding")
@@ -127,16 +115,10 @@ def stack_input(
     key: jax.Array | None,
     active_dim: Array | None = None,
 ) -> jax.Array:
-    """Word vectors plus positions, with dropout.
+    """Word vectors plus positions at width `dim`; dropout only with a key.
 
-    Args:
-      table: word vectors.
-      ids_BT: token ids.
-      dim: width of the result.
-      base_dim: the supernet's width.
-      rate: dropout.
-      key: for dropout; None without.
-      active_dim: [], active width in a supernet; zeros beyond it.
+    Positions depend on the supernet's width `base_dim`. In a supernet, the result is zero beyond
+    `active_dim`, [].
     """
     active_width = None if active_dim is None else width(active_dim, dim)
     # At the base width, then cut: see position_table.

@@ -18,23 +18,14 @@ FLAT = ("fc1", "fc1_bias", "fc2", "fc2_bias")
 _ROUTER = ("router", "router_bias")
 
 
-def rows_of(experts: Sequence[tuple[int, ...]]) -> list[int]:
-    """First row of each layer's experts in `fc1` and `fc2`, and the end."""
-    return [int(n) for n in np.cumsum([0, *(sum(sizes) for sizes in experts)])]
-
-
-def bias_rows_of(experts: Sequence[tuple[int, ...]]) -> list[int]:
-    """The same in `fc2_bias`."""
-    return [int(n) for n in np.cumsum([0, *(len(sizes) for sizes in experts)])]
+def rows_of(experts: Sequence[tuple[int, ...]]) -> tuple[list[int], list[int]]:
+    """First row of each layer's experts, and the end, in `fc1` and `fc2`, and in `fc2_bias`."""
+    rows, bias_rows = (np.cumsum([0, *map(size, experts)]).tolist() for size in (sum, len))
+    return rows, bias_rows
 
 
 def join(layers: Sequence[Tree], experts: Sequence[tuple[int, ...]]) -> Tree:
-    """Stacks the weights of layers.
-
-    Args:
-      layers: params of `Block`, as JAX or NumPy arrays.
-      experts: `experts` of each layer.
-    """
+    """Stacks the params of `Block`s, JAX or NumPy arrays, which have these experts."""
     most = max(len(sizes) for sizes in experts)
 
     def wide(layer: Tree, name: str) -> Any:
@@ -64,15 +55,14 @@ def join(layers: Sequence[Tree], experts: Sequence[tuple[int, ...]]) -> Tree:
 
 def split(stacked: Tree, experts: Sequence[tuple[int, ...]]) -> dict[str, Tree]:
     """Inverse of `join`: {"layer_0": ..., ...}; a layer of one expert has no router."""
-    rows, bias_rows = rows_of(experts), bias_rows_of(experts)
+    rows, bias_rows = rows_of(experts)
 
     def layer(i: int) -> Tree:
         own = {k: v for k, v in stacked.items() if k != "experts"}
         out = jax.tree.map(lambda array: array[i], own)
         there, n = stacked["experts"], len(experts[i])
-        out["experts"] = {
-            name: there[name][rows[i] : rows[i + 1]] for name in FLAT if name != "fc2_bias"
-        }
+        own_rows = slice(rows[i], rows[i + 1])
+        out["experts"] = {name: there[name][own_rows] for name in FLAT if name != "fc2_bias"}
         out["experts"]["fc2_bias"] = there["fc2_bias"][bias_rows[i] : bias_rows[i + 1]]
         if n > 1:
             out["experts"] |= {name: there[name][i][..., :n] for name in _ROUTER}

@@ -50,23 +50,14 @@ class ElasticStack(nn.Module):
 
 
 class Supernet(nn.Module):
-    """Encoder and decoder at the largest sizes of a search space; runs any subnet of it.
+    """Encoder and decoder at the largest sizes of a search space; runs any subnet of it."""
 
-    Attributes:
-      space: the search space; its hull has the sizes of all weights.
-      vocab_sizes: V of source and target, pad included.
-      dropout: rate at the full width, scaled to the active one.
-      attention_dropout: rate on attention probabilities.
-      masked: make layers elastic by masks alone, see `elastic_stack.run_masked`.
-      backend: of the grouped FFN; empty for the platform's default.
-    """
-
-    space: SearchSpace
-    vocab_sizes: tuple[int, int]
-    dropout: float = 0.0
+    space: SearchSpace  # its hull has the sizes of all weights
+    vocab_sizes: tuple[int, int]  # of source and target, pad included
+    dropout: float = 0.0  # rate at the full width, scaled to the active one
     attention_dropout: float = 0.0
-    masked: bool = False
-    backend: str = ""
+    masked: bool = False  # make layers elastic by masks alone, see `elastic_stack.run_masked`
+    backend: str = ""  # of the grouped FFN; empty for the platform's default
 
     @nn.compact
     def __call__(
@@ -84,9 +75,8 @@ class Supernet(nn.Module):
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
 
         x_BSD = self._input(words.source, source_BS, "encoder", subnet.encoder, encoder_keys)
-        context = Context(
-            subnet.encoder, real_BS[:, None], real_BS, None, None, encoder_keys.layers_L
-        )
+        masks = real_BS[:, None], real_BS, None
+        context = Context(subnet.encoder, *masks, None, encoder_keys.layers_L)
         encoder = ElasticStack(self.stack_static("encoder"), self.masked, name="encoder")
         encoded = encoder(x_BSD, None, context)
 
@@ -95,10 +85,9 @@ class Supernet(nn.Module):
             encoded.outputs_LBTD[jnp.maximum(subnet.encoder.depth - 1 - back, 0)]
             for back in range(seq2seq.longest_span(hull))
         ])  # fmt: skip
-        context = Context(
-            subnet.decoder, seq2seq.causal_mask(target_in_BT), real_BT, real_BS,
-            subnet.encoder.embed_dim, decoder_keys.layers_L,
-        )  # fmt: skip
+        masks = seq2seq.causal_mask(target_in_BT), real_BT, real_BS
+        memory_dim = subnet.encoder.embed_dim
+        context = Context(subnet.decoder, *masks, memory_dim, decoder_keys.layers_L)
         decoder = ElasticStack(self.stack_static("decoder"), self.masked, name="decoder")
         decoded = decoder(x_BTD, memory_PBSD, context)
 

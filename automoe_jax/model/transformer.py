@@ -53,34 +53,26 @@ class Stack(nn.Module):
 class Transformer(nn.Module):
     """A subnet on its own: static shapes, no masks beyond padding and causality.
 
-    Attributes:
-      arch: the subnet.
-      vocab_sizes: V of source and target, pad included.
-      encoder_base_dim, decoder_base_dim: the supernet's widths, which positions and dropout depend
-        on; an extracted subnet keeps them.
-      dropout: rate at the base width.
-      attention_dropout: rate on attention probabilities.
-      share_embeddings: as `SearchSpace.share_embeddings`.
+    Positions and dropout depend on the supernet's widths, the base widths; an extracted subnet
+    keeps them.
     """
 
     arch: Subnet
-    vocab_sizes: tuple[int, int]
+    vocab_sizes: tuple[int, int]  # of source and target, pad included
     encoder_base_dim: int
     decoder_base_dim: int
-    dropout: float = 0.0
+    dropout: float = 0.0  # rate at the base width
     attention_dropout: float = 0.0
-    share_embeddings: str = "all"
+    share_embeddings: str = "all"  # as `SearchSpace.share_embeddings`
 
     @nn.compact
     def __call__(
         self, source_BS: jax.Array, target_in_BT: jax.Array, key: jax.Array | None = None
     ) -> Output:
-        """A teacher-forced pass.
+        """A teacher-forced pass, with dropout if there is a key.
 
-        Args:
-          source_BS: token ids, eos included, padded on either side.
-          target_in_BT: decoder input, starting with eos, padded on the right.
-          key: for dropout; None without.
+        The source includes eos and is padded on either side; the decoder's input starts with eos
+        and is padded on the right.
         """
         arch = self.arch
         words = seq2seq.word_tables(arch, self.vocab_sizes, self.share_embeddings)
@@ -119,8 +111,8 @@ class Transformer(nn.Module):
 
     def rates(self) -> tuple[float, float]:
         """Dropout of encoder and decoder, scaled to their widths."""
-        arch = self.arch
+        d_e, d_d = self.arch.encoder.embed_dim, self.arch.decoder.embed_dim
         return (
-            self.dropout * arch.encoder.embed_dim / self.encoder_base_dim,
-            self.dropout * arch.decoder.embed_dim / self.decoder_base_dim,
+            self.dropout * d_e / self.encoder_base_dim,
+            self.dropout * d_d / self.decoder_base_dim,
         )

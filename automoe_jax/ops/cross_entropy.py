@@ -34,17 +34,10 @@ def chunked_cross_entropy(
     Tokens are processed in chunks. With a gradient, each chunk's gradient of the logits is turned
     into those of `h_ND` and `table_VD` at once, so logits are computed once and never stored.
 
-    Args:
-      h_ND: input of the output layer.
-      table_VD: word vectors; columns beyond the width of h are unused.
-      target_N: target words.
-      real_N: false for padding.
-      smoothing: share of the target spread over all V words.
-      dim: [], traced, active width of h, which is zero beyond it; None for the full width.
-      dims: the values that `dim` can have.
+    `real_N` is false for padding. `h_ND` is zero beyond its active width `dim`, [], traced, one of
+    `dims`; None stands for the full width. Columns of the table beyond it are unused.
 
-    Returns:
-      loss and nll, []; nll has no gradient.
+    Returns loss and nll, []; nll has no gradient.
     """
     n, d = h_ND.shape
     chunk = CHUNK_CPU if jax.default_backend() == "cpu" else CHUNK_ACCELERATOR
@@ -78,8 +71,7 @@ def _fwd(smoothing, dims, chunk, h_ND, table_VD, target_N, real_N, dim):
         sums, dh_ND, dtable_VD = carry
         h_CD, table, target_C, real_C = _chunk(chunk, w, i, h_ND, table_VD, target_N, real_N)
         own, p_CV = _logit_sums(_dot(h_CD, table.T), target_C, real_C, smoothing)
-        spread = smoothing / n_words
-        d_CV = jnp.where(real_C[:, None], p_CV - spread, 0)
+        d_CV = jnp.where(real_C[:, None], p_CV - smoothing / n_words, 0)
         d_CV = d_CV.at[jnp.arange(chunk), target_C].add(-(1 - smoothing) * real_C)
         d_CV = d_CV.astype(h_CD.dtype)
         dh_ND = lax.dynamic_update_slice(dh_ND, _dot(d_CV, table), (i * chunk, 0))

@@ -16,34 +16,24 @@ from automoe_jax.architecture.active import Array
 def gated_dot(
     dims: tuple[int, ...], span: Array, dim: Array, x_PD: jax.Array, kernel_DQ: jax.Array
 ) -> jax.Array:
-    """x @ kernel for the front segments, zeros for the others.
+    """x @ kernel for the `span` front segments, zeros for the others: (P, ..., Q).
 
-    A branch per width and one for inactive segments, chosen at run time.
-
-    Args:
-      dims: the widths that x can have, ascending.
-      span: [], number of active segments.
-      dim: [], active width, one of `dims`; x is zero beyond it.
-      x_PD: (P, ..., D).
-      kernel_DQ: weights.
-
-    Returns:
-      (P, ..., Q). Inactive segments have gradients of zero.
+    A branch per width and one for inactive segments, chosen at run time. x, (P, ..., D), is zero
+    beyond its active width `dim`, one of `dims`, ascending. `span` and `dim` are []. Inactive
+    segments have gradients of zero.
     """
-    return jnp.stack([
-        _switch(dims, which, _product, x, kernel_DQ)
-        for which, x in zip(_branches(dims, span, dim, x_PD), x_PD, strict=True)
-    ])  # fmt: skip
+    return jnp.stack(_each_segment(_product, dims, span, dim, x_PD, kernel_DQ))
 
 
-def _branches(dims, span, dim, x_PD):
-    """Branch of each segment: 0 for inactive, else 1 + the index of the width."""
-    which = 1 + jnp.sum(dim > jnp.array(dims))
-    return [jnp.where(i < span, which, 0) for i in range(x_PD.shape[0])]
+def _each_segment(f, dims, span, dim, x_PD, kernel_DQ, *dy_PQ):
+    """`f(width, x, kernel, dy)` of each segment; the width of inactive ones is 0."""
+    nth = 1 + jnp.sum(dim > jnp.array(dims))
+    which = [jnp.where(i < span, nth, 0) for i in range(x_PD.shape[0])]
 
+    def one(branch, x, *dy):
+        return lax.switch(branch, [functools.partial(f, w) for w in (0, *dims)], x, kernel_DQ, *dy)
 
-def _switch(dims, which, f, *arrays):
-    return lax.switch(which, [functools.partial(f, w) for w in (0, *dims)], *arrays)
+    return [one(*segment) for segment in zip(which, x_PD, *dy_PQ, strict=True)]
 
 
 def _product(w, x, kernel_DQ):
@@ -67,10 +57,7 @@ def _fwd(dims, span, dim, x_PD, kernel_DQ):
 
 def _bwd(dims, residuals, dy_PQ):
     span, dim, x_PD, kernel_DQ = residuals
-    parts = [
-        _switch(dims, which, _pull, x, kernel_DQ, dy)
-        for which, x, dy in zip(_branches(dims, span, dim, x_PD), x_PD, dy_PQ, strict=True)
-    ]
+    parts = _each_segment(_pull, dims, span, dim, x_PD, kernel_DQ, dy_PQ)
     dx, dkernel = zip(*parts, strict=True)
     return None, None, jnp.stack(dx), sum(dkernel)
 

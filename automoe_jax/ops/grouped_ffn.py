@@ -15,12 +15,7 @@ from automoe_jax.architecture.active import Array
 from automoe_jax.ops import grouped_loop, grouped_ragged
 from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, group, put_back
 
-BACKENDS = ("loop", "ragged_dot", "tokamax", "blocked")
-_PRODUCTS = {
-    "ragged_dot": grouped_ragged.native,
-    "tokamax": grouped_ragged.tokamax,
-    "blocked": grouped_ragged.blocked,
-}
+BACKENDS = ("loop", *grouped_ragged.PRODUCTS)
 
 
 def default_backend() -> str:
@@ -44,43 +39,33 @@ def grouped_ffn(
     """fc2(relu(fc1(x))) of each row's expert; an expert of size 0 returns its input.
 
     The cost follows the rows and the sizes of their experts. No row is dropped. Products have the
-    dtype of x and weights and accumulate in fp32.
+    dtype of x and weights and accumulate in fp32. Differentiable in `x_AD` and `weights`; entries
+    of weights that no row used get a gradient of exactly zero.
 
     Args:
-      x_AD: the rows.
       expert_A: int, the expert of each row; E or more means none and gives zeros.
-      weights: the experts, side by side.
       sizes_E: int, active FFN size of each expert, at most its slot; may be traced.
       slots: rows of each expert in `weights`.
       backend: one of `BACKENDS`; None for the platform's.
 
-    Returns:
-      y_AD. Differentiable in `x_AD` and `weights`; entries of weights that no row used get a
-      gradient of exactly zero.
-
-    Raises:
-      ValueError: the backend is unknown or not installed, or the slots are not those of `weights`.
+    Raises `ValueError` if the backend is unknown or not installed, or the slots do not fit.
     """
     backend = backend or default_backend()
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
-    grouped_ragged.check_installed(backend, BACKENDS)
-    if sum(slots) != weights.fc1_FD.shape[0] or len(slots) != sizes_E.shape[0]:
-        raise ValueError(
-            f"slots are {slots}; weights have {weights.fc1_FD.shape[0]} rows of "
-            f"{sizes_E.shape[0]} experts"
-        )
+    if backend == "tokamax" and not grouped_ragged.has_tokamax():
+        others = ", ".join(b for b in BACKENDS if b != "tokamax")
+        raise ValueError(f"backend tokamax needs the tokamax package; install it or use {others}")
+    n_rows, n_experts = weights.fc1_FD.shape[0], sizes_E.shape[0]
+    if (sum(slots), len(slots)) != (n_rows, n_experts):
+        raise ValueError(f"slots are {slots}; weights have {n_rows} rows of {n_experts} experts")
     weights = jax.tree.map(jnp.asarray, weights)
     x_AD, expert_A, sizes_E = (jnp.asarray(a) for a in (x_AD, expert_A, sizes_E))
     return _grouped_ffn(backend, slots, x_AD, expert_A, weights, sizes_E)
 
 
 def dense_reference(
-    x_AD: jax.Array,
-    expert_A: jax.Array,
-    weights: ExpertWeights,
-    sizes_E: Array,
-    slots: tuple[int, ...],
+    x_AD: jax.Array, expert_A: jax.Array, weights: ExpertWeights, sizes_E: Array, slots
 ) -> jax.Array:
     """The same function, with every row through every expert and masks: slow, for comparison."""
     column_F = np.arange(sum(slots)) - np.repeat(np.cumsum([0, *slots[:-1]]), slots)
@@ -120,23 +105,16 @@ def forward(
 ) -> tuple[jax.Array, jax.Array | None]:
     """The operator on a part of larger weights, for callers with their own backward pass.
 
-    Args:
-      backend: one of `BACKENDS`.
-      x_AD: rows, cut to their width.
-      expert_A: as in `grouped_ffn`.
-      experts: of the layer.
-      hidden: (L, *hidden_shape), written at `layer`; None to store nothing.
-      layer: [], may be traced.
-
-    Returns:
-      y_AD and `hidden`.
+    `x_AD` is cut to its width. `hidden`, (L, *hidden_shape), is written at `layer`, which may be
+    traced; None stores nothing. Returns y_AD and `hidden`.
     """
     groups = _group(backend, expert_A, experts)
     x_sorted = x_AD[groups.order_A]
     if backend == "loop":
         y_AD, hidden = grouped_loop.forward(x_sorted, groups, experts, hidden, layer)
     else:
-        y_AD = grouped_ragged.forward(_PRODUCTS[backend], x_sorted, groups, experts)
+        product = grouped_ragged.PRODUCTS[backend]
+        y_AD = grouped_ragged.forward(product, x_sorted, groups, experts)
     y_AD = put_back(y_AD, groups)
     return jnp.where(identity(expert_A, experts.sizes_E)[:, None], x_AD, y_AD), hidden
 
@@ -151,22 +129,17 @@ def backward(
     dw: ExpertWeights,
     layer: Array | int = 0,
 ) -> tuple[jax.Array, ExpertWeights]:
-    """Gradients of `forward`.
+    """Gradients of `forward` for the cotangent `dy_AD`.
 
-    Args:
-      dy_AD: cotangent of y.
-      dw: gradients of all weights, fp32, still zero at this layer's rows.
-      (others as in `forward`)
-
-    Returns:
-      dx_AD, and dw with this layer's gradients.
+    `dw` are gradients of all weights, fp32, still zero at this layer's rows. Returns dx_AD, and dw
+    with this layer's gradients.
     """
     groups = _group(backend, expert_A, experts)
     x_sorted, dy_sorted = x_AD[groups.order_A], dy_AD[groups.order_A]
     if backend == "loop":
         dx_AD, dw = grouped_loop.backward(x_sorted, groups, experts, hidden, dy_sorted, dw, layer)
     else:
-        product = _PRODUCTS[backend]
+        product = grouped_ragged.PRODUCTS[backend]
         dx_AD, dw = grouped_ragged.backward(product, x_sorted, groups, experts, dy_sorted, dw)
     dx_AD = put_back(dx_AD, groups)
     return jnp.where(identity(expert_A, experts.sizes_E)[:, None], dy_AD, dx_AD), dw

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.architecture.active import Array
 from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts
 
 # Rows of a block. On 2 AVX-512 cores products of fewer than 256 rows lose up to a third of their
@@ -145,13 +144,7 @@ def _dot(a, b):
     return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
-def forward(
-    x_AD: jax.Array,
-    groups: Groups,
-    experts: LayerExperts,
-    hidden: jax.Array | None = None,
-    layer: Array | int = 0,
-) -> tuple[jax.Array, jax.Array | None]:
+def forward(x_AD, groups: Groups, experts: LayerExperts, hidden, layer) -> tuple[jax.Array, Any]:
     """As `grouped_ffn.forward`, of sorted rows; rows of identity experts and of none give zeros."""
     n, d = x_AD.shape
     rows = block_rows(n)
@@ -183,13 +176,7 @@ def forward(
 
 
 def backward(
-    x_AD: jax.Array,
-    groups: Groups,
-    experts: LayerExperts,
-    hidden: jax.Array,
-    dy_AD: jax.Array,
-    dw: ExpertWeights,
-    layer: Array | int = 0,
+    x_AD, groups: Groups, experts: LayerExperts, hidden, dy_AD, dw: ExpertWeights, layer
 ) -> tuple[jax.Array, ExpertWeights]:
     """As `grouped_ffn.backward`, of sorted rows; dx is zero where `forward` gives zeros."""
     n, d = x_AD.shape

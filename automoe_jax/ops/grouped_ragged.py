@@ -59,11 +59,13 @@ def blocked(lhs_AK: jax.Array, rhs_EKN: jax.Array, count_E: jax.Array) -> jax.Ar
     # Rows past the end are dropped when written and zeros when read.
     row_BR = jnp.where(own_BR, row_BR, n)
     lhs_BRK = lhs_AK.at[row_BR].get(mode="fill", fill_value=0)
-    y_BRN = jnp.einsum(
-        "BRK,BKN->BRN", lhs_BRK, rhs_EKN[expert_B], preferred_element_type=jnp.float32
-    )
+    rhs_BKN = rhs_EKN[expert_B]
+    y_BRN = jnp.einsum("BRK,BKN->BRN", lhs_BRK, rhs_BKN, preferred_element_type=jnp.float32)
     y_AN = jnp.zeros((n, rhs_EKN.shape[2]), jnp.float32)
     return y_AN.at[row_BR].set(y_BRN, mode="drop", unique_indices=False)
+
+
+PRODUCTS: dict[str, Product] = {"ragged_dot": native, "tokamax": tokamax, "blocked": blocked}
 
 
 def largest_first(sizes_E: jax.Array) -> jax.Array:
@@ -76,13 +78,7 @@ def _rows(experts: LayerExperts, low: int, columns: int) -> jax.Array:
     return (experts.offsets_E[:, None] + low) + jnp.arange(columns)
 
 
-def _ffn(
-    product: Product,
-    x_AD: jax.Array,
-    slices: list[ExpertWeights],
-    groups: Groups,
-    sizes_E: jax.Array,
-) -> jax.Array:
+def _ffn(product: Product, x_AD, slices: list[ExpertWeights], groups: Groups, sizes_E) -> jax.Array:
     """Sum over slices; each slice's weights are (E, C, D) and (E, C), the last bias (E, D)."""
     n, n_experts = x_AD.shape[0], sizes_E.shape[0]
     ranked_E = jnp.argsort(largest_first(sizes_E))
@@ -115,14 +111,10 @@ def _slices(experts: LayerExperts, width: int) -> list[ExpertWeights]:
     slices = []
     for low in range(0, max(experts.ffn_dims), columns):
         at_EC = _rows(experts, low, columns)
-        slices.append(
-            ExpertWeights(
-                take(weights.fc1_FD, at_EC)[..., :width],
-                take(weights.fc1_bias_F, at_EC),
-                take(weights.fc2_FD, at_EC)[..., :width],
-                bias_ED,
-            )
-        )
+        fc1_ECD = take(weights.fc1_FD, at_EC)[..., :width]
+        fc1_bias_EC = take(weights.fc1_bias_F, at_EC)
+        fc2_ECD = take(weights.fc2_FD, at_EC)[..., :width]
+        slices.append(ExpertWeights(fc1_ECD, fc1_bias_EC, fc2_ECD, bias_ED))
     return slices
 
 
@@ -132,20 +124,11 @@ def forward(product: Product, x_AD: jax.Array, groups: Groups, experts: LayerExp
 
 
 def backward(
-    product: Product,
-    x_AD: jax.Array,
-    groups: Groups,
-    experts: LayerExperts,
-    dy_AD: jax.Array,
-    dw: ExpertWeights,
+    product: Product, x_AD, groups: Groups, experts: LayerExperts, dy_AD, dw: ExpertWeights
 ) -> tuple[jax.Array, ExpertWeights]:
     """As `grouped_loop.backward`."""
-
-    def ffn(x_AD: jax.Array, slices: list[ExpertWeights]) -> jax.Array:
-        return _ffn(product, x_AD, slices, groups, experts.sizes_E)
-
-    d = x_AD.shape[1]
-    _, pull = jax.vjp(ffn, x_AD, _slices(experts, d))
+    d, rest = x_AD.shape[1], (groups, experts.sizes_E)
+    _, pull = jax.vjp(lambda x, slices: _ffn(product, x, slices, *rest), x_AD, _slices(experts, d))
     dx_AD, d_slices = pull(dy_AD)
     columns, _ = slice_columns(experts.ffn_dims)
     bias_E = experts.bias_row + jnp.arange(experts.sizes_E.shape[0])
@@ -164,10 +147,3 @@ def backward(
             add(dw.fc2_bias_ED, bias_E, part.fc2_bias_ED, slice(d)),
         )
     return dx_AD, dw
-
-
-def check_installed(backend: str, allowed: tuple[str, ...]):
-    """Raises `ValueError` if the backend's library is missing."""
-    if backend == "tokamax" and not has_tokamax():
-        others = ", ".join(b for b in allowed if b != "tokamax")
-        raise ValueError(f"backend tokamax needs the tokamax package; install it or use {others}")

@@ -27,21 +27,13 @@ class ExpertWeights(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LayerExperts:
-    """The experts of one layer; which part of the weights they are is traced.
+    """The experts of one layer; which part of the weights they are is traced."""
 
-    Attributes:
-      weights: experts of this layer and of others; columns beyond the width of the rows are unused.
-      offsets_E: first row in F of each of the layer's experts.
-      bias_row: [], row of the layer's first expert in `fc2_bias_ED`.
-      sizes_E: active FFN sizes; 0 is an identity expert.
-      ffn_dims: every FFN size that an expert may have; the largest is the slot of each.
-    """
-
-    weights: ExpertWeights
-    offsets_E: jax.Array
-    bias_row: jax.Array
-    sizes_E: jax.Array
-    ffn_dims: tuple[int, ...]
+    weights: ExpertWeights  # of all layers; columns beyond the width of the rows are unused
+    offsets_E: jax.Array  # first row in F of each of the layer's experts
+    bias_row: jax.Array  # [], row of the layer's first expert in `fc2_bias_ED`
+    sizes_E: jax.Array  # active FFN sizes; 0 is an identity expert
+    ffn_dims: tuple[int, ...]  # every FFN size of an expert; the largest is the slot of each
 
 
 class Groups(NamedTuple):
@@ -54,13 +46,7 @@ class Groups(NamedTuple):
 
 
 def group(expert_A: jax.Array, n_experts: int, rank_E: Array | None = None) -> Groups:
-    """Sorts assignments by expert.
-
-    Args:
-      expert_A: expert of each row; `n_experts` or more for none.
-      n_experts: E.
-      rank_E: permutation; experts are sorted by rank, by default by index.
-    """
+    """Sorts rows by the rank of their expert, by default its index; `n_experts` or more is none."""
     expert_A = jnp.minimum(expert_A, n_experts)
     rank_E = jnp.arange(n_experts) if rank_E is None else rank_E
     order_A = jnp.argsort(jnp.append(rank_E, n_experts)[expert_A], stable=True)
