@@ -16,6 +16,7 @@ from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.predictor.config import PredictorConfig
 from automoe_jax.search.config import SearchConfig
+from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 
@@ -27,8 +28,7 @@ class PipelineConfig:
     Attributes:
       finalists: number of found subnets to train; the best one is kept.
       inherit: True to start them from the supernet's weights; the paper trains them from scratch.
-      valid_sentences: validation sentences for choosing among finalists; 0 for all.
-      test_sentences: test sentences for the reported BLEU; 0 for all.
+      valid_sentences, test_sentences: to choose among finalists, and to report BLEU on; 0 for all.
     """
 
     finalists: int = 2
@@ -37,32 +37,13 @@ class PipelineConfig:
     test_sentences: int = 0
 
     def __post_init__(self):
-        if self.finalists < 1:
-            raise UserError(f"pipeline.finalists is {self.finalists}; at least 1 is needed")
-        for name in ("valid_sentences", "test_sentences"):
-            if getattr(self, name) < 0:
-                raise UserError(f"pipeline.{name} is {getattr(self, name)}; it cannot be negative")
+        checks.at_least(1, self, "pipeline.", "finalists")
+        checks.at_least(0, self, "pipeline.", "valid_sentences", "test_sentences")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One attribute per group of a config file.
-
-    Attributes:
-      seed: seed of all random numbers.
-      data: the corpus.
-      tokenizer: the vocabulary.
-      space: the search space.
-      model: dropout.
-      training: training of the supernet.
-      sampling: sampling of subnets while the supernet trains.
-      subnet_training: training of a stand-alone subnet.
-      search: the algorithm and its limits.
-      predictor: fitting of a latency model.
-      latency: measuring of latency.
-      export: content of an export.
-      pipeline: the steps between and after the phases.
-    """
+    """The groups of a config file; `training` is the supernet's, `sampling` that of its subnets."""
 
     seed: int = 0
     data: DataConfig = DataConfig("phrases", "en", "de")
@@ -92,11 +73,7 @@ def base() -> Any:
 
 
 def resolve(config: ConfigDict) -> RunConfig:
-    """The checked settings of a config.
-
-    Raises:
-      UserError: a group or field is unknown, of the wrong type, or out of range.
-    """
+    """The checked settings; `UserError` for an unknown group or field, a wrong type or range."""
     names = [f.name for f in dataclasses.fields(RunConfig)]
     for name in config:
         if name not in names:
@@ -107,13 +84,11 @@ def resolve(config: ConfigDict) -> RunConfig:
             raise UserError(
                 f"config.{name} is missing; start the file from automoe_jax.config.base()"
             )
-        value = config[name]
-        if name == "seed":
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise UserError(f"config.seed is {value!r}; an integer of at least 0 is needed")
-            values[name] = value
-        else:
+        values[name] = value = config[name]
+        if name != "seed":
             values[name] = _group(name, getattr(_DEFAULTS, name), value)
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise UserError(f"config.seed is {value!r}; an integer of at least 0 is needed")
     return RunConfig(**values)
 
 
@@ -124,19 +99,17 @@ def _group(name: str, defaults: Any, group: Any):
     for field, given in group.items():
         if field not in known:
             raise UserError(f"config.{name}.{field} is not a field; fields: {', '.join(known)}")
-        value: Any = given
-        wanted = type(getattr(defaults, field))
+        default = getattr(defaults, field)
+        wanted = type(default)
         if dataclasses.is_dataclass(wanted):
-            values[field] = _group(f"{name}.{field}", getattr(defaults, field), value)
+            values[field] = _group(f"{name}.{field}", default, given)
             continue
-        if wanted is tuple:
-            value = _as_tuple(value)
+        value: Any = _as_tuple(given) if wanted is tuple else given
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:
             raise UserError(
-                f"config.{name}.{field} is {value!r}; a {wanted.__name__} is needed, as "
-                f"{getattr(defaults, field)!r}"
+                f"config.{name}.{field} is {value!r}; a {wanted.__name__} is needed, as {default!r}"
             )
         if wanted is tuple:
             inner = get_args(known[field].type)[0]
@@ -159,7 +132,5 @@ def _as_tuple(value: Any) -> Any:
         value = (value,)
     if not isinstance(value, list | tuple):
         return value
-    entries = []
-    for x in value:
-        entries += x.split(",") if isinstance(x, str) else [x]
-    return tuple(x for x in entries if x != "")
+    split = (x.split(",") if isinstance(x, str) else [x] for x in value)
+    return tuple(x for entries in split for x in entries if x != "")

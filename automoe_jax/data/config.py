@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
 
 KINDS = ("phrases", "parallel_text", "tfds")
@@ -18,8 +19,7 @@ class DataConfig:
       name: `wmt14_translate/de-en`, `wmt14_translate/fr-en` or `wmt19_translate/de-en`, for "tfds".
       data_dir: folder of TFDS, for "tfds".
       train_pairs, valid_pairs, test_pairs: sizes, for "phrases".
-      max_length: upper bound of tokens on a side, eos included; training and validation leave out
-        longer pairs.
+      max_length: of tokens on a side, eos included; training and validation skip longer pairs.
     """
 
     kind: str
@@ -34,8 +34,7 @@ class DataConfig:
     max_length: int = 128
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(f"data.kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
+        checks.one_of(self, "data.", kind=KINDS)
         if self.path and self.kind != "parallel_text":
             raise UserError(
                 f"data.path is {self.path!r}, but data.kind is {self.kind}, which has no path; use "
@@ -43,6 +42,4 @@ class DataConfig:
             )
         if self.source_lang == self.target_lang:
             raise UserError(f"data.source_lang and data.target_lang are both {self.source_lang!r}")
-        for name in ("train_pairs", "valid_pairs", "test_pairs", "max_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}; at least 1 is needed")
+        checks.at_least(1, self, "data.", "train_pairs", "valid_pairs", "test_pairs", "max_length")

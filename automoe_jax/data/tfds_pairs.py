@@ -1,8 +1,7 @@
-"""Line pairs stored and read by TFDS, without TensorFlow.
+"""Line pairs in ArrayRecord files, written and read at random by TFDS without TensorFlow."""
 
-Builders write ArrayRecord files; `as_data_source` reads them at random.
-"""
-
+import contextlib
+import io
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from automoe_jax.data.parallel_text import LinePair
-from automoe_jax.system import files
 
 Readers = Mapping[str, Callable[[], Iterable[LinePair]]]
 
@@ -64,7 +62,7 @@ def _quietly(call):
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with files.no_stdout():
+        with contextlib.redirect_stdout(io.StringIO()):
             return call()
     finally:
         logger.setLevel(level)

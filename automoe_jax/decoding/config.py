@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -29,12 +30,8 @@ class ExportConfig:
             raise UserError(
                 f"export.platforms is {self.platforms}; allowed: {', '.join(PLATFORMS)}"
             )
-        if self.shortlist < 0:
-            raise UserError(f"export.shortlist is {self.shortlist}; it cannot be negative")
-        if self.quantize not in QUANTIZATIONS:
-            raise UserError(
-                f"export.quantize is {self.quantize!r}; allowed: {', '.join(QUANTIZATIONS)}"
-            )
+        checks.at_least(0, self, "export.", "shortlist")
+        checks.one_of(self, "export.", quantize=QUANTIZATIONS)
 
     @property
     def exact(self) -> bool:

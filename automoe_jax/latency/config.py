@@ -2,11 +2,9 @@
 
 import dataclasses
 
-from automoe_jax.system.errors import UserError
+from automoe_jax.system import checks
 
 GOLD_RUNS, PARTIALLY_GOLD_RUNS = 300, 100
-
-
 WORDS = ("mixed", "repeated")
 
 
@@ -38,18 +36,11 @@ class LatencyConfig:
     kernels: str = "auto"
 
     def __post_init__(self):
-        for name in ("runs", "source_length", "target_length", "beam_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"latency.{name} is {getattr(self, name)}; at least 1 is needed")
-        for name in ("warmup", "threads"):
-            if getattr(self, name) < 0:
-                raise UserError(f"latency.{name} is {getattr(self, name)}; it cannot be negative")
-        if self.words not in WORDS:
-            raise UserError(f"latency.words is {self.words!r}; allowed: {', '.join(WORDS)}")
-        if self.kernels not in ("auto", "native", "xla"):
-            raise UserError(f"latency.kernels is {self.kernels!r}; allowed: auto, native, xla")
-        if self.platform not in ("cpu", "gpu"):
-            raise UserError(f"latency.platform is {self.platform!r}; allowed: cpu, gpu")
+        names = "runs", "source_length", "target_length", "beam_size"
+        checks.at_least(1, self, "latency.", *names)
+        checks.at_least(0, self, "latency.", "warmup", "threads")
+        allowed = {"kernels": ("auto", "native", "xla"), "platform": ("cpu", "gpu")}
+        checks.one_of(self, "latency.", words=WORDS, **allowed)
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from automoe_jax.architecture.subnet import Subnet, from_json, to_json
 from automoe_jax.latency.statistics import Latency
-from automoe_jax.system import jsonl
+from automoe_jax.system import files
 
 MEASUREMENTS = "measurements.jsonl"
 # Kinds of records, as the file names them.
@@ -25,9 +25,8 @@ class ReplayLog:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._stored = {
-            (line["constraint"], from_json(line["subnet"])): line for line in jsonl.read_lines(path)
-        }
+        lines = files.read_json_lines(path)
+        self._stored = {(x["constraint"], from_json(x["subnet"])): x for x in lines}
         self._asked: dict[str, dict[Subnet, dict[str, Any]]] = {}
 
     def get(self, kind: str, subnet: Subnet, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -36,7 +35,7 @@ class ReplayLog:
         if key not in self._stored:
             line = {"constraint": kind, **make(), "subnet": to_json(subnet)}
             self._stored[key] = line
-            jsonl.append_line(self._path, line)
+            files.append_json_line(self._path, line)
         return self._asked.setdefault(kind, {}).setdefault(subnet, self._stored[key])
 
     def asked(self, kind: str) -> dict[Subnet, dict[str, Any]]:

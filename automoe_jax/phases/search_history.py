@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture.subnet import Subnet, from_json, to_json
-from automoe_jax.system import jsonl
+from automoe_jax.system import files
 
 HISTORY = "history.jsonl"
 
@@ -18,7 +18,7 @@ class ScoreHistory:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / HISTORY
-        self.lines = jsonl.read_lines(self._path)
+        self.lines = files.read_json_lines(self._path)
         self._losses = {from_json(line["subnet"]): line["loss"] for line in self.lines}
 
     def loss(self, subnet: Subnet) -> float | None:
@@ -30,4 +30,4 @@ class ScoreHistory:
         self._losses[subnet] = loss
         line = {"loss": loss, **about, "subnet": to_json(subnet)}
         self.lines.append(line)
-        jsonl.append_line(self._path, line)
+        files.append_json_line(self._path, line)

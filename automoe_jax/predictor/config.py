@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from automoe_jax.system.errors import UserError
+from automoe_jax.system import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,4 @@ class PredictorConfig:
 
     def __post_init__(self):
         for name, low in (("subnets", 8), ("held_out", 2), ("runs", 5)):
-            if getattr(self, name) < low:
-                raise UserError(
-                    f"predictor.{name} is {getattr(self, name)}; at least {low} is needed"
-                )
+            checks.at_least(low, self, "predictor.", name)

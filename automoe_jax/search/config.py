@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
 
 ALGORITHMS = ("evolution", "random_search", "random_sample", "nsga2", "local")
@@ -104,22 +105,12 @@ class SearchConfig:
     constraint: ConstraintConfig = ConstraintConfig()
 
     def __post_init__(self):
-        for name, allowed in (
-            ("algorithm", ALGORITHMS), ("objective", OBJECTIVES), ("latency", LATENCIES)
-        ):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"search.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}"
-                )
-        for name in (
-            "population", "parents", "max_tries", "keep", "latency_runs", "objective_sentences",
-            "measurements",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"search.{name} is {getattr(self, name)}; at least 1 is needed")
-        for name in ("iterations", "mutations", "crossovers", "eval_pairs", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"search.{name} is {getattr(self, name)}; it cannot be negative")
+        allowed = {"algorithm": ALGORITHMS, "objective": OBJECTIVES, "latency": LATENCIES}
+        checks.one_of(self, "search.", **allowed)
+        checks.at_least(1, self, "search.", "population", "parents", "max_tries", "keep",
+                        "latency_runs", "objective_sentences", "measurements")  # fmt: skip
+        checks.at_least(0, self, "search.", "iterations", "mutations", "crossovers", "eval_pairs",
+                        "seed")  # fmt: skip
         if not 0 < self.mutation_probability <= 1:
             raise UserError(
                 f"search.mutation_probability is {self.mutation_probability}; allowed: above 0 "

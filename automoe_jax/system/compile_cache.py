@@ -16,8 +16,7 @@ MIN_COMPILE_SECONDS = 0.1
 def enable(folder: Path, *, environment: bool = True):
     """Keeps compiled programs in a sub-folder of `folder` for this kind of machine.
 
-    A program compiled for one CPU may not run on another. With `environment`, child processes use
-    the cache too.
+    A program compiled for one CPU may not run on another. `environment` sets it for children too.
     """
     path = folder / machine()
     path.mkdir(parents=True, exist_ok=True)

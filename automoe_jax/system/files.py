@@ -1,9 +1,7 @@
 """Small files: clear errors when reading, atomic writing."""
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +9,7 @@ from automoe_jax.system.errors import UserError
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """The UTF-8 text of a file.
-
-    Args:
-      path: the file.
-      what: kind of file, for the error text.
-
-    Raises:
-      UserError: the file is missing, a folder, unreadable, or not text.
-    """
+    """The UTF-8 text of a file; `UserError`, calling it a `what` file, if it cannot be read."""
     path = Path(path)
     try:
         return path.read_text(encoding="utf-8")
@@ -66,14 +56,25 @@ def write_json(path: str | Path, obj: Any):
     write_text(path, json.dumps(obj, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, one a line; none where it is missing. Cuts off a torn last line."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        with path.open("r+b") as f:
+            f.truncate(end)
+    return [json.loads(line) for line in data[:end].splitlines()]
+
+
+def append_json_line(path: Path, line: dict[str, Any]):
+    """Appends an object as one line; a process killed meanwhile leaves the file readable."""
+    with path.open("a") as f:
+        f.write(json.dumps(line) + "\n")
+
+
 def lines(text: str) -> list[str]:
     """Lines ended by line feeds only: Unicode's other line separators are text."""
     found = text.split("\n")
-    return found[:-1] if not found[-1] else found
-
-
-@contextlib.contextmanager
-def no_stdout() -> Iterator[None]:
-    """Discards what a library prints on stdout."""
-    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
-        yield
+    return found if found[-1] else found[:-1]

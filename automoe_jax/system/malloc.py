@@ -26,10 +26,8 @@ _LONG_S = 0.1  # faster compilations leave too little memory to look for
 
 def available() -> bool:
     """Whether glibc has the tunable (2.35) and the kernel allows transparent huge pages."""
-    if not _is_glibc():
-        return False
-    version = platform.libc_ver()[1]
-    if tuple(int(n) for n in version.split(".")[:2]) < (2, 35):
+    version = platform.libc_ver()[1].split(".")[:2]
+    if not _is_glibc() or tuple(map(int, version)) < (2, 35):
         return False
     try:
         return "[never]" not in _KERNEL_SETTING.read_text(encoding="ascii")
@@ -43,10 +41,7 @@ def active() -> bool:
 
 
 def with_huge_pages(tunables: str) -> str | None:
-    """The value of `GLIBC_TUNABLES` that adds huge pages.
-
-    None where it sets them already, to any value, or the system does not support them.
-    """
+    """`GLIBC_TUNABLES` with huge pages added; None if they are set already, or not supported."""
     if _HUGE_PAGES in tunables or not available():
         return None
     return ":".join(filter(None, [tunables, f"{_HUGE_PAGES}=1"]))

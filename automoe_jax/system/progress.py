@@ -4,40 +4,25 @@ from typing import Protocol
 
 
 class ProgressBar(Protocol):
-    """A bar with values beside it."""
+    """A bar; `update` sets the count and the values beside it."""
 
-    def update(self, done: int, **fields: object) -> None:
-        """Sets the count, and values to show beside the bar."""
-        ...
-
+    def update(self, done: int, **fields: object) -> None: ...
     def close(self) -> None: ...
 
 
 class Progress(Protocol):
-    """Receives notes and bars."""
+    """Receives notes, lines of text, and tasks, bars that count to `total`."""
 
-    def note(self, text: str) -> None:
-        """Shows one line of text."""
-        ...
-
-    def task(self, name: str, total: int) -> ProgressBar:
-        """Starts a bar that counts to `total`."""
-        ...
-
-
-class _NoBar:
-    def update(self, done: int, **fields: object) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def note(self, text: str) -> None: ...
+    def task(self, name: str, total: int) -> ProgressBar: ...
 
 
 class Silent:
-    """Discards everything."""
+    """A `Progress` and its bar that discard everything."""
 
-    def note(self, text: str) -> None:
-        pass
+    def note(self, text: str) -> None: ...
+    def update(self, done: int, **fields: object) -> None: ...
+    def close(self) -> None: ...
 
     def task(self, name: str, total: int) -> ProgressBar:
-        return _NoBar()
+        return self

@@ -24,13 +24,11 @@ def resolve(path: str | Path) -> Path:
     if not str(path):
         raise UserError("--workdir is empty; name a folder for the run")
     folder = files.expanded(path).absolute()
-    for part in (folder, *folder.parents):
-        if part.exists():
-            if not part.is_dir():
-                raise UserError(f"{path}: {part} is a file, not a folder; choose another name")
-            if not os.access(part, os.W_OK | os.X_OK):
-                raise UserError(f"{path}: {part} cannot be written to")
-            break
+    part = next(part for part in (folder, *folder.parents) if part.exists())
+    if not part.is_dir():
+        raise UserError(f"{path}: {part} is a file, not a folder; choose another name")
+    if not os.access(part, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: {part} cannot be written to")
     return folder
 
 
@@ -38,25 +36,15 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     """Starts or continues a folder.
 
     Writes `manifest.json` (kind, config, versions, host, when) if there is none, or if the folder
-    has no results yet.
-
-    Args:
-      folder: the workdir or one of its sub-folders.
-      kind: kind of content, as "run" or "supernet".
-      config: all settings that decide the content.
-      begun: True if the folder holds results of the settings in its manifest.
-
-    Raises:
-      UserError: the folder has results of another config; names the first field that differs.
+    has no results yet. `kind` is that of the content, as "run" or "supernet", `config` holds all
+    settings that decide it, and `begun` is True if the folder holds results of its manifest;
+    `UserError` names the first field that differs if they are of another config.
     """
     folder = resolve(folder)
     origin = {}
     if (folder / MANIFEST).exists():
         manifest = read(folder, kind)
-        stored = {
-            name: with_defaults(value, config.get(name))
-            for name, value in manifest["config"].items()
-        }
+        stored = {k: with_defaults(v, config.get(k)) for k, v in manifest["config"].items()}
         difference = _first_difference(stored, _as_json(config), "")
         if not difference:
             return
@@ -101,12 +89,7 @@ def read(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def with_defaults(stored: Any, like: Any) -> Any:
-    """A stored group of settings, with defaults for fields that were added since.
-
-    Args:
-      stored: the group as JSON.
-      like: the group as a dataclass of this version; anything else leaves `stored` as it is.
-    """
+    """A stored group of settings; fields added since get the defaults of the dataclass `like`."""
     if not dataclasses.is_dataclass(like) or not isinstance(stored, dict):
         return stored
     fields = {f.name: f.default for f in dataclasses.fields(like)}
@@ -134,9 +117,7 @@ def _as_json(value: Any) -> Any:
 def _first_difference(old: Any, new: Any, where: str) -> str:
     """`field is A there and B here`, or "" if all fields are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if key in _FREE:
-                continue
+        for key in sorted((old.keys() | new.keys()) - _FREE):
             name = f"{where}.{key}" if where else key
             difference = _first_difference(old.get(key), new.get(key), name)
             if difference:

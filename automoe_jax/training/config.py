@@ -2,20 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any
 
+from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
 
 SAMPLING_UNITS = ("micro_batch", "device", "update")
-
-
-def _check(
-    config: Any, names: tuple[str, ...], least: float, below: float, allowed: str, group: str = ""
-):
-    """Raises `UserError` if one of the fields is not in [least, below)."""
-    for name in names:
-        if not least <= getattr(config, name) < below:
-            raise UserError(f"{group}{name} is {getattr(config, name)}; {allowed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +28,17 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self):
-        rates = ("initial_rate", "peak_rate", "final_rate", "eps")
-        _check(self, rates, 0, math.inf, "allowed: 0 up to below inf")
-        _check(self, ("b1", "b2"), 0, 1, "allowed: 0 up to below 1")
-        _check(self, ("steps",), 1, math.inf, "at least 1 is needed")
-        _check(self, ("warmup_steps",), 0, self.steps + 1, f"allowed: 0 to steps {self.steps}")
+        for name in ("initial_rate", "peak_rate", "final_rate", "b1", "b2", "eps"):
+            bound = 1.0 if name in ("b1", "b2") else math.inf
+            if not 0 <= getattr(self, name) < bound:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}; allowed: 0 up to below {bound:g}"
+                )
+        checks.at_least(1, self, "", "steps")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise UserError(
+                f"warmup_steps is {self.warmup_steps}; allowed: 0 to steps {self.steps}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +49,11 @@ class ModelConfig:
     attention_dropout: float = 0.1  # on attention probabilities, not scaled
 
     def __post_init__(self):
-        rates = ("dropout", "attention_dropout")
-        _check(self, rates, 0, 1, "allowed: 0 up to below 1", "model.")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"model.{name} is {getattr(self, name)}; allowed: 0 up to below 1"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,7 @@ class SamplingConfig:
     unit: str = "micro_batch"
 
     def __post_init__(self):
-        if self.unit not in SAMPLING_UNITS:
-            raise UserError(f"sampling.unit is {self.unit!r}; allowed: {', '.join(SAMPLING_UNITS)}")
+        checks.one_of(self, "sampling.", unit=SAMPLING_UNITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +91,8 @@ class TrainingConfig(OptimizerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        counts = ("tokens_per_batch", "batches_per_step", "buckets", "log_every")
-        counts += ("checkpoint_every", "keep_checkpoints")
-        _check(self, counts, 1, math.inf, "at least 1 is needed")
-        from_zero = ("load_balance", "eval_every", "eval_pairs", "eval_subnets")
-        _check(self, from_zero, 0, math.inf, "it cannot be negative")
-        _check(self, ("label_smoothing",), 0, 1, "allowed: 0 to 1")
+        checks.at_least(1, self, "", "tokens_per_batch", "batches_per_step", "buckets", "log_every",
+                        "checkpoint_every", "keep_checkpoints")  # fmt: skip
+        checks.at_least(0, self, "", "load_balance", "eval_every", "eval_pairs", "eval_subnets")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")

@@ -32,7 +32,7 @@ from automoe_jax.predictor.scores import agreement
 from automoe_jax.published import subnet_files
 from automoe_jax.search.candidates import InfeasibleError
 from automoe_jax.search.front import front
-from automoe_jax.system import jsonl
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 
@@ -142,7 +142,7 @@ class KillAtWrite:
     """Ends the program at some write of a record, once torn in the middle of its line."""
 
     def __init__(self, monkeypatch, moment: int):
-        whole, self.left = jsonl.append_line, moment
+        whole, self.left = files.append_json_line, moment
 
         def append_line(path, line):
             self.left -= 1
@@ -152,7 +152,7 @@ class KillAtWrite:
                 raise Killed
             whole(path, line)
 
-        monkeypatch.setattr(jsonl, "append_line", append_line)
+        monkeypatch.setattr(files, "append_json_line", append_line)
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")

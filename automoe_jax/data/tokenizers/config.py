@@ -3,6 +3,7 @@
 import dataclasses
 
 from automoe_jax.architecture.ids import UNK_ID
+from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
 
 KINDS = ("sentencepiece", "bpe", "ids")
@@ -17,10 +18,8 @@ class TokenizerConfig:
         "ids", for text that is token ids separated by blanks.
       vocab_size: pieces, special ones included; kind bpe takes the size of its dictionaries.
       character_coverage: share of characters that get a piece; others are unknown (sentencepiece).
-      split_digits: True to make every digit a piece, so that numbers are copied digit by digit
-        (sentencepiece).
-      max_sentences: upper bound of lines (source and target) to train on, spread evenly over the
-        corpus (sentencepiece).
+      split_digits: True to make every digit a piece, which copies numbers digit by digit.
+      max_sentences: most lines of both sides to train on, spread evenly (sentencepiece).
       dictionaries: fairseq's dict.txt, one for both languages, or source and target (bpe).
       bpe_codes: file of subword-nmt's merges (bpe).
       lowercase: True to lower-case the text, as the IWSLT models need (bpe).
@@ -36,10 +35,8 @@ class TokenizerConfig:
     lowercase: bool = False
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(f"tokenizer.kind is {self.kind!r}; allowed: {', '.join(KINDS)}")
-        if self.vocab_size <= UNK_ID + 1:
-            raise UserError(f"tokenizer.vocab_size is {self.vocab_size}; at least 5 is needed")
+        checks.one_of(self, "tokenizer.", kind=KINDS)
+        checks.at_least(UNK_ID + 2, self, "tokenizer.", "vocab_size")
         if not 0.98 <= self.character_coverage <= 1:
             raise UserError(
                 f"tokenizer.character_coverage is {self.character_coverage}; allowed: 0.98 to 1"
