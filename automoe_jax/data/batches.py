@@ -37,26 +37,21 @@ def assemble(tokens: TokenPairs, plan: Plan, step: int, share: Share) -> Batch:
 
 
 def _pad(side: Side, pairs: np.ndarray, time: int) -> np.ndarray:
-    out = np.full((pairs.size, time), PAD_ID, np.int32)
-    for row, i in zip(out, pairs.reshape(-1), strict=True):
-        if i >= 0:
-            ids = side[int(i)]
-            row[: len(ids)] = ids
-    return out.reshape(*pairs.shape, time)
+    out = np.full((*pairs.shape, time), PAD_ID, np.int32)
+    for at in zip(*np.nonzero(pairs >= 0), strict=True):
+        ids = side[int(pairs[at])]
+        out[at][: len(ids)] = ids
+    return out
 
 
 def batches(
     tokens: TokenPairs, plan: Plan, share: Share, start: int, stop: int, buffer: int = 4
 ) -> Iterator[Batch]:
-    """Batches of the steps from `start` up to `stop`, prepared `buffer` steps ahead.
-
-    Seekable: the batch of a step does not depend on `start`.
-    """
+    """Batches of the steps from `start` up to `stop`, prepared `buffer` steps ahead."""
     # Saves 0.25 s of start-up (Grain) where nothing is trained or scored.
     import grain  # noqa: PLC0415
 
-    dataset = grain.MapDataset.range(start, stop).map(
-        lambda step: assemble(tokens, plan, int(step), share)
-    )
+    steps = grain.MapDataset.range(start, stop)
+    dataset = steps.map(lambda step: assemble(tokens, plan, int(step), share))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
     return iter(dataset.to_iter_dataset(options))

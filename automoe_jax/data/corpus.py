@@ -1,5 +1,6 @@
 """One interface to parallel text: splits of raw line pairs."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -38,18 +39,11 @@ class TfdsSplit:
 
 
 def open_corpus(config: DataConfig, folder: Path) -> dict[str, Split]:
-    """Opens the splits of a corpus; prepares it in `folder` the first time.
+    """Opens the splits of a corpus, "train" and "valid" among them.
 
-    Args:
-      config: source and languages of the corpus.
-      folder: `corpus/` of a workdir; WMT stays in `config.data_dir`.
-
-    Returns:
-      Splits by name, "train" and "valid" among them.
-
-    Raises:
-      UserError: the text is missing, is not text, its sides differ in length, or has changed
-        since `folder` was prepared.
+    Prepares it the first time: WMT in `config.data_dir`, others in `folder`, `corpus/` of a run.
+    Raises `UserError` if the text is missing, is not text, its sides differ in length, or has
+    changed since `folder` was prepared.
     """
     if config.kind == "tfds":
         # Saves 0.25 s of start-up (TFDS) where no corpus is opened.
@@ -64,10 +58,8 @@ def open_corpus(config: DataConfig, folder: Path) -> dict[str, Split]:
             )
     else:
         sources = _prepared_sources(config, folder)
-    return {
-        name: TfdsSplit(source, config.source_lang, config.target_lang)
-        for name, source in sources.items()
-    }
+    pair = config.source_lang, config.target_lang
+    return {name: TfdsSplit(source, *pair) for name, source in sources.items()}
 
 
 def _prepared_sources(config: DataConfig, folder: Path) -> dict[str, Any]:
@@ -86,8 +78,7 @@ def _prepared_sources(config: DataConfig, folder: Path) -> dict[str, Any]:
     if not stored:
         shutil.rmtree(folder, ignore_errors=True)  # of a killed run
         tfds_pairs.write(folder, languages, splits)
-        content = {"version": 1, "fingerprint": fingerprint, "splits": list(splits)}
-        files.write_json(mark, content)
+        files.write_json(mark, {"version": 1, "fingerprint": fingerprint, "splits": list(splits)})
     elif stored["fingerprint"] != fingerprint:
         raise UserError(
             f"the text of {config.path or config.kind} has changed since {folder} was made "
@@ -100,26 +91,18 @@ def _readers(config: DataConfig) -> tuple[Mapping[str, Callable[[], Iterable[Lin
     """A reader of each split, and JSON that changes when the text does."""
     languages = (config.source_lang, config.target_lang)
     if config.kind == "phrases":
-        sizes = {
-            "train": config.train_pairs,
-            "valid": config.valid_pairs,
-            "test": config.test_pairs,
-        }
-        return {name: _phrases(name, size, languages) for name, size in sizes.items()}, [sizes]
+        if set(languages) != {"en", "de"}:
+            raise UserError(
+                f"data.kind phrases has English (en) and German (de), not {' and '.join(languages)}"
+            )
+        sizes = {name: getattr(config, f"{name}_pairs") for name in ("train", "valid", "test")}
+        return {x: functools.partial(_phrases, x, n, languages) for x, n in sizes.items()}, [sizes]
     found = parallel_text.find_splits(files.expanded(config.path), *languages)
-    readers = {name: pair.read for name, pair in found.items()}
-    return readers, [pair.fingerprint() for pair in found.values()]
+    fingerprints = [pair.fingerprint() for pair in found.values()]
+    return {name: pair.read for name, pair in found.items()}, fingerprints
 
 
-def _phrases(name: str, size: int, languages: tuple[str, str]):
-    if set(languages) != {"en", "de"}:
-        raise UserError(
-            f"data.kind phrases has English (en) and German (de), not {' and '.join(languages)}"
-        )
-
-    def read() -> Iterable[LinePair]:
-        for english, german in phrases.pairs(name, size):
-            pair = {"en": english.encode(), "de": german.encode()}
-            yield pair[languages[0]], pair[languages[1]]
-
-    return read
+def _phrases(name: str, size: int, languages: tuple[str, str]) -> Iterable[LinePair]:
+    for english, german in phrases.pairs(name, size):
+        pair = {"en": english.encode(), "de": german.encode()}
+        yield pair[languages[0]], pair[languages[1]]

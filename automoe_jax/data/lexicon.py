@@ -12,11 +12,9 @@ import numpy as np
 from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from automoe_jax.data.tokens import TokenPairs
 
-# More text hardly changes the lists.
-MAX_PAIRS = 50_000
+MAX_PAIRS = 50_000  # more text hardly changes the lists
 ROUNDS = 4
-# Number of frequent target words that every sentence may use.
-COMMON = 256
+COMMON = 256  # frequent target words that every sentence may use
 
 
 class Lexicon(NamedTuple):
@@ -29,26 +27,20 @@ class Lexicon(NamedTuple):
 def build(
     pairs: TokenPairs, n_source: int, n_target: int, per_word: int, common: int = COMMON
 ) -> Lexicon:
-    """Estimates the translations of each source word.
+    """Estimates the `per_word` (N) best translations of each of `n_source` (V) source words.
 
-    Args:
-      pairs: training text.
-      n_source: V.
-      n_target: size of the target vocabulary.
-      per_word: N.
-      common: number of frequent target words; eos and the unknown word are added to them.
+    The `common` most frequent of `n_target` target words get eos and the unknown word added.
     """
     chosen = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), MAX_PAIRS)).astype(np.int64))
-    sources, targets = [], []
+    sources, targets, groups = [], [], []
     for i in chosen:
         # Once each: a word's count in its sentence says little about its translation.
         source, target = np.unique(pairs.source[i]), np.unique(pairs.target[i])
         sources.append(np.tile(source, len(target)).astype(np.int64))
         targets.append(np.repeat(target, len(source)).astype(np.int64))
-    widths = [len(np.unique(pairs.source[i])) for i in chosen]
-    heights = [len(s) // w for s, w in zip(sources, widths, strict=True)]
-    # The possible sources of a target word are adjacent; offsets of these groups:
-    group = np.repeat(np.array(widths), heights)
+        groups.append(np.full(len(target), len(source)))
+    # The possible sources of a target word are adjacent; sizes and offsets of these groups:
+    group = np.concatenate(groups)
     starts = np.concatenate([[0], np.cumsum(group)[:-1]])
     source_O = np.concatenate(sources)
     key_O = source_O * n_target + np.concatenate(targets)

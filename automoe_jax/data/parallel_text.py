@@ -25,11 +25,7 @@ class FilePair:
     target: Path
 
     def read(self) -> Iterator[LinePair]:
-        """Yields line pairs.
-
-        Raises:
-          UserError: a file is not text, or the sides differ in length (with both counts).
-        """
+        """Yields line pairs; `UserError` if a file is not text or the sides differ in length."""
         lines = itertools.zip_longest(read_lines(self.source), read_lines(self.target))
         i = -1
         for i, (a, b) in enumerate(lines):
@@ -46,9 +42,7 @@ class FilePair:
 
     def fingerprint(self) -> list:
         """JSON that changes when the files do: names, sizes and hashes of both ends."""
-        return [
-            [path.name, path.stat().st_size, _ends(path)] for path in (self.source, self.target)
-        ]
+        return [[x.name, x.stat().st_size, _ends(x)] for x in (self.source, self.target)]
 
 
 def _ends(path: Path) -> str:
@@ -60,22 +54,15 @@ def _ends(path: Path) -> str:
 
 
 def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, FilePair]:
-    """The splits of a folder: train, valid, and every test* that has both languages.
-
-    Raises:
-      UserError: no such folder, or train or valid is missing on a side.
-    """
+    """The splits of a folder: train and valid, which must exist, and every test* of two sides."""
     wanted = f"train.{source_lang}, train.{target_lang}, valid.{source_lang} ... (or .gz)"
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"corpus folder {folder} {what}; data.path must hold {wanted}")
 
     def find(name: str, lang: str) -> Path | None:
-        for suffix in ("", ".gz"):
-            path = folder / f"{name}.{lang}{suffix}"
-            if path.is_file():
-                return path
-        return None
+        paths = (folder / f"{name}.{lang}{suffix}" for suffix in ("", ".gz"))
+        return next((path for path in paths if path.is_file()), None)
 
     names = {"train", "valid"}
     for path in folder.iterdir():
@@ -84,13 +71,12 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
             names.add(name)
     splits = {}
     for name in sorted(names):
-        sides = {lang: find(name, lang) for lang in (source_lang, target_lang)}
-        missing = [lang for lang, path in sides.items() if path is None]
-        if missing and name in ("train", "valid"):
-            raise UserError(f"corpus folder {folder} has no {name}.{missing[0]}; needed: {wanted}")
-        source, target = sides.values()
+        source, target = find(name, source_lang), find(name, target_lang)
         if source and target:
             splits[name] = FilePair(source, target)
+        elif name in ("train", "valid"):
+            missing = f"{name}.{target_lang if source else source_lang}"
+            raise UserError(f"corpus folder {folder} has no {missing}; needed: {wanted}")
     return splits
 
 

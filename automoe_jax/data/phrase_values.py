@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from babel import Locale, dates, numbers, units
@@ -27,6 +27,7 @@ _SHARE = {"valid": (0,), "test": (1, 2), "train": tuple(range(3, 20))}
 # Codes and units by list name. The German names of the countries take no article, so that they fit
 # anywhere in a sentence.
 LISTS: dict[str, Any] = json.loads(Path(__file__).with_name("phrases.json").read_text("utf-8"))
+_LOCALES = {lang: Locale(lang) for lang in ("en", "de")}
 _EPOCH = datetime.date(1950, 1, 1)
 _N_DAYS = (datetime.date(2050, 1, 1) - _EPOCH).days
 
@@ -38,9 +39,7 @@ def belongs(english: str, split: str) -> bool:
 
 def _both(form: Callable[[str], str]) -> Pair:
     """A form in English and German, with CLDR's no-break spaces as ordinary ones."""
-    english, german = (
-        form(lang).replace("\u00a0", " ").replace("\u202f", " ") for lang in ("en", "de")
-    )
+    english, german = (form(x).replace("\u00a0", " ").replace("\u202f", " ") for x in _LOCALES)
     return english, german
 
 
@@ -58,7 +57,7 @@ def _date(rng: Rng, german: str, *english: str) -> Pair:
     """A date by a German and one of at most two English patterns."""
     day = _EPOCH + datetime.timedelta(days=int(rng.integers(_N_DAYS)))
     first = len(english) == 1 or rng.random() < 0.5
-    patterns = {"en": english[0] if first else english[-1], "de": german}
+    patterns = {"en": english[0 if first else 1], "de": german}
     return _both(lambda lang: dates.format_date(day, patterns[lang], locale=lang))
 
 
@@ -70,25 +69,21 @@ def time(rng: Rng) -> Pair:
 
 def number(rng: Rng) -> Pair:
     value = _magnitude(rng, 7)
-    if rng.random() < 0.3:
-        value = round(value / 100, 2)
+    value = round(value / 100, 2) if rng.random() < 0.3 else value
     return _both(lambda lang: numbers.format_decimal(value, locale=lang))
 
 
 def percent(rng: Rng) -> Pair:
-    value = int(rng.integers(1, 1000)) / 1000
-    patterns = {"en": "#,##0.#%", "de": "#,##0.# %"}
+    value, patterns = int(rng.integers(1, 1000)) / 1000, {"en": "#,##0.#%", "de": "#,##0.# %"}
     return _both(lambda lang: numbers.format_percent(value, patterns[lang], lang))
 
 
 def money(rng: Rng) -> Pair:
     value = _magnitude(rng, 6)
     value = value / 100 if rng.random() < 0.7 else value
-    currency = _choose(rng, LISTS["currencies"])
+    unit = _choose(rng, LISTS["currencies"])
     style = "name" if rng.random() < 0.5 else "standard"
-    return _both(
-        lambda lang: numbers.format_currency(value, currency, locale=lang, format_type=style)
-    )
+    return _both(lambda lang: numbers.format_currency(value, unit, None, lang, format_type=style))
 
 
 def count(rng: Rng) -> Pair:
@@ -97,9 +92,8 @@ def count(rng: Rng) -> Pair:
 
 
 def _quantity(rng: Rng, unit_list: str) -> Pair:
-    value: float = _magnitude(rng, 4) + 1
-    if rng.random() < 0.3:
-        value = value / 10
+    value = _magnitude(rng, 4) + 1
+    value = value / 10 if rng.random() < 0.3 else value
     unit = _choose(rng, LISTS[unit_list])
     return _both(lambda lang: units.format_unit(value, unit, length="long", locale=lang))
 
@@ -108,22 +102,19 @@ def duration(rng: Rng) -> Pair:
     large, max_large, small, max_small = _choose(rng, LISTS["durations"])
     parts = (int(rng.integers(1, max_large)), large), (int(rng.integers(1, max_small)), small)
     words = {"en": " and ", "de": " und "}
-    return _both(
-        lambda lang: words[lang].join(
-            units.format_unit(n, f"duration-{unit}", length="long", locale=lang)
-            for n, unit in parts
-        )
-    )
+
+    def form(lang: str) -> str:
+        forms = (units.format_unit(n, f"duration-{x}", "long", locale=lang) for n, x in parts)
+        return words[lang].join(forms)
+
+    return _both(form)
 
 
 def _relative(rng: Rng, sign: int) -> Pair:
     unit, minutes = _choose(rng, LISTS["units_of_time"])
     delta = sign * int(rng.integers(2, 60)) * datetime.timedelta(minutes=minutes)
-    return _both(
-        lambda lang: dates.format_timedelta(
-            delta, cast(Any, unit), threshold=1e9, add_direction=True, locale=lang
-        )
-    )
+    form = functools.partial(dates.format_timedelta, delta, unit, 1e9, add_direction=True)
+    return _both(lambda lang: form(locale=lang))
 
 
 def spelled(rng: Rng) -> Pair:
@@ -132,7 +123,7 @@ def spelled(rng: Rng) -> Pair:
 
 
 def year(rng: Rng) -> Pair:
-    value = str(int(rng.integers(1500, 2100)))
+    value = str(rng.integers(1500, 2100))
     return value, value
 
 
@@ -141,14 +132,9 @@ def weekday(rng: Rng) -> Pair:
     return _both(lambda lang: dates.get_day_names("wide", locale=lang)[day])
 
 
-@functools.cache
-def _names(kind: str, lang: str) -> dict[str, str]:
-    return dict(getattr(Locale(lang), kind))
-
-
 def _name(rng: Rng, kind: str, codes: str) -> Pair:
     code = _choose(rng, LISTS[codes])
-    return _both(lambda lang: _names(kind, lang)[code])
+    return _both(lambda lang: getattr(_LOCALES[lang], kind)[code])
 
 
 # Slot name -> (function that draws a value, whether each split has values of its own).
@@ -173,11 +159,6 @@ KINDS: dict[str, tuple[Callable[[Rng], Pair], bool]] = {
     "language": (lambda rng: _name(rng, "languages", "languages"), False),
     "country": (lambda rng: _name(rng, "territories", "countries"), False),
 }
-
-
-def is_held_out(kind: str) -> bool:
-    """Whether each split has values of its own."""
-    return KINDS[kind][1]
 
 
 def draw(kind: str, rng: Rng, split: str) -> Pair:

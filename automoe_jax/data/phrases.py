@@ -27,7 +27,7 @@ def pair(index: int, split: str, seed: int = 0) -> Pair:
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     frame = FRAMES[rng.integers(len(FRAMES))]
     kinds = [m.group(1) for m in _SLOT.finditer(frame[0])]
-    held_out = any(phrase_values.is_held_out(kind) for kind in kinds if kind not in WORDS)
+    held_out = any(phrase_values.KINDS[kind][1] for kind in kinds if kind not in WORDS)
     while True:
         filled = _fill(frame, rng, split)
         if held_out or phrase_values.belongs(filled[0], split):

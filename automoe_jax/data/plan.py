@@ -37,15 +37,8 @@ def choose_buckets(
 
     Greedy: starts with the shape that holds every pair, and adds the shape of a grid of length
     quantiles that saves the most padding, up to `count` shapes. Then replaces one shape at a time
-    while that saves more.
-
-    Args:
-      source_lengths, target_lengths: tokens of each pair.
-      count: upper bound of the number of buckets.
-      tokens_per_batch: upper bound of rows times the longer side.
-
-    Raises:
-      UserError: not even one pair of the longest shape fits into a batch.
+    while that saves more. `tokens_per_batch` bounds rows times the longer side, so raises
+    `UserError` if the longest pair exceeds it.
     """
     longest = int(max(source_lengths.max(), target_lengths.max()))
     if tokens_per_batch < longest:
@@ -80,23 +73,17 @@ def choose_buckets(
 
 
 def _padded_lengths(source_lengths: np.ndarray, target_lengths: np.ndarray):
-    """Padded tokens of every (source length, target length) under every shape of a grid.
+    """Padded tokens of all C combinations of lengths that occur under all G shapes of a grid.
 
-    Letters: G shapes of the grid, C combinations of lengths that occur.
-
-    Returns:
-      The grid (G, 2) of quantiles of the lengths, whose last shape holds every pair; source plus
-      target tokens after padding (G, C), for the last shape where a shape is too small; and the
-      number of pairs (C).
+    Returns the grid (G, 2) of quantiles of the lengths, whose last shape holds every pair; source
+    plus target tokens after padding (G, C), for the last shape where a shape is too small; and the
+    number of pairs (C).
     """
-    quantiles = np.linspace(0, 1, 33)[1:]
-    sizes = (
-        np.unique(np.quantile(lengths, quantiles, method="higher"))
-        for lengths in (source_lengths, target_lengths)
-    )
-    grid = np.array(list(itertools.product(*sizes)))
-    n_pairs = np.zeros((source_lengths.max() + 1, target_lengths.max() + 1), np.int64)
-    np.add.at(n_pairs, (source_lengths, target_lengths), 1)
+    lengths = source_lengths, target_lengths
+    quantiles = (np.quantile(x, np.linspace(0, 1, 33)[1:], method="higher") for x in lengths)
+    grid = np.array(list(itertools.product(*map(np.unique, quantiles))))
+    n_pairs = np.zeros([x.max() + 1 for x in lengths], np.int64)
+    np.add.at(n_pairs, lengths, 1)
     source_C, target_C = np.nonzero(n_pairs)
     fits_GC = (source_C <= grid[:, :1]) & (target_C <= grid[:, 1:])
     tokens_G = grid.sum(axis=1)
@@ -106,13 +93,9 @@ def _padded_lengths(source_lengths: np.ndarray, target_lengths: np.ndarray):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """The batches of every step of a training run.
+    """The batches of every step of a training run, `batches_per_step` over all devices.
 
-    Attributes:
-      source_lengths, target_lengths: tokens of each pair.
-      buckets: batch shapes by size, the last of which holds every pair.
-      batches_per_step: devices times micro-batches.
-      seed: for shuffling; None keeps the order (evaluation).
+    The last of the buckets holds every pair. Without a seed, pairs keep their order (evaluation).
     """
 
     source_lengths: np.ndarray
@@ -124,10 +107,8 @@ class Plan:
     @functools.cached_property
     def _bucket_of_pair(self) -> np.ndarray:
         """Index of the first bucket that holds each pair."""
-        fits = [
-            (self.source_lengths <= b.source) & (self.target_lengths <= b.target)
-            for b in self.buckets
-        ]
+        source, target = self.source_lengths, self.target_lengths
+        fits = [(source <= b.source) & (target <= b.target) for b in self.buckets]
         return np.argmax(np.stack(fits), axis=0)
 
     @functools.cached_property
@@ -174,9 +155,6 @@ def _epoch(plan: Plan, epoch: int) -> list[Step]:
             pairs = pairs[:-rest]
         elif rest:
             pairs = np.concatenate([pairs, np.full(per_step - rest, -1)])
-        steps += [
-            Step(bucket, chunk) for chunk in pairs.reshape(-1, plan.batches_per_step, bucket.rows)
-        ]
-    if rng is not None:
-        steps = [steps[i] for i in rng.permutation(len(steps))]
-    return steps
+        batches = pairs.reshape(-1, plan.batches_per_step, bucket.rows)
+        steps += [Step(bucket, chunk) for chunk in batches]
+    return steps if rng is None else [steps[i] for i in rng.permutation(len(steps))]

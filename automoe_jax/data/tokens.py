@@ -42,6 +42,15 @@ class TokenPairs:
         return len(self.source.starts) - 1
 
 
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """A tokenizer, and the training and validation pairs it encoded."""
+
+    tokenizer: Tokenizer
+    train: TokenPairs
+    valid: TokenPairs
+
+
 def text_or_none(line: bytes) -> str | None:
     """The line as text without surrounding whitespace, or None if it is not UTF-8."""
     try:
@@ -56,10 +65,7 @@ def sample_sentences(split: Split, count: int) -> Iterator[str]:
     indices = np.linspace(0, len(split) - 1, n_pairs).astype(np.int64)
     for at in range(0, n_pairs, CHUNK):
         for pair in split.read(indices[at : at + CHUNK].tolist()):
-            for line in pair:
-                text = text_or_none(line)
-                if text:
-                    yield text
+            yield from filter(None, map(text_or_none, pair))
 
 
 def tokenize(
@@ -71,8 +77,7 @@ def tokenize(
 ):
     """Writes the tokenised split to `folder`.
 
-    Leaves out, and counts, pairs with an empty side, a side longer than `max_length` tokens, or
-    bytes that are not UTF-8.
+    Leaves out, and counts, pairs with an empty side, more than `max_length` tokens, or no UTF-8.
     """
     counts: dict[str, int] = dict.fromkeys(("kept", "empty", "too_long", "not_utf8"), 0)
     dtype = np.uint16 if max(tokenizer.vocab_sizes) <= 2**16 else np.uint32
@@ -80,17 +85,14 @@ def tokenize(
     for start in range(0, len(split), CHUNK):
         stop = min(start + CHUNK, len(split))
         texts = _usable(split.read(range(start, stop)), counts)
-        encoded = [
-            tokenizer.encode([source for source, _ in texts], "source"),
-            tokenizer.encode([target for _, target in texts], "target"),
-        ]
-        for pair in zip(*encoded, strict=True):
-            if max(map(len, pair)) > max_length:
-                counts["too_long"] += 1
-                continue
-            counts["kept"] += 1
-            for side, ids in zip(sides, pair, strict=True):
-                side.append(np.array(ids, dtype))
+        sources = tokenizer.encode([source for source, _ in texts], "source")
+        targets = tokenizer.encode([target for _, target in texts], "target")
+        for pair in zip(sources, targets, strict=True):
+            fits = max(map(len, pair)) <= max_length
+            counts["kept" if fits else "too_long"] += 1
+            if fits:
+                for side, ids in zip(sides, pair, strict=True):
+                    side.append(np.array(ids, dtype))
         progress(stop, len(split))
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
@@ -124,5 +126,5 @@ def load(folder: Path) -> TokenPairs:
         return Side(ids, np.load(folder / f"{name}_starts.npy"))
 
     counts = files.read_json(folder / "counts.json", "token counts")
-    kept = {k: v for k, v in counts.items() if k != "version"}
-    return TokenPairs(side("source"), side("target"), kept)
+    counts.pop("version", None)
+    return TokenPairs(side("source"), side("target"), counts)

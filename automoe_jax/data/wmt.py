@@ -32,23 +32,15 @@ class WmtHatEval(wmt.WmtTranslate):
 
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's way)
         wmt.WmtConfig(
-            name="wmt14",
-            language_pair=("fr", "en"),
+            name=name,
+            language_pair=languages,
             version=_VERSION,
-            subsets={
-                tfds.Split("validation"): ["newstest2012", "newstest2013"],
-                tfds.Split("test"): ["newstest2014"],
-            },
-        ),
-        wmt.WmtConfig(
-            name="wmt19",
-            language_pair=("de", "en"),
-            version=_VERSION,
-            subsets={
-                tfds.Split("validation"): ["newstest2017"],
-                tfds.Split("test"): ["newstest2018"],
-            },
-        ),
+            subsets={tfds.Split("validation"): valid, tfds.Split("test"): test},
+        )
+        for name, languages, valid, test in (
+            ("wmt14", ("fr", "en"), ["newstest2012", "newstest2013"], ["newstest2014"]),
+            ("wmt19", ("de", "en"), ["newstest2017"], ["newstest2018"]),
+        )
     ]
 
     @py_utils.classproperty
@@ -67,15 +59,7 @@ CORPORA = {
 
 
 def open_sources(name: str, data_dir: str):
-    """Data sources "train", "valid" and "test"; downloads and prepares them the first time.
-
-    Args:
-      name: a key of `CORPORA`.
-      data_dir: folder of TFDS; `~` is expanded.
-
-    Raises:
-      UserError: the name is unknown, or the files are missing and the network is out of reach.
-    """
+    """Data sources "train", "valid" and "test", downloaded and prepared the first time."""
     if name not in CORPORA:
         raise UserError(f"data.name is {name!r}; allowed: {', '.join(CORPORA)}")
     builder_class, config, evaluation = CORPORA[name]
@@ -91,18 +75,17 @@ def open_sources(name: str, data_dir: str):
 
 def _prepared(builder_class, config: str, folder: Path, name: str) -> Any:
     builder = builder_class(config=config, data_dir=folder, file_format="array_record")
-    if not builder.is_prepared():
-        missing = _missing_downloads(builder, folder)
-        for url in missing:
-            if not reachable(url):
-                place = folder / "downloads" / "manual"
-                raise UserError(
-                    f"{name} is not prepared in {folder} and "
-                    f"{urllib.parse.urlsplit(url).netloc} cannot be reached: place "
-                    f"{' '.join(missing)} in {place}, or copy {builder.data_path} from a "
-                    "machine where it is prepared as array_record"
-                )
-        builder.download_and_prepare()
+    if builder.is_prepared():
+        return builder
+    missing = _missing_downloads(builder, folder)
+    for url in missing:
+        if not reachable(url):
+            raise UserError(
+                f"{name} is not prepared in {folder} and {urllib.parse.urlsplit(url).netloc} "
+                f"cannot be reached: place {' '.join(missing)} in {folder / 'downloads/manual'}, "
+                f"or copy {builder.data_path} from a machine where it is prepared as array_record"
+            )
+    builder.download_and_prepare()
     return builder
 
 

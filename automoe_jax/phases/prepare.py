@@ -9,10 +9,10 @@ from jax.experimental import multihost_utils
 from automoe_jax.data import tokens
 from automoe_jax.data.config import DataConfig
 from automoe_jax.data.corpus import Split, open_corpus
-from automoe_jax.data.prepared import PreparedData
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import sentence_piece, token_ids
 from automoe_jax.data.tokenizers.config import TokenizerConfig
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.phases.run import Run, is_converted
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet, short_name, to_json
-from automoe_jax.data.prepared import PreparedData
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.model.extract import Params
 from automoe_jax.phases.run import Run, claim
 from automoe_jax.phases.train import SUBNET_GROUPS, subnet_params, target, train_subnet

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet, from_json
-from automoe_jax.data.prepared import PreparedData
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.latency.records import MEASUREMENTS
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import search_result

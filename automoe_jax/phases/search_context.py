@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture.subnet import Subnet, to_json
-from automoe_jax.data.prepared import PreparedData
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.latency.config import GOLD_RUNS
 from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.prober import Prober

@@ -8,7 +8,7 @@ import jax
 
 from automoe_jax.architecture.subnet import Subnet, from_json, to_json
 from automoe_jax.config import RunConfig
-from automoe_jax.data.prepared import PreparedData
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding.export import random_params
 from automoe_jax.model.extract import Params, extract
 from automoe_jax.phases.prepare import prepare, vocab_sizes

@@ -15,7 +15,7 @@ from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data import batches as batching
 from automoe_jax.data.plan import Plan, choose_buckets
-from automoe_jax.data.prepared import PreparedData
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
 from automoe_jax.training import optimizer, parallel, sampling

@@ -14,7 +14,7 @@ from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.data import tokens
 from automoe_jax.data.batches import Share
-from automoe_jax.data.prepared import PreparedData
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training import checkpoints, loop, metrics, parallel, sampling

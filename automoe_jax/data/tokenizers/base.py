@@ -16,40 +16,24 @@ SideName = Literal["source", "target"]
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. Ids: bos 0, pad 1, eos 2, unk 3."""
+    """Text to ids and back. Ids: bos 0, pad 1, eos 2, unk 3.
+
+    `content` is equal for tokenizers that encode alike. `encode` puts eos at the end; `decode`
+    takes target ids, drops special ones, and writes a mark for unknown ones.
+    """
 
     @property
-    def kind(self) -> str:
-        """One of `KINDS`."""
-        ...
-
+    def kind(self) -> str: ...
     @property
-    def vocab_sizes(self) -> tuple[int, int]:
-        """Ids of source and target."""
-        ...
-
+    def vocab_sizes(self) -> tuple[int, int]: ...
     @property
-    def content(self) -> bytes:
-        """Equal if two tokenizers encode alike."""
-        ...
-
-    def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]:
-        """Ids of each sentence, eos at the end."""
-        ...
-
-    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Target text of each; drops special ids, and writes a mark for unknown ones."""
-        ...
+    def content(self) -> bytes: ...
+    def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]: ...
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
 
 
 def write_folder(folder: Path, info: dict, fill: Callable[[Path], object]):
-    """Writes a tokenizer's folder under a temporary name and renames it.
-
-    Args:
-      folder: its final name.
-      info: content of `tokenizer.json`, without the version.
-      fill: writes all other files into the folder it is given.
-    """
+    """Writes a tokenizer's folder at once: `info` into `tokenizer.json`, other files by `fill`."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     fill(temporary)

@@ -40,9 +40,6 @@ class Dictionary:
     def __len__(self) -> int:
         return len(self.symbols)
 
-    def __contains__(self, symbol: str) -> bool:
-        return symbol in self._ids
-
     def encode(self, pieces: Sequence[str]) -> list[int]:
         """Ids of symbols, unk for those that are missing, eos at the end."""
         return [*(self._ids.get(piece, UNK_ID) for piece in pieces), EOS_ID]
@@ -67,17 +64,9 @@ class Dictionary:
 
 
 class FairseqBpe:
-    """A `Tokenizer` of a published model.
+    """A `Tokenizer` of a published model, with dictionaries and Moses's rules of both languages.
 
-    Args:
-      bpe: the merges.
-      dictionaries: of source and target; the same one where they share it.
-      languages: of source and target, for Moses's rules.
-      lowercase: True to lower-case the text.
-      content: bytes of the files, for comparing tokenizers.
-
-    Attributes:
-      splits_dashes: True if compounds are split at dashes.
+    `content` is the bytes of the files; `splits_dashes` is True if compounds are split at dashes.
     """
 
     kind = "bpe"
@@ -92,7 +81,7 @@ class FairseqBpe:
     ):
         self._bpe = bpe
         self._dictionaries = dictionaries
-        self.splits_dashes = any(DASH in dictionary for dictionary in dictionaries)
+        self.splits_dashes = any(DASH in dictionary.symbols for dictionary in dictionaries)
         self._moses = tuple(MosesTokenizer(language) for language in languages)
         self._detokenizer = MosesDetokenizer(languages[1])
         self._lowercase = lowercase
@@ -116,10 +105,7 @@ class FairseqBpe:
     def tokenized(self, ids: Sequence[Sequence[int]], unknown: str = UNKNOWN) -> list[str]:
         """Target words of each, separated by blanks: BPE merged, but not detokenised.
 
-        Args:
-          ids: target ids.
-          unknown: text of an unknown symbol; fairseq's scorer writes "<<unk>>" in references, so
-            that it never matches.
+        fairseq's scorer writes unknown symbols of references as "<<unk>>", which never matches.
         """
         return [self._merged(x, unknown) for x in ids]
 
@@ -144,18 +130,13 @@ class FairseqBpe:
             names, languages = list(info["dictionaries"]), tuple(info["languages"])
             lowercase = bool(info["lowercase"])
         except (KeyError, TypeError):
-            raise UserError(
-                f"{folder / INFO} must have dictionaries, languages and lowercase"
-            ) from None
-        dictionaries = [Dictionary.load(folder / name) for name in names]
+            fault = f"{folder / INFO} must have dictionaries, languages and lowercase"
+            raise UserError(fault) from None
+        found = [Dictionary.load(folder / name) for name in names]
         content = b"\0".join((folder / name).read_bytes() for name in (*names, _CODES))
-        return cls(
-            _read_codes(folder / _CODES),
-            (dictionaries[0], dictionaries[-1]),
-            languages,
-            lowercase,
-            content + repr((languages, lowercase)).encode(),
-        )
+        content += repr((languages, lowercase)).encode()
+        codes = _read_codes(folder / _CODES)
+        return cls(codes, (found[0], found[-1]), languages, lowercase, content)
 
 
 def make(
@@ -165,17 +146,9 @@ def make(
     lowercase: bool,
     folder: Path,
 ):
-    """Copies the files of a published model to a tokenizer's folder.
+    """Copies a published model's files to a tokenizer's folder; `UserError` if one is malformed.
 
-    Args:
-      dictionaries: one for both languages, or source and target.
-      codes: merges that subword-nmt's learn_bpe wrote.
-      languages: of source and target.
-      lowercase: True to lower-case the text.
-      folder: the tokenizer's folder.
-
-    Raises:
-      UserError: a file is missing or malformed.
+    Takes one dictionary, or source and target; `codes` are merges of subword-nmt's learn_bpe.
     """
     names = ["dict.txt"] if len(dictionaries) == 1 else ["dict.source.txt", "dict.target.txt"]
     for path in dictionaries:
@@ -183,9 +156,8 @@ def make(
     _read_codes(codes)
 
     def fill(temporary: Path):
-        for path, name in zip(dictionaries, names, strict=True):
+        for path, name in zip((*dictionaries, codes), (*names, _CODES), strict=True):
             shutil.copyfile(path, temporary / name)
-        shutil.copyfile(codes, temporary / _CODES)
 
     info = {"dictionaries": names, "languages": list(languages), "lowercase": lowercase}
     write_folder(folder, {"kind": FairseqBpe.kind, **info}, fill)

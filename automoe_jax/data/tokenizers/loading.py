@@ -35,11 +35,8 @@ def vocab_sizes(config: TokenizerConfig) -> tuple[int, int]:
 
 def copy(source: Path, folder: Path):
     """Copies a tokenizer's folder."""
-    write_folder(
-        folder,
-        files.read_json(source / INFO, "tokenizer"),
-        lambda temporary: shutil.copytree(source, temporary, dirs_exist_ok=True),
-    )
+    info = files.read_json(source / INFO, "tokenizer")
+    write_folder(folder, info, lambda own: shutil.copytree(source, own, dirs_exist_ok=True))
 
 
 def _fairseq_bpe():

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece as spm
 
@@ -54,11 +55,10 @@ class SentencePiece:
 
 
 def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
-    """Trains joint BPE on sentences of both languages and writes it to `folder`.
+    """Trains joint BPE on both languages; `UserError` if the vocabulary is too large for them."""
 
-    Raises:
-      UserError: the text has too few different words for the vocabulary.
-    """
+    settings = {x: getattr(config, x) for x in ("vocab_size", "character_coverage", "split_digits")}
+    ids: dict[str, Any] = {"bos_id": BOS_ID, "pad_id": PAD_ID, "eos_id": EOS_ID, "unk_id": UNK_ID}
 
     def fill(temporary: Path):
         try:
@@ -67,13 +67,8 @@ def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
                     sentence_iterator=iter(sentences),
                     model_prefix=str(temporary / "sentencepiece"),
                     model_type="bpe",
-                    vocab_size=config.vocab_size,
-                    character_coverage=config.character_coverage,
-                    split_digits=config.split_digits,
-                    bos_id=BOS_ID,
-                    pad_id=PAD_ID,
-                    eos_id=EOS_ID,
-                    unk_id=UNK_ID,
+                    **settings,
+                    **ids,
                     num_threads=os.cpu_count() or 1,
                     minloglevel=2,
                 )
@@ -84,9 +79,8 @@ def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
                 f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: {reason}"
             ) from None
 
-    settings = ("vocab_size", "character_coverage", "split_digits", "max_sentences")
-    about = {name: getattr(config, name) for name in settings}
-    write_folder(folder, {"kind": SentencePiece.kind, **about}, fill)
+    info = {"kind": SentencePiece.kind, **settings, "max_sentences": config.max_sentences}
+    write_folder(folder, info, fill)
 
 
 @contextlib.contextmanager

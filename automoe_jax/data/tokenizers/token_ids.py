@@ -43,15 +43,13 @@ class TokenIds:
 
 def make(vocab_sizes: tuple[int, int], folder: Path):
     """Writes the folder of a tokenizer with these numbers of source and target ids."""
-    write_folder(
-        folder, {"kind": TokenIds.kind, "vocab_sizes": list(vocab_sizes)}, lambda path: None
-    )
+    info = {"kind": TokenIds.kind, "vocab_sizes": list(vocab_sizes)}
+    write_folder(folder, info, lambda path: None)
 
 
 def _parse(sentence: str, size: int) -> list[int]:
     ids = []
-    words = sentence.split()
-    for word in words:
+    for word in sentence.split():
         number = int(word) if _NUMBER.fullmatch(word) else size
         if number >= size or number == PAD_ID:
             raise UserError(
