@@ -33,14 +33,9 @@ class _Meter:
 
 
 def read(path: str | Path) -> State:
-    """The arrays of a file, by name.
+    """The arrays of a state dict, or of a fairseq checkpoint that has one, by name.
 
-    Args:
-      path: .npz, .safetensors, or .pt (.pth, .bin): a state dict, or a fairseq checkpoint that has
-        one under "model".
-
-    Raises:
-      UserError: the file is missing, damaged, of another kind, or could run code when read.
+    Raises `UserError` if the file is missing, damaged, of another kind, or could run code.
     """
     path = files.expanded(path)
     if not path.is_file():
@@ -59,11 +54,7 @@ def read(path: str | Path) -> State:
 
 
 def write(path: str | Path, state: State):
-    """Writes .npz or .safetensors under a temporary name, then renames it; replaces nothing.
-
-    Raises:
-      UserError: the name has another ending, or is taken.
-    """
+    """Writes .npz or .safetensors; `UserError` if the name has another ending or is taken."""
     path = files.expanded(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise UserError(f"checkpoint {path} must end in .npz or .safetensors to be written")
@@ -141,9 +132,7 @@ def _state_of(found: Any, path: Path, torch: Any) -> State:
             f'checkpoint {path} is not a state dict, nor a fairseq checkpoint with one as "model"'
         )
     try:
-        return {
-            str(key): (x.float() if x.is_floating_point() else x).detach().numpy()
-            for key, x in found.items()
-        }
+        plain = {k: x.float() if x.is_floating_point() else x for k, x in found.items()}
+        return {str(key): x.detach().numpy() for key, x in plain.items()}
     except (TypeError, RuntimeError, NotImplementedError) as e:
         raise UserError(f"checkpoint {path} has tensors that are no plain arrays: {e}") from None

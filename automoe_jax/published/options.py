@@ -15,7 +15,7 @@ _SPANS = {-1: 1, 1: 2, 2: 3}
 WRITTEN_SPANS = {span: written for written, span in _SPANS.items()}
 
 
-def _words(both: str, *, each: str = "") -> set[str]:
+def _words(both: str, each: str) -> set[str]:
     """The option names of a text, and those of `each` for encoder and decoder."""
     return {*both.split(), *(f"{side}-{name}" for side in STACKS for name in each.split())}
 
@@ -34,15 +34,15 @@ _TRAINING = _words(
     no-epoch-checkpoints no-save validate-interval validation-metric
     log-format log-interval no-progress-bar tensorboard-logdir
     """,
-    each="attention-heads capacity-factor load-balancing-loss-coeff expert-dropout-ratio",
+    "attention-heads capacity-factor load-balancing-loss-coeff expert-dropout-ratio",
 )
 # Options that, switched on, make an architecture that this project does not have.
 _UNSUPPORTED = _words(
     "no-token-positional-embeddings vocab-original-scaling adaptive-softmax-cutoff",
-    each="normalize-before learned-pos drop-tokens is-first-expert-identity",
+    "normalize-before learned-pos drop-tokens is-first-expert-identity",
 )
 # Options that make such an architecture when switched off.
-_SCALED = _words("", each="is-scale-prob")
+_SCALED = _words("", "is-scale-prob")
 # Options with a single supported value.
 _FIXED = {"activation-fn": "relu", **{f"{side}-expert-type": "switch" for side in STACKS}}
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -60,10 +60,7 @@ class _Loader(yaml.BaseLoader):
 
 
 class Options:
-    """The options of one file: every value is text or a list of texts.
-
-    YAML's own types do not serve: it reads the sizes 3072_1024 as one number.
-    """
+    """The options of one file, as texts or lists of texts: to YAML, 3072_1024 is one number."""
 
     def __init__(self, values: dict[str, Any], error: type[UserError]):
         self._values, self._error = values, error
@@ -85,10 +82,9 @@ class Options:
         if default is not None and not self.given(key):
             return tuple(default)
         found = self._list(key) if depth is None else self.front(key, depth)
-        values = tuple(self._as_integer(key, value) for value in found)
-        if not values:
+        if not found:
             raise self._error(f"{key} is an empty list; at least one value is needed")
-        return values
+        return tuple(self._as_integer(key, value) for value in found)
 
     def front(self, key: str, depth: int) -> list[Any]:
         """The front `depth` entries of a list, which may be longer."""
@@ -126,16 +122,10 @@ class Options:
 
 
 def read(text: str, known: Iterable[str], what: str, error: type[UserError]) -> Options:
-    """The options of a file.
+    """The options of a YAML file; training options are allowed besides the `known` keys.
 
-    Args:
-      text: YAML.
-      known: the keys that the caller reads; training options are allowed and have no effect.
-      what: the kind of file, for error lines.
-      error: the exception class.
-
-    Raises:
-      error: not YAML, an unknown key, or one of an architecture that this project does not have.
+    Raises `error`, naming the kind of file `what`, if it is not YAML or has an unknown key or one
+    of an architecture that this project does not have.
     """
     try:
         values = yaml.load(text, Loader=_Loader)
@@ -165,15 +155,12 @@ def read(text: str, known: Iterable[str], what: str, error: type[UserError]) -> 
 
 
 def write(blocks: Iterable[Sequence[tuple[str, Any]]]) -> str:
-    """A file of (key, value) blocks, with an empty line between them.
+    """A file of (key, value) blocks; HAT's YAML and command line readers accept its lists."""
 
-    Both the YAML and the command line reader of HAT accept the lists so written.
-    """
-    return "\n".join(
-        "".join(f"{k}: {list(v) if isinstance(v, tuple) else v}\n" for k, v in block)
-        for block in blocks
-        if block
-    )
+    def line(key: str, value: Any) -> str:
+        return f"{key}: {list(value) if isinstance(value, tuple) else value}\n"
+
+    return "\n".join("".join(line(*pair) for pair in block) for block in blocks if block)
 
 
 def _on(value: Any) -> bool:

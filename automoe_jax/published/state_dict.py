@@ -38,13 +38,9 @@ class CheckpointError(UserError):
 
 
 class WeightMap(NamedTuple):
-    """`params[path][place]` holds the rows `rows` of the state dict's array `key`.
+    """`params[path][place]` holds the rows `rows`, or their transpose, of the state dict's `key`.
 
-    Attributes:
-      key, key_shape: the array of the state dict.
-      path, shape: the array of the params; the path is empty where the params have no such array
-        (the router over one expert, which the published code has).
-      transposed: whether the rows are transposed on the way.
+    The path is empty where the params have no such array: the router over one expert.
     """
 
     key: str
@@ -57,17 +53,10 @@ class WeightMap(NamedTuple):
 
 
 def to_params(state: Mapping[str, np.ndarray], space: SearchSpace) -> tuple[Params, list[str]]:
-    """The params of the supernet of a space.
+    """The float32 params of the supernet of a space, and the names of arrays it does not use.
 
-    Args:
-      state: arrays by name.
-      space: whose hull the checkpoint must be: the largest of every choice.
-
-    Returns:
-      The params, float32, and the names of arrays that the supernet does not use.
-
-    Raises:
-      CheckpointError: names what is missing, left over, of another shape or not a finite number.
+    The checkpoint must be the space's hull: the largest of every choice. Raises `CheckpointError`
+    naming what is missing, left over, of another shape or not a finite number.
     """
     state = _one_table(dict(state), space)
     moe = {
@@ -94,12 +83,7 @@ def to_params(state: Mapping[str, np.ndarray], space: SearchSpace) -> tuple[Para
 def from_params(params: Params, space: SearchSpace) -> State:
     """The state dict of a supernet: the inverse of `to_params`.
 
-    In a stack with experts, a layer with one expert gets a router of zeros, as the published code
-    has one there: its single probability is 1.
-
-    Args:
-      params: of the supernet of `space`.
-      space: the search space.
+    In a stack with experts, a layer with one expert gets the router that the published code has.
     """
     source, target = (
         params["embedding" if "embedding" in params else name]["table"].shape[0]
@@ -153,29 +137,24 @@ def _one_table(state: State, space: SearchSpace) -> State:
         )
     if shared != "all":
         return state
+    if source is not None and target is not None and not np.array_equal(source, target):
+        raise CheckpointError(
+            f"{TARGET} {target.shape} is not {SOURCE} {source.shape}, but "
+            "space.share_embeddings is all; use --config.space.share_embeddings=decoder"
+        )
+    state.pop(TARGET, None)
     if source is None and target is not None:  # some files store a shared array once
-        state[SOURCE] = state.pop(TARGET)
-    elif target is not None and source is not None:
-        if source.shape != target.shape or not np.array_equal(source, target):
-            raise CheckpointError(
-                f"{TARGET} {target.shape} is not {SOURCE} {source.shape}, but "
-                "space.share_embeddings is all; use --config.space.share_embeddings=decoder"
-            )
-        del state[TARGET]
+        state[SOURCE] = target
     return state
 
 
 def _check_names(state: State, needed: Iterable[str], known: set[str], space: SearchSpace):
     missing = [key for key in needed if key not in state]
     further = [key for key in state if key not in known and not _BUFFERS.fullmatch(key)]
-    if not missing and not further:
-        return
-    parts = []
-    if missing:
-        parts.append(f"it lacks {_named(missing)}")
-    if further:
-        parts.append(f"the space has no place for {_named(further)}")
-    raise CheckpointError("; ".join(parts) + _sizes_hint(state, space))
+    parts = [f"it lacks {_named(missing)}"] if missing else []
+    parts += [f"the space has no place for {_named(further)}"] if further else []
+    if parts:
+        raise CheckpointError("; ".join(parts) + _sizes_hint(state, space))
 
 
 def _sizes_hint(state: State, space: SearchSpace) -> str:
@@ -184,22 +163,20 @@ def _sizes_hint(state: State, space: SearchSpace) -> str:
     for stack, key in zip(space.stacks, (SOURCE, TARGET), strict=True):
         side = stack.side
         width = next(state[k] for k in (key, SOURCE, TARGET) if k in state).shape[1]
-        if width != max(stack.embed_dims):
-            found.append(
-                f"its {side} is {width} wide, space.{side}_embed_dims goes up to "
-                f"{max(stack.embed_dims)}"
-            )
         layers = _numbers(state, rf"{side}\.layers\.(\d+)\.")
-        if layers and layers != max(stack.depths):
-            found.append(
-                f"it has {layers} {side} layers, space.{side}_depths goes up to {max(stack.depths)}"
-            )
-        experts = _numbers(state, rf"{side}\.layers\.\d+\.switch_layer\.experts\.(\d+)\.")
-        if max(experts, 1) != stack.max_experts:
-            found.append(
-                f"its {side} has {max(experts, 1)} expert(s) per layer, space.{side}_experts goes "
-                f"up to {stack.max_experts}"
-            )
+        experts = _numbers(state, rf"{side}\.layers\.\d+\.switch_layer\.experts\.(\d+)\.") or 1
+        for text, size, field, largest in (
+            (f"its {side} is {width} wide", width, "embed_dims", max(stack.embed_dims)),
+            (f"it has {layers} {side} layers", layers, "depths", max(stack.depths)),
+            (
+                f"its {side} has {experts} expert(s) per layer",
+                experts,
+                "experts",
+                stack.max_experts,
+            ),
+        ):
+            if size and size != largest:
+                found.append(f"{text}, space.{side}_{field} goes up to {largest}")
     return f" ({'; '.join(found)})" if found else ""
 
 

@@ -11,14 +11,9 @@ _YAML = (".yml", ".yaml")
 
 
 def load(path: str | Path, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
-    """Reads a subnet from JSON, or from subtransformer YAML if the name ends in .yml or .yaml.
+    """Reads JSON, or subtransformer YAML (.yml, .yaml); `SubnetError` names the file and field.
 
-    Args:
-      path: the file.
-      default_qkv_dim: the Q/K/V width of a file without one (HAT's have none).
-
-    Raises:
-      SubnetError: one line with the file and the field.
+    HAT's files have no Q/K/V width: they get `default_qkv_dim`.
     """
     path = Path(path)
     text = files.read_text(path, "subnet")
@@ -33,11 +28,7 @@ def load(path: str | Path, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
 
 
 def save(subnet: Subnet, path: str | Path):
-    """Writes JSON, or subtransformer YAML if the name ends in .yml or .yaml.
-
-    Raises:
-      SubnetError: the YAML has no keys for this architecture.
-    """
+    """Writes JSON, or subtransformer YAML, which not every subnet fits, to .yml and .yaml."""
     path = Path(path)
     if path.suffix in _YAML:
         files.write_text(path, subtransformer.dump(subnet))

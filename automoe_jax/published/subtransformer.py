@@ -9,14 +9,8 @@ identity, also where it is the only one; `num-experts-to-route` is cut to the ex
 import re
 from typing import Any
 
-from automoe_jax.architecture.subnet import (
-    DEFAULT_QKV_DIM,
-    STACKS,
-    Decoder,
-    Encoder,
-    Subnet,
-    SubnetError,
-)
+from automoe_jax.architecture import subnet as subnets
+from automoe_jax.architecture.subnet import DEFAULT_QKV_DIM, STACKS, Subnet, SubnetError
 from automoe_jax.published.options import WRITTEN_SPANS, Options, read, write
 
 _WIDTH, _DEPTH, _FFN = (
@@ -35,11 +29,8 @@ _EXPERTS = ("n-experts", "num-experts-to-route", "std-vs-dummy-experts",
 _DROPS = ("drop-mha-sublayer", "drop-ffn-sublayer")
 # Keys of the supertransformer, where common.yml is in the same file.
 _COMMON = ("embed-dim", "ffn-embed-dim", "layers")
-_KNOWN = {
-    f"{side}-{name}"
-    for side in STACKS
-    for name in (_WIDTH, _DEPTH, _FFN, *_EXPERTS, *_DROPS, *_COMMON)
-}
+_NAMES = (_WIDTH, _DEPTH, _FFN, *_EXPERTS, *_DROPS, *_COMMON)
+_KNOWN = {f"{side}-{name}" for side in STACKS for name in _NAMES}
 _KNOWN |= {key for keys in _HEADS.values() for key in keys.values()}
 _KNOWN |= {_SPAN, "qkv-dim", "share-all-embeddings", "share-decoder-input-output-embed"}
 _MAX_LAYERS = 1000
@@ -47,22 +38,16 @@ _SIZES = re.compile(r"['\"]?([0-9]+(?:_[0-9]+)*)['\"]?")
 
 
 def parse(text: str, qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
-    """The subnet of a subtransformer file.
+    """The subnet of a subtransformer file; `SubnetError` names a missing, unknown or wrong key.
 
-    Args:
-      text: the YAML. Lists may be longer than the number of layers, as in HAT's own files; the
-        front entries count.
-      qkv_dim: the Q/K/V width of a file without `qkv-dim` (theirs leave it to common.yml).
-
-    Raises:
-      SubnetError: names the key that is missing, unknown or wrong.
+    Lists may be longer than the number of layers, as in HAT's own files; the front entries count.
     """
     options = read(text, _KNOWN, "subtransformer", SubnetError)
     stacks: dict[str, Any] = {side: _stack(options, side) for side in STACKS}
     return Subnet(qkv_dim=options.integer("qkv-dim", qkv_dim), **stacks)
 
 
-def _stack(options: Options, side: str) -> Encoder | Decoder:
+def _stack(options: Options, side: str) -> subnets.Encoder | subnets.Decoder:
     depth = options.integer(f"{side}-{_DEPTH}")
     if not 1 <= depth <= _MAX_LAYERS:
         raise SubnetError(
@@ -147,26 +132,21 @@ def _listed(key: str, entry: Any) -> tuple[int, ...]:
 def dump(subnet: Subnet) -> str:
     """The subtransformer file of a subnet, as AutoMoE's search writes it.
 
-    `qkv-dim` is written unless it is the published 512.
-
-    Raises:
-      SubnetError: the published code has no such architecture: an identity expert that is not the
-        first of its layer, or a cross-attention span above 3.
+    `qkv-dim` is written unless it is the published 512. Raises `SubnetError` for an identity expert
+    that is not the first of its layer, or a cross-attention span above 3.
     """
-    stacks = subnet.stacks
-    for i, layer in enumerate(subnet.decoder.layers):
-        if layer.cross_span not in WRITTEN_SPANS:
-            raise SubnetError(
-                f"decoder.layers[{i}].cross_span is {layer.cross_span}; a subtransformer file "
-                "has spans up to 3"
-            )
+    stacks, cross_spans = subnet.stacks, [layer.cross_span for layer in subnet.decoder.layers]
+    for i, span in enumerate(cross_spans):
+        if span not in WRITTEN_SPANS:
+            where = f"decoder.layers[{i}].cross_span is {span}"
+            raise SubnetError(f"{where}; a subtransformer file has spans up to 3")
     sizes = {side: _written_sizes(side, stack.layers) for side, stack in stacks}
     heads = [
         (key, [getattr(layer, name) for layer in stack.layers])
         for side, stack in stacks
         for name, key in _HEADS[side].items()
     ]
-    spans = [WRITTEN_SPANS[layer.cross_span] for layer in subnet.decoder.layers]
+    spans = [WRITTEN_SPANS[span] for span in cross_spans]
     return write([
         [(f"{side}-{_WIDTH}", stack.embed_dim) for side, stack in stacks],
         [(f"{side}-{_FFN}", [max(own) for own in sizes[side]]) for side in STACKS],

@@ -14,13 +14,9 @@ from automoe_jax.architecture.subnet import STACKS
 from automoe_jax.published.options import WRITTEN_SPANS, Options, read, write
 
 # The key of each field of the space.
+_BOTH = {"embed_dims": "embed", "ffn_dims": "ffn-embed-dim", "depths": "layer-num"}
 _CHOICES = {
-    "encoder_embed_dims": "encoder-embed-choice",
-    "decoder_embed_dims": "decoder-embed-choice",
-    "encoder_ffn_dims": "encoder-ffn-embed-dim-choice",
-    "decoder_ffn_dims": "decoder-ffn-embed-dim-choice",
-    "encoder_depths": "encoder-layer-num-choice",
-    "decoder_depths": "decoder-layer-num-choice",
+    **{f"{x}_{name}": f"{x}-{key}-choice" for name, key in _BOTH.items() for x in STACKS},
     "encoder_heads": "encoder-self-attention-heads-choice",
     "decoder_self_heads": "decoder-self-attention-heads-choice",
     "decoder_cross_heads": "decoder-ende-attention-heads-choice",
@@ -34,22 +30,16 @@ _EXPERTS = {"experts": "n-experts", "top_k": "num-experts-to-route",
 _IDENTITY, _FRACTIONAL = "std-vs-dummy-experts", "each-expert-ffn-dim"
 _DROPS = ("drop-mha-sublayer", "drop-ffn-sublayer")
 _SHARED = {"all": "share-all-embeddings", "decoder": "share-decoder-input-output-embed"}
+_NAMES = (*_SUPER, *_EXPERTS.values(), _IDENTITY, _FRACTIONAL, *_DROPS)
 _KNOWN = {*_CHOICES.values(), *_SHARED.values(), _SPANS, "qkv-dim"}
-_KNOWN |= {
-    f"{side}-{name}"
-    for side in STACKS
-    for name in (*_SUPER, *_EXPERTS.values(), _IDENTITY, _FRACTIONAL, *_DROPS)
-}
+_KNOWN |= {f"{side}-{name}" for side in STACKS for name in _NAMES}
 
 
 def parse(text: str) -> SearchSpace:
-    """The search space of a supertransformer file.
+    """The search space of a supertransformer file; `SpaceError` names a missing or wrong key.
 
     Without expert keys every layer is dense. `std-vs-dummy-experts: [0, 1]` gives identity experts:
     anywhere in a layer with experts of different sizes, where the published code has them first.
-
-    Raises:
-      SpaceError: names the key that is missing, unknown or wrong.
     """
     options = read(text, _KNOWN, "supertransformer", SpaceError)
     fields = {name: options.integers(key) for name, key in _CHOICES.items()}
@@ -107,11 +97,7 @@ def languages(text: str) -> dict[str, str]:
 
 
 def dump(space: SearchSpace) -> str:
-    """The supertransformer file of a space: its architecture, not training or data.
-
-    Raises:
-      SpaceError: a cross-attention span above 3, which the published code does not have.
-    """
+    """The supertransformer file of a space; `SpaceError` for a cross-attention span above 3."""
     for span in space.cross_spans:
         if span not in WRITTEN_SPANS:
             raise SpaceError(
@@ -122,10 +108,7 @@ def dump(space: SearchSpace) -> str:
         for name, field in _SUPER.items()
         for stack in space.stacks
     ]
-    heads = [
-        (f"{stack.side}-attention-heads", max(map(max, stack.heads.values())))
-        for stack in space.stacks
-    ]
+    heads = [(f"{x.side}-attention-heads", max(map(max, x.heads.values()))) for x in space.stacks]
     spans = tuple(WRITTEN_SPANS[span] for span in space.cross_spans)
     moe = space.identity_experts or max(stack.max_experts for stack in space.stacks) > 1
     return write([
