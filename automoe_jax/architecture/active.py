@@ -36,15 +36,9 @@ class ActiveSubnet(NamedTuple):
 
 
 def to_active(subnet: Subnet, hull: Subnet) -> ActiveSubnet:
-    """The arrays of a subnet.
-
-    Args:
-      subnet: an architecture that fits into `hull`.
-      hull: `SearchSpace.hull()`; gives the shapes.
-    """
-    return ActiveSubnet(
-        _active_stack(subnet.encoder, hull.encoder), _active_stack(subnet.decoder, hull.decoder)
-    )
+    """The arrays of a subnet that fits into `hull`, the space's, which gives the shapes."""
+    encoder = _active_stack(subnet.encoder, hull.encoder)
+    return ActiveSubnet(encoder, _active_stack(subnet.decoder, hull.decoder))
 
 
 def _active_stack(stack: Encoder | Decoder, hull: Encoder | Decoder) -> ActiveStack:
@@ -75,8 +69,4 @@ def _active_stack(stack: Encoder | Decoder, hull: Encoder | Decoder) -> ActiveSt
 
 def layer_row(stack: ActiveStack, i: Array | int) -> ActiveStack:
     """The sizes of layer `i`: arrays with a layer axis lose it."""
-    fields = {
-        name: value[i] if name.endswith(("_L", "_LE")) and value.shape[0] else value
-        for name, value in stack._asdict().items()
-    }
-    return ActiveStack(**fields)
+    return jax.tree.map(lambda x: x[i] if x.ndim and x.shape[0] else x, stack)

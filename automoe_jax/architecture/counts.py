@@ -49,7 +49,6 @@ def count(
     """Parameters, active parameters, sparsity and FLOPs.
 
     Args:
-      subnet: the architecture.
       sentence_length: tokens of source and of target (30 for WMT, 23 for IWSLT).
       max_experts: experts of each layer of the supernet; by default, the most of any layer of the
         subnet. `sparsity_supernet` counts every layer with this many experts and gives those that
@@ -100,11 +99,7 @@ def _attention(n_queries: int, n_keys: int, d_q: int, d_kv: int, qkv_dim: int) -
 
 
 def _layer(
-    name: str,
-    layer: EncoderLayer | DecoderLayer,
-    subnet: Subnet,
-    n: int,
-    supernet: tuple[int, int],
+    name: str, layer: EncoderLayer | DecoderLayer, subnet: Subnet, n: int, supernet: tuple[int, int]
 ) -> LayerCost:
     """Costs of a layer; `supernet` is the experts of each of its layers and their largest size."""
     q, stack = subnet.qkv_dim, subnet.decoder if isinstance(layer, DecoderLayer) else subnet.encoder
@@ -119,16 +114,14 @@ def _layer(
     router_macs = n * d * n_experts if n_experts > 1 else 0
     sizes = sorted(_expert(d, f) for f in layer.experts)
     expert_macs = n * 2 * d * sum(layer.experts) / n_experts
-    dense = params + 2 * d  # the FFN's LayerNorm included
-    k = layer.top_k
-    mean = sum(sizes) / n_experts
+    dense, k = params + 2 * d, layer.top_k  # the FFN's LayerNorm included
     max_experts, max_ffn_dim = supernet
     router_at_max = (d + 1) * max_experts if max_experts > 1 else 0
     further = (max_experts - n_experts) * _expert(d, max_ffn_dim)
     return LayerCost(
         name=name,
         params=dense + router + sum(sizes),
-        active_params=dense + router + k * mean,
+        active_params=dense + router + k * (sum(sizes) / n_experts),
         active_params_min=dense + router + sum(sizes[:k]),
         active_params_max=dense + router + sum(sizes[n_experts - k :]),
         flops=2 * (macs + router_macs + k * expert_macs + n * d),

@@ -24,16 +24,13 @@ _ALLOWED = {
 class SearchSpace:
     """The choices of every elastic dimension; the defaults are the paper's Table 2.
 
+    The Q/K/V width is fixed. Heads are chosen per layer, FFN sizes per expert.
+
     Attributes:
-      qkv_dim: the fixed Q/K/V width.
-      encoder_embed_dims, decoder_embed_dims: embedding widths.
-      encoder_depths, decoder_depths: numbers of layers.
-      encoder_heads, decoder_self_heads, decoder_cross_heads: attention heads, per layer.
       cross_spans: last encoder layers attended to, per decoder layer.
       encoder_experts, decoder_experts: numbers of experts, per layer; (1,) is dense (HAT).
       encoder_placement, decoder_placement: the number of experts of each layer where it is
         fixed, as (1, 2, 1, 2, 1, 2); empty where it is searched.
-      encoder_ffn_dims, decoder_ffn_dims: FFN sizes, per expert.
       expert_sizes: "fractional" gives each expert its own size, "standard" one size to all
         experts of a layer.
       identity_experts: adds experts of size 0, which return their input: any expert of a
@@ -42,9 +39,6 @@ class SearchSpace:
       share_embeddings: "all" has one table for source, target and output (the WMT models),
         "decoder" one for the source and one for target and output, "none" three (the IWSLT
         models); the last two take a vocabulary per language.
-
-    Raises:
-      SpaceError: names the field.
     """
 
     qkv_dim: int = 512
@@ -88,26 +82,15 @@ class SearchSpace:
             )
 
     @functools.cached_property
-    def encoder(self) -> StackSpace:
-        """The choices of the encoder."""
-        return _stack_space(self, "encoder")
-
-    @functools.cached_property
-    def decoder(self) -> StackSpace:
-        """The choices of the decoder."""
-        return _stack_space(self, "decoder")
-
-    @property
     def stacks(self) -> tuple[StackSpace, StackSpace]:
         """The choices of both stacks, the encoder first."""
-        return self.encoder, self.decoder
+        return _stack_space(self, "encoder"), _stack_space(self, "decoder")
 
     def size(self) -> int:
         """The number of different subnets."""
-        return sum(
-            self.encoder.size(e_depth, e_depth) * self.decoder.size(d_depth, e_depth)
-            for e_depth, d_depth in itertools.product(self.encoder_depths, self.decoder_depths)
-        )
+        depths = itertools.product(self.encoder_depths, self.decoder_depths)
+        encoder, decoder = self.stacks
+        return sum(encoder.size(e, e) * decoder.size(d, e) for e, d in depths)
 
     def hull(self) -> Subnet:
         """The architecture that bounds every subnet: the shapes of the supernet's weights.
@@ -121,35 +104,24 @@ class SearchSpace:
         return self._corner(max, max)
 
     def smallest(self) -> Subnet:
-        """The subnet with the fewest FLOPs: every dimension at its minimum.
-
-        With identity experts, a fractional layer has experts of size 0 alone; a standard layer
-        has one expert beside an identity expert, if it may have two.
-        """
+        """The subnet with the fewest FLOPs: all dimensions at their minimum, identities included."""
         return self._corner(min, min)
 
     def _corner(self, pick: Callable[..., int], pick_heads: Callable[..., int]) -> Subnet:
-        encoder = self.encoder.corner(pick, pick_heads)
-        decoder = self.decoder.corner(pick, pick_heads, len(encoder.layers))
+        encoder = self.stacks[0].corner(pick, pick_heads)
+        decoder = self.stacks[1].corner(pick, pick_heads, len(encoder.layers))
         return Subnet(encoder, decoder, self.qkv_dim)
 
     def shapes(self) -> list["SearchSpace"]:
         """A space for each combination of embedding widths and depths, with these fixed."""
-        return [
-            dataclasses.replace(
-                self,
-                encoder_embed_dims=(e_dim,),
-                decoder_embed_dims=(d_dim,),
-                encoder_depths=(e_depth,),
-                decoder_depths=(d_depth,),
-                encoder_placement=self.encoder_placement[:e_depth],
-                decoder_placement=self.decoder_placement[:d_depth],
-            )
-            for e_dim, d_dim, e_depth, d_depth in itertools.product(
-                self.encoder_embed_dims, self.decoder_embed_dims,
-                self.encoder_depths, self.decoder_depths,
-            )
-        ]  # fmt: skip
+        names = "encoder_embed_dims", "decoder_embed_dims", "encoder_depths", "decoder_depths"
+        spaces = []
+        for sizes in itertools.product(*(getattr(self, name) for name in names)):
+            fixed = {name: (size,) for name, size in zip(names, sizes, strict=True)}
+            for name, depth in (("encoder_placement", sizes[2]), ("decoder_placement", sizes[3])):
+                fixed[name] = getattr(self, name)[:depth]
+            spaces.append(dataclasses.replace(self, **fixed))
+        return spaces
 
     def sample(self, rng: Rng) -> Subnet:
         """A subnet with every dimension drawn uniformly."""

@@ -8,6 +8,7 @@ from automoe_jax.architecture.subnet import STACKS, Decoder, Encoder, SubnetErro
 from automoe_jax.system.errors import UserError
 
 Choices = tuple[int, ...]
+Pick = Callable[[Choices], int]
 
 
 class SpaceError(UserError):
@@ -16,19 +17,13 @@ class SpaceError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class StackSpace:
-    """The choices of the encoder or the decoder; see `SearchSpace` for the fields.
+    """The choices of one stack, as in `SearchSpace`; `heads` has those of each head field."""
 
-    Attributes:
-      side: "encoder" or "decoder".
-      heads: choices of each head field of a layer.
-      cross_spans: choices of the decoder's cross-attention span; empty for the encoder.
-    """
-
-    side: str
+    side: str  # "encoder" or "decoder"
     embed_dims: Choices
     depths: Choices
     heads: Mapping[str, Choices]
-    cross_spans: Choices
+    cross_spans: Choices  # empty for the encoder
     experts: Choices
     placement: Choices
     ffn_dims: Choices
@@ -88,16 +83,8 @@ class StackSpace:
             return len(self.expert_dims) ** n_experts
         return len(self.ffn_dims) * (2 if self.identity_experts and n_experts > 1 else 1)
 
-    def corner(
-        self,
-        pick: Callable[[Choices], int],
-        pick_heads: Callable[[Choices], int],
-        encoder_depth: int | None = None,
-    ):
-        """The stack with every dimension picked from its choices by `min` or `max`.
-
-        `pick_heads` picks the numbers of heads. The encoder leaves `encoder_depth` out.
-        """
+    def corner(self, pick: Pick, pick_heads: Pick, encoder_depth: int | None = None):
+        """The stack with every dimension picked by `min` or `max`; the encoder takes no depth."""
         depth = pick(self.depths)
         attention = {
             name: (pick_heads if name in self.heads else pick)(choices)

@@ -61,9 +61,8 @@ STACKS = {"encoder": Encoder, "decoder": Decoder}
 class Subnet:
     """One architecture. Hashable, so that it can key a cache.
 
-    Raises:
-      SubnetError: a size is not a positive integer, heads do not divide `qkv_dim`, a
-        cross-attention span is longer than the encoder, or `top_k` exceeds the experts.
+    Raises `SubnetError` if a size is not a positive integer, heads do not divide `qkv_dim`, a
+    cross-attention span is longer than the encoder, or `top_k` exceeds the experts.
     """
 
     encoder: Encoder
@@ -135,15 +134,7 @@ def to_json(subnet: Subnet) -> dict[str, Any]:
 
 
 def from_json(obj: Any, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
-    """The subnet of a JSON object.
-
-    Args:
-      obj: the result of `json.load`.
-      default_qkv_dim: the Q/K/V width of an object without `qkv_dim`.
-
-    Raises:
-      SubnetError: names the field that is missing, unknown or wrong.
-    """
+    """The subnet of a JSON object; `SubnetError` names a missing, unknown or wrong field."""
     _check_fields(obj, "", set(STACKS), {"version", "qkv_dim"})
     if obj.get("version", VERSION) != VERSION:
         raise SubnetError(f"version is {obj['version']!r}; this program reads version {VERSION}")

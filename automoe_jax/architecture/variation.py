@@ -28,10 +28,7 @@ def sample(spaces: Sequence[StackSpace], qkv_dim: int, rng: Rng) -> Subnet:
 
 
 def mutate(spaces: Sequence[StackSpace], parent: Subnet, rng: Rng, p: float) -> Subnet:
-    """A copy with each dimension drawn anew with probability `p` (Algorithm 1).
-
-    Layers and experts that a longer draw adds are drawn anew.
-    """
+    """A copy with each dimension drawn anew with probability `p` (Algorithm 1), added ones too."""
     stacks = [stack for _, stack in parent.stacks]
     embed_dims, depths, layers = [], [], []
     for space, stack in zip(spaces, stacks, strict=True):
@@ -49,8 +46,7 @@ def mutate(spaces: Sequence[StackSpace], parent: Subnet, rng: Rng, p: float) -> 
 def crossover(spaces: Sequence[StackSpace], a: Subnet, b: Subnet, rng: Rng) -> Subnet:
     """A child that takes each dimension from one of its parents by a fair coin.
 
-    The experts of a layer (number, sizes, top_k) go together; a layer that only one parent
-    has comes from that one.
+    The experts of a layer go together; a layer that only one parent has comes from that one.
     """
     pairs = [(x, y) for (_, x), (_, y) in zip(a.stacks, b.stacks, strict=True)]
     depths = [len(_coin(rng, x.layers, y.layers)) for x, y in pairs]
