@@ -6,6 +6,7 @@ python launch/benchmark.py --export=A,B --threads=1 --json
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from absl import flags
 
@@ -23,17 +24,16 @@ _DEFAULT = LatencyConfig()
 _EXPORTS = flags.DEFINE_multi_string(
     "export", None, "export folder; may be given several times, or with commas between"
 )
-_RUNS = flags.DEFINE_integer(
-    "runs", _DEFAULT.runs, "timed runs per export; 300 gold, 100 partially"
+# Flags of the fields of `LatencyConfig`.
+_SETTINGS = (
+    flags.DEFINE_integer("runs", _DEFAULT.runs, "timed runs per export; 300 gold, 100 partially"),
+    flags.DEFINE_integer("threads", 0, "CPU cores to use; 0 for all"),
+    flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what to run on"),
+    options.define_kernels(),
+    flags.DEFINE_integer("beam_size", _DEFAULT.beam_size, "beam size"),
+    flags.DEFINE_integer("source_length", _DEFAULT.source_length, "tokens in"),
+    flags.DEFINE_integer("target_length", _DEFAULT.target_length, "tokens out"),
 )
-_THREADS = flags.DEFINE_integer("threads", 0, "CPU cores to use; 0 for all")
-_PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "what to run on")
-_KERNELS = flags.DEFINE_enum(
-    "kernels", _DEFAULT.kernels, ["auto", "native", "xla"], "native needs a CPU and a C compiler"
-)
-_BEAM = flags.DEFINE_integer("beam_size", _DEFAULT.beam_size, "beam size")
-_SOURCE = flags.DEFINE_integer("source_length", _DEFAULT.source_length, "tokens in")
-_TARGET = flags.DEFINE_integer("target_length", _DEFAULT.target_length, "tokens out")
 _SENTENCES = flags.DEFINE_string(
     "sentences", None, "text file of real sentences (default: those in the first export)"
 )
@@ -44,15 +44,8 @@ def main():
     exports = [path for given in _EXPORTS.value or () for path in given.split(",") if path]
     if not exports:
         raise UserError("--export is missing; give an export folder")
-    config = LatencyConfig(
-        runs=_RUNS.value,
-        threads=_THREADS.value,
-        platform=_PLATFORM.value,
-        kernels=_KERNELS.value,
-        source_length=_SOURCE.value,
-        target_length=_TARGET.value,
-        beam_size=_BEAM.value,
-    )
+    settings: dict[str, Any] = {flag.name: flag.value for flag in _SETTINGS}
+    config = LatencyConfig(**settings)
     manifests = [read_manifest(path) for path in exports]
     sentences = _sentences(manifests)
     kinds: dict[str, tuple[LatencyConfig, list[str] | None]] = {
@@ -67,12 +60,11 @@ def main():
         for name, (kind, texts) in kinds.items():
             progress.note(f"timing {name}: {config.runs} runs each, {timer.threads} thread(s)")
             results[name] = timer.time(exports, kind, texts)
-        threads = timer.threads
     about = {
         "protocol": f"batch 1, {config.source_length} tokens in, {config.target_length} out, beam "
         f"{config.beam_size}, {config.name}, 10 % tails dropped, mean; real sentences end by "
         "themselves",
-        "threads": threads,
+        "threads": timer.threads,
         "platform": config.platform,
         "kernels": _used(config),
         "machine": machine.cpu_name(),
@@ -83,8 +75,7 @@ def main():
         return
     header = ("export", "input", "mean ms", "std", "median", "min", "of the first [95 %]")
     terminal.print_table(header, _cells(rows))
-    kernels = about["kernels"]
-    print(f"{about['protocol']}; {threads} thread(s), {kernels} kernels, {about['machine']}")
+    print("{protocol}; {threads} thread(s), {kernels} kernels, {machine}".format(**about))
 
 
 def _sentences(manifests) -> list[str]:
@@ -98,12 +89,10 @@ def _sentences(manifests) -> list[str]:
 
 
 def _row(i: int, path: str, results) -> dict:
-    inputs = {}
-    for name, times in results.items():
-        inputs[name] = {
-            **dataclasses.asdict(summarise(times[i])),
-            "ratio_to_first": ratio(times[i], times[0]),
-        }
+    inputs = {
+        name: {**dataclasses.asdict(summarise(x[i])), "ratio_to_first": ratio(x[i], x[0])}
+        for name, x in results.items()
+    }
     return {"export": path, "inputs": inputs}
 
 

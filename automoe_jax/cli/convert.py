@@ -52,20 +52,12 @@ def main():
         convert.write_checkpoint(run, Path(_WRITE.value))
         print(f"state dict written: {_WRITE.value}")
         return
-    subnet = None
-    if _SUBNET.value:
-        subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim)
-    tokenizer = convert.tokenizer_config(
-        config.tokenizer,
-        _TOKENIZER.value,
-        tuple(_DICT.value),
-        _CODES.value,
-        lowercase=_LOWERCASE.value,
-    )
+    subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim) if _SUBNET.value else None
+    given = _TOKENIZER.value, tuple(_DICT.value), _CODES.value
+    tokenizer = convert.tokenizer_config(config.tokenizer, *given, lowercase=_LOWERCASE.value)
     if tokenizer is None and not run.tokenizer.is_dir():
         raise UserError(
             "give --dict and --bpe_codes, or --tokenizer=ids to run the model on token ids"
         )
     folder = convert.convert(run, Path(_CHECKPOINT.value or ""), tokenizer, subnet)
-    what = "supernet" if subnet is None else "subnet"
-    print(f"{what} converted: {folder}")
+    print(f"{'supernet' if subnet is None else 'subnet'} converted: {folder}")

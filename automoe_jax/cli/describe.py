@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from automoe_jax.architecture import counts as complexity
+from automoe_jax.architecture.subnet import DEFAULT_QKV_DIM
 from automoe_jax.cli import options, terminal
 from automoe_jax.cli.config_flag import ConfigFlag
 from automoe_jax.published import subnet_files, supertransformer
@@ -38,35 +39,25 @@ def main():
             raise UserError("--subnet is missing; give a subnet file, or a --config to describe")
         _describe_space(space)
         return
+    subnet = subnet_files.load(_SUBNET.value, space.qkv_dim if space else DEFAULT_QKV_DIM)
     max_experts = max_ffn_dims = None
     if space is not None:
-        subnet = subnet_files.load(_SUBNET.value, space.qkv_dim)
         space.validate(subnet)
         max_experts = max(stack.max_experts for stack in space.stacks)
         max_ffn_dims = max(space.encoder_ffn_dims), max(space.decoder_ffn_dims)
-    else:
-        subnet = subnet_files.load(_SUBNET.value)
     if _OUT.value:
         subnet_files.save(subnet, _OUT.value)
     counts = complexity.count(subnet, _LENGTH.value, max_experts, max_ffn_dims)
     if _JSON.value:
         terminal.print_json(dataclasses.asdict(counts))
         return
+    rows = []
     layers = (*subnet.encoder.layers, *subnet.decoder.layers)
-    terminal.print_table(
-        ("layer", "experts", "FFN sizes", "params", "active", "FLOPs"),
-        (
-            (
-                cost.name,
-                str(len(layer.experts)),
-                " ".join(map(str, layer.experts)),
-                f"{cost.params:,}",
-                f"{cost.active_params:,.0f}",
-                f"{cost.flops:,.0f}",
-            )
-            for cost, layer in zip(counts.layers, layers, strict=True)
-        ),
-    )
+    for cost, layer in zip(counts.layers, layers, strict=True):
+        numbers = f"{cost.params:,}", f"{cost.active_params:,.0f}", f"{cost.flops:,.0f}"
+        sizes = " ".join(map(str, layer.experts))
+        rows.append((cost.name, str(len(layer.experts)), sizes, *numbers))
+    terminal.print_table(("layer", "experts", "FFN sizes", "params", "active", "FLOPs"), rows)
     print(f"Q/K/V width     {subnet.qkv_dim}")
     print(f"embedding width {subnet.encoder.embed_dim} / {subnet.decoder.embed_dim}")
     print(f"params         {counts.params:,} (embedding tables and output layer not counted)")
@@ -83,18 +74,16 @@ def _describe_space(space):
         if Path(_OUT.value).suffix not in (".yml", ".yaml"):
             raise UserError(f"--out is {_OUT.value}; a space is written as .yml or .yaml")
         files.write_text(_OUT.value, supertransformer.dump(space))
-    corners = {
-        name: complexity.count(corner, _LENGTH.value)
-        for name, corner in (("largest", space.largest()), ("smallest", space.smallest()))
-    }
+    corners = {"largest": space.largest(), "smallest": space.smallest()}
+    corners = {name: complexity.count(x, _LENGTH.value) for name, x in corners.items()}
     if _JSON.value:
         counts = {name: dataclasses.asdict(count) for name, count in corners.items()}
         terminal.print_json({"space": dataclasses.asdict(space), **counts})
         return
     for field in dataclasses.fields(space):
         value = getattr(space, field.name)
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
         if value != ():
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
             print(f"{field.name:<20} {shown}")
     print(f"{'architectures':<20} about 10^{math.log10(space.size()):.0f}")
     for name, count in corners.items():

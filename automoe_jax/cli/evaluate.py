@@ -22,8 +22,7 @@ _SPLIT = flags.DEFINE_string("split", "test", "split of the run's corpus")
 _SOURCE = flags.DEFINE_string("source", None, "text to translate, in place of a corpus")
 _REFERENCE = flags.DEFINE_string("reference", None, "its reference translation")
 _LIMIT = flags.DEFINE_integer("limit", 0, "most sentences; 0 for all")
-_BEAM = options.define_beam_size()
-_PENALTY = options.define_length_penalty()
+_BEAM, _PENALTY = options.define_beam()
 _KERNELS = options.define_kernels()
 _OUTPUT = flags.DEFINE_string("output", None, "file for the translations")
 _JSON = options.define_json("print the scores as one JSON line")
@@ -55,14 +54,8 @@ def main():
         split = stored_split(workdir.resolve(_WORKDIR.value), _SPLIT.value)
         sources, references = evaluation.read_split(split, _LIMIT.value)
     task = terminal.TerminalProgress().task("translating", len(sources))
-    scores, translations = evaluation.evaluate(
-        translator,
-        sources,
-        references,
-        _BEAM.value,
-        _PENALTY.value,
-        lambda done, total: task.update(done),
-    )
+    settings = _BEAM.value, _PENALTY.value, lambda done, total: task.update(done)
+    scores, translations = evaluation.evaluate(translator, sources, references, *settings)
     task.close()
     if _OUTPUT.value:
         files.write_text(_OUTPUT.value, "".join(t + "\n" for t in translations))
@@ -71,8 +64,6 @@ def main():
         return
     print(f"BLEU {scores.bleu:.2f}  {scores.bleu_signature}")
     print(f"chrF {scores.chrf:.2f}  {scores.chrf_signature}")
-    print(
-        f"BLEU {scores.tokenized_bleu:.2f}  {scores.tokenized_bleu_signature} (tokenised, as HAT "
-        "and AutoMoE publish it)"
-    )
+    tokenized = f"BLEU {scores.tokenized_bleu:.2f}  {scores.tokenized_bleu_signature}"
+    print(f"{tokenized} (tokenised, as HAT and AutoMoE publish it)")
     print(f"{scores.sentences:,} sentences")

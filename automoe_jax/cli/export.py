@@ -45,8 +45,7 @@ _SHORTLIST = flags.DEFINE_integer(
 
 def main():
     config = CONFIG.load()
-    given = {"quantize": _QUANTIZE.value, "shortlist": _SHORTLIST.value}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {x.name: x.value for x in (_QUANTIZE, _SHORTLIST) if x.value is not None}
     config = dataclasses.replace(config, export=dataclasses.replace(config.export, **given))
     subnet = None
     if _SUBNET.value:
@@ -77,10 +76,8 @@ def main():
     out = workdir.resolve(_OUT.value) if _OUT.value else run.path / EXPORT
     export.export_params(run, params, subnet, out, source)
     print(f"exported ({source}): {out}")
-    if config.export.exact:
-        return
-    if not run.tokens.is_dir():
+    if not config.export.exact and run.tokens.is_dir():
+        difference = export.measure_approximation(run, params, subnet, out)
+        print(f"BLEU on validation text, this export minus the exact one: {difference:+.2f}")
+    elif not config.export.exact:
         print("the run has no corpus: what not being exact costs in BLEU was not measured")
-        return
-    difference = export.measure_approximation(run, params, subnet, out)
-    print(f"BLEU on validation text, this export minus the exact one: {difference:+.2f}")

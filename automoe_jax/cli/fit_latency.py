@@ -71,10 +71,8 @@ def main():
         return
     _show(about)
     assert model.task is not None
-    largest = features.work(config.space.largest(), model.task)
-    costs = {
-        name: model.coefficients[name] * x for name, x in zip(features.WORK, largest, strict=True)
-    }
+    largest = zip(features.WORK, features.work(config.space.largest(), model.task), strict=True)
+    costs = {name: model.coefficients[name] * x for name, x in largest}
     rows = ((name, f"{ms:.2f}") for name, ms in costs.items() if ms > 0)
     terminal.print_table(("of the latency", "ms for the largest subnet"), rows)
 
@@ -84,11 +82,8 @@ def _fit_table(path: str):
         raise UserError("--out is missing; name the file for the model, as --out=xeon.json")
     model, ordinary = tables.fit(path, _SEED.value, _HELD_OUT.value)
     model.save(Path(_OUT.value))
-    about = {
-        "file": _OUT.value,
-        **_about(model),
-        "least_squares": {"rmse_ms": ordinary.rmse, "mape": ordinary.mape},
-    }
+    about = {"file": _OUT.value, **_about(model)}
+    about["least_squares"] = {"rmse_ms": ordinary.rmse, "mape": ordinary.mape}
     if _JSON.value:
         terminal.print_json(about)
         return

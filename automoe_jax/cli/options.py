@@ -21,23 +21,16 @@ def define_json(about: str = "print one JSON line instead of a table") -> flags.
 
 def define_kernels() -> flags.FlagHolder[str]:
     """Defines `--kernels`."""
-    return flags.DEFINE_enum(
-        "kernels", "auto", ["auto", "native", "xla"], "native needs a CPU and a C compiler"
-    )
+    kinds, about = ["auto", "native", "xla"], "native needs a CPU and a C compiler"
+    return flags.DEFINE_enum("kernels", "auto", kinds, about)
 
 
-def define_beam_size() -> flags.FlagHolder[int | None]:
-    """Defines `--beam_size` of a command that translates."""
-    return flags.DEFINE_integer(
-        "beam_size", None, "one of the export's (default: 5, or its largest where it has no 5)"
-    )
-
-
-def define_length_penalty() -> flags.FlagHolder[float]:
-    """Defines `--length_penalty`."""
-    return flags.DEFINE_float(
-        "length_penalty", 0.6, "power of the length that scores are divided by"
-    )
+def define_beam() -> tuple[flags.FlagHolder[int | None], flags.FlagHolder[float]]:
+    """Defines `--beam_size` and `--length_penalty` of a command that translates."""
+    size = "one of the export's (default: 5, or its largest where it has no 5)"
+    penalty = "power of the length that scores are divided by"
+    beam = flags.DEFINE_integer("beam_size", None, size)
+    return beam, flags.DEFINE_float("length_penalty", 0.6, penalty)
 
 
 def parse(argv: list[str], command: ModuleType):

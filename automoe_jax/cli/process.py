@@ -19,10 +19,7 @@ _HUGE_PAGES = {"train", "pipeline", "search", "rank", "fit_latency"}
 
 
 def run(command: str):
-    """Runs a command of `automoe_jax.cli` with the flags of `sys.argv`.
-
-    A user's mistake is one line and exit code 2.
-    """
+    """Runs a command with the flags of `sys.argv`; a user's mistake is one line and exit code 2."""
     try:
         prepare(huge_pages=command in _HUGE_PAGES)
         module = importlib.import_module(f"automoe_jax.cli.{command}")
@@ -49,10 +46,8 @@ def run(command: str):
 def prepare(*, huge_pages: bool):
     """Sets what must be set before JAX starts.
 
-    Args:
-      huge_pages: whether the process trains. It is started again with glibc's tunable for huge
-        pages, which glibc reads before `main`, and trims its memory after long compilations. A
-        tunable that is set already, to any value, stays.
+    With `huge_pages` the process is started again with glibc's tunable, which glibc reads before
+    `main`, and trims its memory after long compilations. A tunable that is set already stays.
     """
     xla = os.environ.get("XLA_FLAGS", "")
     limit = "xla_cpu_collective_call_terminate_timeout_seconds"

@@ -37,13 +37,11 @@ def main():
     if _JSON.value:
         terminal.print_json(result)
         return
-    terminal.print_table(
-        ("subnet", "GFLOPs", "inherited loss", "trained loss"),
-        (
-            (str(i), f"{row['gflops']:.4g}", f"{row['inherited']:.4f}", f"{row['trained']:.4f}")
-            for i, row in enumerate(result["subnets"], 1)
-        ),
+    rows = (
+        (str(i), f"{row['gflops']:.4g}", f"{row['inherited']:.4f}", f"{row['trained']:.4f}")
+        for i, row in enumerate(result["subnets"], 1)
     )
+    terminal.print_table(("subnet", "GFLOPs", "inherited loss", "trained loss"), rows)
     print(
         f"Kendall's tau {result['tau']:.3f} [{result['tau_low']:.3f}, {result['tau_high']:.3f}], "
         f"Spearman {result['spearman']:.3f}, inherited less trained loss {result['offset']:+.3f} "

@@ -19,9 +19,8 @@ class RunFlags(ConfigFlag):
 
     def __init__(self):
         super().__init__()
-        self._workdir = flags.DEFINE_string(
-            "workdir", None, "folder of the run (default: runs/<config>)"
-        )
+        about = "folder of the run (default: runs/<config>)"
+        self._workdir = flags.DEFINE_string("workdir", None, about)
 
     @property
     def given_path(self) -> str:

@@ -78,12 +78,10 @@ def main():
 
 
 def _seeds() -> list[int]:
-    seeds = []
     for text in _SEEDS.value or ():
         if not text.strip().isdecimal():
             raise UserError(f"--seeds has {text!r}; give integers, as --seeds=1,2,3")
-        seeds.append(int(text))
-    return list(dict.fromkeys(seeds))
+    return list(dict.fromkeys(map(int, _SEEDS.value or ())))
 
 
 def _show(result: dict[str, Any], folder: Path):
@@ -114,25 +112,17 @@ def _verified(verdict: dict[str, Any] | None) -> list[str]:
     """The final measurement with its 95 % intervals."""
     if verdict is None:
         return []
-    ms = f"{verdict['latency']['mean_ms']:.4g}"
-    return [
-        f"{ms} [{verdict['low_ms']:.4g}, {verdict['high_ms']:.4g}]",
-        f"{verdict['ratio']:.3f} [{verdict['ratio_low']:.3f}, {verdict['ratio_high']:.3f}]",
-    ]
+    ms = verdict["latency"]["mean_ms"], verdict["low_ms"], verdict["high_ms"]
+    ratio = verdict["ratio"], verdict["ratio_low"], verdict["ratio_high"]
+    return ["{:.4g} [{:.4g}, {:.4g}]".format(*ms), "{:.3f} [{:.3f}, {:.3f}]".format(*ratio)]
 
 
 def _show_seeds(compared: dict[str, Any], folder: Path):
     header = ("seed", "best score", compared["cost"], "subnets on the front", "hypervolume")
-    rows = (
-        (
-            seed,
-            f"{row['best']:.4f}",
-            f"{row['cost_of_best']:.4g}",
-            str(row["front"]),
-            f"{row['hypervolume_share']:.4f}",
-        )
-        for seed, row in compared["seeds"].items()
-    )
+    rows = []
+    for seed, row in compared["seeds"].items():
+        best = f"{row['best']:.4f}", f"{row['cost_of_best']:.4g}"
+        rows.append((seed, *best, str(row["front"]), f"{row['hypervolume_share']:.4f}"))
     terminal.print_table(header, rows)
     print(
         f"best score: mean {compared['best_mean']:.4f}, standard deviation "

@@ -5,22 +5,13 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 _console = Console(stderr=True, highlight=False)
-# Seconds between the lines that replace a bar where stderr is not a terminal.
-_INTERVAL = 10.0
-# Columns of a table where stdout is not a terminal.
-_WIDTH = 120
+_INTERVAL = 10.0  # seconds between the lines that replace a bar where stderr is not a terminal
+_WIDTH = 120  # columns of a table where stdout is not a terminal
 
 
 def print_json(value: Any):
@@ -53,16 +44,12 @@ class TerminalProgress:
 
 class _Bar:
     def __init__(self, name: str, total: int):
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
-            console=_console,
-            transient=True,
-        )
+        columns = (
+            "{task.description}", rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(),
+            rich_progress.TimeElapsedColumn(), rich_progress.TimeRemainingColumn(),
+            "{task.fields[values]}",
+        )  # fmt: skip
+        self._progress = rich_progress.Progress(*columns, console=_console, transient=True)
         self._values: dict[str, object] = {}
         self._id = self._progress.add_task(name, total=total, values="")
         self._progress.start()
@@ -85,8 +72,7 @@ class _Lines:
     def update(self, done: int, **fields: object):
         self._values.update(fields)
         now = time.monotonic()
-        if self._first is None:
-            self._first = done
+        self._first = done if self._first is None else self._first
         if now - self._last < _INTERVAL:
             return
         self._last = now

@@ -27,14 +27,11 @@ from automoe_jax.system.errors import UserError
 _EXPORT = flags.DEFINE_string("export", None, "export folder")
 _INPUT = flags.DEFINE_string("input", None, "text file, one sentence a line (default: stdin)")
 _OUTPUT = flags.DEFINE_string("output", None, "file to write (default: stdout)")
-_BEAM = options.define_beam_size()
-_PENALTY = options.define_length_penalty()
+_BEAM, _PENALTY = options.define_beam()
 _HYPOTHESES = flags.DEFINE_integer(
-    "num_hypotheses",
-    1,
-    "translations of each line, best first, each on a line of its own; "
-    "empty lines where there are fewer",
-)
+    "num_hypotheses", 1, "translations of each line, best first, each on a line of its own; empty "
+    "lines where there are fewer"
+)  # fmt: skip
 _MAX_LENGTH = flags.DEFINE_integer("max_length", 200, "most tokens of a translation")
 _BATCH = flags.DEFINE_integer(
     "batch_tokens", BATCH_TOKENS, "source tokens translated together on a core", lower_bound=1
@@ -55,25 +52,23 @@ def main():
     progress = terminal.TerminalProgress()
     with contextlib.ExitStack() as stack:
         source = _Source(stack)
-        translator = Translator.load(
-            _EXPORT.value,
-            _PLATFORM.value,
-            _KERNELS.value,
-            lambda what: progress.note(f"compiling for {what}; kept for the next time"),
-            malloc.trim,
-        )
+
+        def compiling(what: str):
+            progress.note(f"compiling for {what}; kept for the next time")
+
+        kind = _PLATFORM.value, _KERNELS.value
+        translator = Translator.load(_EXPORT.value, *kind, compiling, malloc.trim)
         if translator.why_xla:
             progress.note(f"slower than it could be, on XLA's operations: {translator.why_xla}")
         # Refuses a wrong option before anything is read or written.
-        settings = translator.check(
-            _BEAM.value, _PENALTY.value, _HYPOTHESES.value, _MAX_LENGTH.value
-        )
+        beam = _BEAM.value, _PENALTY.value, _HYPOTHESES.value
+        settings = translator.check(*beam, _MAX_LENGTH.value)
         out = _output(stack, source.file)
         lines = source.lines()
         task = progress.task("translating", lines) if lines > CHUNK else None
         done = mended = cut = 0
         for chunk in source.chunks():
-            texts = [_text(line) for line in chunk]
+            texts = [line.decode(errors="replace").replace("\0", "\ufffd") for line in chunk]
             mended += sum(
                 "\ufffd" in text and b"\xef\xbf\xbd" not in line
                 for text, line in zip(texts, chunk, strict=True)
@@ -87,25 +82,19 @@ def main():
             for translation in found:
                 cut += translation.cut
                 # The same number of output lines for every input line.
-                missing = _HYPOTHESES.value - len(translation.hypotheses)
-                for hypothesis in (*translation.hypotheses, *[None] * missing):
-                    text = "" if hypothesis is None else hypothesis.text
-                    score = float("-inf") if hypothesis is None else hypothesis.score
+                best = [(x.score, x.text) for x in translation.hypotheses]
+                best += [(float("-inf"), "")] * (_HYPOTHESES.value - len(best))
+                for score, text in best:
                     print(f"{score:.4f}\t{text}" if _SCORES.value else text, file=out)
             out.flush()
             done += len(chunk)
         if task:
             task.close()
     if mended:
-        progress.note(
-            f"{source.name}: {mended} line(s) not UTF-8 text; the bad bytes were replaced"
-        )
+        note = f"{mended} line(s) not UTF-8 text; the bad bytes were replaced"
+        progress.note(f"{source.name}: {note}")
     if cut:
         progress.note(f"{source.name}: {cut} line(s) longer than {MAX_SOURCE} tokens were cut")
-
-
-def _text(line: bytes) -> str:
-    return line.decode("utf-8", errors="replace").replace("\0", "\ufffd")
 
 
 class _Source:
