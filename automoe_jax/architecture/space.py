@@ -104,7 +104,7 @@ class SearchSpace:
         return self._corner(max, max)
 
     def smallest(self) -> Subnet:
-        """The subnet with the fewest FLOPs: all dimensions at their minimum, identities included."""
+        """The subnet with the fewest FLOPs: every dimension at its minimum, or identity."""
         return self._corner(min, min)
 
     def _corner(self, pick: Callable[..., int], pick_heads: Callable[..., int]) -> Subnet:

@@ -51,9 +51,7 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(
-                    f"model.{name} is {getattr(self, name)}; allowed: 0 up to below 1"
-                )
+                raise UserError(f"model.{name} is {getattr(self, name)}; allowed: 0 up to below 1")
 
 
 @dataclasses.dataclass(frozen=True)
