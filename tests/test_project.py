@@ -30,7 +30,7 @@ def imports_of(module: str) -> set[str]:
         ("automoe_jax.published.subnet_files", {"jax", "flax"}),
         ("automoe_jax.architecture.counts", {"jax", "flax"}),
         ("automoe_jax.latency.process", {"jax", "flax"}),
-        ("automoe_jax.search.evolution", {"jax", "flax"}),
+        ("automoe_jax.search.algorithms", {"jax", "flax"}),
         ("automoe_jax.cli.process", {"jax", "flax", "ml_collections"}),
         ("automoe_jax.cli.describe", {"jax", "flax"}),
         ("automoe_jax.cli.translate", {"flax", "ml_collections", "tensorflow_datasets", "yaml"}),

@@ -8,7 +8,7 @@ and Transformer-Big come out to the printed digit. Experts count under uniform r
 
 import dataclasses
 
-from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.architecture.subnet import DecoderLayer, LayerSpec, Subnet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def _attention(n_queries: int, n_keys: int, d_q: int, d_kv: int, qkv_dim: int) -
 
 
 def _layer(
-    name: str, layer: EncoderLayer | DecoderLayer, subnet: Subnet, n: int, supernet: tuple[int, int]
+    name: str, layer: LayerSpec, subnet: Subnet, n: int, supernet: tuple[int, int]
 ) -> LayerCost:
     """Costs of a layer; `supernet` is the experts of each of its layers and their largest size."""
     q, stack = subnet.qkv_dim, subnet.decoder if isinstance(layer, DecoderLayer) else subnet.encoder

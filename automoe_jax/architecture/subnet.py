@@ -37,6 +37,9 @@ class DecoderLayer:
     top_k: int = 1
 
 
+LayerSpec = EncoderLayer | DecoderLayer
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     layer_type: ClassVar = EncoderLayer
@@ -83,7 +86,7 @@ class Subnet:
         """("encoder", its stack) and ("decoder", its stack)."""
         return ("encoder", self.encoder), ("decoder", self.decoder)
 
-    def _check_layer(self, where: str, layer: EncoderLayer | DecoderLayer):
+    def _check_layer(self, where: str, layer: LayerSpec):
         for name in layer.HEADS:
             heads = getattr(layer, name)
             _check_int(heads, f"{where}.{name}", 1)
@@ -120,7 +123,7 @@ def _check_int(value: Any, where: str, low: int):
 def to_json(subnet: Subnet) -> dict[str, Any]:
     """The JSON form (version 1). `top_k` is written where it is not 1."""
 
-    def layer_json(layer: EncoderLayer | DecoderLayer) -> dict[str, Any]:
+    def layer_json(layer: LayerSpec) -> dict[str, Any]:
         fields = {**vars(layer), "experts": list(layer.experts)}
         if layer.top_k == 1:
             del fields["top_k"]

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 
 from automoe_jax.architecture.stack_space import Choices, StackSpace
-from automoe_jax.architecture.subnet import STACKS, DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.architecture.subnet import STACKS, DecoderLayer, LayerSpec, Subnet
 
 Rng = np.random.Generator
-Layer = EncoderLayer | DecoderLayer
 Attention = dict[str, Choices]  # `StackSpace.attention`
 
 
 def sample(spaces: Sequence[StackSpace], qkv_dim: int, rng: Rng) -> Subnet:
     """A subnet with every dimension drawn uniformly."""
-    layers: list[tuple[Layer, ...]] = []
+    layers: list[tuple[LayerSpec, ...]] = []
     for space in spaces:
         depth = _draw(rng, space.depths)
         attention = space.attention(len(layers[0]) if layers else depth)
@@ -67,7 +66,7 @@ def _subnet(spaces: Sequence[StackSpace], embed_dims, layers, qkv_dim: int) -> S
     return Subnet(qkv_dim=qkv_dim, **stacks)
 
 
-def _sample_layer(space: StackSpace, rng: Rng, i: int, attention: Attention) -> Layer:
+def _sample_layer(space: StackSpace, rng: Rng, i: int, attention: Attention) -> LayerSpec:
     experts = _sample_experts(space, rng, _draw(rng, space.expert_counts(i)))
     top_k = _draw(rng, space.top_ks(len(experts)))
     drawn = {name: _draw(rng, choices) for name, choices in attention.items()}
@@ -83,8 +82,8 @@ def _sample_experts(space: StackSpace, rng: Rng, n: int) -> tuple[int, ...]:
 
 
 def _mutate_layer(
-    space: StackSpace, layer: Layer, rng: Rng, p: float, i: int, attention: Attention
-) -> Layer:
+    space: StackSpace, layer: LayerSpec, rng: Rng, p: float, i: int, attention: Attention
+) -> LayerSpec:
     mutated = {
         name: _allowed(rng, _maybe(rng, p, getattr(layer, name), choices), choices)
         for name, choices in attention.items()
@@ -102,7 +101,9 @@ def _mutate_layer(
     return type(layer)(**mutated, experts=experts, top_k=top_k)
 
 
-def _cross_layer(space: StackSpace, x: Layer, y: Layer, rng: Rng, attention: Attention) -> Layer:
+def _cross_layer(
+    space: StackSpace, x: LayerSpec, y: LayerSpec, rng: Rng, attention: Attention
+) -> LayerSpec:
     taken = {}
     if isinstance(x, DecoderLayer) and isinstance(y, DecoderLayer):
         span = _coin(rng, x.cross_span, y.cross_span)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.architecture.subnet import DecoderLayer, LayerSpec, Subnet
 
 # Columns of a panel; PANEL in native/kernels.c.
 PANEL = 32
@@ -120,7 +120,7 @@ def _sized(arrays: Arrays) -> tuple[Arrays, int]:
 # A search counts the bytes of thousands of subnets; many of their layers are equal.
 @functools.lru_cache(1 << 14)
 def _layer(
-    layer: EncoderLayer | DecoderLayer, dim: int, encoder_dim: int, qkv_dim: int, *, int8: bool
+    layer: LayerSpec, dim: int, encoder_dim: int, qkv_dim: int, *, int8: bool
 ) -> tuple[Arrays, int]:
     linears = {"qkv": (dim, 3 * qkv_dim), "self_out": (qkv_dim, dim)}
     norms = ["self_attention_norm", "experts_norm"]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
-from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer
+from automoe_jax.architecture.subnet import LayerSpec
 from automoe_jax.decoding.layout import LISTED, output_name
 from automoe_jax.decoding.weights import tables
 from automoe_jax.decoding.xla_engine import Candidates, ModelSpec, Request, listed, sinusoid
@@ -77,7 +77,7 @@ class PackedScope:
         norms = self.matrix(norm)
         return _call("linear_add_norm", x.shape, self._count, x, y, *self.matrix(name), *norms)
 
-    def experts_add_norm(self, layer: EncoderLayer | DecoderLayer, x: jax.Array) -> jax.Array:
+    def experts_add_norm(self, layer: LayerSpec, x: jax.Array) -> jax.Array:
         """LayerNorm(x + experts(x))."""
         matrices = self.matrix("router") if len(layer.experts) > 1 else []
         for e, size in enumerate(layer.experts):

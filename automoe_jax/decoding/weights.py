@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.architecture.subnet import LayerSpec, Subnet
 from automoe_jax.decoding.layout import LISTED, PANEL, output_name
 from automoe_jax.model.extract import Params
 
@@ -47,7 +47,7 @@ def prepare(params: Params, subnet: Subnet) -> Weights:
     return {name: np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
 
 
-def _layer(params: Params, layer: EncoderLayer | DecoderLayer) -> dict[str, Any]:
+def _layer(params: Params, layer: LayerSpec) -> dict[str, Any]:
     weights = {}
     for name, (module, parts) in ATTENTION.items():
         if module in params:

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
-from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, Subnet
+from automoe_jax.architecture.subnet import LayerSpec, Subnet
 from automoe_jax.decoding.layout import COMMON, LISTED
 from automoe_jax.decoding.weights import INT8_MAX, tables
 from automoe_jax.model.formulas import LAYER_NORM_EPS, MASKED, frequencies
 
 Arrays = dict[str, Any]
-Layer = EncoderLayer | DecoderLayer
 # Log probability of an impossible word; finite, so that sums stay comparable. LOWEST in kernels.c.
 NEVER = -1e30
 # Whether the beam search moves unfinished sentences to the front.
@@ -279,7 +278,7 @@ def step(
     return Candidates(best_BJC, word_BJC, log_z_BJ), caches
 
 
-def _route(scope: DenseScope, layer: Layer, x_ND: jax.Array):
+def _route(scope: DenseScope, layer: LayerSpec, x_ND: jax.Array):
     """Probabilities and experts (N, top_k) of each token."""
     probs_NE = jax.nn.softmax(scope.linear("router", x_ND), axis=-1)
     return lax.top_k(probs_NE, layer.top_k)
@@ -290,7 +289,7 @@ def _expert(scope: DenseScope, e: int, x_RD: jax.Array) -> jax.Array:
     return scope.linear(f"expert_{e}.fc2", h_RF)
 
 
-def experts_by_branch(scope: DenseScope, layer: Layer, x_RD: jax.Array) -> jax.Array:
+def experts_by_branch(scope: DenseScope, layer: LayerSpec, x_RD: jax.Array) -> jax.Array:
     """The expert sublayer for few rows: the weights of an expert without rows are not read."""
     if len(layer.experts) == 1:
         return _expert(scope, 0, x_RD) if layer.experts[0] else x_RD
@@ -309,7 +308,7 @@ def experts_by_branch(scope: DenseScope, layer: Layer, x_RD: jax.Array) -> jax.A
 
 
 def experts_in_blocks(
-    scope: DenseScope, layer: Layer, x_ND: jax.Array, real_N: jax.Array
+    scope: DenseScope, layer: LayerSpec, x_ND: jax.Array, real_N: jax.Array
 ) -> jax.Array:
     """The expert sublayer for many tokens: sorted by expert, computed in blocks of one expert.
 

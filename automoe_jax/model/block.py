@@ -9,12 +9,10 @@ import jax
 from flax import linen as nn
 
 from automoe_jax.architecture.active import ActiveStack, Array
-from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer
+from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, LayerSpec
 from automoe_jax.model.attention import Attention, Segments
 from automoe_jax.model.experts import Experts, Routing
 from automoe_jax.model.layers import AddNorm, Width, cut, random_bits
-
-LayerSpec = EncoderLayer | DecoderLayer
 
 
 class CrossMemory(NamedTuple):

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from automoe_jax.architecture.active import ActiveStack, Array, layer_row
+from automoe_jax.architecture.subnet import LayerSpec
 from automoe_jax.model import stacked
 from automoe_jax.model.attention import Segments
-from automoe_jax.model.block import Block, CrossMemory, DropoutBits, LayerSpec, layer_bits
+from automoe_jax.model.block import Block, CrossMemory, DropoutBits, layer_bits
 from automoe_jax.model.experts import combine, load_balance, route
 from automoe_jax.model.layers import Width, width
 from automoe_jax.ops import grouped_ffn

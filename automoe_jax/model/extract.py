@@ -4,8 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from automoe_jax.architecture.subnet import EncoderLayer, Subnet
-from automoe_jax.model.block import LayerSpec
+from automoe_jax.architecture.subnet import EncoderLayer, LayerSpec, Subnet
 from automoe_jax.model.stacked import per_layer
 
 Params = dict[str, Any]

@@ -150,8 +150,8 @@ def test_dropout_rate_is_scaled_to_the_width():
     subnet, hull = space.smallest(), space.hull()
     alone = dataclasses.replace(standalone_of(space, subnet), dropout=0.3)
     assert alone.rates()[1] == pytest.approx(0.3 * 8 / 16)
-    static = supernet_of(space, dropout=0.3).stack_static("decoder")
-    active = to_active(subnet, hull).decoder
+    static = supernet_of(space, dropout=0.3).stack_static("encoder")
+    active = to_active(subnet, hull).encoder
     context = Context(active, np.ones((1, 1, 1)), np.ones((1, 1)), None, None, None)
     for masked, x_BTD in ((True, np.zeros((1, 1, 16))), (False, np.zeros((1, 1, 8)))):
         own = layer_context(static, context, 0, x_BTD, None, masked=masked)
