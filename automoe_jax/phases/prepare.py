@@ -91,7 +91,7 @@ def make_tokenizer(
         languages = run.config.data.source_lang, run.config.data.target_lang
         dictionaries = [files.expanded(path) for path in config.dictionaries]
         codes = files.expanded(config.bpe_codes)
-        fairseq_bpe.make(dictionaries, codes, languages, config.lowercase, folder)
+        fairseq_bpe.make(dictionaries, codes, languages, folder, lowercase=config.lowercase)
     else:
         token_ids.make(tokenizers.vocab_sizes(config), folder)
 

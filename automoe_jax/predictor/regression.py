@@ -1,7 +1,7 @@
 """Regression for latencies: weighted, robust to outliers, with non-negative coefficients."""
 
 import numpy as np
-from scipy.optimize import nnls
+import scipy  # loads `scipy.optimize` at its first use
 
 ROUNDS = 10
 HUBER = 1.5  # standard deviations beyond which a residual loses weight
@@ -43,7 +43,9 @@ def _fit(x_NF, y_N, deviation_N, ridge: float) -> np.ndarray:
     solution = np.zeros(x.shape[1])
     for _ in range(ROUNDS):
         rows = np.vstack([x * weight_N[:, None], penalty])
-        solution, _ = nnls(rows, np.concatenate([y * weight_N, np.zeros(len(penalty))]))
+        solution, _ = scipy.optimize.nnls(
+            rows, np.concatenate([y * weight_N, np.zeros(len(penalty))])
+        )
         weight_N = np.sqrt(huber(y - x @ solution))
     result = np.zeros(x_NF.shape[1])
     result[used] = solution / scale_F[used]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import kendalltau, spearmanr
+import scipy  # loads `scipy.stats` at its first use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Agreement:
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
     """Kendall's rank correlation; NaN if all values of a list are equal."""
-    result: Any = kendalltau(a, b)
+    result: Any = scipy.stats.kendalltau(a, b)
     return float(result.statistic)
 
 
@@ -29,7 +29,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation; NaN if all values of a list are equal."""
     if not np.ptp(a) or not np.ptp(b):
         return float("nan")
-    result: Any = spearmanr(a, b)
+    result: Any = scipy.stats.spearmanr(a, b)
     return float(result.statistic)
 
 

@@ -21,7 +21,7 @@ from automoe_jax.system.errors import UserError
 def made(tmp_path, request):
     lowercase, dashes = request.param
     codes, english, german = bpe_files(tmp_path, lowercase, dashes)
-    fairseq_bpe.make([english, german], codes, ("en", "de"), lowercase, tmp_path / "t")
+    fairseq_bpe.make([english, german], codes, ("en", "de"), tmp_path / "t", lowercase=lowercase)
     tokenizer = tokenizers.load(tmp_path / "t")
     assert tokenizer.splits_dashes == dashes
     return tmp_path, lowercase, tokenizer
@@ -78,7 +78,7 @@ def test_wrong_files(tmp_path, name, content, words):
     codes, english, german = bpe_files(tmp_path)
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError) as e:
-        fairseq_bpe.make([english, german], codes, ("en", "de"), False, tmp_path / "t")
+        fairseq_bpe.make([english, german], codes, ("en", "de"), tmp_path / "t", lowercase=False)
     assert words in str(e.value)
     assert "\n" not in str(e.value)
     assert not (tmp_path / "t").exists()
@@ -113,10 +113,10 @@ def test_ids_as_text(tmp_path):
 
 def test_a_mark_at_the_start_is_no_symbol(tmp_path):
     codes, english, german = bpe_files(tmp_path)
-    fairseq_bpe.make([english, german], codes, ("en", "de"), False, tmp_path / "a")
+    fairseq_bpe.make([english, german], codes, ("en", "de"), tmp_path / "a", lowercase=False)
     for path in (codes, english, german):
         path.write_text("\ufeff" + path.read_text(encoding="utf-8"), encoding="utf-8")
-    fairseq_bpe.make([english, german], codes, ("en", "de"), False, tmp_path / "b")
+    fairseq_bpe.make([english, german], codes, ("en", "de"), tmp_path / "b", lowercase=False)
     a, b = (tokenizers.load(tmp_path / x).encode(ENGLISH) for x in "ab")
     assert a == b
 
@@ -170,7 +170,7 @@ class Scored:
 def test_what_is_scored(tmp_path):
     """A model's own tokens, merged; unknown words match nothing; Moses's otherwise."""
     codes, english, german = bpe_files(tmp_path)
-    fairseq_bpe.make([english, german], codes, ("en", "de"), False, tmp_path / "t")
+    fairseq_bpe.make([english, german], codes, ("en", "de"), tmp_path / "t", lowercase=False)
     bpe = tokenizers.load(tmp_path / "t")
     ids = bpe.encode(GERMAN, "target")
     translator = Scored(bpe, [(text, x[:-1]) for text, x in zip(GERMAN, ids, strict=True)])

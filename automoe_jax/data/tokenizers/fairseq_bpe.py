@@ -76,8 +76,9 @@ class FairseqBpe:
         bpe: BPE,
         dictionaries: tuple[Dictionary, Dictionary],
         languages: tuple[str, str],
-        lowercase: bool,
         content: bytes,
+        *,
+        lowercase: bool,
     ):
         self._bpe = bpe
         self._dictionaries = dictionaries
@@ -136,15 +137,16 @@ class FairseqBpe:
         content = b"\0".join((folder / name).read_bytes() for name in (*names, _CODES))
         content += repr((languages, lowercase)).encode()
         codes = _read_codes(folder / _CODES)
-        return cls(codes, (found[0], found[-1]), languages, lowercase, content)
+        return cls(codes, (found[0], found[-1]), languages, content, lowercase=lowercase)
 
 
 def make(
     dictionaries: Sequence[Path],
     codes: Path,
     languages: tuple[str, str],
-    lowercase: bool,
     folder: Path,
+    *,
+    lowercase: bool,
 ):
     """Copies a published model's files to a tokenizer's folder; `UserError` if one is malformed.
 
