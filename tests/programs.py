@@ -4,14 +4,13 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import QUICK_COMPILATION, ROOT
 
 
 def launch(
     program: str, *args: str, stdin: bytes | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    env.pop("XLA_FLAGS", None)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_COMPILATION}
     return subprocess.run(
         [sys.executable, f"launch/{program}.py", *args],
         cwd=ROOT, input=stdin, capture_output=True, env=env, timeout=timeout, check=False,
