@@ -1,17 +1,14 @@
 """Shared by all tests: four simulated devices, the shared test data, small spaces and models."""
 
-import importlib.metadata
 import os
 
-# Before JAX starts. The tests compile far more than they run: code generation at level 0, and
-# without the passes that take longest to compile (a compilation takes 0.6 of the time).
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
-    QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
+from quick_compilation import FLAGS
+
+# Before JAX starts.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        QUICK_COMPILATION,
+        FLAGS,
         "--xla_force_host_platform_device_count=4",
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     ]

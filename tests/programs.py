@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 
-from conftest import QUICK_COMPILATION, ROOT
+from conftest import ROOT
+from quick_compilation import FLAGS
 
 
 def launch(
     program: str, *args: str, stdin: bytes | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_COMPILATION}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
     return subprocess.run(
         [sys.executable, f"launch/{program}.py", *args],
         cwd=ROOT, input=stdin, capture_output=True, env=env, timeout=timeout, check=False,
