@@ -83,7 +83,7 @@ def main():
 
     seen = list(ReplayLog(measurements / MEASUREMENTS).stored(LATENCY))
     unseen = design.unseen(config.space, args.subnets, seen, SEED)
-    # The same reference, so that the drift since the model was made is taken out.
+    # The model's reference latency cancels the drift since it was made.
     log = ReplayLog(folder / "unseen" / MEASUREMENTS)
     reference, smallest = model.reference, config.space.smallest()
     assert reference is not None
