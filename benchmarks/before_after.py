@@ -52,7 +52,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=0, help="of timed parts; 0: each its own")
     parser.add_argument(
         "--quickstart_flags", default="", help="more flags of launch/pipeline.py, as for a trial "
-        "'--config.training.steps=40'",
+        "'--config.training.steps=40 --config.training.warmup_steps=10'",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the last line is JSON in any case")
     args = parser.parse_args()
