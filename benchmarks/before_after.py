@@ -9,11 +9,11 @@ whose code is imported. Parts, with minutes on 2 cores:
 
 - train_step (12): full-size updates, the largest subnet and the mean of five random ones, by each
   commit's benchmarks/train_step.py. Takes 16 GB of memory.
-- cpu_latency (4): Transformer-Base in fp32 and int8, batch 1, beam 5, 30 tokens in and out, by each
+- cpu_latency (8): Transformer-Base in fp32 and int8, batch 1, beam 5, 30 tokens in and out, by each
   commit's benchmarks/translators.py.
 - search (11): 200 candidates under a FLOPs limit with seed 0, as a whole process; their history.
 - training (4): 40 updates of a small supernet; its metrics and the arrays of its checkpoint.
-- translations (5): 200 sentences by exports of one checkpoint, texts and scores.
+- translations (6): 200 sentences by exports of one checkpoint, texts and scores.
 - quickstart (26): launch/pipeline.py in a new folder, two rounds.
 
 Speed goals bound the median over rounds of after / before; result goals count differences. Finished
