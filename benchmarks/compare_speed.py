@@ -76,16 +76,17 @@ def train_step(comparison: Comparison) -> Outcome:
                 name: stack.enter_context(checkout.child(server, checkout.source))
                 for name, checkout in comparison.pair.items()
             }
+            in_turns(children, partial(Child.ask, subnet="largest"))  # compiles, warms up
             rounds = []
-            for turn in range(1 + (comparison.rounds or 6)):
+            for turn in range(comparison.rounds or 6):
                 rounds.append(
                     {
                         subnet: in_turns(children, partial(Child.ask, subnet=subnet), turn)
                         for subnet in ("largest", *random)
                     }
                 )
-                note(f"train_step: round {turn}, largest {rounds[-1]['largest']}")
-            return rounds[1:]  # the first warms up
+                note(f"train_step: round {turn + 1}, largest {rounds[-1]['largest']}")
+            return rounds
 
     rounds = comparison.record.once("train_step", measure)
     means = [
