@@ -27,7 +27,7 @@ quickstart: $(RUN_STAMP)  ## the whole way on an embedded corpus: train, search,
 	$(BIN)/python launch/pipeline.py --config configs/quickstart.py --workdir runs/quickstart
 
 test: $(DEV_STAMP)  ## the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(DEV_STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
