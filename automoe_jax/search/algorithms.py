@@ -5,7 +5,7 @@ local search is evolution around a given subnet; NSGA-II is Deb et al. (2002). N
 a score or a cost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -48,20 +48,24 @@ class RandomSearch:
         """Random subnets do not depend on scores."""
 
 
+def populations(draws: Draws, later: Callable[[int], list[Candidate]]) -> Iterator[list[Candidate]]:
+    """A random population, then that of each iteration, drawn when it is asked for."""
+    yield draws.population(draws.config.population)
+    yield from map(later, range(1, draws.config.iterations + 1))
+
+
 class Evolution:
     """Truncation selection: the best `config.parents` live on and have children."""
 
     def __init__(self, draws: Draws):
         self._draws, self._config = draws, draws.config
         self._parents: list[Candidate] = []
-        self._iteration = 0
+        self._populations = populations(draws, self._next)
 
     def ask(self) -> list[Candidate]:
-        iteration, self._iteration = self._iteration, self._iteration + 1
-        if iteration == 0:
-            return self._draws.population(self._config.population)
-        if iteration > self._config.iterations:
-            return []
+        return next(self._populations, [])
+
+    def _next(self, iteration: int) -> list[Candidate]:
         return self._parents + self._draws.children(self._parents, iteration, self._parents)
 
     def tell(self, scored: list[Scored]) -> None:
@@ -78,14 +82,12 @@ class NSGA2:
         """Draws nothing yet; `costs` is called anew in each round, since estimates may change."""
         self._draws, self._config, self._costs = draws, draws.config, costs
         self.survivors: list[Scored] = []
-        self._iteration = 0
+        self._populations = populations(draws, self._next)
 
     def ask(self) -> list[Candidate]:
-        iteration, self._iteration = self._iteration, self._iteration + 1
-        if iteration == 0:
-            return self._draws.population(self._config.population)
-        if iteration > self._config.iterations:
-            return []
+        return next(self._populations, [])
+
+    def _next(self, iteration: int) -> list[Candidate]:
         count = 2 * self._config.parents
         parents = tournaments(self.survivors, self._costs, self._draws.rng, count)
         known = [s.candidate for s in self.survivors]
