@@ -50,9 +50,7 @@ def write(result: SearchResult, folder: Path):
     """Writes all files of a finished search; `result.json`, which marks it as finished, last."""
     for i, f in enumerate(result.found, 1):
         files.write_json(folder / f"best_{i}.json", to_json(f.subnet))
-    members = [
-        {"loss": loss, "costs": costs, "subnet": to_json(s)} for s, loss, costs in result.front
-    ]
+    members = [{"loss": x, "costs": c, "subnet": to_json(s)} for s, x, c in result.front]
     over = ["loss", *result.over]
     files.write_json(folder / FRONT, {"version": 1, "over": over, "subnets": members})
     write_pictures(result, members, folder)

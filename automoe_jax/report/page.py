@@ -28,17 +28,11 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
     ]
     for row in results["rows"]:
         latency, (value, low, high) = row["latency"], row["latency_ratio"]
-        rows.append(
-            [
-                row["name"],
-                f"{row['params'] / 1e6:.3f}",
-                f"{row['active_params'] / 1e6:.3f}",
-                f"{row['flops'] / 1e9:.4f}",
-                f"{latency['mean_ms']:.2f} ± {latency['std_ms']:.2f}",
-                f"{value:.2f} [{low:.2f}, {high:.2f}]",
-                f"{row['bleu_inherited']:.1f}",
-            ]
-        )
+        params = [f"{row[name] / 1e6:.3f}" for name in ("params", "active_params")]
+        flops = f"{row['flops'] / 1e9:.4f}"
+        ms = f"{latency['mean_ms']:.2f} ± {latency['std_ms']:.2f}"
+        of_largest = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        rows.append([row["name"], *params, flops, ms, of_largest, f"{row['bleu_inherited']:.1f}"])
     return rows
 
 
