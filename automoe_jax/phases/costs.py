@@ -18,7 +18,7 @@ class CountedCosts:
     """Costs of the subnets of a space; each subnet is counted once."""
 
     def __init__(self, space: SearchSpace, export: ExportConfig, vocab_sizes: tuple[int, int]):
-        self._space, self._export, self._vocab_sizes = space, export, vocab_sizes
+        self._space, self._export, self.vocab_sizes = space, export, vocab_sizes
         self._known: dict[Subnet, dict[str, float]] = {}
 
     def __call__(self, subnet: Subnet) -> dict[str, float]:
@@ -36,5 +36,5 @@ class CountedCosts:
     def weight_bytes(self, subnet: Subnet) -> int:
         """Bytes of `weights.safetensors`; without its header and a shortlist's common words."""
         export, sharing = self._export, self._space.share_embeddings
-        vocab_sizes = self._vocab_sizes
-        return Layout(subnet, vocab_sizes, sharing, export.quantize, export.shortlist).nbytes()
+        settings = self.vocab_sizes, sharing, export.quantize, export.shortlist
+        return Layout(subnet, *settings).nbytes()

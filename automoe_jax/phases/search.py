@@ -17,7 +17,7 @@ from automoe_jax.latency.records import MEASUREMENTS
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import search_result
 from automoe_jax.phases.run import SEARCH, Run
-from automoe_jax.phases.search_context import SearchContext, describe, limits_of, open_search
+from automoe_jax.phases.search_context import SearchContext, begin, describe, limits_of, open_search
 from automoe_jax.phases.search_history import HISTORY, ScoreHistory
 from automoe_jax.phases.search_probing import measure_parents, measure_spread, round_share
 from automoe_jax.phases.search_result import Found, SearchResult
@@ -64,10 +64,8 @@ def run_search(run: Run, folder: Path, data: PreparedData, params: Params) -> Se
     """
     search = open_search(run, folder, data, params)
     try:
-        if search.latency is not None:
-            search.latency.begin()
+        search = begin(search)
         limits = limits_of(search)
-        limits.require(run.config.space.smallest())
         for limit in limits.all:
             how = limit.how(run.config.space.largest())
             run.progress.note(f"limit: {limit.name} <= {limit.upper_bound():.4g} ({how})")

@@ -39,6 +39,7 @@ class SearchContext:
     history: ScoreHistory
     log: ReplayLog
     counted: CountedCosts
+    exporter: SupernetExporter
     scorer: PopulationScorer
     objective: Objective
     latency: SearchLatency | None
@@ -86,6 +87,7 @@ class SearchContext:
 
 
 def open_search(run: Run, folder: Path, data: PreparedData, params: Params) -> SearchContext:
+    """Reads what the search starts from, and times nothing; `UserError` if no limit is given."""
     config = run.config
     search, space = config.search, config.space
     if not (search.constraint.any or search.algorithm == "nsga2"):
@@ -102,21 +104,12 @@ def open_search(run: Run, folder: Path, data: PreparedData, params: Params) -> S
     exporter = SupernetExporter(run, params, "supernet")
     scorer = PopulationScorer(target(config, vocab_sizes), config.training, params)
     log = ReplayLog(folder / MEASUREMENTS)
-    latency = None
-    if search.needs_latency:
-        latency = _search_latency(run, folder, exporter, log)
-        if search.latency == "predicted":
-            latency = latency.with_model(latency_model.latency_model(run, exporter, vocab_sizes))
+    latency = _search_latency(run, folder, exporter, log) if search.needs_latency else None
     history, counted = ScoreHistory(folder), CountedCosts(space, config.export, vocab_sizes)
     objective = make_objective(run, folder, scorer, exporter, data.valid)
-    found = SearchContext(run, folder, history, log, counted, scorer, objective, latency, start)
-    if latency is None or search.latency != "verified":
-        return found
-    # The smallest subnet first: if it exceeds a limit, no model need be made.
-    latency.begin()
-    limits_of(found).require(space.smallest())
-    model = latency_model.latency_model(run, exporter, vocab_sizes)
-    return dataclasses.replace(found, latency=latency.with_model(model))
+    return SearchContext(
+        run, folder, history, log, counted, exporter, scorer, objective, latency, start
+    )
 
 
 def _search_latency(
@@ -144,6 +137,24 @@ def _search_latency(
         limit_ratio=limited.latency_ratio or math.inf,
         note=run.progress.note,
     )
+
+
+def begin(search: SearchContext) -> SearchContext:
+    """Measures the subnets that latencies are compared with, then loads or fits the latency model.
+
+    `InfeasibleError` if the smallest subnet exceeds a limit.
+    """
+    latency, smallest = search.latency, search.run.config.space.smallest()
+    if latency is not None:
+        latency.begin()
+        if latency.prober is not None:  # known without the model, which may take minutes
+            limits_of(search).require(smallest)
+        if latency.predicts:
+            vocab_sizes = search.counted.vocab_sizes
+            model = latency_model.latency_model(search.run, search.exporter, vocab_sizes)
+            search = dataclasses.replace(search, latency=latency.with_model(model))
+    limits_of(search).require(smallest)
+    return search
 
 
 def limits_of(search: SearchContext) -> Limits:

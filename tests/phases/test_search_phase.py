@@ -230,6 +230,18 @@ def test_a_final_measurement_that_fails(prepared, tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_limit_that_nothing_meets(prepared, tmp_path, monkeypatch):
+    """It is known before a model is fitted, and the timing process ends."""
+    ended = []
+    monkeypatch.setattr(FakeProber, "close", lambda self: ended.append(self.reference))
+    monkeypatch.setattr(latency_model, "latency_model", lambda *args: pytest.fail("was loaded"))
+    config = configured({"latency": "verified"}, latency_ms=0.001)
+    with pytest.raises(InfeasibleError, match=r"latency_ms <= 0.001: the smallest one has \d"):
+        search(prepared, config, tmp_path)
+    assert FakeProber.timed == ended == [config.space.smallest()]
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
 @pytest.mark.parametrize("measurements", [4, 7, 30])
 def test_the_budget_holds_when_nothing_passes(prepared, tmp_path, measurements):
     config = configured({"latency": "verified", "measurements": measurements}, latency_ms=17.0)
