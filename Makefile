@@ -26,8 +26,9 @@ $(DEV_STAMP): $(RUN_STAMP)
 quickstart: $(RUN_STAMP)  ## the whole way on an embedded corpus: train, search, export, report
 	$(BIN)/python launch/pipeline.py --config configs/quickstart.py --workdir runs/quickstart
 
+# Huge pages: tests compile most of the time, and compilers allocate much.
 test: $(DEV_STAMP)  ## the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(DEV_STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
