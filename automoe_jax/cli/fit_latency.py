@@ -21,7 +21,7 @@ from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.export import SupernetExporter
 from automoe_jax.phases.latency_model import fit_latency_model
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.run import CACHE, LATENCY_MODEL
+from automoe_jax.phases.run import CACHE, LATENCY_MODEL, hold
 from automoe_jax.phases.train import random_weights, supernet_params
 from automoe_jax.predictor import features, tables
 from automoe_jax.predictor.model import LatencyModel
@@ -56,6 +56,7 @@ def main():
         vocab_sizes = prepare(run).tokenizer.vocab_sizes
     else:
         run, vocab_sizes = CONFIG.run(config), (_VOCAB.value, _VOCAB.value)
+        hold(run)
         compile_cache.enable(run.path / CACHE)
     if _RANDOM.value:
         params = random_weights(config, vocab_sizes)

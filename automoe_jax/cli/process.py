@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from automoe_jax.cli import options, terminal
-from automoe_jax.system import malloc
+from automoe_jax.system import interrupt, malloc
 from automoe_jax.system.errors import UserError
 
 # Commands whose steps allocate hundreds of megabytes, and compile programs as large.
@@ -22,6 +22,7 @@ def run(command: str):
     """Runs a command with the flags of `sys.argv`; a user's mistake is one line and exit code 2."""
     try:
         prepare(huge_pages=command in _HUGE_PAGES)
+        interrupt.install()
         module = importlib.import_module(f"automoe_jax.cli.{command}")
         if {"--help", "-h", "-help"} & set(sys.argv[1:]):
             print(options.help_text(module))
@@ -38,9 +39,9 @@ def run(command: str):
         if e.filename is None:
             raise
         _fail(f"{e.filename}: {e.strerror}")
-    except KeyboardInterrupt:
-        terminal.note("interrupted; the same command goes on from the last checkpoint")
-        sys.exit(130)
+    except KeyboardInterrupt as e:
+        terminal.note("interrupted; the same command goes on from where this one stopped")
+        sys.exit(e.exit_code if isinstance(e, interrupt.Interrupted) else 130)
 
 
 def prepare(*, huge_pages: bool):

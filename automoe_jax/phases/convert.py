@@ -13,7 +13,7 @@ from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.data.tokenizers.fairseq_bpe import FairseqBpe
 from automoe_jax.model.extract import Params, extract
 from automoe_jax.phases.prepare import make_tokenizer, vocab_sizes
-from automoe_jax.phases.run import SUBNET, SUPERNET, Run, open_run
+from automoe_jax.phases.run import SUBNET, SUPERNET, Run, hold, open_run
 from automoe_jax.phases.train import settings, supernet_params, target
 from automoe_jax.published import checkpoint, state_dict
 from automoe_jax.system import workdir
@@ -50,6 +50,7 @@ def convert(
     names = ", ".join(ignored) or "none"
     run.progress.note(f"{source}: {len(state) - len(ignored)} arrays used; ignored: {names}")
     run.progress.note(f"text: {text}")
+    hold(run)
     origin = {workdir.CONVERTED: {"checkpoint": source.name, "text": text}}
     if not begun:
         common = config.groups("seed", "data", "tokenizer")

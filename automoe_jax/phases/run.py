@@ -9,7 +9,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from automoe_jax.config import RunConfig
-from automoe_jax.system import workdir
+from automoe_jax.system import locks, workdir
 from automoe_jax.system.progress import Progress
 
 # Folders and files of a workdir.
@@ -45,8 +45,12 @@ class Run:
 
 
 def open_run(config: RunConfig, folder: str | Path, progress: Progress) -> Run:
-    """Starts or continues a workdir; `UserError` if another config made it."""
+    """Starts or continues a workdir, and locks it until this process ends.
+
+    `UserError` if another config made it, or another process holds its lock.
+    """
     run = Run(config, workdir.resolve(folder), progress)
+    hold(run)
     begun = run.tokenizer.exists()
     if is_converted(run.path) and not run.tokens.is_dir():
         # The tokenizer came with the weights: the corpus may still be changed.
@@ -56,6 +60,12 @@ def open_run(config: RunConfig, folder: str | Path, progress: Progress) -> Run:
             shutil.rmtree(run.corpus, ignore_errors=True)
     claim(run, run.path, "run", config.groups("seed", "data", "tokenizer"), begun=begun)
     return run
+
+
+def hold(run: Run):
+    """Locks the workdir for this process; in a pod for all of its processes, by the first."""
+    if jax.process_index() == 0:
+        locks.hold(run.path)
 
 
 def is_converted(path: Path) -> bool:

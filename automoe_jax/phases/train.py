@@ -142,7 +142,9 @@ def supernet_params(run: Run, vocab_sizes: tuple[int, int]) -> tuple[Params, int
         raise UserError(
             f"{run.path} holds a subnet and no supernet; leave --subnet out to use the subnet"
         )
-    return load_params(target(run.config, vocab_sizes), run.config.training, run.supernet)
+    return load_params(
+        target(run.config, vocab_sizes), run.config.training, run.supernet, run.progress.note
+    )
 
 
 def subnet_params(run: Run, out: str = SUBNET) -> tuple[Params, Subnet, int]:
@@ -156,7 +158,7 @@ def subnet_params(run: Run, out: str = SUBNET) -> tuple[Params, Subnet, int]:
     manifest = _check_space(run.config, folder, SUBNET)
     subnet = from_json(manifest["config"]["subnet"])
     own = target(run.config, vocab_sizes(run), subnet)
-    params, step = load_params(own, run.config.subnet_training, folder)
+    params, step = load_params(own, run.config.subnet_training, folder, run.progress.note)
     return params, subnet, step
 
 

@@ -1,76 +1,144 @@
-"""Orbax checkpoints of a run: one unreplicated copy per step, written asynchronously."""
+"""Orbax checkpoints of a run: one unreplicated copy per step, written asynchronously.
+
+Each is sealed by the hashes of its files. One that is torn or changed is put aside, and the one
+before it is used.
+"""
 
 import contextlib
+import hashlib
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.step import TrainState
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
 CHECKPOINTS = "checkpoints"  # folder of a run
+DAMAGED = "damaged_checkpoints"  # folder of a run, for those that could not be read
+_ITEMS = _PARAMS, _OPTIMIZER, _LOG = "params", "optimizer", "log"
+_SEAL = "sha256.json"  # in a checkpoint: hashes of the files of its items
+
+Note = Callable[[str], None]  # takes a line for the user
+
+
+class Restored(NamedTuple):
+    """The content of a checkpoint, as NumPy arrays."""
+
+    step: int
+    params: Any
+    opt_state: Any | None  # None in converted weights
+    log: Any | None  # as `save` was given
 
 
 class Checkpoints:
     """The checkpoints in a folder; to be closed."""
 
-    def __init__(self, folder: Path, keep: int = 2):
-        self._folder = folder
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        items = ("params", "optimizer")
-        self._manager = ocp.CheckpointManager(folder, item_names=items, options=options)
+    def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
+        self._folder, self._read_only = folder, read_only
+        self._saving: int | None = None  # step
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep, create=not read_only, read_only=read_only,
+            cleanup_tmp_directories=not read_only,  # of saves that were killed
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )  # fmt: skip
+        self._manager = ocp.CheckpointManager(folder, item_names=_ITEMS, options=options)
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Step of the newest finished checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState):
-        """Starts writing a state of NumPy arrays and returns; `wait` waits for it."""
-        self._save(int(state.step), params=state.params, optimizer=state.opt_state)
+    def save(self, state: TrainState, log: Any = None):
+        """Starts writing a state of NumPy arrays and returns; `wait` waits for it.
 
-    def restore(self, abstract: TrainState, step: int) -> TrainState:
-        """The state of a step, as NumPy arrays in the structure of `abstract`.
-
-        Raises `UserError` if the checkpoint is incomplete or of another model.
+        `log` is any JSON, for the training loop.
         """
-        params = self.restore_params(abstract.params, step)
-        opt_state = self._restore("optimizer", abstract.opt_state, step)
-        return TrainState(np.asarray(step, np.int32), params, opt_state)
-
-    def has_optimizer(self, step: int) -> bool:
-        """True if the checkpoint has optimizer state (converted ones have only params)."""
-        return (self._folder / str(step) / "optimizer").exists()
+        step, save = int(state.step), ocp.args.StandardSave
+        items = {_PARAMS: save(state.params), _OPTIMIZER: save(state.opt_state)}
+        self._save(step, {**items, _LOG: ocp.args.JsonSave({"window": log})})
 
     def save_params(self, params: Any, step: int):
         """Writes parameters without optimizer state, and waits."""
-        self._save(step, params=params)
+        self._save(step, {_PARAMS: ocp.args.StandardSave(params)})
         self.wait()
 
-    def restore_params(self, abstract_params: Any, step: int) -> Any:
-        """The parameters of a step."""
-        return self._restore("params", abstract_params, step)
+    def _save(self, step: int, items: dict[str, Any]):
+        self._manager.wait_until_finished()
+        self._saving = step
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def _save(self, step: int, **items: Any):
-        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(**args))
+    def _seal(self):
+        """Seals what was just written: Orbax calls this before it renames the folder."""
+        if jax.process_index() == 0:
+            temporary = self._folder.glob(f"{self._saving}.*")
+            folder = max(temporary, key=lambda path: path.stat().st_mtime)
+            files.write_json(folder / _SEAL, {"version": 1, "files": _hashes(folder)})
 
-    def _restore(self, name: str, abstract: Any, step: int) -> Any:
-        # As NumPy arrays: whoever reads a checkpoint may have other devices.
-        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
-        try:
-            args = ocp.args.Composite(**{name: ocp.args.StandardRestore(target)})
-            return self._manager.restore(step, args=args)[name]
-        except Exception as e:  # Orbax passes on errors of its parts, such as bare JSON errors
-            reason = " ".join(str(e).split())[:200]
+    def restore(self, abstract: TrainState, note: Note) -> Restored | None:
+        """The newest checkpoint that can be read, in the structure of `abstract`; None without one.
+
+        Tells `note` of newer ones that cannot, and moves them to `DAMAGED`, out of the way of the
+        ones to come. `UserError` if none can be read.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._restore(abstract, step)
+            except Exception as e:  # Orbax passes on errors of its parts, such as bare JSON errors
+                damaged[step] = " ".join(str(e).split())[:200] or type(e).__name__
+                continue
+            for other, reason in damaged.items():
+                note(
+                    f"warning: checkpoint {self._folder / str(other)} is damaged ({reason}); "
+                    f"step {step:,} is used instead{self._put_aside(other)}"
+                )
+            return restored
+        if damaged:
             raise UserError(
-                f"checkpoint {self._folder / str(step)} cannot be read ({reason}); remove that "
-                "folder to go on from the checkpoint before it"
-            ) from e
+                f"no checkpoint in {self._folder} can be read ({max(damaged)}: "
+                f"{damaged[max(damaged)]}); remove the folder to begin again"
+            )
+        return None
+
+    def _restore(self, abstract: TrainState, step: int) -> Restored:
+        folder = self._folder / str(step)
+        _check_seal(folder)
+        targets = {_PARAMS: abstract.params}
+        if abstract.opt_state is not None and (folder / _OPTIMIZER).exists():
+            targets[_OPTIMIZER] = abstract.opt_state
+        # As NumPy arrays: whoever reads a checkpoint may have other devices.
+        arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), targets)
+        args: dict[str, Any] = {name: ocp.args.StandardRestore(x) for name, x in arrays.items()}
+        if (folder / _LOG).exists():  # those of earlier versions have none
+            args[_LOG] = ocp.args.JsonRestore()
+        found: Any = self._manager.restore(step, args=ocp.args.Composite(**args))
+        opt_state = found[_OPTIMIZER] if _OPTIMIZER in args else None
+        log = found[_LOG]["window"] if _LOG in args else None
+        return Restored(step, found[_PARAMS], opt_state, log)
+
+    def _put_aside(self, step: int) -> str:
+        """Moves a damaged checkpoint; says where it is."""
+        if self._read_only or jax.process_index() != 0:
+            return ""
+        folder = self._folder.with_name(DAMAGED)
+        folder.mkdir(exist_ok=True)
+        to = next(path for n in itertools.count() if not (path := folder / f"{step}_{n}").exists())
+        os.rename(self._folder / str(step), to)
+        self._manager.reload()
+        return f", and it is moved to {to}"
+
+    def preempted(self, step: int) -> bool:
+        """True if the processes of a pod are to save this step and end, all of them alike."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def wait(self):
         """Returns when everything is written."""
@@ -80,22 +148,54 @@ class Checkpoints:
         self._manager.close()
 
 
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a checkpoint's items, by its path in the checkpoint."""
+    paths = [path for item in _ITEMS for path in sorted((folder / item).rglob("*"))]
+    paths = [path for path in paths if path.is_file()]
+
+    def one(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        names = (str(path.relative_to(folder)) for path in paths)
+        return dict(zip(names, pool.map(one, paths), strict=True))
+
+
+def _check_seal(folder: Path):
+    """Raises `ValueError` if a checkpoint is not what was sealed; earlier versions sealed none."""
+    if not (folder / _SEAL).exists():
+        return
+    sealed = files.read_json(folder / _SEAL, "seal")["files"]
+    found = _hashes(folder)
+    for name in sorted(sealed.keys() | found.keys()):
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+        if sealed.get(name) != found[name]:
+            raise ValueError(f"{name} is not what was saved")
+
+
 def latest_step(folder: Path) -> int | None:
     """Step of the newest checkpoint of a run's folder, or None."""
     if not (folder / CHECKPOINTS).is_dir():
         return None
-    with contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints:
+    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, read_only=True)) as checkpoints:
         return checkpoints.latest()
 
 
-def load_params(target: TrainingTarget, config: TrainingConfig, folder: Path) -> tuple[Any, int]:
+def load_params(
+    target: TrainingTarget, config: TrainingConfig, folder: Path, note: Note
+) -> tuple[Any, int]:
     """The newest parameters in a run's folder, as NumPy arrays, and their step.
 
-    Raises `UserError` if there is no checkpoint or it is incomplete.
+    Raises `UserError` if there is no checkpoint, or none that can be read; `note` is told of those
+    that cannot.
     """
-    step = latest_step(folder)
-    if step is None:
+    if latest_step(folder) is None:
         raise UserError(f"{folder} has no checkpoint; train it first (launch/train.py)")
-    params = abstract_state(target, config, 0).params
-    with contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints:
-        return checkpoints.restore_params(params, step), step
+    abstract = abstract_state(target, config, 0)._replace(opt_state=None)
+    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, read_only=True)) as checkpoints:
+        restored = checkpoints.restore(abstract, note)
+    if restored is None:
+        raise UserError(f"{folder} has no checkpoint that can be read; train it again")
+    return restored.params, restored.step

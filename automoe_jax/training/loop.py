@@ -16,6 +16,7 @@ from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data import batches as batching
 from automoe_jax.data.plan import Plan, choose_buckets
 from automoe_jax.data.tokens import PreparedData
+from automoe_jax.system import interrupt
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
 from automoe_jax.training import optimizer, parallel, sampling
@@ -49,16 +50,19 @@ def train(
         share = parallel.share()
         n_micro = micro_batches(config, share.n_devices)
         plan = _plan(config, data, seed, progress)
-        state = _start(target, config, seed, store, init_params, progress)
+        state, log = _start(target, config, seed, store, init_params, progress)
         start = int(state.step)
         state = parallel.replicate(state, consume=True)
         tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
         train_step = parallel.map_train_step(make_train_step(target.module(), tx, *rates))
         evaluator = Evaluator(target, data.valid, config, config.eval_pairs)
         evaluated = _eval_set(target, seed, config)
-        key, window = jax.random.key(seed), _Window()
+        key, window = jax.random.key(seed), _Window.restored(log)
         batches = batching.batches(data.train, plan, share, start, config.steps)
-        with contextlib.closing(_Log(folder, config, start, progress)) as log:
+        with (
+            interrupt.deferred(defer=jax.process_count() == 1) as interrupted,
+            contextlib.closing(_Log(folder, config, start, progress)) as log,
+        ):
             for step, batch in enumerate(batches, start):
                 subnets = active = None
                 if target.subnet is None:
@@ -76,8 +80,13 @@ def train(
                 if done == config.steps or (config.eval_every and done % config.eval_every == 0):
                     log.write_losses(done, evaluator.losses(state.params, evaluated))
                     window = _Window()
-                if save:
-                    store.save(parallel.one_copy(state))
+                stop = interrupted() or store.preempted(done)
+                if save or stop:
+                    store.save(parallel.one_copy(state), window.stored())
+                if stop:
+                    store.wait()
+                    progress.note(f"stopping at step {done:,}, which is saved")
+                    break
             store.wait()
 
 
@@ -108,19 +117,18 @@ def _start(
     checkpoints: Checkpoints,
     init_params: Any | None,
     progress: Progress,
-) -> TrainState:
-    """The state of the newest checkpoint, else one of step 0."""
-    step = checkpoints.latest()
-    if step is not None:
-        abstract = abstract_state(target, config, seed)
-        if checkpoints.has_optimizer(step):
-            state = checkpoints.restore(abstract, step)
-            progress.note(f"resuming at step {step:,}")
-            return state
-        init_params = checkpoints.restore_params(abstract.params, step)
+) -> tuple[TrainState, Any]:
+    """The state of the newest checkpoint and its log, else a state of step 0 and None."""
+    restored = checkpoints.restore(abstract_state(target, config, seed), progress.note)
+    if restored is not None and restored.opt_state is not None:
+        progress.note(f"resuming at step {restored.step:,}")
+        step = np.asarray(restored.step, np.int32)
+        return TrainState(step, restored.params, restored.opt_state), restored.log
+    if restored is not None:
+        init_params = restored.params
         progress.note("starting from converted weights")
     state = initial_state(target, config, seed)
-    return state if init_params is None else with_params(state, init_params, config)
+    return state if init_params is None else with_params(state, init_params, config), None
 
 
 def _eval_set(target: TrainingTarget, seed: int, config: TrainingConfig) -> dict[str, Subnet]:
@@ -140,6 +148,19 @@ class _Window:
     start: float = dataclasses.field(default_factory=time.monotonic)
     outputs: list[StepMetrics] = dataclasses.field(default_factory=list)
     imbalances: list[float] = dataclasses.field(default_factory=list)
+    n_restored: int = 0  # of the outputs, those of an interrupted process
+
+    @classmethod
+    def restored(cls, stored: Any | None) -> "_Window":
+        """The window that an interrupted process stored; an empty one for None."""
+        if stored is None:
+            return cls()
+        outputs = [StepMetrics(*values) for values in stored["outputs"]]
+        return cls(outputs=outputs, imbalances=stored["imbalances"], n_restored=len(outputs))
+
+    def stored(self) -> dict[str, Any]:
+        """The window as JSON, for a checkpoint."""
+        return {"outputs": [list(_floats(o)) for o in self.outputs], "imbalances": self.imbalances}
 
     def add(self, output: StepMetrics, subnets: Sequence[Sequence[Subnet]] | None):
         self.outputs.append(output)
@@ -152,25 +173,30 @@ class _Window:
             jax.block_until_ready(self.outputs[-4])
 
     def means(self) -> dict[str, float]:
-        outputs = [
-            jax.tree.map(lambda x: float(np.asarray(x.addressable_data(0)).reshape(-1)[0]), out)
-            for out in self.outputs
-        ]
+        outputs: list[Any] = [_floats(o) for o in self.outputs]
         seconds = max(time.monotonic() - self.start, 1e-9)
         target = sum(o.target_tokens for o in outputs)
         values = {
             f"train/{name}": sum(getattr(o, name) * o.target_tokens for o in outputs) / target
             for name in ("loss", "nll", "load_balance")
         }
+        own = outputs[self.n_restored :]
         values |= {
             "train/gradient_norm": sum(o.gradient_norm for o in outputs) / len(outputs),
-            "train/target_tokens_per_s": target / seconds,
-            "train/source_tokens_per_s": sum(o.source_tokens for o in outputs) / seconds,
-            "train/step_s": seconds / len(outputs),
+            "train/target_tokens_per_s": sum(o.target_tokens for o in own) / seconds,
+            "train/source_tokens_per_s": sum(o.source_tokens for o in own) / seconds,
+            "train/step_s": seconds / max(len(own), 1),
         }
         if self.imbalances:
             values["train/device_imbalance"] = float(np.mean(self.imbalances))
         return values
+
+
+def _floats(output: StepMetrics) -> StepMetrics:
+    """Metrics of the first device as numbers; waits for the step."""
+    if isinstance(output.loss, float):
+        return output
+    return jax.tree.map(lambda x: float(np.asarray(x.addressable_data(0)).reshape(-1)[0]), output)
 
 
 class _Log:

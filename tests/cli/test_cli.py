@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from programs import launch, mistake
 
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.published import subnet_files
+from automoe_jax.system import locks
 
 QUICK = ["--config", "configs/quickstart.py"]
 
@@ -76,6 +78,14 @@ def test_a_file_in_the_way(tmp_path):
     assert "x is a file, not a folder" in line
     line = mistake("pipeline", *QUICK, "--workdir", str(tmp_path / "x" / "run"))
     assert "x is a file, not a folder" in line
+
+
+def test_a_workdir_in_use(tmp_path):
+    locks.hold(tmp_path / "run")
+    line = mistake("prepare", *text_run(tmp_path))
+    assert f"run is in use by process {os.getpid()} on" in line
+    assert "wait until it ends" in line
+    assert not (tmp_path / "run" / "manifest.json").exists()
 
 
 def test_impossible_limits(tmp_path):

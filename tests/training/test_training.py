@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +19,7 @@ from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.data import tokens
 from automoe_jax.data.batches import Share
 from automoe_jax.data.tokens import PreparedData
+from automoe_jax.system import interrupt
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training import checkpoints, loop, metrics, parallel, sampling
@@ -244,7 +249,9 @@ def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, tmp_path):
     steps = [line["step"] for line in metrics.read(tmp_path)]
     assert steps == sorted(steps)
     a, b = (
-        checkpoints.load_params(TrainingTarget(TINY, (64, 64), ModelConfig()), CONFIG, f)[0]
+        checkpoints.load_params(
+            TrainingTarget(TINY, (64, 64), ModelConfig()), CONFIG, f, pytest.fail
+        )[0]
         for f in (folder, tmp_path)
     )
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -262,21 +269,113 @@ def test_what_a_run_writes(uninterrupted):
     assert whole[2, "learning_rate"] == pytest.approx(1e-7 + (1e-2 - 1e-7) / 2)
 
 
-def test_torn_checkpoint_is_named(uninterrupted, tmp_path):
-    import shutil  # noqa: PLC0415
+@pytest.fixture
+def signals():
+    """Signals are handled as in a command."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupt.install()
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
+
+class Signal(Silent):
+    """Sends a signal to this process when a step is logged."""
+
+    def __init__(self, number):
+        self._number = number
+
+    def update(self, done, **fields):
+        if done == 2:
+            os.kill(os.getpid(), self._number)
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_and_resumed_is_the_uninterrupted_run(uninterrupted, tmp_path, number):
+    """The step is saved between two checkpoints and two log lines of the plan."""
+    _, whole = uninterrupted
+    notes = []
+    progress = Signal(number)
+    progress.note = notes.append
+    config = dataclasses.replace(CONFIG, log_every=2, checkpoint_every=100)
+    with pytest.raises(interrupt.Interrupted) as e:
+        run_training(tmp_path, progress, config=config)
+    assert e.value.exit_code == 128 + number
+    step = checkpoints.latest_step(tmp_path)
+    assert notes[-1] == f"stopping at step {step}, which is saved"
+    assert run_training(tmp_path) == whole
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:10])
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "files"),
+    [
+        (cut, "params/**/d/*"),
+        (zero, "optimizer/**/*"),
+        (flip, "params/**/d/*"),
+        (flip, "optimizer/**/d/*"),
+        (Path.unlink, "params/manifest.ocdbt"),
+        (Path.unlink, "optimizer/**/*"),
+        (zero, "**/*"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(uninterrupted, tmp_path, damage, files):
+    folder, whole = uninterrupted
+    run = shutil.copytree(folder, tmp_path / "run")
+    store = run / checkpoints.CHECKPOINTS
+    damaged = [path for path in (store / "6").glob(files) if path.is_file()]
+    assert damaged
+    for path in damaged:
+        damage(path)
+
+    notes = []
+    target = TrainingTarget(TINY, (64, 64), ModelConfig())
+    _, step = checkpoints.load_params(target, CONFIG, run, notes.append)
+    assert step == 4
+    assert f"checkpoint {store / '6'} is damaged" in notes.pop()
+    assert (store / "6").exists()  # a reader moves nothing
+
+    progress = Silent()
+    progress.note = notes.append
+    longer = dataclasses.replace(CONFIG, steps=7, checkpoint_every=100)
+    run_training(run, progress, config=longer)
+    (line,) = [note for note in notes if "damaged" in note]
+    assert "\n" not in line
+    assert f"step 4 is used instead, and it is moved to {run / checkpoints.DAMAGED}/6_0" in line
+    again = {(line["step"], line["name"]): line["value"] for line in metrics.read(run)}
+    assert all(again[key] == whole[key] for key in whole if key[0] <= 5)
+    assert checkpoints.latest_step(run) == 7
+
+
+def test_no_checkpoint_can_be_read(uninterrupted, tmp_path):
     shutil.copytree(uninterrupted[0] / checkpoints.CHECKPOINTS, tmp_path / checkpoints.CHECKPOINTS)
-    for path in (tmp_path / checkpoints.CHECKPOINTS / "6" / "params").rglob("*"):
+    for path in (tmp_path / checkpoints.CHECKPOINTS).rglob("*"):
         if path.is_file():
-            path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(UserError, match="6 cannot be read") as e:
-        checkpoints.load_params(TrainingTarget(TINY, (64, 64), ModelConfig()), CONFIG, tmp_path)
-    assert "\n" not in str(e.value)
+            cut(path)
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .* can be read \(6: .*remove the folder"
+    ):
+        run_training(tmp_path, config=dataclasses.replace(CONFIG, steps=7))
+    assert checkpoints.latest_step(tmp_path) == 6  # nothing is moved
 
 
 def test_subnet_inherits_and_trains(uninterrupted, tmp_path):
     target = TrainingTarget(TINY, (64, 64), ModelConfig())
-    params, step = checkpoints.load_params(target, CONFIG, uninterrupted[0])
+    params, step = checkpoints.load_params(target, CONFIG, uninterrupted[0], pytest.fail)
     assert step == CONFIG.steps
     from automoe_jax.model.extract import extract  # noqa: PLC0415
 

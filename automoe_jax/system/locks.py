@@ -1,0 +1,57 @@
+"""Locks on folders, which end with the process that holds them."""
+
+import fcntl
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from automoe_jax.system.errors import UserError
+
+LOCK = ".lock"
+# Descriptors of the locks of this process, by device and inode. The system releases a lock when
+# its descriptor is closed: at the end of the process, however it ends.
+_held: dict[tuple[int, int], int] = {}
+
+
+def hold(folder: Path):
+    """Locks a folder until this process ends; again is allowed.
+
+    Raises `UserError`, which names the process, if another one holds the lock. On a file system
+    without locks nothing is locked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    status = os.fstat(file)
+    inode = status.st_dev, status.st_ino
+    try:
+        if inode not in _held:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(_this_process()).encode(), 0)
+            _held[inode] = file
+    except BlockingIOError:
+        raise UserError(
+            f"{folder} is in use by {_name(os.pread(file, 4096, 0))}; wait until it ends, stop it, "
+            "or name another --workdir"
+        ) from None
+    except OSError:
+        _held[inode] = file
+    finally:
+        if _held.get(inode) != file:
+            os.close(file)
+
+
+def _this_process() -> dict[str, str | int]:
+    command = " ".join(Path(arg).name if arg == sys.argv[0] else arg for arg in sys.argv)
+    return {"pid": os.getpid(), "host": platform.node(), "command": command}
+
+
+def _name(content: bytes) -> str:
+    """The holder in words, from the content of its lock."""
+    try:
+        holder = json.loads(content)
+        return f"process {holder['pid']} on {holder['host']} ({holder['command'][:200]})"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
