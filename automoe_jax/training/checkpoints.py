@@ -37,7 +37,7 @@ class Restored(NamedTuple):
     step: int
     params: Any
     opt_state: Any | None  # None in converted weights
-    log: Any | None  # as `save` was given
+    log: dict[str, Any]  # as `save` was given; {} in checkpoints of earlier versions
 
 
 class Checkpoints:
@@ -57,14 +57,14 @@ class Checkpoints:
         """Step of the newest finished checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, log: Any = None):
+    def save(self, state: TrainState, log: dict[str, Any]):
         """Starts writing a state of NumPy arrays and returns; `wait` waits for it.
 
-        `log` is any JSON, for the training loop.
+        `log` is a JSON object, for the training loop.
         """
         step, save = int(state.step), ocp.args.StandardSave
         items = {_PARAMS: save(state.params), _OPTIMIZER: save(state.opt_state)}
-        self._save(step, {**items, _LOG: ocp.args.JsonSave({"window": log})})
+        self._save(step, {**items, _LOG: ocp.args.JsonSave(log)})
 
     def save_params(self, params: Any, step: int):
         """Writes parameters without optimizer state, and waits."""
@@ -122,7 +122,7 @@ class Checkpoints:
             args[_LOG] = ocp.args.JsonRestore()
         found: Any = self._manager.restore(step, args=ocp.args.Composite(**args))
         opt_state = found[_OPTIMIZER] if _OPTIMIZER in args else None
-        log = found[_LOG]["window"] if _LOG in args else None
+        log = found[_LOG] if _LOG in args else {}
         return Restored(step, found[_PARAMS], opt_state, log)
 
     def _put_aside(self, step: int) -> str:

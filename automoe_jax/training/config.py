@@ -80,6 +80,7 @@ class TrainingConfig(OptimizerConfig):
     buckets: int = 8  # most batch shapes; each compiles once
     label_smoothing: float = 0.1  # share of the target spread over all words
     load_balance: float = 0.01  # weight of the router's load-balance loss
+    max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end the run
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps; 0 evaluates only at the end
     eval_pairs: int = 0  # validation pairs to evaluate on; 0 for all
@@ -90,7 +91,7 @@ class TrainingConfig(OptimizerConfig):
     def __post_init__(self):
         super().__post_init__()
         checks.at_least(1, self, "", "tokens_per_batch", "batches_per_step", "buckets", "log_every",
-                        "checkpoint_every", "keep_checkpoints")  # fmt: skip
+                        "checkpoint_every", "keep_checkpoints", "max_skipped")  # fmt: skip
         checks.at_least(0, self, "", "load_balance", "eval_every", "eval_pairs", "eval_subnets")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")

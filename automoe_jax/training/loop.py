@@ -1,18 +1,16 @@
 """The training loop: of a supernet, or of one stand-alone subnet."""
 
 import contextlib
-import dataclasses
+import functools
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from automoe_jax.architecture import counts as complexity
-from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.architecture.subnet import Subnet, short_name
 from automoe_jax.data import batches as batching
 from automoe_jax.data.plan import Plan, choose_buckets
 from automoe_jax.data.tokens import PreparedData
@@ -24,7 +22,8 @@ from automoe_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from automoe_jax.training.config import SamplingConfig, TrainingConfig
 from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.metrics import MetricsWriter
-from automoe_jax.training.step import StepMetrics, TrainState, make_train_step
+from automoe_jax.training.monitor import SkippedSteps, Window
+from automoe_jax.training.step import TrainState, make_train_step
 from automoe_jax.training.target import TrainingTarget, abstract_state, initial_state, with_params
 
 
@@ -50,39 +49,46 @@ def train(
         share = parallel.share()
         n_micro = micro_batches(config, share.n_devices)
         plan = _plan(config, data, seed, progress)
-        state, log = _start(target, config, seed, store, init_params, progress)
+        state, before = _start(target, config, seed, store, init_params, progress)
         start = int(state.step)
         state = parallel.replicate(state, consume=True)
         tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
         train_step = parallel.map_train_step(make_train_step(target.module(), tx, *rates))
         evaluator = Evaluator(target, data.valid, config, config.eval_pairs)
         evaluated = _eval_set(target, seed, config)
-        key, window = jax.random.key(seed), _Window.restored(log)
+        key, window = jax.random.key(seed), Window.restored(before.get("window", {}))
+        draw = None
+        if target.subnet is None:
+            sizes = {"n_devices": share.n_devices, "n_micro": n_micro, "unit": sampling_config.unit}
+            draw = functools.partial(sampling.draw, target.space, seed, **sizes)
+        describe = functools.partial(_describe, plan, draw)
+        skipped = SkippedSteps(config.max_skipped, describe, before.get("skipped", 0))
         batches = batching.batches(data.train, plan, share, start, config.steps)
         with (
             interrupt.deferred(defer=jax.process_count() == 1) as interrupted,
             contextlib.closing(_Log(folder, config, start, progress)) as log,
         ):
             for step, batch in enumerate(batches, start):
-                subnets = active = None
-                if target.subnet is None:
-                    draw = (seed, step, share.n_devices, n_micro, sampling_config.unit)
-                    subnets = sampling.draw(target.space, *draw)
-                    active = sampling.stack(subnets, target.hull, share)
+                subnets = None if draw is None else draw(step)
+                active = None if subnets is None else sampling.stack(subnets, target.hull, share)
                 state, out = train_step(state, batch, active, jax.random.fold_in(key, step))
                 window.add(out, subnets)
+                skipped.add(step, out)
                 done = step + 1
                 save = done == config.steps or done % config.checkpoint_every == 0
                 # Also before a checkpoint: a resumed run begins its means there.
                 if save or done % config.log_every == 0:
-                    log.write_means(done, window)
-                    window = _Window()
+                    skipped.wait()
+                    log.write_means(done, window, skipped.total)
+                    window = Window()
                 if done == config.steps or (config.eval_every and done % config.eval_every == 0):
                     log.write_losses(done, evaluator.losses(state.params, evaluated))
-                    window = _Window()
+                    window = Window()
                 stop = interrupted() or store.preempted(done)
                 if save or stop:
-                    store.save(parallel.one_copy(state), window.stored())
+                    skipped.wait()
+                    log_state = {"window": window.stored(), "skipped": skipped.total}
+                    store.save(parallel.one_copy(state), log_state)
                 if stop:
                     store.wait()
                     progress.note(f"stopping at step {done:,}, which is saved")
@@ -117,8 +123,8 @@ def _start(
     checkpoints: Checkpoints,
     init_params: Any | None,
     progress: Progress,
-) -> tuple[TrainState, Any]:
-    """The state of the newest checkpoint and its log, else a state of step 0 and None."""
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state of the newest checkpoint and its log, else a state of step 0 and {}."""
     restored = checkpoints.restore(abstract_state(target, config, seed), progress.note)
     if restored is not None and restored.opt_state is not None:
         progress.note(f"resuming at step {restored.step:,}")
@@ -128,7 +134,7 @@ def _start(
         init_params = restored.params
         progress.note("starting from converted weights")
     state = initial_state(target, config, seed)
-    return state if init_params is None else with_params(state, init_params, config), None
+    return state if init_params is None else with_params(state, init_params, config), {}
 
 
 def _eval_set(target: TrainingTarget, seed: int, config: TrainingConfig) -> dict[str, Subnet]:
@@ -141,62 +147,22 @@ def _eval_set(target: TrainingTarget, seed: int, config: TrainingConfig) -> dict
     return {"largest": space.largest(), "smallest": space.smallest(), **random}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Window:
-    """The steps since the last log line. Steps run ahead of the host; only `means` waits."""
-
-    start: float = dataclasses.field(default_factory=time.monotonic)
-    outputs: list[StepMetrics] = dataclasses.field(default_factory=list)
-    imbalances: list[float] = dataclasses.field(default_factory=list)
-    n_restored: int = 0  # of the outputs, those of an interrupted process
-
-    @classmethod
-    def restored(cls, stored: Any | None) -> "_Window":
-        """The window that an interrupted process stored; an empty one for None."""
-        if stored is None:
-            return cls()
-        outputs = [StepMetrics(*values) for values in stored["outputs"]]
-        return cls(outputs=outputs, imbalances=stored["imbalances"], n_restored=len(outputs))
-
-    def stored(self) -> dict[str, Any]:
-        """The window as JSON, for a checkpoint."""
-        return {"outputs": [list(_floats(o)) for o in self.outputs], "imbalances": self.imbalances}
-
-    def add(self, output: StepMetrics, subnets: Sequence[Sequence[Subnet]] | None):
-        self.outputs.append(output)
-        if subnets is not None and len(subnets) > 1:
-            # FLOPs of the busiest device over the mean: the cost of waiting for it.
-            work = [sum(complexity.count(subnet).flops for subnet in row) for row in subnets]
-            self.imbalances.append(max(work) / (sum(work) / len(work)))
-        # A step holds its batch and subnets until it has run: stay only a few steps ahead.
-        if len(self.outputs) > 4:
-            jax.block_until_ready(self.outputs[-4])
-
-    def means(self) -> dict[str, float]:
-        outputs: list[Any] = [_floats(o) for o in self.outputs]
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        target = sum(o.target_tokens for o in outputs)
-        values = {
-            f"train/{name}": sum(getattr(o, name) * o.target_tokens for o in outputs) / target
-            for name in ("loss", "nll", "load_balance")
-        }
-        own = outputs[self.n_restored :]
-        values |= {
-            "train/gradient_norm": sum(o.gradient_norm for o in outputs) / len(outputs),
-            "train/target_tokens_per_s": sum(o.target_tokens for o in own) / seconds,
-            "train/source_tokens_per_s": sum(o.source_tokens for o in own) / seconds,
-            "train/step_s": seconds / max(len(own), 1),
-        }
-        if self.imbalances:
-            values["train/device_imbalance"] = float(np.mean(self.imbalances))
-        return values
+def _describe(plan: Plan, draw: Callable[[int], list[list[Subnet]]] | None, step: int) -> str:
+    """Batch and subnets of a step, for an error."""
+    content = plan.step(step)
+    b, pairs = content.bucket, content.pairs[content.pairs >= 0]
+    words = f"batch of shape {b.rows}x{b.source}/{b.target}, training pairs {_some(pairs)}"
+    if draw is None:
+        return words
+    names = [short_name(subnet) for row in draw(step) for subnet in row]
+    return f"{words}; subnets {_some(dict.fromkeys(names))}"
 
 
-def _floats(output: StepMetrics) -> StepMetrics:
-    """Metrics of the first device as numbers; waits for the step."""
-    if isinstance(output.loss, float):
-        return output
-    return jax.tree.map(lambda x: float(np.asarray(x.addressable_data(0)).reshape(-1)[0]), output)
+def _some(values: Iterable[Any], most: int = 6) -> str:
+    """The first values, and how many more there are."""
+    found = [str(value) for value in values]
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
 
 
 class _Log:
@@ -208,19 +174,17 @@ class _Log:
         self._task = progress.task("training", config.steps)
         self._task.update(start)
 
-    def write_means(self, done: int, window: _Window):
-        """Means of the steps in the window; `UserError` if the loss is not finite."""
+    def write_means(self, done: int, window: Window, skipped: int):
+        """Means of the steps in the window; `skipped` is the number of skipped steps so far."""
         values = window.means()
-        loss = values["train/loss"]
-        rate = optimizer.rate(self._config)(done - 1)
+        if skipped:
+            values["train/skipped_steps"] = float(skipped)
+        # A skipped step leaves the schedule where it is.
+        rate = optimizer.rate(self._config)(max(done - skipped, 1) - 1)
         self._write(done, {**values, "learning_rate": float(np.asarray(rate))})
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the training loss is {loss} at step {done}; lower training.peak_rate or raise "
-                "training.warmup_steps"
-            )
-        speed = f"{values['train/target_tokens_per_s']:,.0f}"
-        self._task.update(done, loss=f"{loss:.3f}", tokens_per_s=speed)
+        loss, speed = values.get("train/loss", math.nan), values["train/target_tokens_per_s"]
+        shown = {"skipped": skipped} if skipped else {}
+        self._task.update(done, loss=f"{loss:.3f}", tokens_per_s=f"{speed:,.0f}", **shown)
 
     def write_losses(self, done: int, losses: dict[str, float]):
         """Validation losses by name of the subnet."""

@@ -1,5 +1,6 @@
 """Adam and the published learning-rate schedule."""
 
+import functools
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from automoe_jax.architecture.active import Array
 from automoe_jax.training.config import OptimizerConfig
 
 
@@ -40,17 +42,22 @@ def make(config: OptimizerConfig) -> optax.GradientTransformation:
     return cast(optax.GradientTransformation, Adam(tx.init, tx.update, config))
 
 
-def apply(tx: Any, gradient: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+def apply(tx: Any, gradient: Any, opt_state: Any, params: Any, finite: Array) -> tuple[Any, Any]:
     """One update by `tx`, from `make` or any other transformation: (params, optimizer state).
+
+    Both stay as they are where `finite`, (), is false.
 
     On a CPU Adam is bound by memory traffic. XLA would compute the new moments twice, once to store
     them and once for the weights, and copy the old ones first: three times the time.
     """
     if not isinstance(tx, Adam) or jax.default_backend() != "cpu":
-        updates, opt_state = tx.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+        updates, new_state = tx.update(gradient, opt_state, params)
+        updated = optax.apply_updates(params, updates), new_state
+        choose = functools.partial(jnp.where, finite)
+        return jax.tree.map(choose, updated, (params, opt_state))
     adam, *others = opt_state
-    config, count = tx.config, optax.safe_increment(adam.count)
+    config, one = tx.config, jnp.asarray(finite, jnp.int32)
+    count = adam.count + one
 
     def moments(_, carry):
         m, v, c1, c2 = carry
@@ -65,14 +72,13 @@ def apply(tx: Any, gradient: Any, opt_state: Any, params: Any) -> tuple[Any, Any
         )
         return params, 0.5 * step, 0.5 * unbias
 
-    # Loops of one round, which XLA cannot know: it stores the moments before it computes the
-    # weights from them, and both loops work in place. The loops change the factors; otherwise XLA
-    # would hoist their products with gradients and moments out of the loops and store them too.
-    one = (adam.count >= 0).astype(jnp.int32)
+    # Loops of one round, or none, which XLA cannot know: it stores the moments before it computes
+    # the weights from them, and both loops work in place. The loops change the factors; otherwise
+    # XLA would hoist their products with gradients and moments out of the loops and store them too.
     factors = jnp.float32(1 - config.b1), jnp.float32(1 - config.b2)
     m, v, *_ = lax.fori_loop(0, one, moments, (adam.mu, adam.nu, *factors))
     step = rate(config)(adam.count) / (1 - config.b1**count)
     unbias = 1 / (1 - config.b2**count)
     params, *_ = lax.fori_loop(0, one, weights, (params, step, unbias))
-    others = jax.tree.map(optax.safe_increment, tuple(others))  # counters
+    others = jax.tree.map(lambda counter: counter + one, tuple(others))
     return params, (adam._replace(count=count, mu=m, nu=v), *others)

@@ -45,6 +45,7 @@ class StepMetrics(NamedTuple):
     target_tokens: jax.Array
     source_tokens: jax.Array
     gradient_norm: jax.Array
+    skipped: jax.Array  # 1 if the loss or the gradient is not finite: the step changes nothing
 
 
 def decoder_input(target_BT: jax.Array) -> jax.Array:
@@ -112,10 +113,12 @@ def make_train_step(
         inputs = (batch, subnets, jnp.arange(batch["source"].shape[0]))
         total = _sum_micro_batches(lambda one: micro_batch(state.params, one, key, tokens), inputs)
         gradient, (sums, balance) = _sum_devices(total)
-        params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params)
         loss, nll, load_balance = sums.loss / tokens, sums.nll / tokens, balance / tokens
         norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient)))
-        metrics = StepMetrics(loss, nll, load_balance, target_tokens, source_tokens, norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params, finite)
+        skipped = 1 - finite.astype(jnp.float32)
+        metrics = StepMetrics(loss, nll, load_balance, target_tokens, source_tokens, norm, skipped)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step

@@ -57,7 +57,7 @@ def test_apply_is_what_optax_does():
     rng = np.random.default_rng(0)
     params = {"a": jnp.asarray(rng.normal(size=(5, 3)), jnp.float32), "b": {"c": jnp.ones(4)}}
     ours = theirs = (params, tx.init(params))
-    update = jax.jit(lambda g, p, s: apply(tx, g, s, p))
+    update = jax.jit(lambda g, p, s: apply(tx, g, s, p, jnp.bool_(True)))
     for _ in range(3):
         gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
         ours = update(gradient, *ours)
@@ -69,14 +69,26 @@ def test_apply_is_what_optax_does():
     assert np.abs(ours[0]["a"] - params["a"]).max() > 0.05
 
 
+@pytest.mark.parametrize("tx", [make(OptimizerConfig()), optax.adam(0.1)], ids=["loops", "optax"])
+def test_a_skipped_update_changes_nothing(tx):
+    """Nor the ones after it: weights, moments and counters are what they were."""
+    params = {"a": jnp.ones((5, 3)), "b": jnp.zeros(4)}
+    update = jax.jit(lambda g, s, p, finite: apply(tx, g, s, p, finite))
+    good = jax.tree.map(lambda x: x + 0.5, params)
+    bad = {"a": jnp.full((5, 3), jnp.nan), "b": jnp.full(4, jnp.inf)}
+    before = update(good, tx.init(params), params, jnp.bool_(True))
+    after = update(bad, before[1], before[0], jnp.bool_(False))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
 def test_update_makes_no_copy_of_the_state():
     """In place: besides the donated state only scalars."""
     tx = make(OptimizerConfig())
     params = {"a": jax.ShapeDtypeStruct((512, 640), jnp.float32)}
     state = jax.eval_shape(tx.init, params)
     step = jax.jit(
-        lambda p, s, g: apply(tx, g, s, p), donate_argnums=(0, 1)
-    ).lower(params, state, params)  # fmt: skip
+        lambda p, s, g, finite: apply(tx, g, s, p, finite), donate_argnums=(0, 1)
+    ).lower(params, state, params, jax.ShapeDtypeStruct((), jnp.bool_))  # fmt: skip
     memory = step.compile().memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes < 4 * 512 * 640 / 10

@@ -127,6 +127,18 @@ def test_different_subnets_give_the_token_weighted_sum(params, four_devices, sin
     assert_close(ours, jax.tree.map(lambda g: np.asarray(g) / n_tokens, total))
 
 
+def test_a_step_that_is_not_finite_changes_nothing(params, four_devices):
+    """Infinite weights: loss and gradient are lost on all devices; the weights stay."""
+    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.inf), params)
+    subnet = SPACE.sample(np.random.default_rng(3))
+    subnets = sampling.stack([[subnet]] * 4, HULL, Share(0, 4, 4))
+    with np.errstate(invalid="ignore"):
+        change, out = step_gradient(four_devices, broken, device_batches(), subnets)
+    assert np.asarray(out.skipped).tolist() == [1] * 4
+    finite = jax.tree.map(lambda x: x[np.isfinite(x)], change)
+    assert all(np.all(x == 0) for x in jax.tree.leaves(finite))
+
+
 def test_one_compilation_for_a_thousand_subnets(params, compilations):
     """Invariant 2, for the train and evaluation steps."""
     step = parallel.map_train_step(make_train_step(MODEL, optax.adam(1e-3), SMOOTHING, 0.01))
@@ -305,6 +317,50 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(uninterrupted, tmp_pat
     step = checkpoints.latest_step(tmp_path)
     assert notes[-1] == f"stopping at step {step}, which is saved"
     assert run_training(tmp_path) == whole
+
+
+class SomeNotFinite:
+    """The mapped step, whose metrics say of some steps that they were skipped."""
+
+    def __init__(self, monkeypatch, steps):
+        self._steps, self._map = steps, parallel.map_train_step
+        monkeypatch.setattr(parallel, "map_train_step", self)
+
+    def __call__(self, step):
+        mapped = self._map(step)
+
+        def run(state, *inputs):
+            number = int(np.asarray(state.step)[0]) + 1
+            state, out = mapped(state, *inputs)
+            if number in self._steps:
+                out = out._replace(loss=out.loss * np.nan, skipped=out.skipped + 1)
+            return state, out
+
+        return run
+
+
+def test_skipped_steps_are_left_out_and_counted(uninterrupted, tmp_path, monkeypatch):
+    _, whole = uninterrupted
+    SomeNotFinite(monkeypatch, {3, 4})
+    config = dataclasses.replace(CONFIG, log_every=2, max_skipped=3, checkpoint_every=5)
+    found = run_training(tmp_path, config=config)
+    assert (2, "train/skipped_steps") not in found
+    assert found[5, "train/skipped_steps"] == found[6, "train/skipped_steps"] == 2
+    assert np.isfinite(found[5, "train/loss"])
+    # The schedule goes on with the updates that are made.
+    assert found[6, "learning_rate"] == whole[4, "learning_rate"]
+
+
+def test_too_many_skipped_steps_end_a_run(tmp_path, monkeypatch):
+    SomeNotFinite(monkeypatch, {4, 5})
+    config = dataclasses.replace(CONFIG, max_skipped=2)
+    line = (
+        r"2 steps in a row \(training.max_skipped\) is not finite, the last at step 5: batch of "
+        r"shape \dx\d+/\d+, training pairs \d+, .*; subnets E.*; they changed nothing"
+    )
+    with pytest.raises(UserError, match=line):
+        run_training(tmp_path, config=config)
+    assert checkpoints.latest_step(tmp_path) == 4
 
 
 def cut(path):
