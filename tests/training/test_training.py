@@ -1,5 +1,6 @@
 """The pmap step on four simulated devices, and runs that are killed and resumed."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,7 +27,7 @@ from automoe_jax.training import checkpoints, loop, metrics, parallel, sampling
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.step import TrainState, batch_loss, make_eval_step, make_train_step
-from automoe_jax.training.target import TrainingTarget
+from automoe_jax.training.target import TrainingTarget, abstract_state
 
 SPACE = elastic_space(
     encoder_embed_dims=(16,),  # every width is compiled: the model's tests have two
@@ -390,7 +391,7 @@ def flip(path):
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_passed_over(uninterrupted, tmp_path, damage, files):
-    folder, whole = uninterrupted
+    folder, _ = uninterrupted
     run = shutil.copytree(folder, tmp_path / "run")
     store = run / checkpoints.CHECKPOINTS
     damaged = [path for path in (store / "6").glob(files) if path.is_file()]
@@ -405,14 +406,22 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(uninterrupted, tmp_path, 
     assert f"checkpoint {store / '6'} is damaged" in notes.pop()
     assert (store / "6").exists()  # a reader moves nothing
 
-    progress = Silent()
-    progress.note = notes.append
-    longer = dataclasses.replace(CONFIG, steps=7, checkpoint_every=100)
-    run_training(run, progress, config=longer)
-    (line,) = [note for note in notes if "damaged" in note]
+    abstract = abstract_state(target, CONFIG, 0)
+    with contextlib.closing(checkpoints.Checkpoints(store)) as writer:
+        restored = writer.restore(abstract, notes.append)
+        assert restored is not None
+        assert writer.latest() == restored.step == 4
+    (line,) = notes
     assert "\n" not in line
     assert f"step 4 is used instead, and it is moved to {run / checkpoints.DAMAGED}/6_0" in line
-    again = {(line["step"], line["name"]): line["value"] for line in metrics.read(run)}
+
+
+def test_training_goes_on_from_the_checkpoint_before(uninterrupted, tmp_path):
+    folder, whole = uninterrupted
+    run = shutil.copytree(folder, tmp_path / "run")
+    flip(run / checkpoints.CHECKPOINTS / "6/params/manifest.ocdbt")
+    longer = dataclasses.replace(CONFIG, steps=7, checkpoint_every=100)
+    again = run_training(run, config=longer)
     assert all(again[key] == whole[key] for key in whole if key[0] <= 5)
     assert checkpoints.latest_step(run) == 7
 
