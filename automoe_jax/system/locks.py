@@ -25,22 +25,23 @@ def hold(folder: Path):
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     status = os.fstat(file)
     inode = status.st_dev, status.st_ino
+    if inode in _held:
+        os.close(file)
+        return
     try:
-        if inode not in _held:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps(_this_process()).encode(), 0)
-            _held[inode] = file
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(_this_process()).encode(), 0)
     except BlockingIOError:
+        holder = _name(os.pread(file, 4096, 0))
+        os.close(file)
         raise UserError(
-            f"{folder} is in use by {_name(os.pread(file, 4096, 0))}; wait until it ends, stop it, "
-            "or name another --workdir"
+            f"{folder} is in use by {holder}; wait until it ends, stop it, or name another "
+            "--workdir"
         ) from None
     except OSError:
-        _held[inode] = file
-    finally:
-        if _held.get(inode) != file:
-            os.close(file)
+        pass  # no locks on this file system, or no room to say whose it is
+    _held[inode] = file
 
 
 def _this_process() -> dict[str, str | int]:

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ class Checkpoints:
         self.wait()
 
     def _save(self, step: int, items: dict[str, Any]):
-        self._manager.wait_until_finished()
+        self.wait()  # the one before may not be sealed yet
         self._saving = step
         self._manager.save(step, args=ocp.args.Composite(**items))
 
@@ -97,9 +97,10 @@ class Checkpoints:
                 damaged[step] = " ".join(str(e).split())[:200] or type(e).__name__
                 continue
             for other, reason in damaged.items():
+                moved = self._put_aside(other)
                 note(
                     f"warning: checkpoint {self._folder / str(other)} is damaged ({reason}); "
-                    f"step {step:,} is used instead{self._put_aside(other)}"
+                    f"step {step:,} is used instead{moved}"
                 )
             return restored
         if damaged:
@@ -175,12 +176,20 @@ def _check_seal(folder: Path):
             raise ValueError(f"{name} is not what was saved")
 
 
+@contextlib.contextmanager
+def _reader(folder: Path) -> Iterator[Checkpoints | None]:
+    """The checkpoints of a run's folder, to read; None if it has no folder of them."""
+    if not (folder / CHECKPOINTS).is_dir():
+        yield None
+        return
+    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, read_only=True)) as checkpoints:
+        yield checkpoints
+
+
 def latest_step(folder: Path) -> int | None:
     """Step of the newest checkpoint of a run's folder, or None."""
-    if not (folder / CHECKPOINTS).is_dir():
-        return None
-    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, read_only=True)) as checkpoints:
-        return checkpoints.latest()
+    with _reader(folder) as checkpoints:
+        return checkpoints and checkpoints.latest()
 
 
 def load_params(
@@ -191,11 +200,9 @@ def load_params(
     Raises `UserError` if there is no checkpoint, or none that can be read; `note` is told of those
     that cannot.
     """
-    if latest_step(folder) is None:
-        raise UserError(f"{folder} has no checkpoint; train it first (launch/train.py)")
     abstract = abstract_state(target, config, 0)._replace(opt_state=None)
-    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, read_only=True)) as checkpoints:
-        restored = checkpoints.restore(abstract, note)
+    with _reader(folder) as checkpoints:
+        restored = checkpoints and checkpoints.restore(abstract, note)
     if restored is None:
-        raise UserError(f"{folder} has no checkpoint that can be read; train it again")
+        raise UserError(f"{folder} has no checkpoint; train it first (launch/train.py)")
     return restored.params, restored.step

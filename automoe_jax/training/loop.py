@@ -26,6 +26,8 @@ from automoe_jax.training.monitor import SkippedSteps, Window
 from automoe_jax.training.step import TrainState, make_train_step
 from automoe_jax.training.target import TrainingTarget, abstract_state, initial_state, with_params
 
+Draw = Callable[[int], list[list[Subnet]]]  # of the step
+
 
 def train(
     target: TrainingTarget,
@@ -47,20 +49,15 @@ def train(
         if (store.latest() or 0) >= config.steps:
             return
         share = parallel.share()
-        n_micro = micro_batches(config, share.n_devices)
+        draw = _drawer(target, config, sampling_config.unit, seed, share.n_devices)
         plan = _plan(config, data, seed, progress)
         state, before = _start(target, config, seed, store, init_params, progress)
         start = int(state.step)
         state = parallel.replicate(state, consume=True)
-        tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
-        train_step = parallel.map_train_step(make_train_step(target.module(), tx, *rates))
+        train_step = _mapped_step(target, config)
         evaluator = Evaluator(target, data.valid, config, config.eval_pairs)
         evaluated = _eval_set(target, seed, config)
         key, window = jax.random.key(seed), Window.restored(before.get("window", {}))
-        draw = None
-        if target.subnet is None:
-            sizes = {"n_devices": share.n_devices, "n_micro": n_micro, "unit": sampling_config.unit}
-            draw = functools.partial(sampling.draw, target.space, seed, **sizes)
         describe = functools.partial(_describe, plan, draw)
         skipped = SkippedSteps(config.max_skipped, describe, before.get("skipped", 0))
         batches = batching.batches(data.train, plan, share, start, config.steps)
@@ -86,14 +83,23 @@ def train(
                     window = Window()
                 stop = interrupted() or store.preempted(done)
                 if save or stop:
-                    skipped.wait()
-                    log_state = {"window": window.stored(), "skipped": skipped.total}
-                    store.save(parallel.one_copy(state), log_state)
+                    store.save(parallel.one_copy(state), _log_state(window, skipped))
                 if stop:
                     store.wait()
                     progress.note(f"stopping at step {done:,}, which is saved")
                     break
             store.wait()
+
+
+def _mapped_step(target: TrainingTarget, config: TrainingConfig) -> Callable[..., Any]:
+    tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
+    return parallel.map_train_step(make_train_step(target.module(), tx, *rates))
+
+
+def _log_state(window: Window, skipped: SkippedSteps) -> dict[str, Any]:
+    """What a checkpoint stores for the log; `_start` returns it."""
+    skipped.wait()
+    return {"window": window.stored(), "skipped": skipped.total}
 
 
 def micro_batches(config: TrainingConfig, n_devices: int) -> int:
@@ -147,7 +153,17 @@ def _eval_set(target: TrainingTarget, seed: int, config: TrainingConfig) -> dict
     return {"largest": space.largest(), "smallest": space.smallest(), **random}
 
 
-def _describe(plan: Plan, draw: Callable[[int], list[list[Subnet]]] | None, step: int) -> str:
+def _drawer(
+    target: TrainingTarget, config: TrainingConfig, unit: str, seed: int, n_devices: int
+) -> Draw | None:
+    """Draws the subnets of a step; None for a stand-alone model. Raises as `micro_batches`."""
+    n_micro = micro_batches(config, n_devices)
+    if target.subnet is not None:
+        return None
+    return lambda step: sampling.draw(target.space, seed, step, n_devices, n_micro, unit)
+
+
+def _describe(plan: Plan, draw: Draw | None, step: int) -> str:
     """Batch and subnets of a step, for an error."""
     content = plan.step(step)
     b, pairs = content.bucket, content.pairs[content.pairs >= 0]

@@ -93,7 +93,7 @@ class SkippedSteps:
 
     def _take(self):
         step, output = self._pending.popleft()
-        skipped = bool(_floats(output).skipped)
+        skipped = bool(_number(output.skipped))
         self.total += skipped
         self._in_a_row = self._in_a_row + 1 if skipped else 0
         if self._in_a_row == self._limit:
@@ -106,7 +106,12 @@ class SkippedSteps:
 
 
 def _floats(output: StepMetrics) -> StepMetrics:
-    """Metrics of the first device as numbers; waits for the step."""
-    if isinstance(output.loss, float):
-        return output
-    return jax.tree.map(lambda x: float(np.asarray(x.addressable_data(0)).reshape(-1)[0]), output)
+    """Metrics of a step as numbers; waits for it."""
+    return jax.tree.map(_number, output)
+
+
+def _number(metric: Any) -> float:
+    """A metric as the first device has it, or as it was restored."""
+    if isinstance(metric, float):
+        return metric
+    return float(np.asarray(metric.addressable_data(0)).reshape(-1)[0])
