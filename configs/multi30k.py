@@ -40,7 +40,7 @@ def get_config():
     training.peak_rate = 2e-3
     training.tokens_per_batch = 1536
     training.batches_per_step = 1
-    training.buckets = 10
+    training.buckets = 8
     training.eval_every = 500
     training.checkpoint_every = 250
 

@@ -88,4 +88,6 @@ class _Lines:
 
 
 def _format(values: dict[str, object]) -> str:
-    return " ".join(f"{k}={v}" for k, v in values.items())
+    """`name=value` of each but the status, which stands for itself, and None, which is nothing."""
+    shown = ((k, v) for k, v in values.items() if v is not None)
+    return " ".join(str(v) if k == "status" else f"{k}={v}" for k, v in shown)

@@ -4,6 +4,7 @@ Pairs are grouped into a few length buckets. All batches of a bucket have one sh
 compiles once per bucket. The batches of one step are all of one bucket.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -11,6 +12,9 @@ import itertools
 import numpy as np
 
 from automoe_jax.system.errors import UserError
+
+# Steps between the first ones of two batch shapes: meanwhile the next shape is compiled.
+JOIN_EVERY = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +24,9 @@ class Bucket:
     rows: int
     source: int
     target: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.source}/{self.target}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +139,15 @@ class Plan:
         """The steps of an epoch."""
         return _epoch(self, epoch)
 
+    def shapes(self, start: int, stop: int) -> list[Bucket]:
+        """The shapes of the steps from `start` up to `stop`, in the order of their first step."""
+        found: dict[Bucket, None] = {}
+        for step in range(start, stop):
+            if len(found) == len(self.buckets):
+                break
+            found[self.step(step).bucket] = None
+        return list(found)
+
 
 @functools.lru_cache(maxsize=4)
 def _epoch(plan: Plan, epoch: int) -> list[Step]:
@@ -157,4 +173,22 @@ def _epoch(plan: Plan, epoch: int) -> list[Step]:
             pairs = np.concatenate([pairs, np.full(per_step - rest, -1)])
         batches = pairs.reshape(-1, plan.batches_per_step, bucket.rows)
         steps += [Step(bucket, chunk) for chunk in batches]
-    return steps if rng is None else [steps[i] for i in rng.permutation(len(steps))]
+    if rng is None:
+        return steps
+    if epoch == 0:
+        return _one_by_one(steps, rng)
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def _one_by_one(steps: list[Step], rng: np.random.Generator) -> list[Step]:
+    """The steps in random order, but one more shape every `JOIN_EVERY`, the most frequent first."""
+    of_shape = collections.defaultdict(list)
+    for step in steps:
+        of_shape[step.bucket].append(step)
+    joining = sorted(of_shape.values(), key=len)
+    ready, found = joining.pop(), []
+    while joining:
+        for _ in range(min(JOIN_EVERY, len(ready))):
+            found.append(ready.pop(rng.integers(len(ready))))
+        ready += joining.pop()
+    return found + [ready[i] for i in rng.permutation(len(ready))]

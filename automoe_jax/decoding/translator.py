@@ -70,7 +70,7 @@ class Translator:
         kernels, why_xla = manifests.choose_kernels(folder, manifest, platform, kernels)
         weights = jax.device_put(_load_weights(folder, manifest, kernels), device)
         tokenizer = tokenizers.load(folder / "tokenizer") if manifest["tokenizer"] else None
-        if not compile_cache.enabled() and os.access(folder, os.W_OK):
+        if compile_cache.folder() is None and os.access(folder, os.W_OK):
             with contextlib.suppress(OSError):  # the cache is optional
                 compile_cache.enable(folder / COMPILED, environment=False)
         programs = Programs(folder, kernels, weights, device, on_compile, release_memory)

@@ -35,6 +35,17 @@ class StackOutput(NamedTuple):
     expert_LNK: jax.Array
 
 
+def zero_output(static: StackStatic, x_BTD: jax.Array) -> StackOutput:
+    """The output of no layer."""
+    n_layers, n_tokens = len(static.layers), x_BTD.shape[0] * x_BTD.shape[1]
+    return StackOutput(
+        outputs_LBTD=jnp.zeros((n_layers, *x_BTD.shape), x_BTD.dtype),
+        balance=jnp.float32(0),
+        logits_LNE=jnp.zeros((n_layers, n_tokens, static.n_experts), x_BTD.dtype),
+        expert_LNK=jnp.zeros((n_layers, n_tokens, static.top_k), jnp.int32),
+    )
+
+
 def run(static: StackStatic, params: Params, x_BTD, memory_PBSD, context: Context) -> StackOutput:
     """Runs the active layers of a stack with stacked weights, see `stacked`.
 
@@ -74,19 +85,22 @@ def _with_arguments(vjp: Any, *arguments: Any) -> Any:
 
 
 def _round(
-    static: StackStatic, dim, params, context: Context, layer, x_BTD, memory_PBSD, hidden
-) -> _Round:
+    static: StackStatic, dim, params, context: Context, layer, x_BTD, memory_PBSD, hidden,
+    feed_forward=grouped_ffn.forward,
+) -> _Round:  # fmt: skip
     x_BTD = x_BTD[..., :dim]
     own = elastic_layer.layer_context(static, context, layer, x_BTD, memory_PBSD, masked=False)
     weights = elastic_layer.layer_params(params, layer, dim)
     attend = functools.partial(elastic_layer.attend, static, context, own)
     x1_BTD, attend_vjp = jax.vjp(attend, weights.attend, x_BTD, memory_PBSD)
+    # A router is cheaper to compute again than its residuals are to compile, store and load.
     route = functools.partial(elastic_layer.route_tokens, static, context, own)
+    route = jax.checkpoint(route, prevent_cse=False)
     (p_NK, balance), route_vjp, aux = jax.vjp(route, weights.route, x1_BTD, has_aux=True)
     expert_NK, logits_NE = aux
     experts = static.layer_experts(params, own.row, layer)
     rows_AD = _per_assignment(x1_BTD, static.top_k)
-    y_AD, hidden = grouped_ffn.forward(
+    y_AD, hidden = feed_forward(
         static.backend, rows_AD, expert_NK.reshape(-1), experts, hidden, layer
     )
     finish = functools.partial(elastic_layer.finish, static, own, expert_NK)
@@ -125,9 +139,24 @@ def _empty_hidden(static: StackStatic, x_BTD: jax.Array) -> jax.Array:
 
 def _abstract_vjps(static: StackStatic, params, x_BTD, memory_PBSD, context) -> list[_Vjps]:
     """For each width, the VJPs of a round with shapes in place of residuals."""
-    arguments = (params, context, jnp.int32(0), x_BTD, memory_PBSD, _empty_hidden(static, x_BTD))
-    rounds = (functools.partial(_round, static, dim) for dim in static.dims)
-    return [jax.eval_shape(one, *arguments).vjps for one in rounds]
+    inputs = (params, context, jnp.int32(0), x_BTD, memory_PBSD)
+    leaves, treedef = jax.tree.flatten(inputs)
+    return _cached_vjps(static, treedef, tuple(map(jax.typeof, leaves)))
+
+
+@functools.lru_cache(maxsize=16)
+def _cached_vjps(static: StackStatic, treedef, types: tuple[Any, ...]) -> list[_Vjps]:
+    """Cached, as the forward and the backward pass need the same."""
+
+    def unchanged(backend, rows_AD, expert_A, experts, hidden, layer):
+        return rows_AD, hidden  # experts are not in these VJPs, and take longest to trace
+
+    def vjps(dim, *leaves):
+        params, context, layer, x_BTD, memory_PBSD = treedef.unflatten(leaves)
+        inputs = params, context, layer, x_BTD, memory_PBSD
+        return _round(static, dim, *inputs, None, unchanged).vjps
+
+    return [jax.eval_shape(functools.partial(vjps, dim), *types) for dim in static.dims]
 
 
 def _empty_buffers(static: StackStatic, params, x_BTD, memory_PBSD, context) -> _Buffers:
@@ -147,13 +176,6 @@ def _empty_buffers(static: StackStatic, params, x_BTD, memory_PBSD, context) -> 
 
 def _forward(static: StackStatic, params, x_BTD, memory_PBSD, context, buffers: _Buffers | None):
     """(StackOutput, filled buffers); nothing is stored without buffers."""
-    n_layers, n_tokens = len(static.layers), x_BTD.shape[0] * x_BTD.shape[1]
-    output = StackOutput(
-        outputs_LBTD=jnp.zeros((n_layers, *x_BTD.shape), x_BTD.dtype),
-        balance=jnp.float32(0),
-        logits_LNE=jnp.zeros((n_layers, n_tokens, static.n_experts), x_BTD.dtype),
-        expert_LNK=jnp.zeros((n_layers, n_tokens, static.top_k), jnp.int32),
-    )
 
     def one(dim, layer, carry):
         x_BTD, output, buffers = carry
@@ -173,7 +195,8 @@ def _forward(static: StackStatic, params, x_BTD, memory_PBSD, context, buffers: 
         return x_BTD, output, buffers
 
     bodies = [functools.partial(one, dim) for dim in static.dims]
-    _, output, buffers = _each_layer(static, context, bodies, (x_BTD, output, buffers))
+    carry = x_BTD, zero_output(static, x_BTD), buffers
+    _, output, buffers = _each_layer(static, context, bodies, carry)
     return output, buffers
 
 

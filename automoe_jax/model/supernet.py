@@ -4,17 +4,19 @@ Letters: B batch, T target time, S source time, D embedding, P segments of S mem
 L layers.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from automoe_jax.architecture.active import ActiveStack, ActiveSubnet
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.model import elastic_stack, seq2seq, stacked
-from automoe_jax.model.block import CrossMemory
+from automoe_jax.model.block import Block, CrossMemory
 from automoe_jax.model.elastic_layer import Context, StackStatic
 from automoe_jax.model.elastic_stack import StackOutput
 from automoe_jax.model.seq2seq import Output
@@ -32,6 +34,8 @@ class ElasticStack(nn.Module):
         self, x_BTD: jax.Array, memory_PBSD: jax.Array | None, context: Context
     ) -> StackOutput:
         params = self.param(stacked.LAYERS, self._init, x_BTD.shape[-1], memory_PBSD)
+        if self.is_initializing():  # weights are wanted, not outputs: compile nothing else
+            return elastic_stack.zero_output(self.static, x_BTD)
         run = elastic_stack.run_masked if self.masked else elastic_stack.run
         return run(self.static, params, x_BTD, memory_PBSD, context)
 
@@ -42,11 +46,25 @@ class ElasticStack(nn.Module):
             memory = CrossMemory(jnp.zeros((1, 1, 1, memory_PBSD.shape[-1])), real_BT)
         layers = self.static.layers
         inputs = (x_BTD, real_BT[:, None], real_BT, memory, 0.0, None)
-        params: list[Any] = [
-            self.static.block(layer).init(key, *inputs)["params"]
-            for layer, key in zip(layers, jax.random.split(key, len(layers)), strict=True)
-        ]
+        keys = jax.random.split(key, len(layers))
+        params: list[Any] = [None] * len(layers)
+        for layer in dict.fromkeys(layers):
+            alike = np.flatnonzero([other == layer for other in layers])
+            one = functools.partial(_layer_params, self.static.block(layer), inputs)
+            # Layers that are equal in one call: each call compiles its own random numbers.
+            for i, own in zip(alike, _unstacked(jax.vmap(one)(keys[alike])), strict=True):
+                params[i] = own
         return stacked.join(params, self.static.experts)
+
+
+def _layer_params(block: Block, inputs: tuple[Any, ...], key: jax.Array) -> Any:
+    return block.init(key, *inputs)["params"]
+
+
+def _unstacked(tree: Any) -> list[Any]:
+    """The trees of a tree of stacked arrays."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return [treedef.unflatten(own) for own in zip(*leaves, strict=True)]
 
 
 class Supernet(nn.Module):

@@ -15,93 +15,72 @@ from jax import lax
 
 from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts
 
-# Rows of a block. On 2 AVX-512 cores products of fewer than 256 rows lose up to a third of their
-# speed, and blocks above 512 gain nothing. Steps of a third or less keep the padding small; every
-# size is compiled. Batches of at most 512 rows belong to small models, where compiling takes longer
-# than steps: powers of 2 do for them.
-ROWS = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+# Rows of a block: an expert's rows are split into blocks of the larger size, the rest into blocks
+# of the smaller one, and the last is padded. On 2 AVX-512 cores products of fewer than 256 rows
+# lose up to a third of their speed. A third size makes steps no faster, and a step compiles longer.
+ROWS = (96, 384)
 # Columns of a slice: wide enough for the products, narrow enough that both matrices fit the cache.
 MOST_COLUMNS, LEAST_COLUMNS = 1024, 256
 
 
 class BlockPlan(NamedTuple):
-    """Blocks of each expert: full ones of the largest size, and a last one for the rest."""
+    """The blocks of one size."""
 
-    full_E: jax.Array  # number of full blocks
-    rest_order_E: jax.Array  # experts in the order of the size of their last block
-    rest_first: jax.Array  # per block size, where its experts begin in that order
-    full_end_E: jax.Array  # running total of full blocks
-    hidden_start_E: jax.Array  # first row of each expert among whole blocks, as `hidden` has them
+    end_E: jax.Array  # running total of blocks
+    first_row_E: jax.Array  # of each expert's first block of this size, among the expert's rows
 
 
 def block_rows(n_rows: int) -> list[int]:
-    """The block sizes that are compiled for `n_rows`."""
-    if n_rows < ROWS[0]:
-        return [-(-n_rows // 8) * 8]
-    if n_rows > ROWS[-1]:
-        return list(ROWS)
-    powers = [rows for rows in ROWS if rows & (rows - 1) == 0 and rows < n_rows]
-    return [*powers, -(-n_rows // ROWS[0]) * ROWS[0]]
+    """The block sizes that are compiled for `n_rows`, ascending."""
+    smallest = min(ROWS[0], -(-n_rows // 8) * 8)
+    return [smallest, *(rows for rows in ROWS[1:] if rows <= n_rows)]
 
 
-def most_padding(rows: list[int]) -> int:
-    """Upper bound on the padding of an expert's last block."""
-    return max(b - a for a, b in zip([0, *rows], rows, strict=False))
-
-
-def slice_columns(ffn_dims: tuple[int, ...]) -> tuple[int, bool]:
-    """Columns of a slice, and true if no slice reaches into another expert's rows."""
+def slice_columns(ffn_dims: tuple[int, ...]) -> int:
+    """Columns of a slice, where possible such that none reaches into another expert's rows."""
     common = math.gcd(*ffn_dims)
     divisors = [c for c in range(1, min(common, MOST_COLUMNS) + 1) if common % c == 0]
     if divisors and (divisors[-1] >= LEAST_COLUMNS or set(ffn_dims) <= {0, divisors[-1]}):
-        return divisors[-1], True
-    return min(MOST_COLUMNS, max(ffn_dims)), False
+        return divisors[-1]
+    return min(MOST_COLUMNS, max(ffn_dims))
 
 
 def hidden_shape(n_rows: int, n_experts: int, ffn_dims: tuple[int, ...]) -> tuple[int, ...]:
     """Shape (J, rows, C) of the hidden activations that `forward` stores for `backward`."""
-    columns, _ = slice_columns(ffn_dims)
-    rows = n_rows + n_experts * most_padding(block_rows(n_rows))
+    columns = slice_columns(ffn_dims)
+    rows = n_rows + n_experts * block_rows(n_rows)[0]
     return -(-max(ffn_dims) // columns), rows, columns
 
 
-def _plan(groups: Groups, sizes_E: jax.Array, rows: list[int]) -> BlockPlan:
+def _plan(groups: Groups, sizes_E: jax.Array, rows: list[int]) -> tuple[list[BlockPlan], jax.Array]:
+    """The blocks of each size, and the first row of each expert among all blocks' rows."""
     count_E = jnp.where(sizes_E > 0, groups.count_E, 0)  # identity experts compute nothing
-    full_E = jnp.maximum((count_E - 1) // rows[-1], 0)
-    rest_E = count_E - full_E * rows[-1]
-    size_E = jnp.where(rest_E > 0, jnp.searchsorted(jnp.array(rows), rest_E), len(rows))
-    order_E = jnp.argsort(size_E, stable=True)
-    first = jnp.searchsorted(size_E[order_E], jnp.arange(len(rows) + 1))
-    last_E = jnp.append(jnp.array(rows), 0)[size_E]
-    whole_E = full_E * rows[-1] + last_E
-    return BlockPlan(full_E, order_E, first, jnp.cumsum(full_E), jnp.cumsum(whole_E) - whole_E)
+    padded_E = -(-count_E // rows[0]) * rows[0]
+    plans, done_E = [], jnp.zeros_like(padded_E)
+    for n in reversed(rows):
+        blocks_E = (padded_E - done_E) // n
+        plans.append(BlockPlan(jnp.cumsum(blocks_E), done_E))
+        done_E += blocks_E * n
+    return plans[::-1], jnp.cumsum(padded_E) - padded_E
 
 
 def _for_each_block(
-    plan: BlockPlan, n_rows: int, rows: list[int], block: Callable[..., Any], carry: Any
+    plans: list[BlockPlan], rows: list[int], block: Callable[..., Any], carry: Any
 ) -> Any:
-    """Runs `block(n_rows, expert, nth_row, carry, first=...)` for every block.
+    """Runs `block(n_rows, expert, nth_row, carry)` for every block.
 
-    `nth_row` is the block's first row among those of its expert; `first` is true for the last,
-    partial block of an expert, which runs first. Each block size has its own loop, perhaps of no
-    round, rather than a branch of `lax.switch`: XLA copies what a branch changes, here the
-    gradients of all weights.
+    `nth_row` is the block's first row among those of its expert. Each block size has its own loop,
+    perhaps of no round, rather than a branch of `lax.switch`: XLA copies what a branch changes,
+    here the gradients of all weights.
     """
-    for i, n in enumerate(rows):
+    for n, plan in zip(rows, plans, strict=True):
 
-        def rest(t, carry, n=n):
-            e = plan.rest_order_E[t]
-            return block(n, e, plan.full_E[e] * rows[-1], carry, first=True)
+        def one(t, carry, n=n, plan=plan):
+            e = jnp.searchsorted(plan.end_E, t, side="right")
+            before = jnp.where(e > 0, plan.end_E[e - 1], 0)
+            return block(n, e, plan.first_row_E[e] + (t - before) * n, carry)
 
-        carry = lax.fori_loop(plan.rest_first[i], plan.rest_first[i + 1], rest, carry)
-
-    def full(t, carry):
-        e = jnp.searchsorted(plan.full_end_E, t, side="right")
-        nth = t - (plan.full_end_E[e] - plan.full_E[e])
-        return block(rows[-1], e, nth * rows[-1], carry, first=False)
-
-    if n_rows > rows[-1]:
-        carry = lax.fori_loop(0, plan.full_end_E[-1], full, carry)
+        carry = lax.fori_loop(0, plan.end_E[-1], one, carry)
     return carry
 
 
@@ -109,7 +88,7 @@ class _Slices:
     """Slices of an expert's columns, cut to the width of the rows."""
 
     def __init__(self, experts: LayerExperts, width: int):
-        self.columns, self.aligned = slice_columns(experts.ffn_dims)
+        self.columns = slice_columns(experts.ffn_dims)
         self._experts, self._width = experts, width
 
     def count(self, expert):
@@ -148,11 +127,12 @@ def forward(x_AD, groups: Groups, experts: LayerExperts, hidden, layer) -> tuple
     """As `grouped_ffn.forward`, of sorted rows; rows of identity experts and of none give zeros."""
     n, d = x_AD.shape
     rows = block_rows(n)
-    x_pad = jnp.pad(x_AD, ((0, rows[-1]), (0, 0)))
-    slices, plan = _Slices(experts, d), _plan(groups, experts.sizes_E, rows)
+    x_pad = jnp.pad(x_AD, ((0, rows[0]), (0, 0)))
+    slices = _Slices(experts, d)
+    plans, stored_E = _plan(groups, experts.sizes_E, rows)
 
-    def block(n_rows, expert, nth_row, carry, *, first):
-        start, stored_at = groups.start_E[expert] + nth_row, plan.hidden_start_E[expert] + nth_row
+    def block(n_rows, expert, nth_row, carry):
+        start, stored_at = groups.start_E[expert] + nth_row, stored_E[expert] + nth_row
         y_pad, hidden = carry
         x_RD = lax.dynamic_slice(x_pad, (start, 0), (n_rows, d))
 
@@ -171,7 +151,7 @@ def forward(x_AD, groups: Groups, experts: LayerExperts, hidden, layer) -> tuple
         y_RD, hidden = lax.fori_loop(0, slices.count(expert), one, (y_RD, hidden))
         return _write(y_pad, y_RD.astype(y_pad.dtype), start, groups, expert), hidden
 
-    y_pad, hidden = _for_each_block(plan, n, rows, block, (jnp.zeros_like(x_pad), hidden))
+    y_pad, hidden = _for_each_block(plans, rows, block, (jnp.zeros_like(x_pad), hidden))
     return y_pad[:n], hidden
 
 
@@ -181,11 +161,12 @@ def backward(
     """As `grouped_ffn.backward`, of sorted rows; dx is zero where `forward` gives zeros."""
     n, d = x_AD.shape
     rows = block_rows(n)
-    x_pad, dy_pad = (jnp.pad(a, ((0, rows[-1]), (0, 0))) for a in (x_AD, dy_AD))
-    slices, plan = _Slices(experts, d), _plan(groups, experts.sizes_E, rows)
+    x_pad, dy_pad = (jnp.pad(a, ((0, rows[0]), (0, 0))) for a in (x_AD, dy_AD))
+    slices = _Slices(experts, d)
+    plans, stored_E = _plan(groups, experts.sizes_E, rows)
 
-    def block(n_rows, expert, nth_row, carry, *, first):
-        start, stored_at = groups.start_E[expert] + nth_row, plan.hidden_start_E[expert] + nth_row
+    def block(n_rows, expert, nth_row, carry):
+        start, stored_at = groups.start_E[expert] + nth_row, stored_E[expert] + nth_row
         dx_pad, dw = carry
         x_RD, dy_RD = (lax.dynamic_slice(a, (start, 0), (n_rows, d)) for a in (x_pad, dy_pad))
         dy_RD = jnp.where(_own_rows(n_rows, start, groups, expert), dy_RD, 0)
@@ -193,31 +174,30 @@ def backward(
         def one(j, carry):
             at, shape = (layer, j, stored_at, 0), (1, 1, n_rows, slices.columns)
             h_RC = lax.dynamic_slice(hidden, at, shape)[0, 0]
-            add = not (first and slices.aligned)
-            return _slice_bwd(slices, expert, j, x_RD, h_RC, dy_RD, carry, add=add)
+            return _slice_bwd(slices, expert, j, x_RD, h_RC, dy_RD, carry)
 
         db_1D = jnp.sum(dy_RD, axis=0, keepdims=True, dtype=jnp.float32)
         at_bias = (experts.bias_row + expert, 0)
-        dw = dw._replace(fc2_bias_ED=_put(dw.fc2_bias_ED, db_1D, at_bias, add=not first))
+        dw = dw._replace(fc2_bias_ED=_add(dw.fc2_bias_ED, db_1D, at_bias))
         dx_RD = jnp.zeros((n_rows, d), jnp.float32)
         dx_RD, dw = lax.fori_loop(0, slices.count(expert), one, (dx_RD, dw))
         return _write(dx_pad, dx_RD.astype(dx_pad.dtype), start, groups, expert), dw
 
-    dx_pad, dw = _for_each_block(plan, n, rows, block, (jnp.zeros_like(x_pad), dw))
+    dx_pad, dw = _for_each_block(plans, rows, block, (jnp.zeros_like(x_pad), dw))
     return dx_pad[:n], dw
 
 
-def _slice_bwd(slices: _Slices, expert, j, x_RD, h_RC, dy_RD, carry, *, add: bool):
-    """(dx_RD, dw) with the gradients of slice j; `add` to what dw holds there, or overwrite."""
+def _slice_bwd(slices: _Slices, expert, j, x_RD, h_RC, dy_RD, carry):
+    """(dx_RD, dw) with the gradients of slice j."""
     dx_RD, dw = carry
     at = slices.at(expert, j)
     fc1_CD, fc2_CD = slices.matrices(expert, j)
     dh_RC = jnp.where(h_RC > 0, _dot(dy_RD, fc2_CD.T), 0)
     dh_in = dh_RC.astype(x_RD.dtype)
     dw = dw._replace(
-        fc1_FD=_put(dw.fc1_FD, _dot(dh_in.T, x_RD), (at, 0), add=add),
-        fc1_bias_F=_put(dw.fc1_bias_F, jnp.sum(dh_RC, axis=0), (at,), add=add),
-        fc2_FD=_put(dw.fc2_FD, _dot(h_RC.T, dy_RD), (at, 0), add=add),
+        fc1_FD=_add(dw.fc1_FD, _dot(dh_in.T, x_RD), (at, 0)),
+        fc1_bias_F=_add(dw.fc1_bias_F, jnp.sum(dh_RC, axis=0), (at,)),
+        fc2_FD=_add(dw.fc2_FD, _dot(h_RC.T, dy_RD), (at, 0)),
     )
     return dx_RD + _dot(dh_in, fc1_CD), dw
 
@@ -235,7 +215,6 @@ def _write(array, block_RD, start, groups: Groups, expert):
     return lax.dynamic_update_slice(array, jnp.where(own, block_RD, old_RD), (start, 0))
 
 
-def _put(array, update, at, *, add: bool):
-    if add:
-        update = update + lax.dynamic_slice(array, at, update.shape)
-    return lax.dynamic_update_slice(array, update, at)
+def _add(array, update, at):
+    old = lax.dynamic_slice(array, at, update.shape)
+    return lax.dynamic_update_slice(array, old + update, at)

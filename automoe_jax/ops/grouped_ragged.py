@@ -101,7 +101,7 @@ def _ffn(product: Product, x_AD, slices: list[ExpertWeights], groups: Groups, si
 
 def _slices(experts: LayerExperts, width: int) -> list[ExpertWeights]:
     """The weights of each slice of columns, as `_ffn` takes them."""
-    weights, (columns, _) = experts.weights, slice_columns(experts.ffn_dims)
+    weights, columns = experts.weights, slice_columns(experts.ffn_dims)
 
     def take(array: jax.Array, at: jax.Array) -> jax.Array:
         return array[jnp.minimum(at, array.shape[0] - 1)]
@@ -130,7 +130,7 @@ def backward(
     d, rest = x_AD.shape[1], (groups, experts.sizes_E)
     _, pull = jax.vjp(lambda x, slices: _ffn(product, x, slices, *rest), x_AD, _slices(experts, d))
     dx_AD, d_slices = pull(dy_AD)
-    columns, _ = slice_columns(experts.ffn_dims)
+    columns = slice_columns(experts.ffn_dims)
     bias_E = experts.bias_row + jnp.arange(experts.sizes_E.shape[0])
     for i, part in enumerate(d_slices):
         own_EC = i * columns + jnp.arange(columns) < experts.sizes_E[:, None]

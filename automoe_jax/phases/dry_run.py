@@ -14,8 +14,8 @@ from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.phases.prepare import vocab_sizes
 from automoe_jax.phases.run import Run
 from automoe_jax.phases.train import target
-from automoe_jax.training import loop, optimizer, parallel, sampling
-from automoe_jax.training.step import make_train_step
+from automoe_jax.training import parallel, sampling
+from automoe_jax.training.steps import mapped_step, micro_batches
 from automoe_jax.training.target import abstract_state
 
 LENGTH = 30  # of the batch's sentences, as in the paper
@@ -33,7 +33,7 @@ def describe(run: Run, subnet: Subnet | None) -> Iterator[str]:
     model = target(config, sizes, subnet)
     training = config.training if subnet is None else config.subnet_training
     share = parallel.share()
-    n_micro = loop.micro_batches(training, share.n_devices)
+    n_micro = micro_batches(training, share.n_devices)
     state = abstract_state(model, training, config.seed)
     n_params = sum(x.size for x in jax.tree.leaves(state.params))
     name = "supernet" if subnet is None else "subnet"
@@ -52,10 +52,7 @@ def describe(run: Run, subnet: Subnet | None) -> Iterator[str]:
     if subnet is None:
         largest = [[model.space.largest()] * n_micro] * share.n_devices
         drawn = sampling.stack(largest, model.hull, share)
-    train_step = make_train_step(
-        model.module(), optimizer.make(training), training.label_smoothing, training.load_balance
-    )
-    step = parallel.map_train_step(train_step)
+    step = mapped_step(model, training)
     run.progress.note("compiling the step")
     start = time.monotonic()
     batch = {"source": ids, "target": ids}

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import threading
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import jax
 from automoe_jax.system.malloc import COMPILE_EVENT
 
 MIN_COMPILE_SECONDS = 0.1
+_RETRIEVAL_EVENT = "/jax/compilation_cache/cache_retrieval_time_sec"
 
 
 def enable(folder: Path, *, environment: bool = True):
@@ -30,9 +32,10 @@ def enable(folder: Path, *, environment: bool = True):
             os.environ[name.upper()] = str(value)
 
 
-def enabled() -> bool:
-    """True if this process has a compilation cache already."""
-    return bool(jax.config.values["jax_compilation_cache_dir"])
+def folder() -> Path | None:
+    """The folder of this process's compilation cache; None without one."""
+    path = jax.config.values["jax_compilation_cache_dir"]
+    return Path(path) if path else None
 
 
 def machine() -> str:
@@ -47,10 +50,11 @@ def machine() -> str:
 
 
 class Compilations:
-    """Counts XLA's compilations within a `with`, those read from a cache included."""
+    """Counts this thread's compilations within a `with`, and how many of them a cache spared."""
 
     def __enter__(self) -> "Compilations":
-        self.count = 0
+        self.count = self.spared = 0
+        self._thread = threading.get_ident()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         return self
 
@@ -58,4 +62,6 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int):
-        self.count += event == COMPILE_EVENT
+        if threading.get_ident() == self._thread:
+            self.count += event == COMPILE_EVENT
+            self.spared += event == _RETRIEVAL_EVENT

@@ -34,13 +34,21 @@ def read_json(path: str | Path, what: str) -> Any:
 
 def write_text(path: str | Path, text: str):
     """Writes a file under a temporary name and renames it: readers see the old or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, data: bytes):
+    """As `write_text`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def expanded(path: str | Path) -> Path:

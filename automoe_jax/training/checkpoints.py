@@ -60,9 +60,13 @@ class Checkpoints:
     def save(self, state: TrainState, log: dict[str, Any]):
         """Starts writing a state of NumPy arrays and returns; `wait` waits for it.
 
+        A step that is there already stays.
+
         `log` is a JSON object, for the training loop.
         """
         step, save = int(state.step), ocp.args.StandardSave
+        if step == self.latest():
+            return
         items = {_PARAMS: save(state.params), _OPTIMIZER: save(state.opt_state)}
         self._save(step, {**items, _LOG: ocp.args.JsonSave(log)})
 

@@ -11,6 +11,7 @@ from automoe_jax.data import batches as batching
 from automoe_jax.data.batches import Share
 from automoe_jax.data.plan import Plan, choose_buckets
 from automoe_jax.data.tokens import Side, TokenPairs
+from automoe_jax.system.programs import Programs
 from automoe_jax.training import parallel
 from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.step import make_eval_step
@@ -32,9 +33,9 @@ def validation_batches(pairs: TokenPairs, config: TrainingConfig, share: Share) 
 
 
 @functools.lru_cache(maxsize=4)
-def _mapped_eval_step(target: TrainingTarget):
-    """Cached, so training and search in one process share its compilations."""
-    return parallel.map_eval_step(make_eval_step(target.module()))
+def _programs(target: TrainingTarget) -> Programs:
+    """Cached, so training and evaluation in one process share its compilations."""
+    return Programs(parallel.map_eval_step(make_eval_step(target.module())), f"evaluate {target}")
 
 
 class Evaluator:
@@ -47,10 +48,16 @@ class Evaluator:
         self, target: TrainingTarget, pairs: TokenPairs, config: TrainingConfig, limit: int
     ):
         self._target = target
-        self.step = _mapped_eval_step(target)
+        self._programs = _programs(target)
         if 0 < limit < len(pairs):
             pairs = take_pairs(pairs, np.arange(limit))
         self._batches = validation_batches(pairs, config, parallel.share())
+
+    def compile_ahead(self, params: Any):
+        """Has all programs compiled, for replicated parameters or what stands for them."""
+        active = self._target.active(self._target.subnet or self._target.hull)
+        for batch in self._batches:
+            self._programs.schedule(_shape(batch), (params, batch, active))
 
     def losses(self, params: Any, subnets: dict[str, Subnet]) -> dict[str, float]:
         """`loss` of each subnet."""
@@ -58,11 +65,16 @@ class Evaluator:
 
     def loss(self, params: Any, subnet: Subnet) -> float:
         """Nats per target token with replicated parameters; a stand-alone model takes itself."""
+        self.compile_ahead(params)
         active = self._target.active(subnet)
-        sums = [self.step(params, batch, active) for batch in self._batches]
+        sums = [self._programs.get(_shape(x))(params, x, active) for x in self._batches]
         nll = sum(float(np.asarray(s.nll.addressable_data(0)).sum()) for s in sums)
         tokens = sum(float(np.asarray(s.tokens.addressable_data(0)).sum()) for s in sums)
         return nll / tokens
+
+
+def _shape(batch: Any) -> tuple[int, ...]:
+    return batch["source"].shape + batch["target"].shape
 
 
 def take_pairs(pairs: TokenPairs, indices: np.ndarray) -> TokenPairs:

@@ -12,6 +12,7 @@ from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
 from automoe_jax.data.tokens import TokenPairs
 from automoe_jax.system.compile_cache import Compilations
+from automoe_jax.system.programs import Programs
 from automoe_jax.training import parallel
 from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.evaluation import take_pairs, validation_batches
@@ -20,7 +21,7 @@ from automoe_jax.training.target import TrainingTarget
 
 
 @functools.lru_cache(maxsize=4)
-def _mapped_step(target: TrainingTarget):
+def _programs(target: TrainingTarget) -> Programs:
     """Cached, so the searches of one process share its compilations."""
     module = target.module()
 
@@ -28,7 +29,7 @@ def _mapped_step(target: TrainingTarget):
         sums, _ = batch_loss(module, params, batch, subnet, None, 0.0)
         return sums
 
-    return parallel.map_population_step(step)
+    return Programs(parallel.map_population_step(step), f"score {target}")
 
 
 class PopulationScorer:
@@ -38,7 +39,7 @@ class PopulationScorer:
         """Copies `params`, NumPy arrays, to the devices."""
         self._target, self._config = target, config
         self._params = parallel.replicate(params)
-        self._step = _mapped_step(target)
+        self._programs = _programs(target)
         self.at_once = jax.local_device_count()  # subnets that are scored together
         self._seen: set[tuple[int, ...]] = set()  # batch shapes
         self.recompilations = 0  # of the scoring step, beyond one per batch shape
@@ -46,10 +47,14 @@ class PopulationScorer:
     def prepare(self, pairs: TokenPairs) -> list[Any]:
         """The batches of some pairs, replicated."""
         one = Share(first_device=0, n_local_devices=1, n_devices=1)
-        return [
+        batches = [
             parallel.replicate(jax.tree.map(lambda x: x[0], batch))
             for batch in validation_batches(pairs, self._config, one)
         ]
+        active = self._stack([self._target.hull] * self.at_once)
+        for batch in batches:
+            self._programs.schedule(_shape(batch), (self._params, batch, active))
+        return batches
 
     def losses(self, batches: list[Any], subnets: Sequence[Subnet]) -> list[float]:
         """Nats per target token of each subnet, any number of them; `batches` are of `prepare`."""
@@ -57,9 +62,8 @@ class PopulationScorer:
         for start in range(0, len(subnets), self.at_once):
             group = list(subnets[start : start + self.at_once])
             filled = group + [group[-1]] * (self.at_once - len(group))
-            active = [to_active(subnet, self._target.hull) for subnet in filled]
-            stacked = jax.tree.map(lambda *xs: np.stack(xs), *active)
-            sums = [self._run(batch, stacked) for batch in batches]
+            active = self._stack(filled)
+            sums = [self._run(batch, active) for batch in batches]
             nll, tokens = (
                 np.sum([np.asarray(getattr(s, name), np.float64) for s in sums], axis=0)
                 for name in ("nll", "tokens")
@@ -68,13 +72,22 @@ class PopulationScorer:
         return losses
 
     def _run(self, batch: Any, active: Any) -> Any:
-        shape = tuple(n for x in jax.tree.leaves(batch) for n in x.shape)
+        shape = _shape(batch)
+        program = self._programs.get(shape)
         with Compilations() as counted:
-            sums = self._step(self._params, batch, active)
+            sums = program(self._params, batch, active)
         if shape in self._seen:
             self.recompilations += counted.count
         self._seen.add(shape)
         return sums
+
+    def _stack(self, subnets: Sequence[Subnet]) -> Any:
+        active = [to_active(subnet, self._target.hull) for subnet in subnets]
+        return jax.tree.map(lambda *xs: np.stack(xs), *active)
+
+
+def _shape(batch: Any) -> tuple[int, ...]:
+    return batch["source"].shape + batch["target"].shape
 
 
 def sample_pairs(pairs: TokenPairs, count: int, seed: int) -> TokenPairs:

@@ -1,6 +1,8 @@
 """What a training run trains, and its state before the first step."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,19 +58,24 @@ class TrainingTarget:
 
 def initial_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
     """State of step 0; a subnet's weights are extracted from those of a new supernet."""
-    whole = dataclasses.replace(target, subnet=None)
-    module, tx, largest = whole.module(), optimizer.make(config), whole.active(target.hull)
-    ids = jnp.full((1, 2), 4, jnp.int32)
-
-    @jax.jit
-    def make(key):
-        params = module.init({"params": key}, ids, ids, largest)["params"]
-        return TrainState(jnp.int32(0), params, tx.init(params))
-
-    state = make(jax.random.key(seed))
+    state = _maker(dataclasses.replace(target, subnet=None), config)(jax.random.key(seed))
     if target.subnet is None:
         return state
     return with_params(state, extract(state.params, target.subnet, target.hull), config)
+
+
+@functools.lru_cache(maxsize=4)
+def _maker(target: TrainingTarget, config: TrainingConfig) -> Callable[[jax.Array], TrainState]:
+    """Makes the first state of a supernet of a key. Cached, as JAX traces each function anew."""
+    module, tx = target.module(), optimizer.make(config)
+
+    @jax.jit
+    def make(key):
+        ids, largest = jnp.full((1, 2), 4, jnp.int32), target.active(target.hull)
+        params = module.init({"params": key}, ids, ids, largest)["params"]
+        return TrainState(jnp.int32(0), params, tx.init(params))
+
+    return make
 
 
 def with_params(state: TrainState, params: Any, config: TrainingConfig) -> TrainState:
@@ -76,6 +83,7 @@ def with_params(state: TrainState, params: Any, config: TrainingConfig) -> Train
     return TrainState(state.step, params, optimizer.make(config).init(params))
 
 
+@functools.lru_cache(maxsize=4)
 def abstract_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
     """Shapes and dtypes of the state, without allocating it."""
     return jax.eval_shape(lambda: initial_state(target, config, seed))

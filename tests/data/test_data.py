@@ -16,7 +16,7 @@ from automoe_jax.data import batches, phrases, tokens
 from automoe_jax.data.config import DataConfig
 from automoe_jax.data.corpus import open_corpus
 from automoe_jax.data.phrase_values import KINDS, SPLITS, belongs, draw
-from automoe_jax.data.plan import Plan, choose_buckets
+from automoe_jax.data.plan import JOIN_EVERY, Plan, choose_buckets
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.data.tokenizers.config import TokenizerConfig
@@ -328,6 +328,23 @@ def test_plan_is_a_pure_function():
     plan = Plan(source, target, buckets, 2, 1)
     n = plan.steps_per_epoch
     np.testing.assert_array_equal(plan.step(n + 2).pairs, plan.epoch(1)[2].pairs)
+
+
+def test_batch_shapes_join_one_by_one():
+    """A new shape every `JOIN_EVERY` steps, the most frequent first; then all of them at random."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 20_000)
+    plan = Plan(lengths, lengths, choose_buckets(lengths, lengths, 5, 400), 2, seed=1)
+    buckets = [step.bucket for step in plan.epoch(0)]
+    first = {bucket: buckets.index(bucket) for bucket in plan.shapes(0, len(buckets))}
+    for i, step in enumerate(first.values()):
+        assert JOIN_EVERY * i <= step < JOIN_EVERY * (i + 1)
+    counts = [buckets.count(bucket) for bucket in first]
+    assert counts == sorted(counts, reverse=True)
+    assert plan.shapes(0, JOIN_EVERY) == [buckets[0]]
+    later = [step.bucket for step in plan.epoch(1)]
+    assert sorted(map(str, later)) == sorted(map(str, buckets))
+    assert len(set(later[:JOIN_EVERY])) == 5
 
 
 def test_longest_pair_must_fit_a_batch():

@@ -9,7 +9,7 @@ import pytest
 
 from automoe_jax.ops import grouped_loop
 from automoe_jax.ops.grouped_ffn import dense_reference, grouped_ffn
-from automoe_jax.ops.grouping import ExpertWeights
+from automoe_jax.ops.grouping import ExpertWeights, Groups
 
 HERE = ["loop", "ragged_dot", "blocked"]  # the backends that run on a CPU
 
@@ -84,21 +84,33 @@ def test_slices_and_blocks_of_full_size():
     """Slots that are whole slices, partly active; more rows than the largest block."""
     rng = np.random.default_rng(0)
     slots, sizes = (512,) * 3, np.array([300, 512, 256])
-    assert grouped_loop.slice_columns(slots) == (512, True)
+    assert grouped_loop.slice_columns(slots) == 512
     weights = jax.tree.map(lambda w: (0.1 * w).astype(np.float32), weights_of(rng, slots, 8))
     x = rng.normal(size=(1400, 8)).astype(np.float32)
     expert = np.where(rng.random(1400) < 0.8, 1, rng.integers(3, size=1400))
     check((x, expert, weights, slots, sizes), "loop")
 
 
-@pytest.mark.parametrize("n", [1, 8, 31, 32, 100, 513, 5000])
-def test_block_sizes_cover_every_count(n):
+@pytest.mark.parametrize("n", [1, 8, 95, 96, 100, 383, 384, 5000])
+def test_blocks_hold_every_row_once(n):
+    """Experts of all counts, one of them of size 0; blocks of an expert lie one after the other."""
     rows = grouped_loop.block_rows(n)
     assert rows == sorted(rows)
-    assert rows[-1] >= min(n, grouped_loop.ROWS[-1])
-    counts = np.arange(1, min(n, rows[-1]) + 1)
-    taken = np.array(rows)[np.searchsorted(rows, counts)]
-    assert (taken - counts).max() <= grouped_loop.most_padding(rows)
+    for counts in ([n, 0, 0, 0], [n // 3, n // 2, 1, n - n // 3 - n // 2 - 1], [0, 1, n - 1, 0]):
+        count_E, sizes_E = np.maximum(counts, 0), np.array([4, 8, 0, 4])
+        groups = Groups(order_A=None, expert_A=None, start_E=None, count_E=count_E)
+        plans, stored_E = grouped_loop._plan(groups, sizes_E, rows)
+        spans = [[] for _ in counts]
+        for size, plan in zip(rows, plans, strict=True):
+            n_blocks = np.diff([0, *plan.end_E.tolist()])
+            for e, first in enumerate(plan.first_row_E.tolist()):
+                spans[e] += [(first + i * size, first + (i + 1) * size) for i in range(n_blocks[e])]
+        taken = [np.concatenate([np.arange(*s) for s in sorted(own)] or [[]]) for own in spans]
+        for e, own in enumerate(taken):
+            assert own.tolist() == list(range(len(own)))
+            used = count_E[e] if sizes_E[e] else 0
+            assert used <= len(own) < used + rows[0]
+        assert stored_E.tolist() == [sum(map(len, taken[:e])) for e in range(len(counts))]
 
 
 @pytest.mark.parametrize("backend", HERE)

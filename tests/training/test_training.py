@@ -27,6 +27,7 @@ from automoe_jax.training import checkpoints, loop, metrics, parallel, sampling
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.step import TrainState, batch_loss, make_eval_step, make_train_step
+from automoe_jax.training.steps import micro_batches
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
 SPACE = elastic_space(
@@ -460,4 +461,4 @@ def test_subnet_inherits_and_trains(uninterrupted, tmp_path):
 
 def test_steps_must_come_out_even():
     with pytest.raises(UserError, match="batches_per_step is 6, not a multiple of the 4 devices"):
-        loop.micro_batches(dataclasses.replace(CONFIG, batches_per_step=6), 4)
+        micro_batches(dataclasses.replace(CONFIG, batches_per_step=6), 4)

@@ -1,0 +1,213 @@
+"""Programs of a mapped function: one per batch shape, compiled by threads and kept in files.
+
+A step of a small model compiles for as long as fifty steps run. So the first shape is compiled
+first, and the others beside the steps of those that are there. With a compilation cache, programs
+lie in its folder as machine code, under a hash of all they were made from, and a later run loads
+them without tracing anything.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pickle
+import threading
+import zlib
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import serialize_executable
+
+from automoe_jax.system import compile_cache, files
+from automoe_jax.system.compile_cache import Compilations
+
+# Programs that are compiled at a time. XLA uses several cores for one; on two, a second program
+# would only delay the one that is waited for.
+MOST_THREADS = min(max((os.cpu_count() or 1) // 2, 1), 2)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokamax")
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_WAIT_SECONDS = 0.2  # between looks at whether to go on waiting
+
+
+class Programs:
+    """The compiled forms of a mapped function.
+
+    Where several processes train, and for a function that cannot be compiled ahead, the function
+    itself stands for its programs: all processes then compile in the same order.
+    """
+
+    def __init__(self, function: Any, about: str):
+        """`about` says all that the function depends on, besides this package and its arguments."""
+        self._function, self._about = function, about
+        self._ahead = jax.process_count() == 1 and hasattr(function, "lower")
+        self._jobs: dict[Hashable, _Job] = {}
+
+    def schedule(self, shape: Hashable, arguments: tuple[Any, ...]):
+        """Has the program of a shape compiled, after those scheduled before; once.
+
+        `arguments` of the function are arrays or stand for them; their values are not read.
+        """
+        if self._ahead and shape not in self._jobs:
+            abstract = jax.tree.map(_abstract, arguments)
+            self._jobs[shape] = _Job(functools.partial(self._compile, abstract))
+            _pool.add(self._jobs[shape])
+
+    def get(self, shape: Hashable, stop: Callable[[], object] = lambda: False) -> Any:
+        """The program of a scheduled shape, waited for; None if `stop()` says so meanwhile."""
+        if not self._ahead:
+            return self._function
+        job = self._jobs[shape]
+        _pool.hurry(job)
+        while not job.done.wait(_WAIT_SECONDS):
+            if stop():
+                return None
+        if job.error is not None:
+            raise job.error
+        return job.program
+
+    def state(self) -> tuple[int, int]:
+        """(programs that are ready, programs that were scheduled)."""
+        return sum(job.done.is_set() for job in self._jobs.values()), len(self._jobs)
+
+    def cancel(self):
+        """Gives up what is not being compiled yet."""
+        _pool.remove(set(map(id, self._jobs.values())))
+
+    def _compile(self, arguments: tuple[Any, ...]) -> "_Made":
+        folder = compile_cache.folder()
+        path = folder and folder / "programs" / _key(self._about, arguments)
+        program = path and _read(path)
+        if program is not None:
+            return _Made(program)
+        with Compilations() as compilations:
+            program = self._function.lower(*arguments).compile()
+        # XLA writes one that came from JAX's cache without some of its code.
+        if path is None or compilations.spared:
+            return _Made(program)
+        return _Made(program, functools.partial(_write, path, program))
+
+
+def compiling() -> bool:
+    """True while a thread compiles: the process cannot end in order before it is done."""
+    return _pool.n_threads > 0
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+# --- threads -----------------------------------------------------------------------------------
+
+
+class _Made(NamedTuple):
+    program: Any
+    keep: Callable[[], None] = lambda: None  # writes it to a file
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    make: Callable[[], _Made]
+    done: threading.Event = dataclasses.field(default_factory=threading.Event)
+    program: Any = None
+    error: BaseException | None = None
+
+    def run(self):
+        try:
+            self.program, keep = self.make()
+        except BaseException as e:  # raised again where the program is wanted
+            self.error = e
+            return
+        finally:
+            self.done.set()
+        keep()
+
+
+class _Pool:
+    """Runs jobs in daemon threads that end when there is nothing to do."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._waiting: list[_Job] = []
+        self.n_threads = 0
+
+    def add(self, job: _Job):
+        with self._lock:
+            self._waiting.append(job)
+            if self.n_threads < MOST_THREADS:
+                self.n_threads += 1
+                threading.Thread(target=self._work, name="compile", daemon=True).start()
+
+    def hurry(self, job: _Job):
+        """Makes a job the next one."""
+        with self._lock:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                self._waiting.insert(0, job)
+
+    def remove(self, jobs: set[int]):
+        with self._lock:
+            self._waiting = [job for job in self._waiting if id(job) not in jobs]
+
+    def _work(self):
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self.n_threads -= 1
+                    return
+                job = self._waiting.pop(0)
+            job.run()
+
+
+_pool = _Pool()
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def _key(about: str, arguments: tuple[Any, ...]) -> str:
+    """Hash of all that a program depends on."""
+    leaves, treedef = jax.tree.flatten(arguments)
+    settings = sorted((k, v) for k, v in jax.config.values.items() if "cache" not in k)
+    devices = [(d.platform, d.device_kind, d.id) for d in jax.local_devices()]
+    flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    parts = [about, [(x.shape, x.dtype) for x in leaves], treedef, settings, devices, flags]
+    return hashlib.sha256("\n".join([*map(repr, parts), _code()]).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=1)
+def _code() -> str:
+    """Hash of this package's sources and of the versions of those it compiles with."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    for name in _PACKAGES:
+        try:
+            digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Any:
+    """The program in a file; None if there is none that can be used."""
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
+            return None
+        content = pickle.loads(zlib.decompress(data[_DIGEST_BYTES:]))
+        return serialize_executable.deserialize_and_load(*content)
+    except Exception:  # of another make, or on a platform that cannot: it is compiled instead
+        return None
+
+
+def _write(path: Path, program: Any):
+    try:
+        content = zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1)
+        files.write_bytes(path, hashlib.sha256(content).digest() + content)
+    except Exception:  # a platform that cannot, or no space: the next run compiles again
+        return

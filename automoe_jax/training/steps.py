@@ -1,0 +1,122 @@
+"""The steps of a training run: their batches, subnets and programs."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from automoe_jax.architecture.subnet import Subnet, short_name
+from automoe_jax.data import batches as batching
+from automoe_jax.data.batches import Batch
+from automoe_jax.data.plan import Plan, choose_buckets
+from automoe_jax.data.tokens import PreparedData
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.programs import Programs
+from automoe_jax.training import optimizer, parallel, sampling
+from automoe_jax.training.config import SamplingConfig, TrainingConfig
+from automoe_jax.training.step import StepMetrics, TrainState, make_train_step
+from automoe_jax.training.target import TrainingTarget, abstract_state
+
+Drawn = list[list[Subnet]] | None  # the subnets of a step; None for a stand-alone model
+
+
+class Steps:
+    """Runs the steps of a run; `(seed, step)` fixes batch, subnets and dropout of each."""
+
+    def __init__(
+        self,
+        target: TrainingTarget,
+        config: TrainingConfig,
+        sampling_config: SamplingConfig,
+        seed: int,
+        data: PreparedData,
+    ):
+        """Raises `UserError` if the batches of a step do not fit the devices or the corpus."""
+        self._target, self._config, self._seed, self._data = target, config, seed, data
+        self._share = parallel.share()
+        self._n_micro = micro_batches(config, self._share.n_devices)
+        sizes = {"n_devices": self._share.n_devices, "n_micro": self._n_micro}
+        self._draw = functools.partial(
+            sampling.draw, target.space, seed, unit=sampling_config.unit, **sizes
+        )
+        source, into = data.train.source.lengths, data.train.target.lengths
+        buckets = choose_buckets(source, into, config.buckets, config.tokens_per_batch)
+        self.plan = Plan(source, into, buckets, config.batches_per_step, seed)
+        self._programs = Programs(mapped_step(target, config), f"step {target} {config}")
+        self._key = jax.random.key(seed)
+
+    def compile_ahead(self, start: int, most: int | None = None):
+        """Has the programs of the steps from `start` on compiled, the first `most` or all."""
+        devices, active = self._share.n_local_devices, self._active(self.subnets(start))
+        state = abstract_state(self._target, self._config, self._seed)
+        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
+        for bucket in self.plan.shapes(start, self._config.steps)[:most]:
+            rows = devices, self._n_micro, bucket.rows
+            times = {"source": bucket.source, "target": bucket.target}
+            batch = {k: jax.ShapeDtypeStruct((*rows, t), np.int32) for k, t in times.items()}
+            self._programs.schedule(bucket, (state, batch, active, self._key))
+
+    def programs(self) -> tuple[int, int]:
+        """As `Programs.state`."""
+        return self._programs.state()
+
+    def close(self):
+        """Compiles no more."""
+        self._programs.cancel()
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """The batches of the steps from `start` on."""
+        return batching.batches(self._data.train, self.plan, self._share, start, self._config.steps)
+
+    def subnets(self, step: int) -> Drawn:
+        """The subnets of each device of all processes and micro-batch."""
+        return None if self._target.subnet is not None else self._draw(step)
+
+    def run(
+        self, step: int, state: TrainState, batch: Batch, drawn: Drawn, stop: Callable[[], bool]
+    ) -> tuple[TrainState, StepMetrics] | None:
+        """One step. None, with the state as it was, if `stop()` while its program is compiled."""
+        program = self._programs.get(self.plan.step(step).bucket, stop)
+        if program is None:
+            return None
+        key = jax.random.fold_in(self._key, step)
+        return program(state, batch, self._active(drawn), key)
+
+    def describe(self, step: int) -> str:
+        """Batch and subnets of a step, for an error."""
+        content = self.plan.step(step)
+        pairs = content.pairs[content.pairs >= 0]
+        words = f"batch of shape {content.bucket}, training pairs {_some(pairs)}"
+        drawn = self.subnets(step)
+        if drawn is None:
+            return words
+        names = [short_name(subnet) for row in drawn for subnet in row]
+        return f"{words}; subnets {_some(dict.fromkeys(names))}"
+
+    def _active(self, drawn: Drawn) -> Any:
+        return None if drawn is None else sampling.stack(drawn, self._target.hull, self._share)
+
+
+def mapped_step(target: TrainingTarget, config: TrainingConfig) -> Callable[..., Any]:
+    """The train step over all devices."""
+    tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
+    return parallel.map_train_step(make_train_step(target.module(), tx, *rates))
+
+
+def micro_batches(config: TrainingConfig, n_devices: int) -> int:
+    """Micro-batches per device and step; `UserError` if `n_devices` does not divide the batches."""
+    if config.batches_per_step % n_devices:
+        raise UserError(
+            f"training.batches_per_step is {config.batches_per_step}, not a multiple of the "
+            f"{n_devices} devices; use one"
+        )
+    return config.batches_per_step // n_devices
+
+
+def _some(values: Iterable[Any], most: int = 6) -> str:
+    """The first values, and how many more there are."""
+    found = [str(value) for value in values]
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
