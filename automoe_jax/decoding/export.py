@@ -5,7 +5,6 @@ programs, no pickle, and, where there is one, `tokenizer/`. Each beam size has a
 operations alone, for every platform, and one for CPUs that calls the project's kernels.
 """
 
-import functools
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,11 +18,12 @@ from jax import export as jax_export
 from automoe_jax.architecture.subnet import to_json
 from automoe_jax.data.lexicon import Lexicon
 from automoe_jax.data.tokenizers.base import INFO
-from automoe_jax.decoding import batching, beam, native, native_engine, weight_file, xla_engine
+from automoe_jax.decoding import batching, native, weight_file, xla_engine
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.layout import COMMON, LISTED
-from automoe_jax.decoding.manifest import KERNELS, KIND, LAYOUT, WEIGHTS, mismatch
-from automoe_jax.decoding.programs import PROGRAM
+from automoe_jax.decoding.manifest import KIND, LAYOUT, WEIGHTS, mismatch
+from automoe_jax.decoding.programs import PROGRAM, search
+from automoe_jax.decoding.schema import KERNELS
 from automoe_jax.decoding.weights import Weights, pack, prepare, quantize, tables, unpack
 from automoe_jax.model.extract import Params
 from automoe_jax.system import files, workdir
@@ -111,16 +111,15 @@ def _write_programs(
     folder: Path, packed: Weights, spec: xla_engine.ModelSpec, manifest: dict[str, Any]
 ):
     n_words = manifest["vocab_sizes"][1]
-    engines = {
-        "native": lambda: (native_engine, packed, ("cpu",)),
-        "xla": lambda: (xla_engine, unpack(packed, n_words), manifest["platforms"]),
+    operands = {
+        "native": lambda: (packed, ("cpu",)),
+        "xla": lambda: (unpack(packed, n_words), manifest["platforms"]),
     }
     for kind in manifest["kernels"]:
-        engine, weights, platforms = engines[kind]()
+        weights, platforms = operands[kind]()
         for n_beams in manifest["beam_sizes"]:
-            search = functools.partial(beam.search, engine, spec, n_words, n_beams)
             path = folder / PROGRAM.format(n_beams, kind)
-            path.write_bytes(program(search, weights, platforms))
+            path.write_bytes(program(search(kind, spec, n_words, n_beams), weights, platforms))
 
 
 def check_target(folder: Path):
@@ -134,18 +133,11 @@ def check_target(folder: Path):
             ) from None
 
 
-def program(
-    search: Callable[..., beam.Result], weights: Weights, platforms: Sequence[str]
-) -> bytes:
-    """The serialized program: one for all batch sizes b, source lengths s and cache times t.
+def program(run: Callable[..., Any], weights: Weights, platforms: Sequence[str]) -> bytes:
+    """The serialized program of `programs.search`.
 
-    Its arguments are the weights and the arrays of `beam.search`; it returns a dict of the fields
-    of `beam.Result`.
+    One for all batch sizes b, source lengths s and cache times t.
     """
-
-    def run(*arguments):
-        return search(*arguments)._asdict()
-
     b, s, t = jax_export.symbolic_shape("b, s, t")
     shapes = [((b, s), np.int32), ((t,), np.int32)]
     shapes += [((), np.int32), ((), np.int32), ((), np.float32)]

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 from automoe_jax.architecture import subnet
-from automoe_jax.decoding import native
-from automoe_jax.decoding.layout import COMMON, PANEL, Layout
+from automoe_jax.decoding import native, schema
+from automoe_jax.decoding.layout import COMMON, LISTED, PANEL, Layout
+from automoe_jax.decoding.schema import KERNELS
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 
 KIND = "export"
-KERNELS = ("native", "xla")
 WEIGHTS = "weights.safetensors"
 # Version of the weights' layout and of the kernels' operands; an export of another cannot be run.
 LAYOUT = f"panels of {PANEL}, calls {native.CALLS}"
@@ -28,7 +28,22 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"export folder {folder} {what}; make one with launch/export.py")
-    return workdir.read(folder, KIND)
+    manifest = workdir.read(folder, KIND)
+    if manifest.get("layout") != LAYOUT:
+        raise UserError(
+            f"export {folder} was written by another version; write it again with launch/export.py"
+        )
+    schema.check(folder / workdir.MANIFEST, manifest)
+    check_inside(folder)
+    return manifest
+
+
+def check_inside(folder: Path):
+    """Raises `UserError` if a file of an export is a link to somewhere else."""
+    root = folder.resolve()
+    for path in (*folder.iterdir(), *folder.glob("tokenizer/*")):
+        if not path.resolve().is_relative_to(root):
+            raise UserError(f"{path} is a link out of the export {folder}; copy the file there")
 
 
 def find_device(folder: Path, manifest: dict[str, Any], platform: str) -> Any:
@@ -40,10 +55,6 @@ def find_device(folder: Path, manifest: dict[str, Any], platform: str) -> Any:
         raise UserError(
             f"export {folder} was made for {', '.join(manifest['platforms'])}; export it "
             f"again with --config.export.platforms=cpu,{name}"
-        )
-    if manifest.get("layout") != LAYOUT:
-        raise UserError(
-            f"export {folder} was written by another version; write it again with launch/export.py"
         )
     try:
         return jax.local_devices(backend=platform)[0]
@@ -82,4 +93,14 @@ def mismatch(weights: Mapping[str, np.ndarray], manifest: dict[str, Any]) -> str
     sharing = "all" if "embedding" in weights else separate
     arch, vocab_sizes = subnet.from_json(manifest["subnet"]), tuple(manifest["vocab_sizes"])
     lists = manifest["shortlist"], weights[COMMON].size if COMMON in weights else 0
-    return Layout(arch, vocab_sizes, sharing, manifest["quantization"], *lists).mismatch(weights)
+    layout = Layout(arch, vocab_sizes, sharing, manifest["quantization"], *lists)
+    return layout.mismatch(weights) or _wrong_words(weights, vocab_sizes[1])
+
+
+def _wrong_words(weights: Mapping[str, np.ndarray], n_words: int) -> str:
+    """The first list of words that names one that the model does not have; "" without."""
+    for name, low in ((LISTED, -1), (COMMON, 0)):
+        words = weights.get(name)
+        if words is not None and words.size and not low <= words.min() <= words.max() < n_words:
+            return f"{name} has words {words.min()} to {words.max()}, of {n_words}"
+    return ""

@@ -1,6 +1,12 @@
-"""The programs of a loaded export: each is read once, and compiled once for each shape."""
+"""The programs of a loaded export: traced here, and compiled once for each shape.
 
+An export's own `.jaxexport` files are for other programs; they contain calls of machine code and
+run only when the user trusts them.
+"""
+
+import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,43 +16,68 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
+from automoe_jax.decoding import beam, native, native_engine, xla_engine
 from automoe_jax.decoding.batching import Batch
+from automoe_jax.decoding.xla_engine import ModelSpec
+from automoe_jax.system import program_files, user_cache
 from automoe_jax.system.errors import UserError
 
 # Beam size and kernels.
 PROGRAM = "program_beam{}_{}.jaxexport"
-# Taking a program from the compilation cache is faster than this.
+# Taking a program from its file is faster than this.
 SLOW_COMPILE_S = 0.4
+_ENGINES = {"native": native_engine, "xla": xla_engine}
+
+
+def search(kernels: str, spec: ModelSpec, n_words: int, beam_size: int) -> Callable[..., Any]:
+    """The translation of a batch: `beam.search`, of weights and its arrays, with a dict of results.
+
+    `n_words` is the size of the target vocabulary.
+    """
+    own = functools.partial(beam.search, _ENGINES[kernels], spec, n_words, beam_size)
+
+    def run(*arguments):
+        return own(*arguments)._asdict()
+
+    return run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
     """The programs of an export for one kind of kernels; other fields as in `Translator.load`."""
 
-    folder: Path
+    spec: ModelSpec
+    n_words: int
     kernels: str
     weights: dict[str, Any]  # on `device`, in the layout of the kernels
     device: Any  # jax.Device
     on_compile: Callable[[str], None]
     release_memory: Callable[[], None]
+    trusted: Path | None  # an export whose own programs are run
     _programs: dict[int, Any] = dataclasses.field(default_factory=dict)
     _compiled: dict[tuple[int, ...], Callable] = dataclasses.field(default_factory=dict)
     _compiling: Any = dataclasses.field(default_factory=threading.Lock)
 
     def program(self, beam_size: int) -> Any:
-        """The exported program of a beam size, under `jax.jit`."""
+        """The program of a beam size, under `jax.jit`."""
         if beam_size not in self._programs:
-            path = self.folder / PROGRAM.format(beam_size, self.kernels)
-            try:
-                exported = jax_export.deserialize(bytearray(path.read_bytes()))
-            except Exception as e:  # jax.export raises many kinds of errors on a damaged file
-                reason = str(e) or type(e).__name__
-                raise UserError(f"program {path} cannot be read: {reason}") from None
-            given = [(x.shape, x.dtype) for x in jax.tree.leaves(self.weights)]
-            if given != [(x.shape, x.dtype) for x in exported.in_avals[: len(given)]]:
-                raise UserError(f"program {path} is of other weights; load the export again")
-            self._programs[beam_size] = jax.jit(exported.call)
+            run = search(self.kernels, self.spec, self.n_words, beam_size)
+            if self.trusted is not None:
+                run = self._exported(self.trusted / PROGRAM.format(beam_size, self.kernels))
+            self._programs[beam_size] = jax.jit(run)
         return self._programs[beam_size]
+
+    def _exported(self, path: Path) -> Callable[..., Any]:
+        """The program in an export; `UserError` where it cannot be read or is of other weights."""
+        try:
+            exported = jax_export.deserialize(bytearray(path.read_bytes()))
+        except Exception as e:  # jax.export raises many kinds of errors on a damaged file
+            reason = str(e) or type(e).__name__
+            raise UserError(f"program {path} cannot be read: {reason}") from None
+        given = [(x.shape, x.dtype) for x in jax.tree.leaves(self.weights)]
+        if given != [(x.shape, x.dtype) for x in exported.in_avals[: len(given)]]:
+            raise UserError(f"program {path} is of other weights; load the export again")
+        return exported.call
 
     def is_compiled(self, batch: Batch, beam_size: int) -> bool:
         return (beam_size, *batch.source_BS.shape, batch.time) in self._compiled
@@ -72,16 +103,31 @@ class Programs:
         return self._compiled[shape](self.weights, *arguments)
 
     def _compile(self, beam_size: int, arguments: tuple[jax.Array, ...]) -> Callable:
-        """The program for arguments of these shapes, made or taken from the compilation cache."""
+        """The program for arguments of these shapes, from its file or compiled."""
         rows, length = arguments[0].shape
         what = f"{rows} sentence(s) of up to {length} tokens, beam {beam_size}"
-        program = self.program(beam_size)
         note = threading.Timer(SLOW_COMPILE_S, lambda: self.on_compile(what))
         note.start()
         # Compiling takes more memory than translating: it should not come on top.
         self.release_memory()
         try:
-            return program.lower(self.weights, *arguments).compile()
+            about = (
+                f"{self.kernels} kernels {native.CALLS}, beam {beam_size} of {self.n_words} words"
+            )
+            about += f", {self.spec}"
+            folder = None if self.trusted is not None else _folder()
+            made = program_files.make(
+                self.program(beam_size), about, (self.weights, *arguments), folder, [self.device]
+            )
+            made.keep()
+            return made.program
         finally:
             note.cancel()
             self.release_memory()
+
+
+def _folder() -> Path | None:
+    """The process's compilation cache, else the user's own; None where there is neither."""
+    with contextlib.suppress(OSError):  # a cache is optional
+        return program_files.of_cache() or user_cache.private(user_cache.folder() / "programs")
+    return None

@@ -1,8 +1,6 @@
 """Loads an export and translates; needs JAX and the tokenizer's library, no training code."""
 
-import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,10 @@ from automoe_jax.decoding.batching import BATCH_TOKENS
 from automoe_jax.decoding.programs import Programs
 from automoe_jax.decoding.translation import EMPTY, Hypothesis, Settings, Translation
 from automoe_jax.decoding.weights import Weights, unpack
-from automoe_jax.system import compile_cache, files
+from automoe_jax.decoding.xla_engine import ModelSpec
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
-# JAX's compilation cache, beside the programs.
-COMPILED = "compiled"
 DEFAULT_BEAM = 5
 # Most tokens of a translation, as in the published scripts.
 MAX_LENGTH = 200
@@ -49,12 +46,14 @@ class Translator:
         kernels: str = "auto",
         on_compile: Callable[[str], None] = lambda what: None,
         release_memory: Callable[[], None] = lambda: None,
+        *,
+        trust: bool = False,
     ) -> "Translator":
         """Reads an export; `UserError` if it is damaged or not made for this platform or kernels.
 
-        A process without a JAX compilation cache gets one in the export's folder, if that can be
-        written: the second start is then fast. The programs and that cache contain code that is
-        run: load only exports that you trust.
+        An export is data: what is read is checked, and no code of it is run. Programs are traced
+        here and kept, compiled, in the process's compilation cache, else in the user's own
+        (`user_cache.folder`): the second start is then fast.
 
         Args:
           platform: "cpu" or "gpu"; what to run on.
@@ -63,18 +62,20 @@ class Translator:
           on_compile: called from another thread with what is compiled, where that takes long.
           release_memory: called before and after each compilation, which frees much memory; may
             have malloc return it to the system.
+          trust: run the programs in the export instead of those that are traced here. They may
+            contain any code.
         """
         folder = files.expanded(folder)
         manifest = manifests.read_manifest(folder)
+        arch = subnet.from_json(manifest["subnet"])
         device = manifests.find_device(folder, manifest, platform)
         kernels, why_xla = manifests.choose_kernels(folder, manifest, platform, kernels)
         weights = jax.device_put(_load_weights(folder, manifest, kernels), device)
         tokenizer = tokenizers.load(folder / "tokenizer") if manifest["tokenizer"] else None
-        if compile_cache.folder() is None and os.access(folder, os.W_OK):
-            with contextlib.suppress(OSError):  # the cache is optional
-                compile_cache.enable(folder / COMPILED, environment=False)
-        programs = Programs(folder, kernels, weights, device, on_compile, release_memory)
-        arch = subnet.from_json(manifest["subnet"])
+        programs = Programs(
+            ModelSpec(arch, *manifest["base_dims"]), manifest["vocab_sizes"][1], kernels, weights,
+            device, on_compile, release_memory, folder if trust else None,
+        )  # fmt: skip
         return cls(folder, manifest, arch, programs, tokenizer, kernels, why_xla)
 
     def translate(

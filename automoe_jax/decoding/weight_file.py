@@ -47,7 +47,8 @@ def load(path: Path) -> dict[str, np.ndarray]:
         header = json.loads(mapped[_PREFIX:start].tobytes())
         header.pop("__metadata__", None)
         return {name: _view(mapped[start:], **entry) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+            RecursionError, MemoryError) as e:  # fmt: skip
         reason = str(e) or type(e).__name__
         raise UserError(f"weights {path} cannot be read: {reason}") from None
 

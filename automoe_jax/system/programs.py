@@ -8,27 +8,19 @@ them without tracing anything.
 
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import os
-import pickle
 import threading
-import zlib
 from collections.abc import Callable, Hashable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax.experimental import serialize_executable
 
-from automoe_jax.system import compile_cache, files
-from automoe_jax.system.compile_cache import Compilations
+from automoe_jax.system import program_files
+from automoe_jax.system.program_files import Made
 
 # Programs that are compiled at a time. XLA uses several cores for one; on two, a second program
 # would only delay the one that is waited for.
 MOST_THREADS = min(max((os.cpu_count() or 1) // 2, 1), 2)
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokamax")
-_DIGEST_BYTES = hashlib.sha256().digest_size
 _WAIT_SECONDS = 0.2  # between looks at whether to go on waiting
 
 
@@ -52,7 +44,8 @@ class Programs:
         """
         if self._ahead and shape not in self._jobs:
             abstract = jax.tree.map(_abstract, arguments)
-            self._jobs[shape] = _Job(functools.partial(self._compile, abstract))
+            make = functools.partial(program_files.make, self._function, self._about)
+            self._jobs[shape] = _Job(lambda: make(abstract, program_files.of_cache()))
             _pool.add(self._jobs[shape])
 
     def get(self, shape: Hashable, stop: Callable[[], object] = lambda: False) -> Any:
@@ -76,19 +69,6 @@ class Programs:
         """Gives up what is not being compiled yet."""
         _pool.remove(set(map(id, self._jobs.values())))
 
-    def _compile(self, arguments: tuple[Any, ...]) -> "_Made":
-        folder = compile_cache.folder()
-        path = folder and folder / "programs" / _key(self._about, arguments)
-        program = path and _read(path)
-        if program is not None:
-            return _Made(program)
-        with Compilations() as compilations:
-            program = self._function.lower(*arguments).compile()
-        # XLA writes one that came from JAX's cache without some of its code.
-        if path is None or compilations.spared:
-            return _Made(program)
-        return _Made(program, functools.partial(_write, path, program))
-
 
 def compiling() -> bool:
     """True while a thread compiles: the process cannot end in order before it is done."""
@@ -103,14 +83,9 @@ def _abstract(x: Any) -> jax.ShapeDtypeStruct:
 # --- threads -----------------------------------------------------------------------------------
 
 
-class _Made(NamedTuple):
-    program: Any
-    keep: Callable[[], None] = lambda: None  # writes it to a file
-
-
 @dataclasses.dataclass(eq=False)
 class _Job:
-    make: Callable[[], _Made]
+    make: Callable[[], Made]
     done: threading.Event = dataclasses.field(default_factory=threading.Event)
     program: Any = None
     error: BaseException | None = None
@@ -163,51 +138,3 @@ class _Pool:
 
 
 _pool = _Pool()
-
-
-# --- files -------------------------------------------------------------------------------------
-
-
-def _key(about: str, arguments: tuple[Any, ...]) -> str:
-    """Hash of all that a program depends on."""
-    leaves, treedef = jax.tree.flatten(arguments)
-    settings = sorted((k, v) for k, v in jax.config.values.items() if "cache" not in k)
-    devices = [(d.platform, d.device_kind, d.id) for d in jax.local_devices()]
-    flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    parts = [about, [(x.shape, x.dtype) for x in leaves], treedef, settings, devices, flags]
-    return hashlib.sha256("\n".join([*map(repr, parts), _code()]).encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=1)
-def _code() -> str:
-    """Hash of this package's sources and of the versions of those it compiles with."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    for name in _PACKAGES:
-        try:
-            digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> Any:
-    """The program in a file; None if there is none that can be used."""
-    try:
-        data = path.read_bytes()
-        if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
-            return None
-        content = pickle.loads(zlib.decompress(data[_DIGEST_BYTES:]))
-        return serialize_executable.deserialize_and_load(*content)
-    except Exception:  # of another make, or on a platform that cannot: it is compiled instead
-        return None
-
-
-def _write(path: Path, program: Any):
-    try:
-        content = zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1)
-        files.write_bytes(path, hashlib.sha256(content).digest() + content)
-    except Exception:  # a platform that cannot, or no space: the next run compiles again
-        return

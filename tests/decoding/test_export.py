@@ -276,8 +276,9 @@ def test_damaged_export_is_one_line(folder, tmp_path, name):
     shutil.copytree(folder, tmp_path / "x")
     path = tmp_path / "x" / name
     path.write_bytes(path.read_bytes()[:-100] if name != "manifest.json" else b"{")
+    trust = path.suffix == ".jaxexport"  # not read otherwise
     with pytest.raises(UserError) as e:
-        Translator.load(tmp_path / "x").translate(["a"], beam_size=3)
+        Translator.load(tmp_path / "x", trust=trust).translate(["a"], beam_size=3)
     assert name in str(e.value)
     assert "\n" not in str(e.value)
 
@@ -287,15 +288,19 @@ def test_export_replaced_while_it_is_loaded(folder, tmp_path, kernels):
     if kernels == "native" and not native.available():
         pytest.skip(native.reason())
     copy = shutil.copytree(folder, tmp_path / "x")
-    translator = Translator.load(copy, kernels=kernels)
+    translator, trusting = (
+        Translator.load(copy, kernels=kernels, trust=trust) for trust in (False, True)
+    )
+    before = Translator.load(copy, kernels=kernels).translate(["today is monday."])
     other = SPACE.sample(np.random.default_rng(5))
     export(
         jax.tree.map(np.asarray, extract(PARAMS, other, HULL)),
         ModelSpec(other, HULL.encoder.embed_dim, HULL.decoder.embed_dim),
         ExportConfig((1, 3)), copy, "test", folder / "tokenizer", ("en", "de"), [],
     )  # fmt: skip
+    assert translator.translate(["today is monday."]) == before
     with pytest.raises(UserError, match="load the export again"):
-        translator.translate(["today is monday."])
+        trusting.translate(["today is monday."])
 
 
 def test_weights_of_another_subnet(folder, tmp_path):

@@ -1,5 +1,6 @@
 """The kernels against NumPy, in every variant that this machine can run."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -20,6 +21,7 @@ from automoe_jax.decoding.xla_engine import NEVER
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason())
 # Rows, inputs, outputs: odd ones, one row, more rows than a chunk, more columns than a panel.
 SHAPES = [(1, 16, 16), (5, 23, 49), (9, 32, 64), (30, 64, 100), (130, 40, 33)]
+REGISTERED: set[str] = set()
 VARIANTS = {"portable": ("-O3",), "avx2": ("-O3", "-mavx2", "-mfma")}
 
 
@@ -29,16 +31,14 @@ def variant(request, tmp_path_factory) -> str:
     name = request.param
     if name == "avx2" and platform.machine() != "x86_64":
         pytest.skip("AVX2 is of x86")
-    if name:
-        import ctypes  # noqa: PLC0415
-
+    if name and name not in REGISTERED:  # a worker that steals tests asks for a fixture again
         flags = ("-std=gnu11", *VARIANTS[name], "-shared", "-fPIC")
         library = ctypes.CDLL(str(native.build(tmp_path_factory.mktemp(name), flags)))
         for target in native.TARGETS:
             renamed = target.replace("automoe_", f"automoe_{name}_")
             jax.ffi.register_ffi_target(renamed, jax.ffi.pycapsule(library[target]), platform="cpu")
-        return f"{name}_"
-    return ""
+        REGISTERED.add(name)
+    return f"{name}_" if name else ""
 
 
 def floats(*shape, seed=0):

@@ -20,7 +20,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(compile_cache, "MIN_COMPILE_SECONDS", 0)
     compile_cache.enable(tmp_path, environment=False)
     reset_cache()
-    yield compile_cache.folder() / "programs"
+    found = compile_cache.folder()
+    assert found is not None
+    yield found / "programs"
     for name, value in before.items():
         jax.config.update(name, value)
     reset_cache()

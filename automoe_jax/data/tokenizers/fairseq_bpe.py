@@ -133,6 +133,8 @@ class FairseqBpe:
         except (KeyError, TypeError):
             fault = f"{folder / INFO} must have dictionaries, languages and lowercase"
             raise UserError(fault) from None
+        if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+            raise UserError(f"{folder / INFO}: dictionaries is {names}; name files of the folder")
         found = [Dictionary.load(folder / name) for name in names]
         content = b"\0".join((folder / name).read_bytes() for name in (*names, _CODES))
         content += repr((languages, lowercase)).encode()

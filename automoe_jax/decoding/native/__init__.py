@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 
+from automoe_jax.system import user_cache
 from automoe_jax.system.compile_cache import machine
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -44,7 +45,7 @@ class Unavailable(Exception):
 def _library() -> tuple[ctypes.CDLL | None, str]:
     """The kernels, compiled, loaded and registered; or None and why that failed."""
     try:
-        library = ctypes.CDLL(str(build(cache_folder())))
+        library = ctypes.CDLL(str(build(user_cache.folder())))
         for name in TARGETS:
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library[name]), platform="cpu")
     except (Unavailable, OSError, RuntimeError, ValueError) as e:
@@ -81,12 +82,6 @@ def one_thread_a_call():
         library.automoe_alone(-1)
 
 
-def cache_folder() -> Path:
-    """Folder of compiled kernels: `$XDG_CACHE_HOME/automoe_jax`, else `~/.cache/automoe_jax`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "automoe_jax"
-
-
 def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
     """Compiles the library into `folder` unless it is there; `Unavailable` where that fails.
 
@@ -101,13 +96,7 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
     name = f"kernels-{hashlib.sha256(chr(0).join(about).encode()).hexdigest()[:16]}.so"
     if (folder / name).exists():
         return folder / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, made = tempfile.mkstemp(suffix=".so", dir=folder)
-    except OSError:  # the home folder cannot be written
-        if folder == (temporary := _temporary_folder()):
-            raise
-        return build(temporary, flags)
+    handle, made = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(handle)
     include = ["-I", jax.ffi.include_dir()]
     command = [*compiler, *flags, *include, "-o", made, str(SOURCE), "-lm", "-pthread"]
@@ -123,13 +112,3 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
         raise Unavailable(f"{compiler[0]} could not compile {SOURCE.name}: {failed}")
     os.replace(made, folder / name)  # two processes may build at the same time
     return folder / name
-
-
-def _temporary_folder() -> Path:
-    """A folder that only this user can write: its libraries are loaded and run."""
-    folder = Path(tempfile.gettempdir()) / f"automoe_jax-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise Unavailable(f"{folder} belongs to somebody else or can be written by others")
-    return folder

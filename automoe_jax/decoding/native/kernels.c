@@ -56,12 +56,18 @@ static inline int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // rows: [n], ids (R), positions (R), words, table of positions (P, D) -> (R, D)
 HANDLER(embed) {
   int64_t n = next_count(&a);
-  const int32_t *ids = next_data(&a), *positions = next_data(&a);
-  const XLA_FFI_Buffer *words = next(&a), *table = next(&a);
-  int64_t d = dim(table, 1);
-  int64_t width = dim(words, 1), stride = words->rank == 3 ? PANEL : 1;  // output layer: panels
+  const XLA_FFI_Buffer* rows = next(&a, S32, ANY);
+  const int32_t *ids = rows->data, *positions = next(&a, S32, dim(rows, 0))->data;
+  int in_panels = rank_of_next(&a) == 3;  // the table is the output layer too
+  const XLA_FFI_Buffer* words = in_panels ? next(&a, F32, ANY, ANY, PANEL) : next(&a, F32, ANY, ANY);
+  const XLA_FFI_Buffer* table = next(&a, F32, ANY, ANY);
+  int64_t d = dim(table, 1), width = dim(words, 1), stride = in_panels ? PANEL : 1;
   float scale = sqrtf(d);
-  float* y = result(f, 0);
+  float* y = result(&a, 0, F32, dim(rows, 0), d);
+  need(&a, n <= dim(rows, 0) && d <= width);
+  need_below(&a, ids, n, 0, dim(words, 0) * stride);
+  need_below(&a, positions, n, 0, dim(table, 0));
+  if (a.wrong) return wrong_sizes(f);
   for (int64_t r = 0; r < n; r++) {
     const float* p = (const float*)table->data + positions[r] * d;
     const float* w = (const float*)words->data + ids[r] / stride * width * stride + ids[r] % stride;
@@ -73,25 +79,32 @@ HANDLER(embed) {
 // [n], x (R, K), matrix with bias -> (R, N)
 HANDLER(linear) {
   int64_t n = next_count(&a);
-  const XLA_FFI_Buffer *x = next(&a), *y = f->rets.rets[0];
-  Matrix w = next_matrix(&a, dim(x, 1), dim(y, 1), 1);
+  const XLA_FFI_Buffer* x = next(&a, F32, ANY, ANY);
+  int64_t outputs = result_columns(&a);
+  float* y = result(&a, 0, F32, dim(x, 0), outputs);
+  Matrix w = next_matrix(&a, dim(x, 1), outputs, 1);
+  need(&a, n <= dim(x, 0));
+  if (a.wrong) return wrong_sizes(f);
   Input in;
   if (!prepare(&in, x->data, n, &w, QUANTIZED)) return no_memory(f);
-  product(&in, &w, 0, y->data);
+  product(&in, &w, 0, y);
   return NULL;
 }
 
 // [n], x (R, D), y (R, K), matrix with bias, gamma, beta -> LayerNorm(x + y W + b)
 HANDLER(linear_add_norm) {
   int64_t n = next_count(&a);
-  const XLA_FFI_Buffer *x = next(&a), *y = next(&a);
+  const XLA_FFI_Buffer *x = next(&a, F32, ANY, ANY), *y = next(&a, F32, dim(x, 0), ANY);
   int64_t d = dim(x, 1);
   Matrix w = next_matrix(&a, dim(y, 1), d, 1);
-  const float *gamma = next_data(&a), *beta = next_data(&a);
+  const float *gamma = next(&a, F32, d)->data, *beta = next(&a, F32, d)->data;
+  float* z = result(&a, 0, F32, dim(x, 0), d);
+  need(&a, n <= dim(x, 0));
+  if (a.wrong) return wrong_sizes(f);
   Input in;
   if (!prepare(&in, y->data, n, &w, QUANTIZED)) return no_memory(f);
-  product(&in, &w, 0, result(f, 0));
-  add_norm((AddNorm){result(f, 0), x->data, gamma, beta, n, d});
+  product(&in, &w, 0, z);
+  add_norm((AddNorm){z, x->data, gamma, beta, n, d});
   return NULL;
 }
 
@@ -135,16 +148,28 @@ static void attention_item(void* job, int64_t item, int slot) {
   }
 }
 
+// Needs the heads to divide the width, and each sentence to lie among the words.
+static void need_attention(Arguments* a, const Attention* p, int64_t sentences, int64_t words) {
+  need(a, p->heads > 0 && p->width % most(p->heads, 1) == 0);
+  for (int64_t i = 0; !a->wrong && i < sentences; i++)
+    need(a, p->start[i] >= 0 && p->length[i] >= 0 && p->length[i] * p->segments <= MOST_KEYS &&
+                (int64_t)p->start[i] + p->length[i] <= words);
+}
+
 // starts (B), lengths (B), Q/K/V of all words (R, 3 Q) -> (R, Q)
 HANDLER(encoder_attention) {
-  const XLA_FFI_Buffer* start = next(&a);
-  const int32_t* length = next_data(&a);
-  const XLA_FFI_Buffer* qkv = next(&a);
+  const XLA_FFI_Buffer* start = next(&a, S32, ANY);
+  const int32_t* length = next(&a, S32, dim(start, 0))->data;
+  const XLA_FFI_Buffer* qkv = next(&a, F32, ANY, ANY);
   int64_t width = dim(qkv, 1) / 3;
+  need(&a, dim(qkv, 1) % 3 == 0);
   const float* keys = (const float*)qkv->data + width;
-  Attention job = {.q = qkv->data, .y = result(f, 0), .keys = &keys, .q_stride = 3 * width,
-                   .stride = 3 * width, .gap = width, .segments = 1, .heads = number(f, "heads"),
-                   .width = width, .start = start->data, .length = length};
+  Attention job = {.q = qkv->data, .y = result(&a, 0, F32, dim(qkv, 0), width), .keys = &keys,
+                   .q_stride = 3 * width, .stride = 3 * width, .gap = width, .segments = 1,
+                   .heads = number(&a, "heads", 1), .width = width, .start = start->data,
+                   .length = length};
+  need_attention(&a, &job, dim(start, 0), dim(qkv, 0));
+  if (a.wrong) return wrong_sizes(f);
   share(dim(start, 0) * job.heads, attention_item, &job);
   return NULL;
 }
@@ -153,15 +178,27 @@ HANDLER(encoder_attention) {
 // values (words, 2 Q) of each attended encoder layer -> (R, Q)
 HANDLER(cross_attention) {
   int64_t rows = next_count(&a);
-  const int32_t *sentence = next_data(&a), *start = next_data(&a), *length = next_data(&a);
-  const XLA_FFI_Buffer* q = next(&a);
-  int64_t width = dim(q, 1), beams = number(f, "beams");
-  Attention job = {.q = q->data, .y = result(f, 0), .q_stride = width, .stride = 2 * width,
-                   .gap = width, .heads = number(f, "heads"), .width = width, .start = start,
-                   .length = length, .sentence = sentence, .queries = beams};
-  const float* keys[f->args.size];
-  for (job.segments = 0; a.at < f->args.size; job.segments++) keys[job.segments] = next_data(&a);
+  const XLA_FFI_Buffer* sentence = next(&a, S32, ANY);
+  int64_t sentences = dim(sentence, 0);
+  const int32_t* start = next(&a, S32, sentences)->data;
+  const int32_t* length = next(&a, S32, sentences)->data;
+  const XLA_FFI_Buffer* q = next(&a, F32, ANY, ANY);
+  int64_t width = dim(q, 1), beams = number(&a, "beams", 1), words = ANY;
+  Attention job = {.q = q->data, .y = result(&a, 0, F32, dim(q, 0), width), .q_stride = width,
+                   .stride = 2 * width, .gap = width, .heads = number(&a, "heads", 1),
+                   .width = width, .start = start, .length = length, .sentence = sentence->data,
+                   .queries = beams};
+  const float* keys[most(f->args.size, 1)];
+  for (job.segments = 0; a.at < f->args.size; job.segments++) {
+    const XLA_FFI_Buffer* kv = next(&a, F32, words, 2 * width);
+    words = dim(kv, 0);
+    keys[job.segments] = kv->data;
+  }
   job.keys = keys;
+  need(&a, job.segments > 0 && rows <= dim(q, 0) && rows % beams == 0 && rows / beams <= sentences);
+  need_below(&a, job.sentence, rows / beams, 0, sentences);
+  need_attention(&a, &job, sentences, words);
+  if (a.wrong) return wrong_sizes(f);
   share(rows / beams * job.heads, attention_item, &job);
   return NULL;
 }
@@ -199,15 +236,21 @@ static void self_attention_item(void* job, int64_t row, int slot) {
 // -> (R, Q), keys and values with this step's (in place)
 HANDLER(self_attention) {
   int64_t rows = next_count(&a), step = next_count(&a);
-  const XLA_FFI_Buffer *ancestor = next(&a), *qkv = next(&a);
-  int64_t width = dim(qkv, 1) / 3, time = dim(ancestor, 1);
-  SelfAttention job = {qkv->data, result(f, 1), result(f, 2), result(f, 0), ancestor->data,
-                       width, number(f, "heads"), time, step};
+  const XLA_FFI_Buffer *ancestor = next(&a, S32, ANY, ANY), *qkv = next(&a, F32, ANY, ANY);
+  int64_t most_rows = dim(qkv, 0), width = dim(qkv, 1) / 3, time = dim(ancestor, 1);
+  float* y = result(&a, 0, F32, most_rows, width);
+  float* caches[2];
   for (int i = 0; i < 2; i++) {  // XLA may not have aliased the result to the argument
-    const XLA_FFI_Buffer* old = next(&a);
-    int64_t size = dim(old, 0) * dim(old, 1) * dim(old, 2) * 4;
-    if (old->data != result(f, 1 + i)) memcpy(result(f, 1 + i), old->data, size);
+    const XLA_FFI_Buffer* old = next(&a, F32, most_rows, time, width);
+    caches[i] = result(&a, 1 + i, F32, most_rows, time, width);
+    if (!a.wrong && old->data != caches[i]) memcpy(caches[i], old->data, most_rows * time * width * 4);
   }
+  SelfAttention job = {qkv->data, caches[0], caches[1], y, ancestor->data,
+                       width, number(&a, "heads", 1), time, step};
+  need(&a, dim(qkv, 1) % 3 == 0 && width % job.heads == 0 && step < time && step < MOST_KEYS);
+  need(&a, rows <= most_rows && rows <= dim(ancestor, 0));
+  for (int64_t r = 0; r < rows; r++) need_below(&a, job.ancestor + r * time, step, 0, most_rows);
+  if (a.wrong) return wrong_sizes(f);
   for (int64_t r = 0; r < rows; r++) {
     memcpy(job.keys + (r * time + step) * width, job.qkv + r * 3 * width + width, width * 4);
     memcpy(job.values + (r * time + step) * width, job.qkv + r * 3 * width + 2 * width, width * 4);
@@ -252,25 +295,41 @@ static const float* routed(const Route* j, int64_t row, int64_t e) {
   return NULL;
 }
 
+// Checks the arguments of experts_add_norm after x, before the first is used.
+static void need_experts(Arguments a, const int64_t* sizes, int64_t experts, int64_t d, int* wrong) {
+  if (experts > 1) next(&a, F32, d, experts), next(&a, F32, experts);
+  for (int64_t e = 0; !a.wrong && e < experts; e++) {
+    need(&a, sizes[e] >= 0);
+    if (sizes[e] > 0) next_matrix(&a, d, sizes[e], 1), next_matrix(&a, sizes[e], d, 1);
+  }
+  next(&a, F32, d), next(&a, F32, d);
+  *wrong |= a.wrong;
+}
+
 // [n], x (R, D), router (D, E) and its bias if there are several experts, fc1 and fc2 with bias of
 // each expert that is not the identity, gamma, beta -> LayerNorm(x + experts(x))
 //
 // Rows are grouped by expert; the weights of an expert without rows are not read.
 HANDLER(experts_add_norm) {
   int64_t n = next_count(&a);
-  const XLA_FFI_Buffer* input = next(&a);
+  const XLA_FFI_Buffer* input = next(&a, F32, ANY, ANY);
   const float* x = input->data;
-  float* y = result(f, 0);
-  int64_t d = dim(input, 1), top_k = number(f, "top_k");
-  const XLA_FFI_Array* sizes_attribute = attribute(f, "sizes");
+  int64_t d = dim(input, 1), top_k = number(&a, "top_k", 1);
+  float* y = result(&a, 0, F32, dim(input, 0), d);
+  const XLA_FFI_Array* sizes_attribute = attribute(&a, "sizes", XLA_FFI_AttrType_ARRAY);
+  need(&a, sizes_attribute && sizes_attribute->dtype == XLA_FFI_DataType_S64 &&
+               (int64_t)sizes_attribute->size >= top_k && n <= dim(input, 0));
+  if (a.wrong) return wrong_sizes(f);
   const int64_t* sizes = sizes_attribute->data;
   int64_t experts = sizes_attribute->size;
+  need_experts(a, sizes, experts, d, &a.wrong);
+  if (a.wrong) return wrong_sizes(f);
   Route route = {.x = x, .rows = n, .d = d, .experts = experts, .top_k = top_k};
   int32_t* list = NULL;
   float* out = y;
   if (experts > 1) {
-    route.kernel = next_data(&a);
-    route.bias = next_data(&a);
+    route.kernel = next(&a, F32, d, experts)->data;
+    route.bias = next(&a, F32, experts)->data;
     char* memory = scratch(ROUTED, n * (top_k * 8 + 4 + 8));
     out = scratch(RESULT, most(n, 1) * d * 4);
     if (!memory || !out) return no_memory(f);
@@ -304,7 +363,7 @@ HANDLER(experts_add_norm) {
       add_scaled(y + r * d, *routed(&route, r, e), sizes[e] ? out + i * d : x + r * d, d);
     }
   }
-  const float *gamma = next_data(&a), *beta = next_data(&a);
+  const float *gamma = next(&a, F32, d)->data, *beta = next(&a, F32, d)->data;
   add_norm((AddNorm){y, x, gamma, beta, n, d});
   return NULL;
 }
@@ -322,6 +381,8 @@ typedef struct {
   float *top, *total;  // (cells): largest logit, sum of exponentials relative to it
   float* best;         // (lists, C), descending
   int32_t* word;
+  float *logit_of_row, *log_sum_of_row;  // the results
+  int32_t* word_of_row;
 } Best;
 
 static inline int before(float a, int32_t i, float b, int32_t j) { return a > b || (a == b && i < j); }
@@ -346,14 +407,17 @@ static void clear(float* best, int32_t* word, int64_t n) {
   for (int64_t i = 0; i < n; i++) best[i] = LOWEST, word[i] = INT32_MAX;
 }
 
-// Reads the last arguments and the attributes of a call, and makes space for what parts find; `best`
-// is NULL if memory has run out.
-static Best next_best(Arguments* a, int64_t cells, int64_t lists) {
-  XLA_FFI_CallFrame* f = a->frame;
-  int64_t barred = next_count(a), only = next_count(a), eos = number(f, "eos");
-  int64_t n = dim(f->rets.rets[0], 1);
-  Best p = {.words = number(f, "words"), .candidates = n,
-            .barred = {number(f, "pad"), barred ? eos : -1}, .only = only ? eos : -1};
+// Reads the last arguments and the attributes of a call on `rows`; makes space for what parts find.
+// `best` is NULL if memory has run out, or the call is wrong.
+static Best next_best(Arguments* a, int64_t rows, int64_t cells, int64_t lists) {
+  int64_t barred = next_count(a), only = next_count(a), eos = number(a, "eos", 0);
+  int64_t n = result_columns(a);
+  Best p = {.words = number(a, "words", 1), .candidates = n,
+            .barred = {number(a, "pad", 0), barred ? eos : -1}, .only = only ? eos : -1,
+            .logit_of_row = result(a, 0, F32, rows, n), .word_of_row = result(a, 1, S32, rows, n),
+            .log_sum_of_row = result(a, 2, F32, rows)};
+  need(a, n > 0);
+  if (a->wrong) return p;
   p.top = scratch(PARTS, (cells + lists * n) * 8);
   if (!p.top) return p;
   p.total = p.top + cells;
@@ -363,11 +427,11 @@ static Best next_best(Arguments* a, int64_t cells, int64_t lists) {
 }
 
 // Writes the results of a row, whose cells and lists are `first` and every `stride`th after it.
-static void merge(XLA_FFI_CallFrame* f, const Best* p, int64_t row, int64_t first, int64_t stride,
-                  int64_t parts, int64_t lists) {
+static void merge(const Best* p, int64_t row, int64_t first, int64_t stride, int64_t parts,
+                  int64_t lists) {
   int64_t c = p->candidates;
-  float *best = (float*)result(f, 0) + row * c, *log_sum = result(f, 2), m = -INFINITY;
-  int32_t* word = (int32_t*)result(f, 1) + row * c;
+  float *best = p->logit_of_row + row * c, m = -INFINITY;
+  int32_t* word = p->word_of_row + row * c;
   clear(best, word, c);
   for (int64_t i = 0; i < lists; i++)
     for (int64_t at = (first + i * stride) * c, k = 0; k < c; k++)
@@ -379,7 +443,7 @@ static void merge(XLA_FFI_CallFrame* f, const Best* p, int64_t row, int64_t firs
     int64_t at = first + i * stride;
     if (p->total[at] != 0) total += (double)p->total[at] * exp((double)(p->top[at] - m));
   }
-  log_sum[row] = m + (float)log(total);
+  p->log_sum_of_row[row] = m + (float)log(total);
 }
 
 typedef struct {
@@ -429,14 +493,16 @@ static void output_item(void* job, int64_t part, int slot) {
 // -> the best C logits of each row (R, C), descending; their words (R, C); log-sum-exp (R) of all
 HANDLER(top_words) {
   int64_t n = next_count(&a);
-  const XLA_FFI_Buffer* x = next(&a);
-  Matrix w = next_matrix(&a, dim(x, 1), number(f, "words"), 0);
+  const XLA_FFI_Buffer* x = next(&a, F32, ANY, ANY);
+  Matrix w = next_matrix(&a, dim(x, 1), number(&a, "words", 1), 0);
   int64_t parts = up(up(w.n, PANEL), PANELS_PER_PART), threads = automoe_threads();
-  Output job = {.w = &w, .found = next_best(&a, n * parts, n * threads)};
+  need(&a, n <= dim(x, 0));
+  Output job = {.w = &w, .found = next_best(&a, dim(x, 0), n * parts, n * threads)};
+  if (a.wrong) return wrong_sizes(f);
   if (!job.found.best || !prepare(&job.in, x->data, n, &w, QUANTIZED)) return no_memory(f);
   clear(job.found.best, job.found.word, n * threads * job.found.candidates);
   share(parts, output_item, &job);
-  for (int64_t r = 0; r < n; r++) merge(f, &job.found, r, r, n, parts, threads);
+  for (int64_t r = 0; r < n; r++) merge(&job.found, r, r, n, parts, threads);
   return NULL;
 }
 
@@ -468,7 +534,7 @@ static void listed_item(void* job, int64_t item, int slot) {
     for (int64_t i = 0; i < WORDS_PER_PART; i++) {
       int32_t id = i < n ? list[i] : -1;
       logits[i] = -INFINITY;
-      if (id < 0) continue;
+      if (id < 0 || id >= p->words) continue;
       logits[i] = dot(x, l->table + id * l->d, l->d);
       if (!is_barred(p, id)) keep(best, word, c, logits[i], id);
     }
@@ -486,15 +552,19 @@ static void listed_item(void* job, int64_t item, int slot) {
 // [n], sentence of each group of beams (B), x (R, D), table (V, D), words that each sentence may use
 // (B, L), -1 for none, [whether eos is barred], [whether only eos is allowed] -> as automoe_top_words
 HANDLER(top_listed) {
-  int64_t n = next_count(&a), beams = number(f, "beams");
-  const int32_t* sentence = next_data(&a);
-  const XLA_FFI_Buffer *x = next(&a), *table = next(&a), *list = next(&a);
-  int64_t length = dim(list, 1), parts = up(length, WORDS_PER_PART);
-  Listed job = {x->data, table->data, list->data, sentence, dim(x, 1), length, parts, beams,
-                next_best(&a, n * parts, n * parts)};
+  int64_t n = next_count(&a), beams = number(&a, "beams", 1);
+  const XLA_FFI_Buffer *sentence = next(&a, S32, ANY), *x = next(&a, F32, ANY, ANY);
+  const XLA_FFI_Buffer *table = next(&a, F32, number(&a, "words", 1), dim(x, 1));
+  const XLA_FFI_Buffer* list = next(&a, S32, ANY, ANY);
+  int64_t length = dim(list, 1), parts = up(length, WORDS_PER_PART), groups = n / beams;
+  need(&a, n <= dim(x, 0) && n % beams == 0 && groups <= dim(sentence, 0));
+  need_below(&a, sentence->data, groups, 0, dim(list, 0));
+  Listed job = {x->data, table->data, list->data, sentence->data, dim(x, 1), length, parts, beams,
+                next_best(&a, dim(x, 0), n * parts, n * parts)};
+  if (a.wrong) return wrong_sizes(f);
   if (!job.found.best) return no_memory(f);
-  share(n / beams * parts, listed_item, &job);
+  share(groups * parts, listed_item, &job);
   for (int64_t r = 0; r < n; r++)
-    merge(f, &job.found, r, r / beams * parts * beams + r % beams, beams, parts, parts);
+    merge(&job.found, r, r / beams * parts * beams + r % beams, beams, parts, parts);
   return NULL;
 }
