@@ -4,10 +4,13 @@ Everything that must happen before JAX starts happens here: environment variable
 for the commands that train. The library changes neither by being imported.
 """
 
+import errno
 import gc
 import importlib
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +22,10 @@ from automoe_jax.system.errors import UserError
 _COMPILING = {"train", "pipeline", "search", "rank", "fit_latency"}
 # New objects before Python collects garbage. Tracing makes millions that live on; with the default,
 # collecting among them takes a quarter of the time.
+_FULL_DISK = (
+    "the disk is full; what was finished before is good: free some space, and the same command "
+    "goes on"
+)
 _GC_THRESHOLDS = (200_000, 50, 50)
 
 
@@ -29,6 +36,10 @@ def run(command: str):
         if command in _COMPILING:
             gc.set_threshold(*_GC_THRESHOLDS)
         interrupt.install()
+        # Orbax logs tracebacks and warnings for programmers; what it raises comes here.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Without a cache, for want of space or rights, JAX compiles again.
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
         module = importlib.import_module(f"automoe_jax.cli.{command}")
         if {"--help", "-h", "-help"} & set(sys.argv[1:]):
             print(options.help_text(module))
@@ -42,12 +53,28 @@ def run(command: str):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as e:
+        if _disk_is_full(e):
+            _fail(_FULL_DISK)
         if e.filename is None:
             raise
         _fail(f"{e.filename}: {e.strerror}")
+    except Exception as e:
+        if not _disk_is_full(e):
+            raise
+        _fail(_FULL_DISK)
     except KeyboardInterrupt as e:
         terminal.note("interrupted; the same command goes on from where this one stopped")
         _exit(e.exit_code if isinstance(e, interrupt.Interrupted) else 130)
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """True if that is the error or its cause; libraries put it in words of their own."""
+    found: BaseException | None = error
+    while found is not None:
+        if getattr(found, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(found):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def prepare(*, huge_pages: bool):

@@ -21,10 +21,20 @@ def print_json(value: Any):
 
 def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]):
     """Prints a table as wide as the terminal."""
-    table = Table(*header)
+    Console(width=None if is_terminal() else _WIDTH).print(table(header, rows))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table, to be shown."""
+    made = Table(*header)
     for row in rows:
-        table.add_row(*row)
-    Console(width=None if Console().is_terminal else _WIDTH).print(table)
+        made.add_row(*row)
+    return made
+
+
+def is_terminal() -> bool:
+    """True if stdout is a terminal."""
+    return Console().is_terminal
 
 
 def note(text: str):

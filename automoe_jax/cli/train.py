@@ -22,6 +22,9 @@ _OUT = flags.DEFINE_string("out", "subnet", "folder in the workdir for a trained
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "compile the step on abstract inputs and print its size; no data is read"
 )
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "FROM:TO, steps to trace for XProf, into plugins/profile/ of the folder"
+)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "join the other processes of a pod (jax.distributed) before training"
 )
@@ -34,6 +37,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "number of this process, with -
 
 def main():
     config = CONFIG.load()
+    profile = _profiled()
     _join()
     subnet = None
     if _SUBNET.value:
@@ -47,12 +51,22 @@ def main():
         return
     run = CONFIG.open_run(config)
     if subnet is None:
-        train.train_supernet(run)
+        train.train_supernet(run, profile)
         print(f"supernet trained: {run.supernet}")
         return
     init_from = files.expanded(_INIT_FROM.value).absolute() if _INIT_FROM.value else None
-    train.train_subnet(run, subnet, init_from, _OUT.value)
+    train.train_subnet(run, subnet, init_from, _OUT.value, profile)
     print(f"subnet trained: {run.path / _OUT.value}")
+
+
+def _profiled() -> tuple[int, int] | None:
+    """The first and last step of --profile, counted from 1."""
+    if not _PROFILE.value:
+        return None
+    first, _, last = _PROFILE.value.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UserError(f"--profile is {_PROFILE.value}; give two steps, as --profile=20:25")
+    return int(first), int(last)
 
 
 def _join():

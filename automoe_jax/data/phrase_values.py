@@ -58,24 +58,24 @@ def _date(rng: Rng, german: str, *english: str) -> Pair:
     day = _EPOCH + datetime.timedelta(days=int(rng.integers(_N_DAYS)))
     first = len(english) == 1 or rng.random() < 0.5
     patterns = {"en": english[0 if first else 1], "de": german}
-    return _both(lambda lang: dates.format_date(day, patterns[lang], locale=lang))
+    return _both(lambda lang: dates.format_date(day, patterns[lang], locale=_LOCALES[lang]))
 
 
 def time(rng: Rng) -> Pair:
     value = datetime.time(int(rng.integers(24)), int(rng.integers(60)))
     patterns = {"en": "h:mm a" if rng.random() < 0.5 else "HH:mm", "de": "HH:mm 'Uhr'"}
-    return _both(lambda lang: dates.format_time(value, patterns[lang], locale=lang))
+    return _both(lambda lang: dates.format_time(value, patterns[lang], locale=_LOCALES[lang]))
 
 
 def number(rng: Rng) -> Pair:
     value = _magnitude(rng, 7)
     value = round(value / 100, 2) if rng.random() < 0.3 else value
-    return _both(lambda lang: numbers.format_decimal(value, locale=lang))
+    return _both(lambda lang: numbers.format_decimal(value, locale=_LOCALES[lang]))
 
 
 def percent(rng: Rng) -> Pair:
     value, patterns = int(rng.integers(1, 1000)) / 1000, {"en": "#,##0.#%", "de": "#,##0.# %"}
-    return _both(lambda lang: numbers.format_percent(value, patterns[lang], lang))
+    return _both(lambda lang: numbers.format_percent(value, patterns[lang], _LOCALES[lang]))
 
 
 def money(rng: Rng) -> Pair:
@@ -83,19 +83,20 @@ def money(rng: Rng) -> Pair:
     value = value / 100 if rng.random() < 0.7 else value
     unit = _choose(rng, LISTS["currencies"])
     style = "name" if rng.random() < 0.5 else "standard"
-    return _both(lambda lang: numbers.format_currency(value, unit, None, lang, format_type=style))
+    form = functools.partial(numbers.format_currency, value, unit, format_type=style)
+    return _both(lambda lang: form(locale=_LOCALES[lang]))
 
 
 def count(rng: Rng) -> Pair:
     value = _magnitude(rng, 6) + 1
-    return _both(lambda lang: numbers.format_decimal(value, locale=lang))
+    return _both(lambda lang: numbers.format_decimal(value, locale=_LOCALES[lang]))
 
 
 def _quantity(rng: Rng, unit_list: str) -> Pair:
     value = _magnitude(rng, 4) + 1
     value = value / 10 if rng.random() < 0.3 else value
     unit = _choose(rng, LISTS[unit_list])
-    return _both(lambda lang: units.format_unit(value, unit, length="long", locale=lang))
+    return _both(lambda lang: units.format_unit(value, unit, length="long", locale=_LOCALES[lang]))
 
 
 def duration(rng: Rng) -> Pair:
@@ -104,7 +105,8 @@ def duration(rng: Rng) -> Pair:
     words = {"en": " and ", "de": " und "}
 
     def form(lang: str) -> str:
-        forms = (units.format_unit(n, f"duration-{x}", "long", locale=lang) for n, x in parts)
+        locale = _LOCALES[lang]
+        forms = (units.format_unit(n, f"duration-{x}", "long", locale=locale) for n, x in parts)
         return words[lang].join(forms)
 
     return _both(form)
@@ -114,7 +116,7 @@ def _relative(rng: Rng, sign: int) -> Pair:
     unit, minutes = _choose(rng, LISTS["units_of_time"])
     delta = sign * int(rng.integers(2, 60)) * datetime.timedelta(minutes=minutes)
     form = functools.partial(dates.format_timedelta, delta, unit, 1e9, add_direction=True)
-    return _both(lambda lang: form(locale=lang))
+    return _both(lambda lang: form(locale=_LOCALES[lang]))
 
 
 def spelled(rng: Rng) -> Pair:
@@ -129,7 +131,7 @@ def year(rng: Rng) -> Pair:
 
 def weekday(rng: Rng) -> Pair:
     day = int(rng.integers(7))
-    return _both(lambda lang: dates.get_day_names("wide", locale=lang)[day])
+    return _both(lambda lang: dates.get_day_names("wide", locale=_LOCALES[lang])[day])
 
 
 def _name(rng: Rng, kind: str, codes: str) -> Pair:

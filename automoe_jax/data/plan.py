@@ -13,8 +13,8 @@ import numpy as np
 
 from automoe_jax.system.errors import UserError
 
-# Steps between the first ones of two batch shapes: meanwhile the next shape is compiled.
-JOIN_EVERY = 24
+# Most steps between the first ones of two batch shapes: meanwhile the next shape is compiled.
+JOIN_EVERY = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,14 +181,18 @@ def _epoch(plan: Plan, epoch: int) -> list[Step]:
 
 
 def _one_by_one(steps: list[Step], rng: np.random.Generator) -> list[Step]:
-    """The steps in random order, but one more shape every `JOIN_EVERY`, the most frequent first."""
+    """The steps in random order, but one more shape every few, the most frequent first.
+
+    All are there after half of the epoch at most.
+    """
     of_shape = collections.defaultdict(list)
     for step in steps:
         of_shape[step.bucket].append(step)
     joining = sorted(of_shape.values(), key=len)
+    every = min(JOIN_EVERY, len(steps) // (2 * len(of_shape)))
     ready, found = joining.pop(), []
     while joining:
-        for _ in range(min(JOIN_EVERY, len(ready))):
+        for _ in range(min(every, len(ready))):
             found.append(ready.pop(rng.integers(len(ready))))
         ready += joining.pop()
     return found + [ready[i] for i in rng.permutation(len(ready))]

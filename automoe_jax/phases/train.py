@@ -20,6 +20,7 @@ from automoe_jax.training.checkpoints import latest_step, load_params
 from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
+Steps = tuple[int, int]  # the first and the last, counted from 1
 CHOSEN = "chosen.json"  # in subnet/: the finalist that the pipeline exports
 # Groups of the config that trained weights depend on.
 _COMMON = ("seed", "data", "tokenizer", "space", "model")
@@ -41,8 +42,11 @@ def settings(config: RunConfig, subnet: Subnet | None, init_from: str | None) ->
     return {**config.groups(*SUBNET_GROUPS), **own}
 
 
-def train_supernet(run: Run):
-    """Trains the supernet in `supernet/`, from its newest checkpoint if there is one."""
+def train_supernet(run: Run, profile: Steps | None = None):
+    """Trains the supernet in `supernet/`, from its newest checkpoint if there is one.
+
+    `profile` as in `loop.train`.
+    """
     config = run.config
     step = latest_step(run.supernet)
     _check_conversion(run.supernet, SUPERNET, step)
@@ -51,14 +55,20 @@ def train_supernet(run: Run):
     claim(run, SUPERNET, SUPERNET, settings(config, None, None), begun=bool(step))
     data = prepare(run)
     supernet = target(config, data.tokenizer.vocab_sizes)
-    _train(run, supernet, config.training, data, run.supernet)
+    _train(run, supernet, config.training, data, run.supernet, profile=profile)
 
 
-def train_subnet(run: Run, subnet: Subnet, init_from: Path | None = None, out: str = SUBNET):
+def train_subnet(
+    run: Run,
+    subnet: Subnet,
+    init_from: Path | None = None,
+    out: str = SUBNET,
+    profile: Steps | None = None,
+):
     """Trains one subnet of the space by group `subnet_training`, in the folder `out`.
 
     Continues from its newest checkpoint if there is one. The first weights are those of the
-    supernet in the workdir `init_from`; random for None.
+    supernet in the workdir `init_from`; random for None. `profile` as in `loop.train`.
     """
     config, folder = run.config, run.path / out
     config.space.validate(subnet)
@@ -85,7 +95,7 @@ def train_subnet(run: Run, subnet: Subnet, init_from: Path | None = None, out: s
         params, inherited_step = supernet_params(supernet, own.vocab_sizes)
         run.progress.note(f"weights inherited from {supernet.supernet} at step {inherited_step:,}")
         params = extract(params, subnet, own.hull)
-    _train(run, own, config.subnet_training, data, folder, params)
+    _train(run, own, config.subnet_training, data, folder, params, profile)
 
 
 def _train(
@@ -95,9 +105,10 @@ def _train(
     data: PreparedData,
     folder: Path,
     init_params: Params | None = None,
+    profile: Steps | None = None,
 ):
     sampling, seed = run.config.sampling, run.config.seed
-    loop.train(own, training, sampling, seed, data, folder, run.progress, init_params)
+    loop.train(own, training, sampling, seed, data, folder, run.progress, init_params, profile)
     # Each training takes thousands of memory mappings; Linux allows a process 65,530.
     jax.clear_caches()
 

@@ -8,7 +8,7 @@ from automoe_jax.report.architecture import SIDES, attention
 from automoe_jax.report.plots import search_plot
 from automoe_jax.system import files
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #1d2129; }
 table { border-collapse: collapse; margin: 1rem 0; }
@@ -63,11 +63,11 @@ def _page(results: dict[str, Any], found: dict[str, Any]) -> str:
     median = "none" if random["median_loss"] is None else f"{random['median_loss']:.4f}"
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>automoe_jax report</title><style>{_STYLE}</style>
+<html lang="en"><meta charset="utf-8"><title>automoe_jax report</title><style>{STYLE}</style>
 <h1>Searched translator</h1>
 <p>Test BLEU of the searched and trained subnet: <b>{test["bleu"]:.1f}</b>, chrF {test["chrf"]:.1f}
 on {test["sentences"]:,} sentences.<br><small>{html.escape(test["bleu_signature"])}</small></p>
-{_table("compared", table_rows(results))}
+{html_table("compared", table_rows(results))}
 <p><small>Latency: batch 1, {latency["source_length"]} tokens in, {latency["target_length"]} out,
 beam {latency["beam_size"]}, {latency["runs"]} runs in turns, 10 % tails dropped, mean ± standard
 deviation; {latency["threads_used"]} thread(s), {latency["platform"]}. Ratios with 95 % intervals.
@@ -78,16 +78,16 @@ BLEU inherited: with the supernet's weights, without further training.</small></
 {median}.</p>
 <img src="search.png" alt="loss against cost of every scored subnet">
 <h2>Architecture</h2>
-{_table("layers", _layers(searched))}
+{html_table("layers", _layers(searched))}
 <h2>Examples</h2>
-{_table("text", [columns, *examples])}
+{html_table("text", [columns, *examples])}
 <p><small>Phases: {seconds}.</small></p>
 </html>
 """
 
 
-def _table(css_class: str, rows: list[list[str]]) -> str:
-    """A table; its first row is the header."""
+def html_table(css_class: str, rows: list[list[str]]) -> str:
+    """An HTML table; its first row is the header."""
     lines = []
     for i, row in enumerate(rows):
         tag = "td" if i else "th"

@@ -4,6 +4,7 @@ JAX's own compilation cache needs a program's trace to look for it; these files 
 run as it is, so its folder must be the user's own.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import serialize_executable
 
-from automoe_jax.system import compile_cache, files
+from automoe_jax.system import compile_cache, files, user_cache
 from automoe_jax.system.compile_cache import Compilations
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokamax")
@@ -59,9 +60,11 @@ def make(
 
 
 def of_cache() -> Path | None:
-    """The folder of programs in this process's compilation cache; None without one."""
+    """The folder of programs in this process's compilation cache; None without one of the user."""
     folder = compile_cache.folder()
-    return folder and folder / "programs"
+    with contextlib.suppress(OSError):
+        return folder and user_cache.private(folder / "programs")
+    return None
 
 
 def _key(about: str, arguments: tuple[Any, ...]) -> str:

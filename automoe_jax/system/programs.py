@@ -6,6 +6,7 @@ lie in its folder as machine code, under a hash of all they were made from, and 
 them without tracing anything.
 """
 
+import atexit
 import dataclasses
 import functools
 import os
@@ -107,6 +108,7 @@ class _Pool:
     def __init__(self):
         self._lock = threading.Lock()
         self._waiting: list[_Job] = []
+        self._threads: list[threading.Thread] = []
         self.n_threads = 0
 
     def add(self, job: _Job):
@@ -114,7 +116,9 @@ class _Pool:
             self._waiting.append(job)
             if self.n_threads < MOST_THREADS:
                 self.n_threads += 1
-                threading.Thread(target=self._work, name="compile", daemon=True).start()
+                thread = threading.Thread(target=self._work, name="compile", daemon=True)
+                self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+                thread.start()
 
     def hurry(self, job: _Job):
         """Makes a job the next one."""
@@ -127,6 +131,13 @@ class _Pool:
         with self._lock:
             self._waiting = [job for job in self._waiting if id(job) not in jobs]
 
+    def finish(self):
+        """Gives up what waits, and waits for what is being compiled."""
+        with self._lock:
+            self._waiting = []
+        for thread in self._threads:
+            thread.join()
+
     def _work(self):
         while True:
             with self._lock:
@@ -138,3 +149,5 @@ class _Pool:
 
 
 _pool = _Pool()
+# Python must not end while XLA compiles: it would take the thread away under it.
+atexit.register(_pool.finish)

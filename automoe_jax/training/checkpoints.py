@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,18 +63,32 @@ class Checkpoints:
 
         A step that is there already stays.
 
-        `log` is a JSON object, for the training loop.
+        `log` is a JSON object, for the training loop. `UserError` if the disk has no room.
         """
         step, save = int(state.step), ocp.args.StandardSave
         if step == self.latest():
             return
         items = {_PARAMS: save(state.params), _OPTIMIZER: save(state.opt_state)}
+        self._check_space(state)
         self._save(step, {**items, _LOG: ocp.args.JsonSave(log)})
 
     def save_params(self, params: Any, step: int):
         """Writes parameters without optimizer state, and waits."""
+        self._check_space(params)
         self._save(step, {_PARAMS: ocp.args.StandardSave(params)})
         self.wait()
+
+    def _check_space(self, arrays: Any):
+        """Raises `UserError` if the disk has no room for them, before anything is written."""
+        self.wait()  # what is being written takes room too
+        needed = sum(x.nbytes for x in jax.tree.leaves(arrays))
+        free = shutil.disk_usage(self._folder).free
+        if jax.process_index() == 0 and free < needed:
+            raise UserError(
+                f"{self._folder} has {free / 1e6:,.0f} MB of disk left, and a checkpoint takes up "
+                f"to {needed / 1e6:,.0f} MB; earlier ones are good: free some space, and the same "
+                "command goes on"
+            )
 
     def _save(self, step: int, items: dict[str, Any]):
         self.wait()  # the one before may not be sealed yet

@@ -1,7 +1,7 @@
 """Validation loss of subnets with the weights of a supernet, or of a stand-alone model."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,6 +38,13 @@ def _programs(target: TrainingTarget) -> Programs:
     return Programs(parallel.map_eval_step(make_eval_step(target.module())), f"evaluate {target}")
 
 
+class Score(NamedTuple):
+    """What a subnet reaches on validation text."""
+
+    loss: float  # nats per target token
+    load: dict[str, np.ndarray]  # by layer: share of the tokens whose first expert each is
+
+
 class Evaluator:
     """Validation loss of subnets on the first `limit` pairs, or all for 0.
 
@@ -59,18 +66,32 @@ class Evaluator:
         for batch in self._batches:
             self._programs.schedule(_shape(batch), (params, batch, active))
 
-    def losses(self, params: Any, subnets: dict[str, Subnet]) -> dict[str, float]:
-        """`loss` of each subnet."""
-        return {name: self.loss(params, subnet) for name, subnet in subnets.items()}
+    def scores(self, params: Any, subnets: dict[str, Subnet]) -> dict[str, Score]:
+        """`score` of each subnet."""
+        return {name: self.score(params, subnet) for name, subnet in subnets.items()}
 
     def loss(self, params: Any, subnet: Subnet) -> float:
-        """Nats per target token with replicated parameters; a stand-alone model takes itself."""
+        """The loss of `score`."""
+        return self.score(params, subnet).loss
+
+    def score(self, params: Any, subnet: Subnet) -> Score:
+        """Loss with replicated parameters, and load; a stand-alone model takes itself."""
         self.compile_ahead(params)
         active = self._target.active(subnet)
-        sums = [self._programs.get(_shape(x))(params, x, active) for x in self._batches]
-        nll = sum(float(np.asarray(s.nll.addressable_data(0)).sum()) for s in sums)
-        tokens = sum(float(np.asarray(s.tokens.addressable_data(0)).sum()) for s in sums)
-        return nll / tokens
+        found = [self._programs.get(_shape(x))(params, x, active) for x in self._batches]
+        sums = jax.tree.map(lambda *xs: sum(map(_first, xs)), *found)
+        layers = [
+            f"{side}_{i}"
+            for side, stack in (self._target.subnet or self._target.hull).stacks
+            for i in range(1, len(stack.layers) + 1)
+        ]
+        load = dict(zip(layers, (own / max(own.sum(), 1) for own in sums.tokens_LE), strict=True))
+        return Score(float(sums.sums.nll / sums.sums.tokens), load)
+
+
+def _first(x: jax.Array) -> np.ndarray:
+    """What the first device has of a sum over all of them."""
+    return np.asarray(x.addressable_data(0), np.float64)[0]
 
 
 def _shape(batch: Any) -> tuple[int, ...]:

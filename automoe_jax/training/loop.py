@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,18 @@ from automoe_jax.system import interrupt
 from automoe_jax.system.progress import Progress
 from automoe_jax.training import optimizer, parallel, sampling
 from automoe_jax.training.checkpoints import CHECKPOINTS, Checkpoints
+from automoe_jax.training.clock import (
+    COMPILING,
+    DATA,
+    EVALUATING,
+    SAVING,
+    STARTING,
+    Clock,
+    Profile,
+    memory,
+)
 from automoe_jax.training.config import SamplingConfig, TrainingConfig
-from automoe_jax.training.evaluation import Evaluator
+from automoe_jax.training.evaluation import Evaluator, Score
 from automoe_jax.training.metrics import MetricsWriter
 from automoe_jax.training.monitor import SkippedSteps, Window
 from automoe_jax.training.step import TrainState
@@ -32,68 +43,118 @@ def train(
     folder: Path,
     progress: Progress,
     init_params: Any | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> None:
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one.
 
     Writes `checkpoints/`, `metrics.jsonl` and TensorBoard events. `(seed, step)` fixes subnets,
     batch and dropout, so a run that is killed and resumed equals an uninterrupted one. Without
-    `init_params`, training starts from the weights of `initial_state`.
+    `init_params`, training starts from the weights of `initial_state`. `profile` is the first and
+    the last step (from 1 on) of a trace for XProf.
     """
+    clock = Clock()
     with contextlib.closing(Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints)) as store:
-        if (store.latest() or 0) >= config.steps:
+        latest = store.latest() or 0
+        if latest >= config.steps:
             return
-        steps = Steps(target, config, sampling_config, seed, data)
-        _note_plan(steps, progress)
-        # Compiled meanwhile, if it turns out to be the first step.
-        steps.compile_ahead(store.latest() or 0, most=1)
-        state, before = _start(target, config, seed, store, init_params, progress)
-        start = done = int(state.step)
-        steps.compile_ahead(start, most=1)
-        state = parallel.replicate(state, consume=True)
-        evaluator = Evaluator(target, data.valid, config, config.eval_pairs)
-        evaluated = _eval_set(target, seed, config)
-        window = Window.restored(before.get("window", {}))
-        skipped = SkippedSteps(config.max_skipped, steps.describe, before.get("skipped", 0))
+        with clock.spent(STARTING):
+            steps = Steps(target, config, sampling_config, seed, data)
+            _note_plan(steps, progress)
+            steps.compile_ahead(latest, most=1)  # meanwhile; another one, if this is damaged
+            state, before = _start(target, config, seed, store, init_params, progress)
+            steps.compile_ahead(int(state.step), most=1)
+            training = _Training(target, config, seed, steps, data, store, clock, state, before)
         with (
             interrupt.deferred(defer=jax.process_count() == 1) as interrupted,
             contextlib.closing(steps),
-            contextlib.closing(_Log(folder, config, start, progress)) as log,
+            contextlib.closing(_Log(folder, config, training.done, clock, progress)) as log,
+            contextlib.closing(Profile(folder, profile)) as traced,
         ):
-
-            def stop() -> bool:
-                log.show_programs(steps.programs())
-                return interrupted()
-
-            for step, batch in enumerate(steps.batches(start), start):
-                drawn = steps.subnets(step)
-                ran = steps.run(step, state, batch, drawn, stop)
-                if ran is None:
-                    break
-                state, out = ran
-                if step == start:
-                    steps.compile_ahead(start)
-                    evaluator.compile_ahead(state.params)
-                window.add(out, drawn)
-                skipped.add(step, out)
-                done = step + 1
-                save = done == config.steps or done % config.checkpoint_every == 0
-                # Also before a checkpoint: a resumed run begins its means there.
-                if save or done % config.log_every == 0:
-                    skipped.wait()
-                    log.write_means(done, window, skipped.total)
-                    window = Window()
-                if done == config.steps or (config.eval_every and done % config.eval_every == 0):
-                    log.write_losses(done, evaluator.losses(state.params, evaluated))
-                    window = Window()
-                if save:
-                    store.save(parallel.one_copy(state), _log_state(window, skipped))
-                if stop() or store.preempted(done):
-                    break
-            if done < config.steps:
-                if done > start:
-                    store.save(parallel.one_copy(state), _log_state(window, skipped))
-                progress.note(f"stopping at step {done:,}, which is saved")
+            training.run(log, traced, interrupted)
+            if training.done < config.steps:
+                training.save()
+                progress.note(f"stopping at step {training.done:,}, which is saved")
             store.wait()
+
+
+class _Training:
+    """A training from the step that this process starts at to the one that it ends at."""
+
+    def __init__(
+        self,
+        target: TrainingTarget,
+        config: TrainingConfig,
+        seed: int,
+        steps: Steps,
+        data: PreparedData,
+        store: Checkpoints,
+        clock: Clock,
+        state: TrainState,
+        before: dict[str, Any],
+    ):
+        """`before` is what `_log_state` gave to the checkpoint of `state`, or {}."""
+        self._config, self._steps, self._store, self._clock = config, steps, store, clock
+        self.done = int(state.step)
+        self._state = parallel.replicate(state, consume=True)
+        self._evaluator = Evaluator(target, data.valid, config, config.eval_pairs)
+        self._evaluated = _eval_set(target, seed, config)
+        self._window = Window.restored(before.get("window", {}))
+        total = before.get("skipped", 0)
+        self._skipped = SkippedSteps(config.max_skipped, steps.describe, total)
+
+    def run(self, log: "_Log", traced: Profile, interrupted: Callable[[], bool]):
+        """Steps until all are done, or the run is to stop."""
+
+        def stop() -> bool:
+            log.show_programs(self._steps.programs())
+            return interrupted()
+
+        start = self.done
+        batches = self._steps.batches(start)
+        for step in range(start, self._config.steps):
+            with self._clock.spent(DATA):
+                batch = next(batches)
+            with self._clock.spent(COMPILING):
+                program = self._steps.program(step, stop)
+            if program is None:
+                break
+            drawn = self._steps.subnets(step)
+            traced.before(step)
+            self._state, out = self._steps.run(program, step, self._state, batch, drawn)
+            traced.after(step, out)
+            if step == start:
+                self._steps.compile_ahead(start)
+                self._evaluator.compile_ahead(self._state.params)
+            self._window.add(out, drawn)
+            self._skipped.add(step, out)
+            self.done = step + 1
+            self._report(log)
+            if stop() or self._store.preempted(self.done):
+                break
+
+    def _report(self, log: "_Log"):
+        """Logs, evaluates and saves what is due."""
+        done, config = self.done, self._config
+        last = done == config.steps
+        save = last or done % config.checkpoint_every == 0
+        # Also before a checkpoint: a resumed run begins its means there.
+        if save or done % config.log_every == 0:
+            self._skipped.wait()
+            log.write_means(done, self._window, self._skipped.total)
+            self._window = Window()
+        if last or (config.eval_every and done % config.eval_every == 0):
+            with self._clock.spent(EVALUATING):
+                log.write_losses(done, self._evaluator.scores(self._state.params, self._evaluated))
+            self._window = Window()
+        if save:
+            self.save()
+
+    def save(self):
+        """Begins to write a checkpoint, unless it is there."""
+        with self._clock.spent(SAVING):
+            self._skipped.wait()
+            log_state = {"window": self._window.stored(), "skipped": self._skipped.total}
+            self._store.save(parallel.one_copy(self._state), log_state)
 
 
 def _note_plan(steps: Steps, progress: Progress):
@@ -101,12 +162,6 @@ def _note_plan(steps: Steps, progress: Progress):
     shapes = ", ".join(map(str, plan.buckets))
     steps_each = f"{plan.steps_per_epoch:,} steps an epoch"
     progress.note(f"{steps_each}; batch shapes {shapes}; padding {plan.padding:.1%}")
-
-
-def _log_state(window: Window, skipped: SkippedSteps) -> dict[str, Any]:
-    """What a checkpoint stores for the log; `_start` returns it."""
-    skipped.wait()
-    return {"window": window.stored(), "skipped": skipped.total}
 
 
 def _start(
@@ -143,8 +198,10 @@ def _eval_set(target: TrainingTarget, seed: int, config: TrainingConfig) -> dict
 class _Log:
     """Metrics of a run, to its folder (from the first process alone) and to the terminal."""
 
-    def __init__(self, folder: Path, config: TrainingConfig, start: int, progress: Progress):
-        self._config, self._progress = config, progress
+    def __init__(
+        self, folder: Path, config: TrainingConfig, start: int, clock: Clock, progress: Progress
+    ):
+        self._config, self._clock, self._progress = config, clock, progress
         self._metrics = MetricsWriter(folder, start) if jax.process_index() == 0 else None
         self._task = progress.task("training", config.steps)
         self._task.update(start)
@@ -166,15 +223,19 @@ class _Log:
         # A skipped step leaves the schedule where it is.
         rate = optimizer.rate(self._config)(max(done - skipped, 1) - 1)
         self._done = done
-        self._write(done, {**values, "learning_rate": float(np.asarray(rate))})
+        values["learning_rate"] = float(np.asarray(rate))
+        self._write(done, values | self._clock.shares() | memory())
         loss, speed = values.get("train/loss", math.nan), values["train/target_tokens_per_s"]
         shown = {"skipped": skipped} if skipped else {}
         self._task.update(done, loss=f"{loss:.3f}", tokens_per_s=f"{speed:,.0f}", **shown)
 
-    def write_losses(self, done: int, losses: dict[str, float]):
-        """Validation losses by name of the subnet."""
-        self._write(done, {f"valid/loss_{name}": loss for name, loss in losses.items()})
-        shown = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    def write_losses(self, done: int, scores: dict[str, Score]):
+        """Validation losses and loads of experts by name of the subnet."""
+        values = {f"valid/loss_{name}": score.loss for name, score in scores.items()}
+        for name in ("largest", "subnet"):
+            values |= {f"valid/load_{name}/{k}": v for k, v in _loads(scores.get(name)).items()}
+        self._write(done, values)
+        shown = ", ".join(f"{name} {score.loss:.3f}" for name, score in scores.items())
         self._progress.note(f"step {done:,}: validation loss (nats a token): {shown}")
 
     def _write(self, done: int, values: dict[str, float]):
@@ -185,3 +246,15 @@ class _Log:
         self._task.close()
         if self._metrics:
             self._metrics.close()
+
+
+def _loads(score: Score | None) -> dict[str, float]:
+    """Share of the tokens of each expert, by layer and expert, where a layer has several."""
+    if score is None:
+        return {}
+    return {
+        f"{layer}/expert_{e}": float(share)
+        for layer, shares in score.load.items()
+        if len(shares) > 1
+        for e, share in enumerate(shares)
+    }

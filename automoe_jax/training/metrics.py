@@ -5,10 +5,14 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
 
 NAME = "metrics.jsonl"
+_PROTO: Any = event_pb2  # its classes are made at run time
 
 
 class MetricsWriter:
@@ -28,7 +32,12 @@ class MetricsWriter:
         self._file = self._path.open("a")
         before = max((line["wall_s"] for line in kept), default=0.0)
         self._start = time.monotonic() - before
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+        # Written by this thread: what a disk that is full makes of another's cannot be caught.
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(folder / "tensorboard" / "events"))
+        # TensorBoard then hides what an earlier process wrote of these steps.
+        started = _PROTO.SessionLog(status=_PROTO.SessionLog.START)
+        self._board.write_event(_PROTO.Event(step=resumed_step + 1, session_log=started))
 
     def write(self, step: int, values: dict[str, float]):
         """Writes the values of a step."""
@@ -36,8 +45,10 @@ class MetricsWriter:
         for name, value in values.items():
             line = {"step": step, "wall_s": wall, "name": name, "value": value}
             self._file.write(json.dumps(line) + "\n")
-            self._board.add_scalar(name, value, step)
+            event = _PROTO.Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+            self._board.write_event(event)
         self._file.flush()
+        self._board.flush()
 
     def close(self):
         self._file.close()

@@ -1,7 +1,7 @@
 """The train and evaluation steps: functions of one device, with collectives over axis "data"."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax
 
 from automoe_jax.architecture.active import ActiveSubnet, Array
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
-from automoe_jax.model.seq2seq import output_table
+from automoe_jax.model.seq2seq import Output, output_table
 from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.ops.cross_entropy import chunked_cross_entropy
@@ -61,12 +61,12 @@ def batch_loss(
     subnet: ActiveSubnet | None,
     key: jax.Array | None,
     smoothing: float,
-) -> tuple[LossSums, jax.Array]:
-    """Loss sums and load-balance loss of one batch (rows, time), with dropout if there is a key."""
+) -> tuple[LossSums, Output]:
+    """Loss sums and output of one batch (rows, time), with dropout if there is a key."""
     # A supernet takes the active subnet, a stand-alone model none.
     others = (key,) if subnet is None else (subnet, key)
     ids = batch["source"], decoder_input(batch["target"])
-    output: Any = model.apply({"params": params}, *ids, *others)
+    output: Output = cast("Any", model.apply({"params": params}, *ids, *others))
     target_N = batch["target"].reshape(-1)
     real_N = target_N != PAD_ID
     dim, dims = None, ()
@@ -77,7 +77,7 @@ def batch_loss(
     loss, nll = chunked_cross_entropy(
         hidden_ND, output_table(params), target_N, real_N, smoothing, dim, dims
     )
-    return LossSums(loss, nll, jnp.sum(real_N).astype(jnp.float32)), output.load_balance
+    return LossSums(loss, nll, jnp.sum(real_N).astype(jnp.float32)), output
 
 
 def make_train_step(
@@ -96,7 +96,8 @@ def make_train_step(
 
         def objective(params):
             own_key = jax.random.fold_in(key, i)
-            sums, balance = batch_loss(model, params, batch, subnet, own_key, smoothing)
+            sums, output = batch_loss(model, params, batch, subnet, own_key, smoothing)
+            balance = output.load_balance
             total = sums.loss + load_balance_weight * balance * sums.tokens
             return total * (1 / tokens), (sums, balance * sums.tokens)
 
@@ -153,14 +154,30 @@ def _sum_devices(tree: Any) -> Any:
     return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.psum(tree, AXIS)
 
 
-def make_eval_step(model: Model) -> Callable[..., LossSums]:
+class EvalSums(NamedTuple):
+    """Sums over a batch, on all devices."""
+
+    sums: LossSums
+    tokens_LE: list[jax.Array]  # of each layer: real tokens by their first expert; encoder first
+
+
+def make_eval_step(model: Model) -> Callable[..., EvalSums]:
     """Loss sums (without smoothing or dropout) of one device's batch, summed over devices.
 
     The function takes (params, batch, subnet) with (rows, time) ids; it runs under axis `AXIS`.
     """
 
-    def step(params: Any, batch: Batch, subnet: ActiveSubnet | None) -> LossSums:
-        sums, _ = batch_loss(model, params, batch, subnet, None, 0.0)
-        return _sum_devices(sums)
+    def step(params: Any, batch: Batch, subnet: ActiveSubnet | None) -> EvalSums:
+        sums, output = batch_loss(model, params, batch, subnet, None, 0.0)
+        real = [batch["source"] != PAD_ID] * len(output.encoder_layers)
+        real += [decoder_input(batch["target"]) != PAD_ID] * len(output.decoder_layers)
+        pairs = zip(output.router_logits, real, strict=True)
+        return _sum_devices(EvalSums(sums, [_tokens_by_expert(*pair) for pair in pairs]))
 
     return step
+
+
+def _tokens_by_expert(logits_NE: jax.Array, real_BT: jax.Array) -> jax.Array:
+    """(E,), fp32: the real tokens whose best expert each is."""
+    best_NE = jax.nn.one_hot(jnp.argmax(logits_NE, axis=-1), logits_NE.shape[-1])
+    return jnp.sum(best_NE * real_BT.reshape(-1, 1), axis=0)

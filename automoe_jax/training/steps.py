@@ -74,13 +74,14 @@ class Steps:
         """The subnets of each device of all processes and micro-batch."""
         return None if self._target.subnet is not None else self._draw(step)
 
+    def program(self, step: int, stop: Callable[[], bool]) -> Any:
+        """The program of a step, waited for; None if `stop()` says so meanwhile."""
+        return self._programs.get(self.plan.step(step).bucket, stop)
+
     def run(
-        self, step: int, state: TrainState, batch: Batch, drawn: Drawn, stop: Callable[[], bool]
-    ) -> tuple[TrainState, StepMetrics] | None:
-        """One step. None, with the state as it was, if `stop()` while its program is compiled."""
-        program = self._programs.get(self.plan.step(step).bucket, stop)
-        if program is None:
-            return None
+        self, program: Any, step: int, state: TrainState, batch: Batch, drawn: Drawn
+    ) -> tuple[TrainState, StepMetrics]:
+        """One step, which consumes `state`."""
         key = jax.random.fold_in(self._key, step)
         return program(state, batch, self._active(drawn), key)
 

@@ -80,9 +80,7 @@ def test_kept_programs_are_loaded_and_not_traced(folder):
 
 def written(folder):
     """The one file, which is written after the program is there."""
-    for thread in threading.enumerate():
-        if thread.name == "compile":
-            thread.join()
+    programs._pool.finish()
     (path,) = folder.iterdir()
     return path
 
@@ -148,8 +146,6 @@ def test_cancelled_programs_are_not_compiled(monkeypatch):
     assert slow.started.wait(60)
     found.cancel()
     slow.go.set()
-    for thread in threading.enumerate():
-        if thread.name == "compile":
-            thread.join()
+    programs._pool.finish()
     assert slow.begun == [1]
     assert not programs.compiling()

@@ -240,7 +240,7 @@ def run_training(folder, progress=None, subnet=None, dropout=0.1, config=CONFIG,
     return {
         (line["step"], line["name"]): line["value"]
         for line in metrics.read(folder)
-        if not line["name"].endswith("_s")
+        if not line["name"].endswith("_s") and not line["name"].startswith("run/")
     }
 
 

@@ -1,0 +1,143 @@
+"""Kills a training at random moments, resumes it, and compares it with one that was left alone.
+
+python benchmarks/resume.py --kills=20 --json
+
+Both train the same small supernet with the same command. SIGKILL comes at moments drawn from the
+whole life of the process: while it starts, compiles, steps, saves and evaluates. Equal means: every
+line of `metrics.jsonl` but times and memory, and every byte of the weights and the optimizer.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {
+    "data.train_pairs": 2000, "data.valid_pairs": 60, "data.test_pairs": 20,
+    "tokenizer.vocab_size": 600, "tokenizer.max_sentences": 2000,
+    "space.encoder_embed_dims": "(16,32)", "space.decoder_embed_dims": "(16,32)",
+    "space.qkv_dim": 32, "space.encoder_ffn_dims": "(32,64)", "space.decoder_ffn_dims": "(32,64)",
+    "model.dropout": 0.1, "training.warmup_steps": 5, "training.log_every": 7,
+    "training.eval_every": 10, "training.checkpoint_every": 4, "training.eval_pairs": 60,
+}  # fmt: skip
+# What is read of the state: all of it is compared.
+COMPARE = """
+import sys
+from pathlib import Path
+import jax, numpy as np, orbax.checkpoint as ocp
+trees = []
+for folder in map(Path, sys.argv[1:]):
+    step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    parts = [folder / str(step) / name for name in ("params", "optimizer")]
+    with ocp.StandardCheckpointer() as reader:
+        trees.append([step, *map(reader.restore, parts)])
+a, b = (jax.tree.leaves(tree) for tree in trees)
+assert len(a) == len(b)
+print(sum(np.asarray(x).tobytes() != np.asarray(y).tobytes() for x, y in zip(a, b)))
+"""
+
+
+def command(workdir: Path, steps: int) -> list[str]:
+    flags = [f"--config.{k}={v}" for k, v in {**SETTINGS, "training.steps": steps}.items()]
+    program = str(ROOT / "launch" / "train.py")
+    return [
+        sys.executable, program, "--config", "configs/quickstart.py", "--workdir", str(workdir),
+        *flags,
+    ]  # fmt: skip
+
+
+def run(workdir: Path, steps: int):
+    """A training to its end."""
+    done = subprocess.run(
+        command(workdir, steps), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"the training ended with {done.returncode}:\n{done.stderr[-3000:]}")
+
+
+def lines(workdir: Path) -> list[tuple[int, str, float]]:
+    """The metrics that do not depend on time or memory."""
+    text = (workdir / "supernet" / "metrics.jsonl").read_text()
+    found = map(json.loads, text.splitlines())
+    return [
+        (x["step"], x["name"], x["value"])
+        for x in found
+        if not x["name"].endswith("_s") and not x["name"].startswith("run/")
+    ]
+
+
+def killed(workdir: Path, steps: int, kills: int, seconds: float, rng: random.Random) -> list[int]:
+    """Trains with kills, and returns the newest checkpoint at each; ends as it likes."""
+    at = []
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(workdir, steps), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        time.sleep(rng.uniform(0, seconds))
+        process.send_signal(signal.SIGKILL)
+        error = process.communicate()[1]
+        if process.returncode not in (0, -signal.SIGKILL):
+            sys.exit(f"a resumed training ended with {process.returncode}:\n{error[-3000:]}")
+        saved = (workdir / "supernet" / "checkpoints").glob("[0-9]*")
+        at.append(max((int(p.name) for p in saved if p.name.isdigit()), default=0))
+        if at[-1] == steps:
+            break
+    return at
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=40, help="of each training")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--json", action="store_true", help="accepted; the last line is JSON in any case"
+    )
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    moments: list[list[int]] = []
+    different_lines = different_arrays = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        whole, workdir = Path(temporary) / "whole", Path(temporary) / "killed"
+        start = time.monotonic()
+        run(whole, args.steps)
+        cold = time.monotonic() - start
+        expected = lines(whole)
+        while (left := args.kills - sum(map(len, moments))) > 0:
+            shutil.rmtree(workdir, ignore_errors=True)
+            # The first kills fall into the first compilations.
+            moments.append(killed(workdir, args.steps, left, cold, rng))
+            run(workdir, args.steps)
+            different_lines += lines(workdir) != expected
+            folders = [str(x / "supernet" / "checkpoints") for x in (whole, workdir)]
+            done = subprocess.run(
+                [sys.executable, "-c", COMPARE, *folders], capture_output=True, text=True,
+                check=True, cwd=ROOT,
+            )  # fmt: skip
+            different_arrays += int(done.stdout)
+    result = {
+        "benchmark": "resume",
+        **measure.machine(),
+        "kills": sum(map(len, moments)),
+        "checkpoint_at_each_kill": moments,
+        "metrics": len(expected),
+    }
+    goals = {
+        "trainings whose metrics differ": measure.goal(different_lines, 0),
+        "arrays that differ": measure.goal(different_arrays, 0),
+    }
+    measure.finish(result, goals)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""How soon a training starts, and how long small trainings take with all compilations.
+
+python benchmarks/start.py --json                         # all parts, 25 minutes on 2 cores
+python benchmarks/start.py --json --only=supernet,warm    # some
+
+Each part is a process of `launch/train.py` with its own workdir and an empty cache:
+supernet: the first and the fiftieth step of configs/multi30k.py. warm: the first step with the
+cache that `supernet` left. experts, dense: a subnet of 3 + 2 layers of width 128, with experts of
+768, 512 and 256 in each layer, or one FFN of 512, for its 1,500 steps. quickstart: the supernet of
+configs/quickstart.py, its 1,200 steps. Prints a line for each part that is done on stderr.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+
+ROOT = Path(__file__).resolve().parent.parent
+MULTI30K, QUICKSTART = "configs/multi30k.py", "configs/quickstart.py"
+EXPERTS = {"experts": [768, 512, 256], "dense": [512]}
+STEPS = 50
+# Seconds, on 2 cores.
+GOALS = {
+    "supernet: first step": 20, "supernet: fiftieth step": 90, "warm: first step": 5,
+    "experts: 1,500 steps": 400, "dense: 1,500 steps": 260, "quickstart: 1,200 steps": 60,
+}  # fmt: skip
+
+
+def command(config: str, workdir: Path, *more: str) -> list[str]:
+    program = str(ROOT / "launch" / "train.py")
+    return [sys.executable, program, "--config", config, "--workdir", str(workdir), *more]
+
+
+def seconds_to_steps(config: str, workdir: Path, steps: tuple[int, ...]) -> list[float]:
+    """Seconds from the start of the process to the end of each of these steps of a supernet."""
+    log = workdir / "supernet" / "metrics.jsonl"
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command(config, workdir, "--config.training.log_every=1"), cwd=ROOT, stdout=sys.stderr
+    )
+    found: list[float] = []
+    while len(found) < len(steps):
+        if process.poll() is not None:
+            sys.exit(f"the training ended with {process.returncode} before step {steps[-1]}")
+        text = log.read_text() if log.exists() else ""
+        if f'"step": {steps[len(found)]},' in text:
+            found.append(time.monotonic() - start)
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    return found
+
+
+def seconds_of(config: str, workdir: Path, *more: str) -> float:
+    """Seconds of a whole training."""
+    start = time.monotonic()
+    done = subprocess.run(command(config, workdir, *more), cwd=ROOT, stdout=sys.stderr, check=False)
+    if done.returncode:
+        sys.exit(f"the training ended with {done.returncode}")
+    return time.monotonic() - start
+
+
+def loss(folder: Path, name: str) -> float:
+    """The last value of a metric of a training."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["value"] for line in lines if line["name"] == name][-1]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--json", action="store_true", help="accepted; the last line is JSON in any case"
+    )
+    parts = ("supernet", "warm", "experts", "dense", "quickstart")
+    parser.add_argument("--only", default=",".join(parts), help="parts, with commas")
+    args = parser.parse_args()
+    chosen = args.only.split(",")
+    if unknown := set(chosen) - set(parts):
+        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(parts)}")
+    seconds: dict[str, float] = {}
+    losses: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if {"supernet", "warm"} & set(chosen):
+            first, fiftieth = seconds_to_steps(MULTI30K, folder / "supernet", (1, STEPS))
+            seconds |= {"supernet: first step": first, "supernet: fiftieth step": fiftieth}
+        if "warm" in chosen:
+            shutil.rmtree(folder / "supernet" / "supernet")
+            (again,) = seconds_to_steps(MULTI30K, folder / "supernet", (1,))
+            seconds["warm: first step"] = again
+        for name in set(chosen) & set(EXPERTS):
+            subnet = folder / f"{name}.json"
+            subnet.write_text(json.dumps(architecture(EXPERTS[name])))
+            took = seconds_of(MULTI30K, folder / name, f"--subnet={subnet}")
+            seconds[f"{name}: 1,500 steps"] = took
+            losses[name] = loss(folder / name / "subnet", "valid/loss_subnet")
+        if "quickstart" in chosen:
+            took = seconds_of(QUICKSTART, folder / "quickstart")
+            seconds["quickstart: 1,200 steps"] = took
+            losses["quickstart"] = loss(folder / "quickstart" / "supernet", "valid/loss_largest")
+    rounded = {name: round(took, 1) for name, took in seconds.items()}
+    result = {"benchmark": "start", **measure.machine(), "seconds": rounded, "losses": losses}
+    goals = {name: measure.goal(took, GOALS[name]) for name, took in seconds.items()}
+    measure.finish(result, goals)
+
+
+def architecture(experts: list[int]) -> dict:
+    """A subnet of configs/multi30k.py with these experts in each layer."""
+    encoder = {"heads": 4, "experts": experts}
+    decoder = {"self_heads": 4, "cross_heads": 4, "cross_span": 1, "experts": experts}
+    return {
+        "version": 1,
+        "qkv_dim": 128,
+        "encoder": {"embed_dim": 128, "layers": [encoder] * 3},
+        "decoder": {"embed_dim": 128, "layers": [decoder] * 2},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Runs survive kills, and a disk that fills up."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import quick_compilation
+from conftest import ROOT
+from programs import launch
+from test_watching import NAMES, TINY
+
+FLAGS = [*NAMES, *(f"--config.{name}={value}" for name, value in TINY.items())]
+
+
+def killed(kills: int) -> dict:
+    """The result of `benchmarks/resume.py`."""
+    command = [sys.executable, "benchmarks/resume.py", f"--kills={kills}", "--json"]
+    env = {**os.environ, "XLA_FLAGS": quick_compilation.FLAGS}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, check=False)
+    assert done.stdout, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(found: dict, kills: int):
+    assert found["kills"] == kills
+    assert found["metrics"] > 20
+    assert [goal["value"] for goal in found["goals"].values()] == [0, 0], found
+
+
+def test_killed_runs_equal_the_uninterrupted_one():
+    """SIGKILL at three moments of the process's life."""
+    check(killed(3), 3)
+
+
+@pytest.mark.slow
+def test_twenty_kills():
+    check(killed(20), 20)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes folders that are disks of some MB; needs the rights to mount them."""
+    mounted = []
+
+    def make(megabytes: int):
+        folder = tmp_path / f"disk_{megabytes}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(command, capture_output=True, check=False).returncode
+        ):
+            pytest.skip("a small disk cannot be mounted here (it takes root)")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk, leave: int):
+    """Leaves some bytes of a disk."""
+    free = shutil.disk_usage(disk).free
+    (disk / "ballast").write_bytes(bytes(max(free - leave, 0)))
+
+
+def one_line(done: subprocess.CompletedProcess) -> str:
+    """The last line of what a program says that has failed."""
+    error = done.stderr.decode()
+    assert done.returncode == 2, error
+    assert "Traceback" not in error
+    assert "Error" not in error.rpartition("\n")[0]
+    return error.strip().splitlines()[-1]
+
+
+def test_a_disk_that_is_full_when_a_checkpoint_is_due(small_disk, tmp_path):
+    disk = small_disk(200)
+    first = launch("train", *FLAGS, "--workdir", str(disk / "run"), "--config.training.steps=3")
+    assert first.returncode == 0, first.stderr.decode()
+    shutil.rmtree(disk / "run" / "supernet")
+    fill(disk, 200_000)
+    line = one_line(launch("train", *FLAGS, "--workdir", str(disk / "run")))
+    assert "free some space, and the same command goes on" in line
+    (disk / "ballast").unlink()
+    done = launch("train", *FLAGS, "--workdir", str(disk / "run"))
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_disk_that_fills_up_during_export_and_translate(small_disk, tmp_path):
+    run = tmp_path / "run"
+    assert launch("train", *FLAGS, "--workdir", str(run)).returncode == 0
+    subnet = tmp_path / "subnet.json"
+    export = [*FLAGS, "--workdir", str(run), f"--subnet={subnet}"]
+    layer = {"heads": 2, "experts": [8, 16]}
+    decoder = {"self_heads": 2, "cross_heads": 2, "cross_span": 1, "experts": [8]}
+    subnet.write_text(json.dumps({
+        "qkv_dim": 8, "encoder": {"embed_dim": 8, "layers": [layer] * 2},
+        "decoder": {"embed_dim": 8, "layers": [decoder]},
+    }))  # fmt: skip
+    disk = small_disk(2)
+    fill(disk, 30_000)
+    line = one_line(launch("export", *export, f"--out={disk / 'export'}"))
+    assert "the disk is full" in line
+    assert not (disk / "export").exists()
+    done = launch("export", *export, f"--out={tmp_path / 'export'}")
+    assert done.returncode == 0, done.stderr.decode()
+    (disk / "ballast").unlink()
+    shutil.rmtree(disk / ".export.tmp", ignore_errors=True)
+    fill(disk, 0)
+    text = b"today is monday.\n" * 50
+    with (disk / "out.txt").open("wb") as out:
+        done = subprocess.run(
+            [sys.executable, "launch/translate.py", f"--export={tmp_path / 'export'}"],
+            cwd=ROOT, input=text, stdout=out, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert "the disk is full" in one_line(done)

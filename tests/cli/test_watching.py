@@ -1,0 +1,134 @@
+"""What a training shows of itself: its clock, a profile, and `launch/watch.py`."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from programs import launch, mistake
+
+from automoe_jax.report import curves
+from automoe_jax.training.clock import COMPILING, DATA, Clock
+
+NAMES = ["--config", "configs/quickstart.py"]
+TINY = {
+    "data.train_pairs": 300, "data.valid_pairs": 20, "data.test_pairs": 10,
+    "tokenizer.vocab_size": 300, "space.encoder_embed_dims": "(8,)",
+    "space.decoder_embed_dims": "(8,)", "space.qkv_dim": 8, "space.encoder_ffn_dims": "(8,16)",
+    "space.decoder_ffn_dims": "(8,16)", "training.steps": 6, "training.warmup_steps": 1,
+    "training.log_every": 2, "training.buckets": 1, "training.eval_every": 3,
+    "training.checkpoint_every": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a small training, of which two steps were traced."""
+    folder = tmp_path_factory.mktemp("watched") / "run"
+    flags = [f"--config.{name}={value}" for name, value in TINY.items()]
+    done = launch("train", *NAMES, "--workdir", str(folder), "--profile=3:4", *flags)
+    assert done.returncode == 0, done.stderr.decode()
+    return folder
+
+
+def test_the_clock_knows_what_a_run_waits_for():
+    clock = Clock()
+    with clock.spent(DATA):
+        time.sleep(0.05)
+    with clock.spent(COMPILING):
+        time.sleep(0.02)
+    time.sleep(0.03)
+    shares = clock.shares()
+    assert shares["run/share_data"] > shares["run/share_compiling"] > 0
+    assert shares["run/share_saving"] == 0
+    assert sum(shares.values()) == pytest.approx(1)
+    assert 0.1 < shares["run/goodput"] < 0.5
+
+
+def test_a_training_logs_where_its_time_goes(run):
+    lines = [json.loads(x) for x in (run / "supernet" / "metrics.jsonl").read_text().splitlines()]
+    last = {x["name"]: x["value"] for x in lines}
+    shares = [value for name, value in last.items() if name.startswith("run/share_")]
+    assert len(shares) == 5
+    assert last["run/goodput"] + sum(shares) == pytest.approx(1)
+    assert 0.1 < last["run/memory_gb"] < 100
+
+
+def test_a_training_logs_the_load_of_its_experts(run):
+    lines = [json.loads(x) for x in (run / "supernet" / "metrics.jsonl").read_text().splitlines()]
+    loads = {x["name"]: x["value"] for x in lines if x["name"].startswith("valid/load_")}
+    layers = {name.rpartition("/")[0] for name in loads}
+    assert {"valid/load_largest/encoder_1", "valid/load_largest/decoder_3"} <= layers
+    for layer in layers:
+        own = [value for name, value in loads.items() if name.startswith(layer + "/")]
+        assert len(own) == 3
+        assert sum(own) == pytest.approx(1)
+
+
+def test_a_profile_is_written(run):
+    (trace,) = (run / "supernet" / "plugins" / "profile").glob("*/*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    for given in ("5", "5:", "0:3", "4:3", "a:b"):
+        assert f"--profile is {given}; give two steps" in mistake(
+            "train", *NAMES, f"--profile={given}"
+        )
+
+
+def test_watch_prints_a_table(run):
+    done = launch("watch", f"--workdir={run}")
+    assert done.returncode == 0, done.stderr.decode()
+    text = done.stdout.decode()
+    for words in ("6 of 6", "validation loss, largest", "goodput", "memory, GB", "supernet"):
+        assert words in text
+    assert "learning rate" in text
+    assert "skipped" not in text  # there were none
+
+
+def test_watch_writes_a_page(run, tmp_path):
+    page = tmp_path / "curves.html"
+    assert launch("watch", f"--workdir={run}", f"--html={page}").returncode == 0
+    text = page.read_text()
+    assert text.count("<svg") == 5  # losses, load balance, speed, time, load of experts
+    assert "<script" not in text
+    assert "http" not in text.replace("http://www.w3.org", "")  # names of SVG's namespaces
+
+
+def test_watch_says_what_is_missing(tmp_path):
+    assert "--workdir is missing" in mistake("watch")
+    assert "does not exist" in mistake("watch", f"--workdir={tmp_path / 'none'}")
+    assert "nothing was trained there yet" in mistake("watch", f"--workdir={tmp_path}")
+
+
+def test_watching_ends_with_ctrl_c(run):
+    """On a terminal, where the table refreshes."""
+    code = (
+        "import pty, sys\n"
+        f"sys.exit(pty.spawn([{sys.executable!r}, 'launch/watch.py', '--workdir={run}', "
+        "'--every=0.2']) >> 8)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    text = b""
+    while b"memory, GB" not in text:
+        text += process.stdout.read1(1 << 16)
+    process.stdin.write(b"\x03")  # what the terminal turns into SIGINT
+    process.stdin.flush()
+    rest = process.communicate(timeout=60)[0]
+    assert b"Traceback" not in text + rest
+    assert process.returncode == 0
+
+
+def test_curves_of_random_subnets_are_their_mean():
+    lines = [
+        {"step": 5, "wall_s": 1.0, "name": f"valid/loss_random_{i}", "value": value}
+        for i, value in enumerate((2.0, 3.0))
+    ]
+    assert curves.series(lines)["valid/loss_random"] == [(5, 2.5)]
+    table = curves.table({"supernet": lines}, {"supernet": 10})
+    assert table[:2] == [["", "supernet"], ["step", "5 of 10"]]
+    assert ["validation loss, random", "2.500"] in table
