@@ -58,6 +58,14 @@ class Checkpoints:
         """Step of the newest finished checkpoint."""
         return self._manager.latest_step()
 
+    def is_whole(self, step: int) -> bool:
+        """True if a checkpoint is what was sealed."""
+        try:
+            _check_seal(self._folder / str(step))
+        except (ValueError, UserError):
+            return False
+        return True
+
     def save(self, state: TrainState, log: dict[str, Any]):
         """Starts writing a state of NumPy arrays and returns; `wait` waits for it.
 

@@ -55,7 +55,7 @@ def train(
     clock = Clock()
     with contextlib.closing(Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints)) as store:
         latest = store.latest() or 0
-        if latest >= config.steps:
+        if latest >= config.steps and store.is_whole(latest):
             return
         with clock.spent(STARTING):
             steps = Steps(target, config, sampling_config, seed, data)

@@ -427,6 +427,18 @@ def test_training_goes_on_from_the_checkpoint_before(uninterrupted, tmp_path):
     assert checkpoints.latest_step(run) == 7
 
 
+def test_a_finished_training_mends_its_last_checkpoint(uninterrupted, tmp_path):
+    """The same command trains again from the one before, to the same end."""
+    folder, whole = uninterrupted
+    run = shutil.copytree(folder, tmp_path / "run")
+    flip(run / checkpoints.CHECKPOINTS / "6/params/manifest.ocdbt")
+    assert run_training(run) == whole
+    assert (run / checkpoints.DAMAGED / "6_0").is_dir()
+    target = TrainingTarget(TINY, (64, 64), ModelConfig())
+    a, b = (checkpoints.load_params(target, CONFIG, f, pytest.fail)[0] for f in (folder, run))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
 def test_no_checkpoint_can_be_read(uninterrupted, tmp_path):
     shutil.copytree(uninterrupted[0] / checkpoints.CHECKPOINTS, tmp_path / checkpoints.CHECKPOINTS)
     for path in (tmp_path / checkpoints.CHECKPOINTS).rglob("*"):
