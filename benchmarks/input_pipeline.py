@@ -9,6 +9,7 @@ core and thrown away; then that training itself for some steps.
 import argparse
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -19,13 +20,14 @@ import measure
 import numpy as np
 
 from automoe_jax.architecture.ids import PAD_ID
+from automoe_jax.config import resolve
 from automoe_jax.data import batches as batching
 from automoe_jax.data.batches import Share
 from automoe_jax.data.plan import Plan, choose_buckets
 from automoe_jax.data.tokens import load
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG, TOKENS, SHAPES = "configs/multi30k.py", 1536, 8
+CONFIG = "configs/multi30k.py"
 TOKENS_PER_S, WAIT = 300_000, 0.03
 
 
@@ -45,7 +47,9 @@ def tokens_per_second(folder: Path, epochs: int) -> list[float]:
     """Target tokens a second of each epoch, on one core."""
     tokens = load(folder)
     source, target = tokens.source.lengths, tokens.target.lengths
-    plan = Plan(source, target, choose_buckets(source, target, SHAPES, TOKENS), 1, seed=1)
+    training = resolve(runpy.run_path(str(ROOT / CONFIG))["get_config"]()).training
+    buckets = choose_buckets(source, target, training.buckets, training.tokens_per_batch)
+    plan = Plan(source, target, buckets, training.batches_per_step, seed=1)
     share, n = Share(0, 1, 1), plan.steps_per_epoch
     rates = []
     for epoch in range(epochs):

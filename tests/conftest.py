@@ -18,6 +18,7 @@ os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import gc
 import runpy
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -33,6 +34,8 @@ from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.system import compile_cache
 
+# A shell that runs the tests in the background ignores Ctrl-C, which programs would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tracing makes many objects that live on; collecting among them took a sixth of the tests' time.
 gc.set_threshold(200_000, 50, 50)
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True, print_blob=True)

@@ -22,11 +22,11 @@ from automoe_jax.system.errors import UserError
 _COMPILING = {"train", "pipeline", "search", "rank", "fit_latency"}
 # New objects before Python collects garbage. Tracing makes millions that live on; with the default,
 # collecting among them takes a quarter of the time.
+_GC_THRESHOLDS = (200_000, 50, 50)
 _FULL_DISK = (
     "the disk is full; what was finished before is good: free some space, and the same command "
     "goes on"
 )
-_GC_THRESHOLDS = (200_000, 50, 50)
 
 
 def run(command: str):
@@ -52,16 +52,12 @@ def run(command: str):
         # The reader of our output has closed it; Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as e:
+    except Exception as e:
         if _disk_is_full(e):
             _fail(_FULL_DISK)
-        if e.filename is None:
-            raise
-        _fail(f"{e.filename}: {e.strerror}")
-    except Exception as e:
-        if not _disk_is_full(e):
-            raise
-        _fail(_FULL_DISK)
+        if isinstance(e, OSError) and e.filename is not None:
+            _fail(f"{e.filename}: {e.strerror}")
+        raise
     except KeyboardInterrupt as e:
         terminal.note("interrupted; the same command goes on from where this one stopped")
         _exit(e.exit_code if isinstance(e, interrupt.Interrupted) else 130)

@@ -12,6 +12,7 @@ from automoe_jax.phases import dry_run, train
 from automoe_jax.published import subnet_files
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
+from automoe_jax.training.clock import Span
 
 CONFIG = RunFlags()
 _SUBNET = flags.DEFINE_string("subnet", None, "subnet file (JSON, or HAT's YAML) to train")
@@ -59,8 +60,8 @@ def main():
     print(f"subnet trained: {run.path / _OUT.value}")
 
 
-def _profiled() -> tuple[int, int] | None:
-    """The first and last step of --profile, counted from 1."""
+def _profiled() -> Span | None:
+    """The steps of --profile."""
     if not _PROFILE.value:
         return None
     first, _, last = _PROFILE.value.partition(":")

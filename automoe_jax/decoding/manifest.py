@@ -34,11 +34,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"export {folder} was written by another version; write it again with launch/export.py"
         )
     schema.check(folder / workdir.MANIFEST, manifest)
-    check_inside(folder)
+    _check_inside(folder)
     return manifest
 
 
-def check_inside(folder: Path):
+def _check_inside(folder: Path):
     """Raises `UserError` if a file of an export is a link to somewhere else."""
     root = folder.resolve()
     for path in (*folder.iterdir(), *folder.glob("tokenizer/*")):

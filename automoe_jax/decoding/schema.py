@@ -19,8 +19,8 @@ MOST_WIDTH, MOST_FFN, MOST_LAYERS, MOST_EXPERTS = 1 << 16, 1 << 20, 256, 4096
 MOST_WORDS, MOST_BEAMS = 1 << 24, 256
 
 
-def check(path: Path, manifest: dict[str, Any]) -> Subnet:
-    """The subnet of a manifest; `UserError` naming the first field that is missing or wrong."""
+def check(path: Path, manifest: dict[str, Any]):
+    """Raises `UserError` naming the first field of a manifest that is missing or wrong."""
 
     def wrong(name: str, allowed: str) -> UserError:
         found = repr(manifest[name])[:60] if name in manifest else "missing"
@@ -39,7 +39,6 @@ def check(path: Path, manifest: dict[str, Any]) -> Subnet:
             raise wrong("base_dims", f"at least the {side}'s width {stack.embed_dim}")
     if manifest["shortlist"] > manifest["vocab_sizes"][1]:
         raise wrong("shortlist", f"0 to the {manifest['vocab_sizes'][1]} target words")
-    return subnet
 
 
 def _check_sizes(path: Path, subnet: Subnet):

@@ -153,8 +153,8 @@ def _cached_vjps(static: StackStatic, treedef, types: tuple[Any, ...]) -> list[_
 
     def vjps(dim, *leaves):
         params, context, layer, x_BTD, memory_PBSD = treedef.unflatten(leaves)
-        inputs = params, context, layer, x_BTD, memory_PBSD
-        return _round(static, dim, *inputs, None, unchanged).vjps
+        done = _round(static, dim, params, context, layer, x_BTD, memory_PBSD, None, unchanged)
+        return done.vjps
 
     return [jax.eval_shape(functools.partial(vjps, dim), *types) for dim in static.dims]
 

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.data.plan import Bucket
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.phases.prepare import vocab_sizes
 from automoe_jax.phases.run import Run
 from automoe_jax.phases.train import target
-from automoe_jax.training import parallel, sampling
-from automoe_jax.training.steps import mapped_step, micro_batches
+from automoe_jax.training import parallel
+from automoe_jax.training.steps import mapped_step, micro_batches, step_arguments
 from automoe_jax.training.target import abstract_state
 
 LENGTH = 30  # of the batch's sentences, as in the paper
@@ -45,18 +45,13 @@ def describe(run: Run, subnet: Subnet | None) -> Iterator[str]:
         f"step: {share.n_devices} device(s) x {n_micro} micro-batch(es) of {rows} pairs of "
         f"{LENGTH} tokens: {share.n_devices * n_micro * rows * LENGTH:,} tokens"
     )
-    devices = share.n_local_devices
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
-    ids = jax.ShapeDtypeStruct((devices, n_micro, rows, LENGTH), jnp.int32)
-    drawn = None
-    if subnet is None:
-        largest = [[model.space.largest()] * n_micro] * share.n_devices
-        drawn = sampling.stack(largest, model.hull, share)
+    drawn = [[model.space.largest()] * n_micro] * share.n_devices if subnet is None else None
+    bucket = Bucket(rows, LENGTH, LENGTH)
+    arguments = step_arguments(model, training, config.seed, bucket, drawn)
     step = mapped_step(model, training)
     run.progress.note("compiling the step")
     start = time.monotonic()
-    batch = {"source": ids, "target": ids}
-    compiled = step.lower(state, batch, drawn, jax.random.key(0)).compile()
+    compiled = step.lower(*arguments).compile()
     yield f"compiled in {time.monotonic() - start:.1f} s"
     yield f"memory per device: {_memory(compiled.memory_analysis())}"
 

@@ -17,10 +17,10 @@ from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import loop
 from automoe_jax.training.checkpoints import latest_step, load_params
+from automoe_jax.training.clock import Span
 from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
-Steps = tuple[int, int]  # the first and the last, counted from 1
 CHOSEN = "chosen.json"  # in subnet/: the finalist that the pipeline exports
 # Groups of the config that trained weights depend on.
 _COMMON = ("seed", "data", "tokenizer", "space", "model")
@@ -42,7 +42,7 @@ def settings(config: RunConfig, subnet: Subnet | None, init_from: str | None) ->
     return {**config.groups(*SUBNET_GROUPS), **own}
 
 
-def train_supernet(run: Run, profile: Steps | None = None):
+def train_supernet(run: Run, profile: Span | None = None):
     """Trains the supernet in `supernet/`, from its newest checkpoint if there is one.
 
     `profile` as in `loop.train`.
@@ -63,7 +63,7 @@ def train_subnet(
     subnet: Subnet,
     init_from: Path | None = None,
     out: str = SUBNET,
-    profile: Steps | None = None,
+    profile: Span | None = None,
 ):
     """Trains one subnet of the space by group `subnet_training`, in the folder `out`.
 
@@ -105,7 +105,7 @@ def _train(
     data: PreparedData,
     folder: Path,
     init_params: Params | None = None,
-    profile: Steps | None = None,
+    profile: Span | None = None,
 ):
     sampling, seed = run.config.sampling, run.config.seed
     loop.train(own, training, sampling, seed, data, folder, run.progress, init_params, profile)

@@ -1,5 +1,6 @@
 """JAX's persistent compilation cache, with a folder for each kind of machine."""
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -38,6 +39,7 @@ def folder() -> Path | None:
     return Path(path) if path else None
 
 
+@functools.cache
 def machine() -> str:
     """Hash of the CPU's model and features and of the version of jaxlib."""
     about = [platform.machine(), platform.processor(), importlib.metadata.version("jaxlib")]

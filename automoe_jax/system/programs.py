@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 import jax
@@ -45,8 +45,8 @@ class Programs:
         """
         if self._ahead and shape not in self._jobs:
             abstract = jax.tree.map(_abstract, arguments)
-            make = functools.partial(program_files.make, self._function, self._about)
-            self._jobs[shape] = _Job(lambda: make(abstract, program_files.of_cache()))
+            made_of = self._function, self._about, abstract, program_files.of_cache()
+            self._jobs[shape] = _Job(functools.partial(program_files.make, *made_of))
             _pool.add(self._jobs[shape])
 
     def get(self, shape: Hashable, stop: Callable[[], object] = lambda: False) -> Any:
@@ -68,12 +68,12 @@ class Programs:
 
     def cancel(self):
         """Gives up what is not being compiled yet."""
-        _pool.remove(set(map(id, self._jobs.values())))
+        _pool.remove(self._jobs.values())
 
 
 def compiling() -> bool:
     """True while a thread compiles: the process cannot end in order before it is done."""
-    return _pool.n_threads > 0
+    return bool(_pool.threads)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
@@ -108,16 +108,14 @@ class _Pool:
     def __init__(self):
         self._lock = threading.Lock()
         self._waiting: list[_Job] = []
-        self._threads: list[threading.Thread] = []
-        self.n_threads = 0
+        self.threads: list[threading.Thread] = []  # those that may still compile
 
     def add(self, job: _Job):
         with self._lock:
             self._waiting.append(job)
-            if self.n_threads < MOST_THREADS:
-                self.n_threads += 1
+            if len(self.threads) < MOST_THREADS:
                 thread = threading.Thread(target=self._work, name="compile", daemon=True)
-                self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+                self.threads.append(thread)
                 thread.start()
 
     def hurry(self, job: _Job):
@@ -127,22 +125,23 @@ class _Pool:
                 self._waiting.remove(job)
                 self._waiting.insert(0, job)
 
-    def remove(self, jobs: set[int]):
+    def remove(self, jobs: Collection[_Job]):
         with self._lock:
-            self._waiting = [job for job in self._waiting if id(job) not in jobs]
+            self._waiting = [job for job in self._waiting if job not in jobs]
 
     def finish(self):
         """Gives up what waits, and waits for what is being compiled."""
         with self._lock:
             self._waiting = []
-        for thread in self._threads:
+            threads = list(self.threads)
+        for thread in threads:
             thread.join()
 
     def _work(self):
         while True:
             with self._lock:
                 if not self._waiting:
-                    self.n_threads -= 1
+                    self.threads.remove(threading.current_thread())
                     return
                 job = self._waiting.pop(0)
             job.run()

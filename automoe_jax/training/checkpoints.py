@@ -73,22 +73,18 @@ class Checkpoints:
 
         `log` is a JSON object, for the training loop. `UserError` if the disk has no room.
         """
-        step, save = int(state.step), ocp.args.StandardSave
-        if step == self.latest():
-            return
-        items = {_PARAMS: save(state.params), _OPTIMIZER: save(state.opt_state)}
-        self._check_space(state)
-        self._save(step, {**items, _LOG: ocp.args.JsonSave(log)})
+        step = int(state.step)
+        if step != self.latest():
+            trees = {_PARAMS: state.params, _OPTIMIZER: state.opt_state}
+            self._save(step, trees, {_LOG: ocp.args.JsonSave(log)})
 
     def save_params(self, params: Any, step: int):
         """Writes parameters without optimizer state, and waits."""
-        self._check_space(params)
-        self._save(step, {_PARAMS: ocp.args.StandardSave(params)})
+        self._save(step, {_PARAMS: params}, {})
         self.wait()
 
     def _check_space(self, arrays: Any):
         """Raises `UserError` if the disk has no room for them, before anything is written."""
-        self.wait()  # what is being written takes room too
         needed = sum(x.nbytes for x in jax.tree.leaves(arrays))
         free = shutil.disk_usage(self._folder).free
         if jax.process_index() == 0 and free < needed:
@@ -98,10 +94,13 @@ class Checkpoints:
                 "command goes on"
             )
 
-    def _save(self, step: int, items: dict[str, Any]):
-        self.wait()  # the one before may not be sealed yet
+    def _save(self, step: int, trees: dict[str, Any], others: dict[str, Any]):
+        """Starts to write trees of arrays, and other items as Orbax takes them."""
+        self.wait()  # the one before takes room, and may not be sealed yet
+        self._check_space(trees)
         self._saving = step
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        self._manager.save(step, args=ocp.args.Composite(**items, **others))
 
     def _seal(self):
         """Seals what was just written: Orbax calls this before it renames the folder."""

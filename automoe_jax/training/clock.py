@@ -53,23 +53,26 @@ def memory() -> dict[str, float]:
     return values
 
 
+Span = tuple[int, int]  # of steps: the first and the last, counted from 1
+
+
 class Profile:
     """A trace of some steps for XProf, in `plugins/profile/` of a run's folder."""
 
-    def __init__(self, folder: Path, steps: tuple[int, int] | None):
-        """`steps` are the first and the last, counted from 1; None for no trace."""
+    def __init__(self, folder: Path, steps: Span | None):
+        """None for no trace."""
         self._folder, self._steps = folder, steps
         self._tracing = False
 
     def before(self, step: int):
         """To be called before step `step`, counted from 0."""
-        if self._steps is not None and not self._tracing and step + 1 == self._steps[0]:
+        if self._steps is not None and step + 1 == self._steps[0]:
             jax.profiler.start_trace(self._folder)
             self._tracing = True
 
     def after(self, step: int, output: StepMetrics):
         """To be called after a step, with its output."""
-        if self._steps is not None and step + 1 >= self._steps[1]:
+        if self._tracing and self._steps is not None and step + 1 >= self._steps[1]:
             jax.block_until_ready(output)
             self.close()
 

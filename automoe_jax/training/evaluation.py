@@ -64,7 +64,7 @@ class Evaluator:
         """Has all programs compiled, for replicated parameters or what stands for them."""
         active = self._target.active(self._target.subnet or self._target.hull)
         for batch in self._batches:
-            self._programs.schedule(_shape(batch), (params, batch, active))
+            self._programs.schedule(batch_shape(batch), (params, batch, active))
 
     def scores(self, params: Any, subnets: dict[str, Subnet]) -> dict[str, Score]:
         """`score` of each subnet."""
@@ -78,7 +78,7 @@ class Evaluator:
         """Loss with replicated parameters, and load; a stand-alone model takes itself."""
         self.compile_ahead(params)
         active = self._target.active(subnet)
-        found = [self._programs.get(_shape(x))(params, x, active) for x in self._batches]
+        found = [self._programs.get(batch_shape(x))(params, x, active) for x in self._batches]
         sums = jax.tree.map(lambda *xs: sum(map(_first, xs)), *found)
         layers = [
             f"{side}_{i}"
@@ -94,7 +94,8 @@ def _first(x: jax.Array) -> np.ndarray:
     return np.asarray(x.addressable_data(0), np.float64)[0]
 
 
-def _shape(batch: Any) -> tuple[int, ...]:
+def batch_shape(batch: Any) -> tuple[int, ...]:
+    """What the programs of batches are kept under."""
     return batch["source"].shape + batch["target"].shape
 
 

@@ -23,6 +23,7 @@ from automoe_jax.training.clock import (
     STARTING,
     Clock,
     Profile,
+    Span,
     memory,
 )
 from automoe_jax.training.config import SamplingConfig, TrainingConfig
@@ -43,14 +44,14 @@ def train(
     folder: Path,
     progress: Progress,
     init_params: Any | None = None,
-    profile: tuple[int, int] | None = None,
+    profile: Span | None = None,
 ) -> None:
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one.
 
     Writes `checkpoints/`, `metrics.jsonl` and TensorBoard events. `(seed, step)` fixes subnets,
     batch and dropout, so a run that is killed and resumed equals an uninterrupted one. Without
-    `init_params`, training starts from the weights of `initial_state`. `profile` is the first and
-    the last step (from 1 on) of a trace for XProf.
+    `init_params`, training starts from the weights of `initial_state`. `profile` names
+    the steps of a trace for XProf.
     """
     clock = Clock()
     with contextlib.closing(Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints)) as store:
@@ -92,7 +93,7 @@ class _Training:
         state: TrainState,
         before: dict[str, Any],
     ):
-        """`before` is what `_log_state` gave to the checkpoint of `state`, or {}."""
+        """`before` is what `save` gave to the checkpoint of `state` for the log, or {}."""
         self._config, self._steps, self._store, self._clock = config, steps, store, clock
         self.done = int(state.step)
         self._state = parallel.replicate(state, consume=True)

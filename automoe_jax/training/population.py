@@ -15,7 +15,7 @@ from automoe_jax.system.compile_cache import Compilations
 from automoe_jax.system.programs import Programs
 from automoe_jax.training import parallel
 from automoe_jax.training.config import TrainingConfig
-from automoe_jax.training.evaluation import take_pairs, validation_batches
+from automoe_jax.training.evaluation import batch_shape, take_pairs, validation_batches
 from automoe_jax.training.step import batch_loss
 from automoe_jax.training.target import TrainingTarget
 
@@ -53,7 +53,7 @@ class PopulationScorer:
         ]
         active = self._stack([self._target.hull] * self.at_once)
         for batch in batches:
-            self._programs.schedule(_shape(batch), (self._params, batch, active))
+            self._programs.schedule(batch_shape(batch), (self._params, batch, active))
         return batches
 
     def losses(self, batches: list[Any], subnets: Sequence[Subnet]) -> list[float]:
@@ -72,7 +72,7 @@ class PopulationScorer:
         return losses
 
     def _run(self, batch: Any, active: Any) -> Any:
-        shape = _shape(batch)
+        shape = batch_shape(batch)
         program = self._programs.get(shape)
         with Compilations() as counted:
             sums = program(self._params, batch, active)
@@ -84,10 +84,6 @@ class PopulationScorer:
     def _stack(self, subnets: Sequence[Subnet]) -> Any:
         active = [to_active(subnet, self._target.hull) for subnet in subnets]
         return jax.tree.map(lambda *xs: np.stack(xs), *active)
-
-
-def _shape(batch: Any) -> tuple[int, ...]:
-    return batch["source"].shape + batch["target"].shape
 
 
 def sample_pairs(pairs: TokenPairs, count: int, seed: int) -> TokenPairs:

@@ -9,8 +9,8 @@ import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet, short_name
 from automoe_jax.data import batches as batching
-from automoe_jax.data.batches import Batch
-from automoe_jax.data.plan import Plan, choose_buckets
+from automoe_jax.data.batches import Batch, Share
+from automoe_jax.data.plan import Bucket, Plan, choose_buckets
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.programs import Programs
@@ -36,8 +36,8 @@ class Steps:
         """Raises `UserError` if the batches of a step do not fit the devices or the corpus."""
         self._target, self._config, self._seed, self._data = target, config, seed, data
         self._share = parallel.share()
-        self._n_micro = micro_batches(config, self._share.n_devices)
-        sizes = {"n_devices": self._share.n_devices, "n_micro": self._n_micro}
+        n_micro = micro_batches(config, self._share.n_devices)
+        sizes = {"n_devices": self._share.n_devices, "n_micro": n_micro}
         self._draw = functools.partial(
             sampling.draw, target.space, seed, unit=sampling_config.unit, **sizes
         )
@@ -49,14 +49,9 @@ class Steps:
 
     def compile_ahead(self, start: int, most: int | None = None):
         """Has the programs of the steps from `start` on compiled, the first `most` or all."""
-        devices, active = self._share.n_local_devices, self._active(self.subnets(start))
-        state = abstract_state(self._target, self._config, self._seed)
-        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
+        made_of, drawn = (self._target, self._config, self._seed), self.subnets(start)
         for bucket in self.plan.shapes(start, self._config.steps)[:most]:
-            rows = devices, self._n_micro, bucket.rows
-            times = {"source": bucket.source, "target": bucket.target}
-            batch = {k: jax.ShapeDtypeStruct((*rows, t), np.int32) for k, t in times.items()}
-            self._programs.schedule(bucket, (state, batch, active, self._key))
+            self._programs.schedule(bucket, step_arguments(*made_of, bucket, drawn))
 
     def programs(self) -> tuple[int, int]:
         """As `Programs.state`."""
@@ -83,7 +78,7 @@ class Steps:
     ) -> tuple[TrainState, StepMetrics]:
         """One step, which consumes `state`."""
         key = jax.random.fold_in(self._key, step)
-        return program(state, batch, self._active(drawn), key)
+        return program(state, batch, _active(self._target, drawn, self._share), key)
 
     def describe(self, step: int) -> str:
         """Batch and subnets of a step, for an error."""
@@ -96,14 +91,29 @@ class Steps:
         names = [short_name(subnet) for row in drawn for subnet in row]
         return f"{words}; subnets {_some(dict.fromkeys(names))}"
 
-    def _active(self, drawn: Drawn) -> Any:
-        return None if drawn is None else sampling.stack(drawn, self._target.hull, self._share)
-
 
 def mapped_step(target: TrainingTarget, config: TrainingConfig) -> Callable[..., Any]:
     """The train step over all devices."""
     tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
     return parallel.map_train_step(make_train_step(target.module(), tx, *rates))
+
+
+def step_arguments(
+    target: TrainingTarget, config: TrainingConfig, seed: int, bucket: Bucket, drawn: Drawn
+) -> tuple[Any, ...]:
+    """What stands for the arguments of the mapped step at a batch shape, with subnets of a step."""
+    share = parallel.share()
+    devices = share.n_local_devices
+    state = abstract_state(target, config, seed)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
+    rows = devices, micro_batches(config, share.n_devices), bucket.rows
+    times = {"source": bucket.source, "target": bucket.target}
+    batch = {side: jax.ShapeDtypeStruct((*rows, t), np.int32) for side, t in times.items()}
+    return state, batch, _active(target, drawn, share), jax.random.key(seed)
+
+
+def _active(target: TrainingTarget, drawn: Drawn, share: Share) -> Any:
+    return None if drawn is None else sampling.stack(drawn, target.hull, share)
 
 
 def micro_batches(config: TrainingConfig, n_devices: int) -> int:
