@@ -35,8 +35,9 @@ class Window:
         return cls(outputs=outputs, imbalances=imbalances, n_restored=len(outputs))
 
     def stored(self) -> dict[str, Any]:
-        """The window as JSON, for a checkpoint."""
-        return {"outputs": [list(_floats(o)) for o in self.outputs], "imbalances": self.imbalances}
+        """The window as JSON, for a checkpoint; a copy, as it is written beside later steps."""
+        outputs = [list(_floats(o)) for o in self.outputs]
+        return {"outputs": outputs, "imbalances": list(self.imbalances)}
 
     def add(self, output: StepMetrics, subnets: Sequence[Sequence[Subnet]] | None):
         self.outputs.append(output)

@@ -26,7 +26,14 @@ from automoe_jax.system.progress import Silent
 from automoe_jax.training import checkpoints, loop, metrics, parallel, sampling
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 from automoe_jax.training.evaluation import Evaluator
-from automoe_jax.training.step import TrainState, batch_loss, make_eval_step, make_train_step
+from automoe_jax.training.monitor import Window
+from automoe_jax.training.step import (
+    StepMetrics,
+    TrainState,
+    batch_loss,
+    make_eval_step,
+    make_train_step,
+)
 from automoe_jax.training.steps import micro_batches
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
@@ -425,6 +432,19 @@ def test_training_goes_on_from_the_checkpoint_before(uninterrupted, tmp_path):
     again = run_training(run, config=longer)
     assert all(again[key] == whole[key] for key in whole if key[0] <= 5)
     assert checkpoints.latest_step(run) == 7
+
+
+def test_a_stored_window_does_not_change_with_later_steps():
+    """A checkpoint is written while training goes on."""
+    window = Window()
+    subnets = [[TINY.largest()], [TINY.smallest()]]
+    output = StepMetrics(*map(float, range(7)))
+    window.add(output, subnets)
+    stored = window.stored()
+    before = json.dumps(stored)
+    window.add(output, subnets)
+    assert json.dumps(stored) == before
+    assert Window.restored(stored).imbalances == window.imbalances[:1]
 
 
 def test_a_finished_training_mends_its_last_checkpoint(uninterrupted, tmp_path):
