@@ -5,6 +5,7 @@ D embedding, Q the Q/K/V width.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from automoe_jax.architecture.active import Array
 from automoe_jax.model.formulas import MASKED
-from automoe_jax.model.layers import Width, cut, keep_mask, xavier
+from automoe_jax.model.layers import Width, compiled_widths, cut, keep_mask, xavier
 from automoe_jax.ops.gated_dot import gated_dot
 
 _PROBS = "attention probabilities"
@@ -42,7 +43,8 @@ class Linear(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if segments is None:
             return x @ kernel + bias
-        y: Any = gated_dot(dims, segments.span, segments.dim, x, kernel)
+        widths = compiled_widths(dims, math.prod(x.shape[1:-1]))
+        y: Any = gated_dot(widths, segments.span, segments.dim, x, kernel)
         return y + bias
 
 

@@ -88,13 +88,13 @@ class LayerContext(NamedTuple):
     bits: DropoutBits
     memory_real_BM: jax.Array | None
     segments: Segments | None  # active part of the memory; None to compute all of it
-    active_width: Width | None  # None where arrays are cut to the active width
+    active_width: Width | None  # None where arrays have exactly the active width
 
 
 def layer_context(
-    static: StackStatic, context: Context, layer, x_BTD, memory_PBSD, *, masked: bool
+    static: StackStatic, context: Context, layer, x_BTD, memory_PBSD, *, exact: bool
 ) -> LayerContext:
-    """The inputs of a layer; x is cut to the active width, or with `masked` has the full width."""
+    """The inputs of a layer; with `exact`, x is cut to the active width, else zero beyond it."""
     row = layer_row(context.active, layer)
     real_BM = segments = None
     if memory_PBSD is not None:
@@ -103,11 +103,11 @@ def layer_context(
         p, _, s, _ = memory_PBSD.shape
         segment_M = jnp.arange(p * s) // s
         real_BM = jnp.tile(context.memory_real_BS, (1, p)) & (segment_M < row.cross_span_L)
-        segments = None if masked else Segments(row.cross_span_L, context.memory_dim)
+        segments = Segments(row.cross_span_L, context.memory_dim)
     key = None if context.keys_L is None else context.keys_L[layer]
     bits = layer_bits(static.block().layer, key, x_BTD, real_BM)
-    dim = context.active.embed_dim if masked else x_BTD.shape[-1]
-    active_width = width(dim, x_BTD.shape[-1]) if masked else None
+    dim = x_BTD.shape[-1] if exact else context.active.embed_dim
+    active_width = None if exact else width(dim, x_BTD.shape[-1])
     rate = static.dropout * dim / static.base_dim
     return LayerContext(row, rate, bits, real_BM, segments, active_width)
 

@@ -1,6 +1,6 @@
 """The layers of a supernet's stack, at the cost of the active subnet. See docs/supernet.md.
 
-The forward pass is a loop over the active layers, compiled once per embedding width; each round of
+The forward pass is a loop over the active layers, for each of the `compiled_widths`; each round of
 it reads one layer's part of the stacked weights. The backward pass is a loop of its own, over
 residuals that the rounds stored in buffers with a layer axis, and writes each layer's gradients to
 their place. Differentiating the forward loop instead would add up arrays of the size of all weights
@@ -21,7 +21,7 @@ from jax import lax
 from automoe_jax.architecture.active import layer_row
 from automoe_jax.model import elastic_layer, stacked
 from automoe_jax.model.elastic_layer import Context, LayerParams, Params, StackStatic, get, put
-from automoe_jax.model.layers import cut
+from automoe_jax.model.layers import compiled_widths, cut
 from automoe_jax.ops import grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights
 
@@ -59,6 +59,19 @@ def run(static: StackStatic, params: Params, x_BTD, memory_PBSD, context: Contex
 # --- a round -----------------------------------------------------------------------------------
 
 
+class _Width(NamedTuple):
+    """A width that the rounds are compiled for."""
+
+    dim: int
+    exact: bool  # false where narrower subnets may run at it, with masks
+
+
+def _widths(static: StackStatic, x_BTD: jax.Array) -> tuple[_Width, ...]:
+    """The compiled widths, ascending; the rounds of all of them have the same residuals."""
+    kept = compiled_widths(static.dims, x_BTD.shape[0] * x_BTD.shape[1])
+    return tuple(_Width(dim, exact=kept == static.dims) for dim in kept)
+
+
 class _Vjps(NamedTuple):
     """VJPs of a round's parts but the experts'; the leaves of these pytrees are the residuals."""
 
@@ -85,12 +98,13 @@ def _with_arguments(vjp: Any, *arguments: Any) -> Any:
 
 
 def _round(
-    static: StackStatic, dim, params, context: Context, layer, x_BTD, memory_PBSD, hidden,
+    static: StackStatic, width: _Width, params, context: Context, layer, x_BTD, memory_PBSD, hidden,
     feed_forward=grouped_ffn.forward,
 ) -> _Round:  # fmt: skip
-    x_BTD = x_BTD[..., :dim]
-    own = elastic_layer.layer_context(static, context, layer, x_BTD, memory_PBSD, masked=False)
-    weights = elastic_layer.layer_params(params, layer, dim)
+    x_BTD = x_BTD[..., : width.dim]
+    inputs = static, context, layer, x_BTD, memory_PBSD
+    own = elastic_layer.layer_context(*inputs, exact=width.exact)
+    weights = elastic_layer.layer_params(params, layer, width.dim)
     attend = functools.partial(elastic_layer.attend, static, context, own)
     x1_BTD, attend_vjp = jax.vjp(attend, weights.attend, x_BTD, memory_PBSD)
     # A router is cheaper to compute again than its residuals are to compile, store and load.
@@ -138,25 +152,27 @@ def _empty_hidden(static: StackStatic, x_BTD: jax.Array) -> jax.Array:
 
 
 def _abstract_vjps(static: StackStatic, params, x_BTD, memory_PBSD, context) -> list[_Vjps]:
-    """For each width, the VJPs of a round with shapes in place of residuals."""
+    """For each compiled width, the VJPs of a round with shapes in place of residuals."""
     inputs = (params, context, jnp.int32(0), x_BTD, memory_PBSD)
     leaves, treedef = jax.tree.flatten(inputs)
-    return _cached_vjps(static, treedef, tuple(map(jax.typeof, leaves)))
+    return _cached_vjps(static, _widths(static, x_BTD), treedef, tuple(map(jax.typeof, leaves)))
 
 
 @functools.lru_cache(maxsize=16)
-def _cached_vjps(static: StackStatic, treedef, types: tuple[Any, ...]) -> list[_Vjps]:
+def _cached_vjps(
+    static: StackStatic, widths: tuple[_Width, ...], treedef, types: tuple[Any, ...]
+) -> list[_Vjps]:
     """Cached, as the forward and the backward pass need the same."""
 
     def unchanged(backend, rows_AD, expert_A, experts, hidden, layer):
         return rows_AD, hidden  # experts are not in these VJPs, and take longest to trace
 
-    def vjps(dim, *leaves):
+    def vjps(width, *leaves):
         params, context, layer, x_BTD, memory_PBSD = treedef.unflatten(leaves)
-        done = _round(static, dim, params, context, layer, x_BTD, memory_PBSD, None, unchanged)
+        done = _round(static, width, params, context, layer, x_BTD, memory_PBSD, None, unchanged)
         return done.vjps
 
-    return [jax.eval_shape(functools.partial(vjps, dim), *types) for dim in static.dims]
+    return [jax.eval_shape(functools.partial(vjps, width), *types) for width in widths]
 
 
 def _empty_buffers(static: StackStatic, params, x_BTD, memory_PBSD, context) -> _Buffers:
@@ -177,10 +193,10 @@ def _empty_buffers(static: StackStatic, params, x_BTD, memory_PBSD, context) -> 
 def _forward(static: StackStatic, params, x_BTD, memory_PBSD, context, buffers: _Buffers | None):
     """(StackOutput, filled buffers); nothing is stored without buffers."""
 
-    def one(dim, layer, carry):
+    def one(width, layer, carry):
         x_BTD, output, buffers = carry
         hidden = None if buffers is None else buffers.hidden
-        done = _round(static, dim, params, context, layer, x_BTD, memory_PBSD, hidden)
+        done = _round(static, width, params, context, layer, x_BTD, memory_PBSD, hidden)
         x_BTD = lax.dynamic_update_slice(x_BTD, done.x_BTD, (0, 0, 0))
         output = StackOutput(
             put(output.outputs_LBTD, done.x_BTD, layer),
@@ -194,18 +210,19 @@ def _forward(static: StackStatic, params, x_BTD, memory_PBSD, context, buffers: 
             buffers = _Buffers(put(buffers.x1_LBTD, done.x1_BTD, layer), done.hidden, residuals)
         return x_BTD, output, buffers
 
-    bodies = [functools.partial(one, dim) for dim in static.dims]
+    bodies = {width: functools.partial(one, width) for width in _widths(static, x_BTD)}
     carry = x_BTD, zero_output(static, x_BTD), buffers
-    _, output, buffers = _each_layer(static, context, bodies, carry)
+    _, output, buffers = _each_layer(context, bodies, carry)
     return output, buffers
 
 
-def _each_layer(static: StackStatic, context: Context, bodies: list[Any], carry: Any) -> Any:
-    """Loops over the active layers with the body of the active width."""
-    active = context.active
-    for dim, body in zip(static.dims, bodies, strict=True):
-        n_rounds = jnp.where(active.embed_dim == dim, active.depth, 0)
-        carry = lax.fori_loop(0, n_rounds, body, carry)
+def _each_layer(context: Context, bodies: dict[_Width, Any], carry: Any) -> Any:
+    """Loops over the active layers with the body of the least width that holds the active one."""
+    active, narrower = context.active, 0
+    for width, body in bodies.items():
+        runs = (narrower < active.embed_dim) & (active.embed_dim <= width.dim)
+        carry = lax.fori_loop(0, jnp.where(runs, active.depth, 0), body, carry)
+        narrower = width.dim
     return carry
 
 
@@ -229,8 +246,9 @@ class _Gradients(NamedTuple):
     d_experts: ExpertWeights
 
 
-def _round_bwd(static: StackStatic, dim, vjps, residuals, d_outputs, d_balance, nth, carry):
+def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_balance, nth, carry):
     """One layer's backward pass; `vjps` are the abstract ones of the width."""
+    dim = width.dim
     params, x0_BTD, memory_PBSD, context, output, buffers = residuals
     layer = context.active.depth - 1 - nth
     shape = (*x0_BTD.shape[:2], dim)
@@ -266,16 +284,17 @@ def _round_bwd(static: StackStatic, dim, vjps, residuals, d_outputs, d_balance, 
 def _run_bwd(static, residuals, cotangents):
     params, x0_BTD, memory_PBSD, context, *_ = residuals
     d_outputs, d_balance = cotangents.outputs_LBTD, cotangents.balance
-    bodies = [
-        functools.partial(_round_bwd, static, dim, vjps, residuals, d_outputs, d_balance)
-        for dim, vjps in zip(static.dims, _abstract_vjps(static, *residuals[:4]), strict=True)
-    ]
+    vjps = _abstract_vjps(static, *residuals[:4])
+    bodies = {
+        width: functools.partial(_round_bwd, static, width, own, residuals, d_outputs, d_balance)
+        for width, own in zip(_widths(static, x0_BTD), vjps, strict=True)
+    }
     zeros = functools.partial(jax.tree.map, lambda a: jnp.zeros(a.shape, jnp.float32))
     dx_BTD, d_memory = jnp.zeros_like(x0_BTD), zeros(memory_PBSD)
     d_params = zeros(elastic_layer.without_experts(params))
     d_experts = zeros(elastic_layer.experts_of(params))
     carry = _Gradients(dx_BTD, d_memory, d_params, d_experts)
-    carry = _each_layer(static, context, bodies, carry)
+    carry = _each_layer(context, bodies, carry)
     gradients = elastic_layer.with_experts(carry.d_params, carry.d_experts), carry.d_memory
     to_dtype = functools.partial(jax.tree.map, lambda d, a: d.astype(a.dtype))
     d_params, d_memory = to_dtype(gradients, (params, memory_PBSD))
@@ -300,7 +319,8 @@ def run_masked(
     layers, balance = [], jnp.float32(0)
     for i, experts in enumerate(static.experts):
         weights = elastic_layer.layer_params(params, jnp.int32(i), x_BTD.shape[-1])
-        own = elastic_layer.layer_context(static, context, i, x_BTD, memory_PBSD, masked=True)
+        own = elastic_layer.layer_context(static, context, i, x_BTD, memory_PBSD, exact=False)
+        own = own._replace(segments=None)
         inputs = static, context, own
         x1_BTD = elastic_layer.attend(*inputs, weights.attend, x_BTD, memory_PBSD)
         routed, (expert_NK, logits_NE) = elastic_layer.route_tokens(*inputs, weights.route, x1_BTD)

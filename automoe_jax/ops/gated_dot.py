@@ -19,8 +19,8 @@ def gated_dot(
     """x @ kernel for the `span` front segments, zeros for the others: (P, ..., Q).
 
     A branch per width and one for inactive segments, chosen at run time. x, (P, ..., D), is zero
-    beyond its active width `dim`, one of `dims`, ascending. `span` and `dim` are []. Inactive
-    segments have gradients of zero.
+    beyond its active width `dim`; `dims` are ascending, and each width runs at the next of them.
+    `span` and `dim` are []. Inactive segments have gradients of zero.
     """
     return jnp.stack(_each_segment(_product, dims, span, dim, x_PD, kernel_DQ))
 

@@ -18,7 +18,7 @@ from conftest import (
 from reference import smoothed_cross_entropy
 
 from automoe_jax.architecture.active import to_active
-from automoe_jax.model import stacked
+from automoe_jax.model import layers, stacked
 from automoe_jax.model.elastic_layer import Context, layer_context
 from automoe_jax.model.experts import Routing, load_balance
 from automoe_jax.model.extract import extract
@@ -52,7 +52,11 @@ TABLES = {
 
 @pytest.fixture(scope="module", params=sorted(SPACES))
 def supernet(request):
-    return make_supernet(SPACES[request.param])
+    """The odd sizes with a program for each width, the others with one for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "odd sizes":
+            patch.setattr(layers, "LEAST_SPARED", 0)
+        yield make_supernet(SPACES[request.param])
 
 
 @pytest.fixture(scope="module", params=sorted(TABLES))
@@ -153,15 +157,20 @@ def test_dropout_rate_is_scaled_to_the_width():
     static = supernet_of(space, dropout=0.3).stack_static("encoder")
     active = to_active(subnet, hull).encoder
     context = Context(active, np.ones((1, 1, 1)), np.ones((1, 1)), None, None, None)
-    for masked, x_BTD in ((True, np.zeros((1, 1, 16))), (False, np.zeros((1, 1, 8)))):
-        own = layer_context(static, context, 0, x_BTD, None, masked=masked)
+    for exact, x_BTD in ((False, np.zeros((1, 1, 16))), (True, np.zeros((1, 1, 8)))):
+        own = layer_context(static, context, 0, x_BTD, None, exact=exact)
         assert float(own.rate) == pytest.approx(0.3 * 8 / 16)
 
 
-@pytest.mark.parametrize("backend", ["loop", "ragged_dot", "blocked"])
-def test_loops_equal_masks(backend):
+@pytest.mark.parametrize(
+    ("backend", "least_spared"),
+    [("loop", None), ("loop", 0), ("ragged_dot", None), ("blocked", None)],
+)
+def test_loops_equal_masks(backend, least_spared, monkeypatch):
     """Loss and gradients of the loops over layers are those of masks alone, for every weight."""
     space = SPACES["everything elastic"]
+    if least_spared is not None:
+        monkeypatch.setattr(layers, "LEAST_SPARED", least_spared)
     if backend != "loop":
         space = elastic_space(
             encoder_embed_dims=(16,), decoder_embed_dims=(8,), encoder_depths=(1,),
