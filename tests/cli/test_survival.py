@@ -77,7 +77,7 @@ def one_line(done: subprocess.CompletedProcess) -> str:
     return error.strip().splitlines()[-1]
 
 
-def test_a_disk_that_is_full_when_a_checkpoint_is_due(small_disk, tmp_path):
+def test_a_disk_that_is_full_when_a_checkpoint_is_due_and_during_search(small_disk, tmp_path):
     disk = small_disk(200)
     first = launch("train", *FLAGS, "--workdir", str(disk / "run"), "--config.training.steps=3")
     assert first.returncode == 0, first.stderr.decode()
@@ -87,6 +87,14 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_due(small_disk, tmp_path):
     assert "free some space, and the same command goes on" in line
     (disk / "ballast").unlink()
     done = launch("train", *FLAGS, "--workdir", str(disk / "run"))
+    assert done.returncode == 0, done.stderr.decode()
+
+    limit = ["--config.search.constraint.latency_ratio=0", "--config.search.constraint.gflops=0.01"]
+    search = [*FLAGS, *limit, "--workdir", str(disk / "run")]
+    fill(disk, 20_000)
+    assert "the disk is full" in one_line(launch("search", *search))
+    (disk / "ballast").unlink()
+    done = launch("search", *search)
     assert done.returncode == 0, done.stderr.decode()
 
 
