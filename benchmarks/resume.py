@@ -125,6 +125,9 @@ def main():
                 check=True, cwd=ROOT,
             )  # fmt: skip
             different_arrays += int(done.stdout)
+            kills = sum(map(len, moments))
+            print(f"{kills} of {args.kills} kills; {different_lines} trainings with other metrics, "
+                  f"{different_arrays} other arrays", file=sys.stderr)  # fmt: skip
     result = {
         "benchmark": "resume",
         **measure.machine(),

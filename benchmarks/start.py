@@ -1,6 +1,6 @@
 """How soon a training starts, and how long small trainings take with all compilations.
 
-python benchmarks/start.py --json                         # all parts, 25 minutes on 2 cores
+python benchmarks/start.py --json                         # all parts, 15 minutes on 2 cores
 python benchmarks/start.py --json --only=supernet,warm    # some
 
 Each part is a process of `launch/train.py` with its own workdir and an empty cache:
