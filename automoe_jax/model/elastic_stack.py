@@ -151,8 +151,8 @@ def _empty_hidden(static: StackStatic, x_BTD: jax.Array) -> jax.Array:
     return lax.empty((len(static.layers), *shape), x_BTD.dtype)
 
 
-def _abstract_vjps(static: StackStatic, params, x_BTD, memory_PBSD, context) -> list[_Vjps]:
-    """For each compiled width, the VJPs of a round with shapes in place of residuals."""
+def _abstract_vjps(static: StackStatic, params, x_BTD, memory_PBSD, context) -> dict[_Width, _Vjps]:
+    """By compiled width, the VJPs of a round with shapes in place of residuals."""
     inputs = (params, context, jnp.int32(0), x_BTD, memory_PBSD)
     leaves, treedef = jax.tree.flatten(inputs)
     return _cached_vjps(static, _widths(static, x_BTD), treedef, tuple(map(jax.typeof, leaves)))
@@ -161,7 +161,7 @@ def _abstract_vjps(static: StackStatic, params, x_BTD, memory_PBSD, context) -> 
 @functools.lru_cache(maxsize=16)
 def _cached_vjps(
     static: StackStatic, widths: tuple[_Width, ...], treedef, types: tuple[Any, ...]
-) -> list[_Vjps]:
+) -> dict[_Width, _Vjps]:
     """Cached, as the forward and the backward pass need the same."""
 
     def unchanged(backend, rows_AD, expert_A, experts, hidden, layer):
@@ -172,7 +172,7 @@ def _cached_vjps(
         done = _round(static, width, params, context, layer, x_BTD, memory_PBSD, None, unchanged)
         return done.vjps
 
-    return [jax.eval_shape(functools.partial(vjps, width), *types) for width in widths]
+    return {width: jax.eval_shape(functools.partial(vjps, width), *types) for width in widths}
 
 
 def _empty_buffers(static: StackStatic, params, x_BTD, memory_PBSD, context) -> _Buffers:
@@ -181,7 +181,7 @@ def _empty_buffers(static: StackStatic, params, x_BTD, memory_PBSD, context) -> 
     vjps = _abstract_vjps(static, params, x_BTD, memory_PBSD, context)
     residuals = [
         lax.empty((n_layers, *np.max([s.shape for s in shapes], axis=0)), shapes[0].dtype)
-        for shapes in zip(*map(jax.tree.leaves, vjps), strict=True)
+        for shapes in zip(*map(jax.tree.leaves, vjps.values()), strict=True)
     ]
     x1_LBTD = lax.empty((n_layers, *x_BTD.shape), x_BTD.dtype)
     return _Buffers(x1_LBTD, _empty_hidden(static, x_BTD), residuals)
@@ -284,10 +284,9 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_balance
 def _run_bwd(static, residuals, cotangents):
     params, x0_BTD, memory_PBSD, context, *_ = residuals
     d_outputs, d_balance = cotangents.outputs_LBTD, cotangents.balance
-    vjps = _abstract_vjps(static, *residuals[:4])
     bodies = {
-        width: functools.partial(_round_bwd, static, width, own, residuals, d_outputs, d_balance)
-        for width, own in zip(_widths(static, x0_BTD), vjps, strict=True)
+        width: functools.partial(_round_bwd, static, width, vjps, residuals, d_outputs, d_balance)
+        for width, vjps in _abstract_vjps(static, *residuals[:4]).items()
     }
     zeros = functools.partial(jax.tree.map, lambda a: jnp.zeros(a.shape, jnp.float32))
     dx_BTD, d_memory = jnp.zeros_like(x0_BTD), zeros(memory_PBSD)
