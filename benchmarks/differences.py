@@ -69,14 +69,21 @@ def history(folder: Path) -> dict[str, Any]:
     return {f"line {i}": line for i, line in enumerate(lines, 1)}
 
 
+def metric_lines(folder: Path) -> list[tuple[str, Any]]:
+    """A training's logged values with step and name, in order.
+
+    Times, rates (names in `_s`) and how the process ran (`run/`) are left out.
+    """
+    return [
+        (f"step {line['step']} {line['name']}", line["value"])
+        for line in json_lines(folder / "metrics.jsonl")
+        if not line["name"].endswith("_s") and not line["name"].startswith("run/")
+    ]
+
+
 def metrics(folder: Path) -> dict[str, Any]:
-    """A training's logged values by step and name; times and rates (names in `_s`) are left out."""
-    lines = json_lines(folder / "metrics.jsonl")
-    return {
-        f"step {line['step']} {line['name']}": line["value"]
-        for line in lines
-        if not line["name"].endswith("_s")
-    }
+    """`metric_lines` by step and name."""
+    return dict(metric_lines(folder))
 
 
 def checkpoint(folder: Path) -> dict[str, np.ndarray]:

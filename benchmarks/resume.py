@@ -8,7 +8,6 @@ line of `metrics.jsonl` but times and memory, and every byte of the weights and 
 """
 
 import argparse
-import json
 import random
 import shutil
 import signal
@@ -18,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import differences
 import measure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,21 +29,6 @@ SETTINGS = {
     "model.dropout": 0.1, "training.warmup_steps": 5, "training.log_every": 7,
     "training.eval_every": 10, "training.checkpoint_every": 4, "training.eval_pairs": 60,
 }  # fmt: skip
-# What is read of the state: all of it is compared.
-COMPARE = """
-import sys
-from pathlib import Path
-import jax, numpy as np, orbax.checkpoint as ocp
-trees = []
-for folder in map(Path, sys.argv[1:]):
-    step = max(int(p.name) for p in folder.iterdir() if p.name.isdigit())
-    parts = [folder / str(step) / name for name in ("params", "optimizer")]
-    with ocp.StandardCheckpointer() as reader:
-        trees.append([step, *map(reader.restore, parts)])
-a, b = (jax.tree.leaves(tree) for tree in trees)
-assert len(a) == len(b)
-print(sum(np.asarray(x).tobytes() != np.asarray(y).tobytes() for x, y in zip(a, b)))
-"""
 
 
 def command(workdir: Path, steps: int) -> list[str]:
@@ -62,17 +47,6 @@ def run(workdir: Path, steps: int):
     )
     if done.returncode:
         sys.exit(f"the training ended with {done.returncode}:\n{done.stderr[-3000:]}")
-
-
-def lines(workdir: Path) -> list[tuple[int, str, float]]:
-    """The metrics that do not depend on time or memory."""
-    text = (workdir / "supernet" / "metrics.jsonl").read_text()
-    found = map(json.loads, text.splitlines())
-    return [
-        (x["step"], x["name"], x["value"])
-        for x in found
-        if not x["name"].endswith("_s") and not x["name"].startswith("run/")
-    ]
 
 
 def killed(workdir: Path, steps: int, kills: int, seconds: float, rng: random.Random) -> list[int]:
@@ -112,19 +86,17 @@ def main():
         start = time.monotonic()
         run(whole, args.steps)
         cold = time.monotonic() - start
-        expected = lines(whole)
+        expected = differences.metric_lines(whole / "supernet")
+        arrays = differences.checkpoint(whole / "supernet")
         while (left := args.kills - sum(map(len, moments))) > 0:
             shutil.rmtree(workdir, ignore_errors=True)
             # The first kills fall into the first compilations.
             moments.append(killed(workdir, args.steps, left, cold, rng))
             run(workdir, args.steps)
-            different_lines += lines(workdir) != expected
-            folders = [str(x / "supernet" / "checkpoints") for x in (whole, workdir)]
-            done = subprocess.run(
-                [sys.executable, "-c", COMPARE, *folders], capture_output=True, text=True,
-                check=True, cwd=ROOT,
-            )  # fmt: skip
-            different_arrays += int(done.stdout)
+            own = workdir / "supernet"
+            different_lines += differences.metric_lines(own) != expected
+            found = differences.compare(arrays, differences.checkpoint(own))
+            different_arrays += found["different"]
             kills = sum(map(len, moments))
             print(f"{kills} of {args.kills} kills; {different_lines} trainings with other metrics, "
                   f"{different_arrays} other arrays", file=sys.stderr)  # fmt: skip

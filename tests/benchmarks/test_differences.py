@@ -45,7 +45,7 @@ def test_nothing_to_compare_is_an_error():
 
 
 def test_times_are_not_compared(tmp_path):
-    names = ("train/loss", "train/step_s", "train/target_tokens_per_s")
+    names = ("train/loss", "train/step_s", "train/target_tokens_per_s", "run/goodput")
     lines = [{"step": 1, "wall_s": 2.5, "name": name, "value": 3.5} for name in names]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert differences.metrics(tmp_path) == {"step 1 train/loss": 3.5}
