@@ -5,7 +5,7 @@ Letters: N tokens, C tokens of a chunk, D embedding, V words.
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,21 @@ from automoe_jax.architecture.active import Array
 CHUNK_CPU, CHUNK_ACCELERATOR = 512, 4096
 
 
+class Teacher(NamedTuple):
+    """A model whose predictions of the same tokens are soft targets; no gradient reaches it."""
+
+    h_ND: jax.Array  # its hidden activations, of the table's width
+    weight: Array | float  # share of the soft targets in the loss, []
+    temperature: float = 1.0
+
+
+class _Static(NamedTuple):
+    smoothing: float
+    dims: tuple[int, ...]
+    chunk: int
+    temperature: float
+
+
 def chunked_cross_entropy(
     h_ND: jax.Array,
     table_VD: jax.Array,
@@ -26,10 +41,16 @@ def chunked_cross_entropy(
     smoothing: float,
     dim: Array | None = None,
     dims: tuple[int, ...] = (),
+    teacher: Teacher | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums of the loss and of the negative log-likelihood over real tokens, natural logarithm.
 
     loss = (1 - smoothing) * nll + smoothing / V * sum over all V words of -log p.
+
+    With a teacher of weight w and temperature T, loss = (1 - w) * that + w * T^2 * (cross-entropy
+    of the model's softmax at T under the teacher's at T); its gradient is that of the divergence
+    in Hinton et al. 2015 (arXiv 1503.02531). The teacher's logits are computed again, chunk by
+    chunk, from its hidden activations.
 
     Tokens are processed in chunks. With a gradient, each chunk's gradient of the logits is turned
     into those of `h_ND` and `table_VD` at once, so logits are computed once and never stored.
@@ -47,66 +68,103 @@ def chunked_cross_entropy(
     pad = n_chunks * chunk - n
     h_ND = jnp.pad(h_ND, ((0, pad), (0, 0)))
     target_N, real_N = jnp.pad(target_N, (0, pad)), jnp.pad(real_N, (0, pad))
+    temperature, soft = 1.0, None
+    if teacher is not None:
+        temperature = teacher.temperature
+        soft = jnp.pad(teacher.h_ND, ((0, pad), (0, 0))), jnp.float32(teacher.weight)
     if dim is None:
         dim, dims = jnp.int32(d), (d,)
-    sums: Any = _sums(smoothing, tuple(dims), chunk, h_ND, table_VD, target_N, real_N, dim)
+    static = _Static(smoothing, tuple(dims), chunk, temperature)
+    sums: Any = _sums(static, h_ND, table_VD, target_N, real_N, dim, soft)
     loss, nll = sums
     return loss, lax.stop_gradient(nll)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sums(smoothing, dims, chunk, h_ND, table_VD, target_N, real_N, dim):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
     def one(w, i, sums):
-        h_CD, table, target_C, real_C = _chunk(chunk, w, i, h_ND, table_VD, target_N, real_N)
-        own, _ = _logit_sums(_dot(h_CD, table.T), target_C, real_C, smoothing)
-        return jax.tree.map(jnp.add, sums, own)
+        h_CD, table, target_C, real_C = _chunk(static, w, i, h_ND, table_VD, target_N, real_N)
+        logits_CV = _dot(h_CD, table.T)
+        (loss, nll), _ = _logit_sums(logits_CV, target_C, real_C, static.smoothing)
+        if soft is not None:
+            own, _ = _soft_sums(static, logits_CV, _soft_targets(static, i, soft, table_VD), real_C)
+            loss = _mix(soft, loss, own)
+        return jax.tree.map(jnp.add, sums, (loss, nll))
 
-    return _each_chunk(dims, chunk, h_ND, dim, one, (jnp.float32(0), jnp.float32(0)))
+    return _each_chunk(static, h_ND, dim, one, (jnp.float32(0), jnp.float32(0)))
 
 
-def _fwd(smoothing, dims, chunk, h_ND, table_VD, target_N, real_N, dim):
+def _fwd(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
     n_words = table_VD.shape[0]
+    smoothing, chunk = static.smoothing, static.chunk
 
     def one(w, i, carry):
         sums, dh_ND, dtable_VD = carry
-        h_CD, table, target_C, real_C = _chunk(chunk, w, i, h_ND, table_VD, target_N, real_N)
-        own, p_CV = _logit_sums(_dot(h_CD, table.T), target_C, real_C, smoothing)
+        h_CD, table, target_C, real_C = _chunk(static, w, i, h_ND, table_VD, target_N, real_N)
+        logits_CV = _dot(h_CD, table.T)
+        (loss, nll), p_CV = _logit_sums(logits_CV, target_C, real_C, smoothing)
         d_CV = jnp.where(real_C[:, None], p_CV - smoothing / n_words, 0)
         d_CV = d_CV.at[jnp.arange(chunk), target_C].add(-(1 - smoothing) * real_C)
+        if soft is not None:
+            targets_CV = _soft_targets(static, i, soft, table_VD)
+            own, own_d_CV = _soft_sums(static, logits_CV, targets_CV, real_C)
+            loss, d_CV = _mix(soft, loss, own), _mix(soft, d_CV, own_d_CV)
         d_CV = d_CV.astype(h_CD.dtype)
         dh_ND = lax.dynamic_update_slice(dh_ND, _dot(d_CV, table), (i * chunk, 0))
         old = lax.dynamic_slice(dtable_VD, (0, 0), (n_words, w))
         dtable_VD = lax.dynamic_update_slice(dtable_VD, old + _dot(d_CV.T, h_CD), (0, 0))
-        return jax.tree.map(jnp.add, sums, own), dh_ND, dtable_VD
+        return jax.tree.map(jnp.add, sums, (loss, nll)), dh_ND, dtable_VD
 
     zeros = [jnp.zeros(x.shape, jnp.float32) for x in (h_ND, table_VD)]
     carry = ((jnp.float32(0), jnp.float32(0)), *zeros)
-    sums, dh_ND, dtable_VD = _each_chunk(dims, chunk, h_ND, dim, one, carry)
+    sums, dh_ND, dtable_VD = _each_chunk(static, h_ND, dim, one, carry)
     return sums, (dh_ND.astype(h_ND.dtype), dtable_VD.astype(table_VD.dtype))
 
 
-def _bwd(smoothing, dims, chunk, residuals, cotangents):
+def _bwd(static: _Static, residuals, cotangents):
     loss, _ = cotangents
     dh_ND, dtable_VD = residuals
-    return dh_ND * loss, dtable_VD * loss, None, None, None
+    return dh_ND * loss, dtable_VD * loss, None, None, None, None
 
 
 _sums.defvjp(_fwd, _bwd)
+
+
+def _soft_targets(static: _Static, i, soft, table_VD):
+    """The teacher's softmax at the temperature, of a chunk."""
+    teacher_ND, _ = soft
+    h_CD = lax.dynamic_slice_in_dim(teacher_ND, i * static.chunk, static.chunk)
+    return jax.nn.softmax(_dot(h_CD, table_VD[:, : h_CD.shape[1]].T) / static.temperature, axis=-1)
+
+
+def _soft_sums(static: _Static, logits_CV, targets_CV, real_C):
+    """(sum of the loss under soft targets, its gradient by the logits)."""
+    log_p_CV = jax.nn.log_softmax(logits_CV / static.temperature, axis=-1)
+    loss_C = -jnp.sum(targets_CV * log_p_CV, axis=-1)
+    d_CV = static.temperature * (jnp.exp(log_p_CV) - targets_CV)
+    loss = static.temperature**2 * jnp.sum(loss_C * real_C)
+    return loss, jnp.where(real_C[:, None], d_CV, 0)
+
+
+def _mix(soft, hard, own):
+    _, weight = soft
+    return (1 - weight) * hard + weight * own
 
 
 def _dot(a, b):
     return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
-def _each_chunk(dims, chunk, h_ND, dim, one, carry):
+def _each_chunk(static: _Static, h_ND, dim, one, carry):
     """Runs `one(width, chunk index, carry)` for each chunk, at the active width."""
-    for w in dims:
-        n_chunks = jnp.where(dim == w, h_ND.shape[0] // chunk, 0)
+    for w in static.dims:
+        n_chunks = jnp.where(dim == w, h_ND.shape[0] // static.chunk, 0)
         carry = lax.fori_loop(0, n_chunks, functools.partial(one, w), carry)
     return carry
 
 
-def _chunk(chunk, w, i, h_ND, table_VD, target_N, real_N):
+def _chunk(static: _Static, w, i, h_ND, table_VD, target_N, real_N):
+    chunk = static.chunk
     h_CD = lax.dynamic_slice(h_ND, (i * chunk, 0), (chunk, w))
     target_C, real_C = (lax.dynamic_slice(x, (i * chunk,), (chunk,)) for x in (target_N, real_N))
     return h_CD, table_VD[:, :w], target_C, real_C

@@ -14,7 +14,7 @@ from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.phases.prepare import vocab_sizes
 from automoe_jax.phases.run import Run
 from automoe_jax.phases.train import target
-from automoe_jax.training import parallel
+from automoe_jax.training import parallel, sampling
 from automoe_jax.training.steps import mapped_step, micro_batches, step_arguments
 from automoe_jax.training.target import abstract_state
 
@@ -45,10 +45,13 @@ def describe(run: Run, subnet: Subnet | None) -> Iterator[str]:
         f"step: {share.n_devices} device(s) x {n_micro} micro-batch(es) of {rows} pairs of "
         f"{LENGTH} tokens: {share.n_devices * n_micro * rows * LENGTH:,} tokens"
     )
-    drawn = [[model.space.largest()] * n_micro] * share.n_devices if subnet is None else None
+    drawn = None
+    if subnet is None:
+        sizes = config.seed, config.sampling.largest_first, share.n_devices, n_micro
+        drawn = sampling.draw(model.space, *sizes, config.sampling)
     bucket = Bucket(rows, LENGTH, LENGTH)
     arguments = step_arguments(model, training, config.seed, bucket, drawn)
-    step = mapped_step(model, training)
+    step = mapped_step(model, training, config.sampling)
     run.progress.note("compiling the step")
     start = time.monotonic()
     compiled = step.lower(*arguments).compile()

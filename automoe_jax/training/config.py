@@ -7,6 +7,7 @@ from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
 
 SAMPLING_UNITS = ("micro_batch", "device", "update")
+RULES = ("random", "sandwich")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +57,51 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How a step draws its subnets, group `sampling` of a config.
+    """Which subnets a step trains, and whether they learn from another; group `sampling`.
 
-    One subnet runs a "micro_batch" of a device, a "device" or the whole "update" (the paper's).
+    The defaults are the published ones.
+
+    Attributes:
+      unit: what runs one subnet, or one sandwich: a "micro_batch" of a device, a "device" or the
+        whole "update" (the paper's).
+      rule: "random" draws one subnet. "sandwich" (Yu & Huang 2019, arXiv 1903.05134) runs each
+        batch through several: the largest, the smallest, and random ones.
+      sandwich: their number, 2 or more.
+      largest_share: probability that a random subnet is the largest instead.
+      largest_first: updates at the start that train the largest subnet alone (progressive
+        shrinking, Cai et al. 2020, arXiv 1908.09791).
+      distillation: weight of the largest subnet's predictions in the loss of a sandwich's others,
+        from 0, labels alone, to 1, these alone.
+      temperature: of these predictions.
     """
 
     unit: str = "micro_batch"
+    rule: str = "random"
+    sandwich: int = 4
+    largest_share: float = 0.0
+    largest_first: int = 0
+    distillation: float = 0.0
+    temperature: float = 1.0
 
     def __post_init__(self):
-        checks.one_of(self, "sampling.", unit=SAMPLING_UNITS)
+        checks.one_of(self, "sampling.", unit=SAMPLING_UNITS, rule=RULES)
+        checks.at_least(2, self, "sampling.", "sandwich")
+        checks.at_least(0, self, "sampling.", "largest_first")
+        for name in ("largest_share", "distillation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"sampling.{name} is {getattr(self, name)}; allowed: 0 to 1")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"sampling.temperature is {self.temperature}; allowed: above 0")
+        if self.distillation and self.rule != "sandwich":
+            raise UserError(
+                f"sampling.distillation is {self.distillation}, but sampling.rule is "
+                f"{self.rule!r}: only a sandwich has a largest subnet to learn from; use "
+                "--config.sampling.rule=sandwich"
+            )
+
+    def subnets(self, step: int) -> int:
+        """The number of subnets that a batch of this step runs."""
+        return self.sandwich if self.rule == "sandwich" and step >= self.largest_first else 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,25 +7,43 @@ from automoe_jax.architecture.active import ActiveSubnet, to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
+from automoe_jax.training.config import SamplingConfig
 
 # Separates this random stream from others with the same seed.
 _STREAM = 0x5AB9E7
+# The first subnets of a sandwich; the largest teaches the others.
+_ENDS = (SearchSpace.largest, SearchSpace.smallest)
 
 
 def draw(
-    space: SearchSpace, seed: int, step: int, n_devices: int, n_micro: int, unit: str
+    space: SearchSpace,
+    seed: int,
+    step: int,
+    n_devices: int,
+    n_micro: int,
+    config: SamplingConfig,
 ) -> list[list[Subnet]]:
-    """The subnet of each device of all processes and micro-batch; `unit` as in `SamplingConfig`."""
+    """The subnets of each device of all processes: those of each micro-batch after the other."""
+    each = config.subnets(step)
 
-    def one(device: int, micro: int) -> Subnet:
-        drawer = {"micro_batch": (device, micro), "device": (device, 0), "update": (0, 0)}[unit]
-        return space.sample(np.random.default_rng([_STREAM, seed, step, *drawer]))
+    def one(device: int, micro: int, nth: int) -> Subnet:
+        if step < config.largest_first:
+            return space.largest()
+        if each > 1 and nth < len(_ENDS):
+            return _ENDS[nth](space)
+        drawer = {"micro_batch": (device, micro), "device": (device, 0), "update": (0, 0)}
+        # The first one's stream has no number of its own: it is that of the published rule.
+        own = (nth - len(_ENDS),) if nth > len(_ENDS) else ()
+        rng = np.random.default_rng([_STREAM, seed, step, *drawer[config.unit], *own])
+        is_largest = config.largest_share > 0 and rng.random() < config.largest_share
+        return space.largest() if is_largest else space.sample(rng)
 
-    return [[one(d, m) for m in range(n_micro)] for d in range(n_devices)]
+    passes = [(m, nth) for m in range(n_micro) for nth in range(each)]
+    return [[one(d, *own) for own in passes] for d in range(n_devices)]
 
 
 def stack(subnets: list[list[Subnet]], hull: Subnet, share: Share) -> ActiveSubnet:
-    """The subnets of this process's devices, with leading axes (device, micro-batch)."""
+    """The subnets of this process's devices, with leading axes (device, pass)."""
     local = subnets[share.first_device : share.first_device + share.n_local_devices]
     active = [to_active(subnet, hull) for row in local for subnet in row]
     lead = (len(local), len(local[0]))

@@ -12,7 +12,7 @@ from automoe_jax.architecture.ids import EOS_ID, PAD_ID
 from automoe_jax.model.seq2seq import Output, output_table
 from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
-from automoe_jax.ops.cross_entropy import chunked_cross_entropy
+from automoe_jax.ops.cross_entropy import Teacher, chunked_cross_entropy
 from automoe_jax.training import optimizer
 
 AXIS = "data"
@@ -61,6 +61,7 @@ def batch_loss(
     subnet: ActiveSubnet | None,
     key: jax.Array | None,
     smoothing: float,
+    teacher: Teacher | None = None,
 ) -> tuple[LossSums, Output]:
     """Loss sums and output of one batch (rows, time), with dropout if there is a key."""
     # A supernet takes the active subnet, a stand-alone model none.
@@ -73,33 +74,46 @@ def batch_loss(
     if isinstance(model, Supernet):
         assert subnet is not None
         dim, dims = subnet.decoder.embed_dim, model.stack_static("decoder").dims
-    hidden_ND = output.hidden_BTD.reshape(target_N.shape[0], -1)
+    table_VD = output_table(params)
     loss, nll = chunked_cross_entropy(
-        hidden_ND, output_table(params), target_N, real_N, smoothing, dim, dims
+        _rows(output), table_VD, target_N, real_N, smoothing, dim, dims, teacher
     )
     return LossSums(loss, nll, jnp.sum(real_N).astype(jnp.float32)), output
 
 
+def _rows(output: Output) -> jax.Array:
+    """The decoder's hidden activations, a row per token: (N, D)."""
+    return output.hidden_BTD.reshape(-1, output.hidden_BTD.shape[-1])
+
+
 def make_train_step(
-    model: Model, tx: optax.GradientTransformation, smoothing: float, load_balance_weight: float
+    model: Model,
+    tx: optax.GradientTransformation,
+    smoothing: float,
+    load_balance_weight: float,
+    distillation: float = 0.0,
+    temperature: float = 1.0,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The update of one device.
 
     The function takes (state, batch, subnets, key): `batch` holds (micro-batches, rows, time) ids,
-    `subnets` an `ActiveSubnet` with a leading micro-batch axis (None for a stand-alone model),
-    `key` the dropout key of the step. The gradient is the sum over devices and micro-batches of the
-    gradients of the *summed* loss, over the sum of target tokens. It must run under axis `AXIS`.
+    `subnets` an `ActiveSubnet` with a leading axis (None for a stand-alone model), `key` the
+    dropout key of the step. The leading axis has one or more subnets for each micro-batch, one
+    after the other; with distillation, the first of them teaches the others (in-place
+    distillation, Yu & Huang 2019). The gradient is the sum over devices and micro-batches of the
+    gradients of the *summed* loss, the mean over a micro-batch's subnets, over the sum of target
+    tokens. It must run under axis `AXIS`.
+
+    `distillation` is the weight of the predictions of a micro-batch's first subnet, at
+    `temperature`, in the loss of the others (in-place distillation, Yu & Huang 2019).
     """
 
-    def micro_batch(params, inputs, key, tokens):
-        batch, subnet, i = inputs
-
+    def one_subnet(params, batch, subnet, key, scale, teacher):
         def objective(params):
-            own_key = jax.random.fold_in(key, i)
-            sums, output = batch_loss(model, params, batch, subnet, own_key, smoothing)
-            balance = output.load_balance
-            total = sums.loss + load_balance_weight * balance * sums.tokens
-            return total * (1 / tokens), (sums, balance * sums.tokens)
+            sums, output = batch_loss(model, params, batch, subnet, key, smoothing, teacher)
+            balance = output.load_balance * sums.tokens
+            total = sums.loss + load_balance_weight * balance
+            return total * scale, (sums, balance, _rows(output))
 
         return jax.grad(objective, has_aux=True)(params)
 
@@ -111,10 +125,36 @@ def make_train_step(
         source_tokens, target_tokens = _sum_devices(tuple(n.astype(jnp.float32) for n in counts))
         # Known before the loss: gradients come out scaled, without another pass over them.
         tokens = jnp.maximum(target_tokens, 1)
-        inputs = (batch, subnets, jnp.arange(batch["source"].shape[0]))
-        total = _sum_micro_batches(lambda one: micro_batch(state.params, one, key, tokens), inputs)
+        n_micro, rows, time = batch["target"].shape
+        n_passes = n_micro if subnets is None else jax.tree.leaves(subnets)[0].shape[0]
+        each = n_passes // n_micro  # subnets of a micro-batch
+
+        def one_pass(taught, one):
+            subnet, nth = one
+            own = jax.tree.map(lambda x: x[nth // each], batch)
+            teacher = None
+            if taught is not None:
+                weight = jnp.where(nth % each == 0, 0.0, distillation)
+                teacher = Teacher(taught, weight, temperature)
+            gradient, (*sums, h_ND) = one_subnet(
+                state.params,
+                own,
+                subnet,
+                jax.random.fold_in(key, nth),
+                1 / (tokens * each),
+                teacher,
+            )
+            if taught is not None:
+                taught = jnp.where(nth % each == 0, h_ND, taught)
+            return (gradient, sums), taught
+
+        taught = None
+        if each > 1 and distillation:
+            table_VD = output_table(state.params)
+            taught = jnp.zeros((rows * time, table_VD.shape[1]), table_VD.dtype)
+        total = _sum_passes(one_pass, (subnets, jnp.arange(n_passes)), taught)
         gradient, (sums, balance) = _sum_devices(total)
-        loss, nll, load_balance = sums.loss / tokens, sums.nll / tokens, balance / tokens
+        loss, nll, load_balance = (x / (tokens * each) for x in (sums.loss, sums.nll, balance))
         norm = _norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params, finite)
@@ -135,17 +175,24 @@ def _norm(gradient: Any) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.concatenate(rows)))
 
 
-def _sum_micro_batches(f: Callable[[Any], Any], inputs: Any) -> Any:
-    """The sum of `f` over the leading axis of its inputs, in one compiled body.
+def _sum_passes(f: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, carry: Any) -> Any:
+    """The sum of what `f(carry, one)` gives, beside the next carry, over the leading axis.
 
-    `f` holds no collective, as devices may run different subnets.
+    In one compiled body. `f` holds no collective, as devices may run different subnets.
     """
     first = jax.tree.map(lambda x: x[0], inputs)
     if len(jax.tree.leaves(inputs)[0]) == 1:
-        return f(first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(f, first))
-    zeros = jax.lax.pcast(zeros, AXIS, to="varying")
-    total, _ = jax.lax.scan(lambda t, one: (jax.tree.map(jnp.add, t, f(one)), None), zeros, inputs)
+        return f(carry, first)[0]
+    shapes, _ = jax.eval_shape(f, carry, first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    start = jax.lax.pcast((zeros, carry), AXIS, to="varying")
+
+    def body(state, one):
+        total, carry = state
+        value, carry = f(carry, one)
+        return (jax.tree.map(jnp.add, total, value), carry), None
+
+    (total, _), _ = jax.lax.scan(body, start, inputs)
     return total
 
 

@@ -38,20 +38,33 @@ class Steps:
         self._share = parallel.share()
         n_micro = micro_batches(config, self._share.n_devices)
         sizes = {"n_devices": self._share.n_devices, "n_micro": n_micro}
+        self._sampling = sampling_config
         self._draw = functools.partial(
-            sampling.draw, target.space, seed, unit=sampling_config.unit, **sizes
+            sampling.draw, target.space, seed, config=sampling_config, **sizes
         )
         source, into = data.train.source.lengths, data.train.target.lengths
         buckets = choose_buckets(source, into, config.buckets, config.tokens_per_batch)
         self.plan = Plan(source, into, buckets, config.batches_per_step, seed)
-        self._programs = Programs(mapped_step(target, config), f"step {target} {config}")
+        step = mapped_step(target, config, sampling_config)
+        self._programs = Programs(step, f"step {target} {config} {sampling_config}")
         self._key = jax.random.key(seed)
 
     def compile_ahead(self, start: int, most: int | None = None):
         """Has the programs of the steps from `start` on compiled, the first `most` or all."""
-        made_of, drawn = (self._target, self._config, self._seed), self.subnets(start)
-        for bucket in self.plan.shapes(start, self._config.steps)[:most]:
-            self._programs.schedule(bucket, step_arguments(*made_of, bucket, drawn))
+        made_of, stop = (self._target, self._config, self._seed), self._config.steps
+        change = min(max(start, self._sampling.largest_first), stop)
+        scheduled = [
+            (first, bucket)
+            for first, last in ((start, change), (change, stop))
+            for bucket in self.plan.shapes(first, last)
+        ]
+        for first, bucket in scheduled[:most]:
+            arguments = step_arguments(*made_of, bucket, self.subnets(first))
+            self._programs.schedule(self._shape(first, bucket), arguments)
+
+    def _shape(self, step: int, bucket: Bucket) -> tuple[Bucket, int]:
+        """What a step's program is kept under: its batch shape, and the subnets of a batch."""
+        return bucket, 1 if self._target.subnet else self._sampling.subnets(step)
 
     def programs(self) -> tuple[int, int]:
         """As `Programs.state`."""
@@ -71,7 +84,7 @@ class Steps:
 
     def program(self, step: int, stop: Callable[[], bool]) -> Any:
         """The program of a step, waited for; None if `stop()` says so meanwhile."""
-        return self._programs.get(self.plan.step(step).bucket, stop)
+        return self._programs.get(self._shape(step, self.plan.step(step).bucket), stop)
 
     def run(
         self, program: Any, step: int, state: TrainState, batch: Batch, drawn: Drawn
@@ -92,10 +105,13 @@ class Steps:
         return f"{words}; subnets {_some(dict.fromkeys(names))}"
 
 
-def mapped_step(target: TrainingTarget, config: TrainingConfig) -> Callable[..., Any]:
+def mapped_step(
+    target: TrainingTarget, config: TrainingConfig, sampling_config: SamplingConfig
+) -> Callable[..., Any]:
     """The train step over all devices."""
     tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
-    return parallel.map_train_step(make_train_step(target.module(), tx, *rates))
+    teaching = sampling_config.distillation, sampling_config.temperature
+    return parallel.map_train_step(make_train_step(target.module(), tx, *rates, *teaching))
 
 
 def step_arguments(

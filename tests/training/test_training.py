@@ -31,6 +31,7 @@ from automoe_jax.training.step import (
     StepMetrics,
     TrainState,
     batch_loss,
+    decoder_input,
     make_eval_step,
     make_train_step,
 )
@@ -172,7 +173,7 @@ def test_one_compilation_for_a_thousand_subnets(params, compilations):
 
 def test_units_of_sampling():
     def drawn(unit, step=5):
-        return sampling.draw(SPACE, 1, step, 4, 3, unit)
+        return sampling.draw(SPACE, 1, step, 4, 3, SamplingConfig(unit))
 
     flat = [s for row in drawn("micro_batch") for s in row]
     assert len(set(flat)) == 12
@@ -186,12 +187,108 @@ def test_units_of_sampling():
         SamplingConfig("gpu")
 
 
+def test_a_sandwich_has_the_largest_the_smallest_and_random_ones():
+    config = SamplingConfig(rule="sandwich", sandwich=4, largest_first=3)
+    assert sampling.draw(SPACE, 1, 2, 2, 3, config) == [[SPACE.largest()] * 3] * 2
+    rows = sampling.draw(SPACE, 1, 3, 2, 3, config)
+    assert [len(row) for row in rows] == [12, 12]
+    for row in rows:
+        assert row[0::4] == [SPACE.largest()] * 3
+        assert row[1::4] == [SPACE.smallest()] * 3
+    random = [s for row in rows for k in (2, 3) for s in row[k::4]]
+    assert len(set(random)) == 12
+    # The first random one is that of the published rule.
+    assert [row[2::4] for row in rows] == sampling.draw(SPACE, 1, 3, 2, 3, SamplingConfig())
+    same = sampling.draw(SPACE, 1, 3, 2, 3, dataclasses.replace(config, unit="update"))
+    assert len({s for row in same for s in row[2::4]}) == 1
+
+
+def test_the_largest_has_its_share_of_random_draws():
+    config = SamplingConfig(largest_share=0.25)
+    rows = sampling.draw(SPACE, 1, 5, 100, 4, config)
+    count = sum(subnet == SPACE.largest() for row in rows for subnet in row)
+    assert 70 <= count <= 130  # 400 draws: over 3 standard deviations either way
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"unit": "gpu"}, r"sampling\.unit is 'gpu'"),
+        ({"rule": "all"}, r"sampling\.rule is 'all'"),
+        ({"rule": "sandwich", "sandwich": 1}, r"sampling\.sandwich is 1"),
+        ({"largest_share": 1.5}, r"sampling\.largest_share is 1\.5; allowed: 0 to 1"),
+        ({"distillation": 0.5}, r"sampling\.distillation is 0\.5, but sampling\.rule is 'random'"),
+        ({"temperature": 0.0}, r"sampling\.temperature is 0\.0"),
+    ],
+)
+def test_wrong_sampling(fields, message):
+    with pytest.raises(UserError, match=message):
+        SamplingConfig(**fields)
+
+
+def test_a_sandwich_gives_the_mean_over_its_subnets(params, single):
+    """Two devices' worth of batches, each through three subnets, on one device."""
+    batch = {k: v[:1] for k, v in device_batches(2).items()}
+    rng = np.random.default_rng(4)
+    drawn = [[SPACE.sample(rng) for _ in range(6)]]
+    step = parallel.map_train_step(make_train_step(MODEL, gradients_only(), SMOOTHING, 0.0))
+    ours, out = one_device(step, params, batch, drawn)
+    total, loss, n_tokens = None, 0.0, np.sum(batch["target"] != PAD_ID)
+    for nth, subnet in enumerate(drawn[0]):
+        one = {k: v[0, nth // 3] for k, v in batch.items()}
+        gradient, sums = single(params, one, to_active(subnet, HULL))
+        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+        loss += float(sums.loss)
+    assert_close(ours, jax.tree.map(lambda g: np.asarray(g / (3 * n_tokens)), total))
+    assert float(out.loss[0]) == pytest.approx(loss / (3 * n_tokens), rel=1e-5)
+    assert float(out.target_tokens[0]) == n_tokens
+
+
+def test_the_first_subnet_of_a_sandwich_teaches_the_others(params):
+    batch = {k: v[:1] for k, v in device_batches(2).items()}
+    rng, weight, temperature = np.random.default_rng(4), 0.7, 2.0
+    drawn = [[SPACE.largest(), SPACE.sample(rng), SPACE.smallest()] * 2]
+    step = make_train_step(MODEL, gradients_only(), SMOOTHING, 0.0, weight, temperature)
+    ours, _ = one_device(parallel.map_train_step(step), params, batch, drawn)
+
+    def logits(p, one, subnet):
+        ids = one["source"], decoder_input(one["target"])
+        return MODEL.apply({"params": p}, *ids, to_active(subnet, HULL)).logits_BTV
+
+    def objective(p):
+        total = 0.0
+        for nth, subnet in enumerate(drawn[0]):
+            one = {k: v[0, nth // 3] for k, v in batch.items()}
+            hard = batch_loss(MODEL, p, one, to_active(subnet, HULL), None, SMOOTHING)[0].loss
+            if nth % 3 == 0:
+                total += hard
+                continue
+            taught = jax.lax.stop_gradient(logits(p, one, drawn[0][0]))
+            log_p = jax.nn.log_softmax(logits(p, one, subnet) / temperature)
+            soft_BT = -jnp.sum(jax.nn.softmax(taught / temperature) * log_p, axis=-1)
+            soft = temperature**2 * jnp.sum(soft_BT * (one["target"] != PAD_ID))
+            total += (1 - weight) * hard + weight * soft
+        return total / (3 * np.sum(batch["target"] != PAD_ID))
+
+    assert_close(ours, jax.tree.map(np.asarray, jax.jit(jax.grad(objective))(params)))
+
+
+def one_device(step, params, batch, drawn):
+    """As `step_gradient`, on the first device alone."""
+    subnets = sampling.stack(drawn, HULL, Share(0, 1, 1))
+    state = TrainState(jnp.int32(0), params, gradients_only().init(params))
+    state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
+    new, out = step(state, batch, subnets, jax.random.key(0))
+    return jax.tree.map(lambda old, n: np.asarray(old - n[0]), params, new.params), out
+
+
 # --- the loop ------------------------------------------------------------------------------------
 
 TINY = elastic_space(
     encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,), encoder_top_k=(1,),
     decoder_top_k=(1,), encoder_experts=(1, 2), decoder_experts=(1, 2),
 )  # fmt: skip
+PUBLISHED = SamplingConfig()
 CONFIG = TrainingConfig(
     steps=6, warmup_steps=2, tokens_per_batch=40, batches_per_step=4, buckets=1, log_every=3,
     eval_every=3, checkpoint_every=2, eval_subnets=1, peak_rate=1e-2,
@@ -239,11 +336,11 @@ class KillAt(Silent):
         return Task()
 
 
-def run_training(folder, progress=None, subnet=None, dropout=0.1, config=CONFIG, **kwargs):
+def run_training(
+    folder, progress=None, subnet=None, dropout=0.1, config=CONFIG, rules=PUBLISHED, **kwargs
+):
     target = TrainingTarget(TINY, (64, 64), ModelConfig(dropout, dropout), subnet)
-    loop.train(
-        target, config, SamplingConfig(), 7, DATA, folder, progress or Silent(), **kwargs
-    )  # fmt: skip
+    loop.train(target, config, rules, 7, DATA, folder, progress or Silent(), **kwargs)
     return {
         (line["step"], line["name"]): line["value"]
         for line in metrics.read(folder)
@@ -277,6 +374,20 @@ def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, tmp_path):
     )
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert run_training(tmp_path) == whole  # finished: nothing happens
+
+
+def test_a_killed_run_of_sandwiches_is_the_uninterrupted_one(tmp_path):
+    """Killed before and after the end of the largest subnet's own updates, which have a program."""
+    rules = SamplingConfig(
+        rule="sandwich", sandwich=3, largest_first=3, distillation=0.5, temperature=2.0
+    )
+    whole = run_training(tmp_path / "whole", rules=rules)
+    for step in (3, 4):
+        with pytest.raises(Killed):
+            run_training(tmp_path / "killed", KillAt(step), rules=rules)
+    assert run_training(tmp_path / "killed", rules=rules) == whole
+    # What was drawn is what was trained: a sandwich has other losses than one subnet.
+    assert whole != run_training(tmp_path / "random")
 
 
 def test_what_a_run_writes(uninterrupted):
