@@ -131,6 +131,7 @@ def standalone_of(space: SearchSpace, subnet: Subnet) -> Transformer:
         hull.encoder.embed_dim,
         hull.decoder.embed_dim,
         share_embeddings=space.share_embeddings,
+        ffn_scale=space.ffn_scale,
     )
 
 

@@ -52,6 +52,7 @@ class Block(nn.Module):
     layer: LayerSpec  # in a supernet, the largest form of the layer
     qkv_dim: int
     attention_dropout: float
+    ffn_scale: float = 1.0
     memory_dims: tuple[int, ...] = ()  # in a supernet's decoder, the widths of the memory
 
     def setup(self):
@@ -63,7 +64,7 @@ class Block(nn.Module):
             self.cross_attention = Attention(layer.cross_heads, *common, self.memory_dims)
             self.cross_attention_norm = AddNorm()
         self.self_attention_norm = AddNorm()
-        self.experts = Experts(layer.experts, layer.top_k)
+        self.experts = Experts(layer.experts, layer.top_k, self.ffn_scale)
         self.experts_norm = AddNorm()
 
     def __call__(

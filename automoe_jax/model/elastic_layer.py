@@ -36,6 +36,7 @@ class StackStatic:
     dropout: float  # rate at `base_dim`, scaled to the active width
     base_dim: int  # the supernet's width
     attention_dropout: float  # rate on attention probabilities, not scaled
+    ffn_scale: float
     backend: str  # of the grouped FFN
 
     @property
@@ -58,7 +59,8 @@ class StackStatic:
         if layer is None:
             widest = max(self.layers, key=lambda layer: len(layer.experts))
             layer = dataclasses.replace(widest, top_k=self.top_k)
-        return Block(layer, self.qkv_dim, self.attention_dropout, self.memory_dims)
+        rates = self.attention_dropout, self.ffn_scale
+        return Block(layer, self.qkv_dim, *rates, self.memory_dims)
 
     def layer_experts(self, params: Params, row: ActiveStack, layer: Array) -> LayerExperts:
         """The active experts of a layer among the stacked weights."""
@@ -144,7 +146,8 @@ def finish(static: StackStatic, own: LayerContext, expert_NK, params, x_BTD, p_N
     """The experts' outputs combined, added and normalised."""
     sizes_E = own.row.sizes_LE[: static.n_experts]
     identity_A = grouped_ffn.identity(expert_NK.reshape(-1), sizes_E)
-    y_ND = combine(y_AD, p_NK, identity_A, own.rate, own.bits.experts_AD)
+    scales = static.ffn_scale, own.rate, own.bits.experts_AD
+    y_ND = combine(y_AD, p_NK, identity_A, *scales)
     apply: Any = static.block().apply
     return apply({"params": params}, x_BTD, y_ND, own.active_width, method="finish")
 

@@ -43,19 +43,25 @@ def route(logits_NE: jax.Array, real_N: jax.Array, top_k: int, row: ActiveStack 
     return Routing(logits_NE, expert_NK, p_NK)
 
 
-def combine(y_AD, p_NK, identity_A, dropout_rate: Array | float, bits_AD) -> jax.Array:
-    """Sum over each token's experts of p times the expert's output: (N, D).
+def combine(
+    y_AD, p_NK, identity_A, ffn_scale: float, dropout_rate: Array | float, bits_AD
+) -> jax.Array:
+    """Sum over each token's experts of p times `ffn_scale` times the expert's output: (N, D).
 
-    Dropout, unless `bits_AD` is None, applies to each expert's output before the scaling by p,
-    identity experts excepted.
+    Dropout, unless `bits_AD` is None, applies to each expert's output before the scaling. Identity
+    experts have neither dropout nor `ffn_scale`.
     """
     if bits_AD is not None:
         y_AD = jnp.where(identity_A[:, None], y_AD, dropout(y_AD, dropout_rate, bits_AD))
+    if ffn_scale != 1:
+        p_NK = jnp.where(identity_A.reshape(p_NK.shape), p_NK, ffn_scale * p_NK)
     return jnp.einsum("NK,NKD->ND", p_NK, y_AD.reshape(*p_NK.shape, -1))
 
 
 class Experts(nn.Module):
-    """y = sum over the top k experts of p_i * expert_i(x), p not renormalised; no token dropped.
+    """y = sum over the top k experts of p_i * ffn_scale * expert_i(x); no token dropped.
+
+    p is not renormalised. `SearchSpace.ffn_scale` says what the scale is for.
 
     Initialises a layer's weights, and runs it in a stand-alone model; a supernet's layers run in
     `elastic_stack`.
@@ -63,6 +69,7 @@ class Experts(nn.Module):
 
     sizes: tuple[int, ...]  # FFN size of each expert; 0 is an identity expert
     top_k: int
+    ffn_scale: float
 
     @nn.compact
     def __call__(
@@ -105,7 +112,8 @@ class Experts(nn.Module):
             else:
                 y_AD = jnp.where((expert_A < n_experts)[:, None], x_AD, 0)
         identity_A = identity(expert_A, sizes_E)
-        return combine(y_AD, routing.p_NK, identity_A, dropout_rate, bits_AD), routing
+        scales = self.ffn_scale, dropout_rate, bits_AD
+        return combine(y_AD, routing.p_NK, identity_A, *scales), routing
 
 
 def load_balance(routing: Routing, real_N: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from automoe_jax.architecture.subnet import EncoderLayer, LayerSpec, Subnet
@@ -32,6 +33,18 @@ def extract(params: Params, subnet: Subnet, hull: Subnet) -> Params:
             for i, layer in enumerate(getattr(subnet, side).layers)
         }
     return out
+
+
+def with_ffn_scale(params: Params, factor: float) -> Params:
+    """The weights with the output of every FFN times `factor`, of a supernet or a subnet.
+
+    With `SearchSpace.ffn_scale`, the weights of the same model without a scale.
+    """
+
+    def scaled(path: Any, array: Any) -> Any:
+        return array * factor if path[-1].key in ("fc2", "fc2_bias") else array
+
+    return params if factor == 1 else jax.tree_util.tree_map_with_path(scaled, params)
 
 
 def _layer(params: Params, layer: LayerSpec, bound: LayerSpec, d_e: int, d_d: int) -> Params:

@@ -140,6 +140,7 @@ class Supernet(nn.Module):
             dropout=self.dropout,
             base_dim=stack.embed_dim,
             attention_dropout=self.attention_dropout,
+            ffn_scale=self.space.ffn_scale,
             backend=self.backend or grouped_ffn.default_backend(),
         )
 

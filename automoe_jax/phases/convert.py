@@ -11,7 +11,7 @@ from automoe_jax.data.tokenizers import token_ids
 from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.data.tokenizers.fairseq_bpe import FairseqBpe
-from automoe_jax.model.extract import Params, extract
+from automoe_jax.model.extract import Params, extract, with_ffn_scale
 from automoe_jax.phases.prepare import make_tokenizer, vocab_sizes
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run, hold, open_run
 from automoe_jax.phases.train import settings, supernet_params, target
@@ -79,6 +79,7 @@ def _to_params(
         sizes = state_dict.vocab_sizes(state)
     except state_dict.CheckpointError as e:
         raise type(e)(f"checkpoint {source}: {e}") from None
+    params = with_ffn_scale(params, 1 / config.space.ffn_scale)
     own = target(config, sizes, subnet)
     if subnet is not None:
         params = extract(params, subnet, own.hull)
@@ -135,7 +136,8 @@ def write_checkpoint(run: Run, path: Path):
     if not (run.path / workdir.MANIFEST).exists():
         raise UserError(f"--workdir {run.path} is not a run")
     params, _ = supernet_params(run, vocab_sizes(run))
-    checkpoint.write(path, state_dict.from_params(params, run.config.space))
+    space = run.config.space
+    checkpoint.write(path, state_dict.from_params(with_ffn_scale(params, space.ffn_scale), space))
 
 
 def tokenizer_config(

@@ -42,7 +42,7 @@ def parse(text: str) -> SearchSpace:
     anywhere in a layer with experts of different sizes, where the published code has them first.
     """
     options = read(text, _KNOWN, "supertransformer", SpaceError)
-    fields = {name: options.integers(key) for name, key in _CHOICES.items()}
+    fields: dict[str, Any] = {name: options.integers(key) for name, key in _CHOICES.items()}
     for name, key in _CHOICES.items():
         if min(fields[name]) < 1:
             raise SpaceError(f"{key} has {min(fields[name])}; positive integers are allowed")

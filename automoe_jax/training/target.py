@@ -47,8 +47,8 @@ class TrainingTarget:
         if self.subnet is None:
             return Supernet(self.space, self.vocab_sizes, *rates)
         base_dims = self.hull.encoder.embed_dim, self.hull.decoder.embed_dim
-        share = self.space.share_embeddings
-        return Transformer(self.subnet, self.vocab_sizes, *base_dims, *rates, share)
+        fixed = self.space.share_embeddings, self.space.ffn_scale
+        return Transformer(self.subnet, self.vocab_sizes, *base_dims, *rates, *fixed)
 
     def active(self, subnet: Subnet) -> ActiveSubnet | None:
         """The argument that runs a subnet in the module; None for a stand-alone model."""

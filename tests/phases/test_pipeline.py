@@ -3,17 +3,20 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from conftest import shipped_config
 from tiny import KillAt, Killed, tiny_config
 
 from automoe_jax.config import base, resolve
+from automoe_jax.decoding import weight_file
 from automoe_jax.decoding.config import ExportConfig
+from automoe_jax.decoding.manifest import WEIGHTS
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.phases.pipeline import run_pipeline
 from automoe_jax.phases.run import Run, open_run
 from automoe_jax.phases.search import run_search
-from automoe_jax.phases.train import trained_folder
+from automoe_jax.phases.train import subnet_params, trained_folder
 from automoe_jax.published import subnet_files
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
@@ -61,6 +64,14 @@ def test_pipeline_survives_kills(tmp_path):
     translator = Translator.load(tmp_path / "export")
     assert translator.manifest["scores"]["test"]["bleu"] == results["test"]["bleu"]
     assert len(translator.translate(["Today is Monday."], beam_size=2)) == 1
+
+    # An export has the scale of the FFNs inside its weights.
+    run = open_run(config, tmp_path, SILENT)
+    params, _, _ = subnet_params(run, trained_folder(run))
+    trained = params["encoder"]["layer_0"]["experts"]["fc2_bias"][0]
+    exported = weight_file.load(tmp_path / "export" / WEIGHTS)["encoder.0.expert_0.fc2.bias"]
+    assert np.abs(trained).max() > 0
+    np.testing.assert_allclose(exported, config.space.ffn_scale * trained, rtol=1e-6)
 
     # Everything is done: again costs nothing and changes nothing.
     assert pipeline_of(config, tmp_path, KillAt("step ")) == results
