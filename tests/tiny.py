@@ -12,7 +12,7 @@ def tiny_config(**constraint):
         qkv_dim=8, encoder_embed_dims=(8, 12), decoder_embed_dims=(8,), encoder_depths=(1,),
         decoder_depths=(1, 2), encoder_heads=(1, 2), decoder_self_heads=(2,),
         decoder_cross_heads=(2,), cross_spans=(1,), encoder_experts=(1, 2), decoder_experts=(1, 2),
-        encoder_ffn_dims=(8, 16), decoder_ffn_dims=(8, 16), ffn_scale=0.5,
+        encoder_ffn_dims=(8, 16), decoder_ffn_dims=(8, 16), ffn_scale=0.5, attention_scale=0.8,
     )  # fmt: skip
     config.training.update(
         steps=8, warmup_steps=2, tokens_per_batch=256, batches_per_step=4, buckets=1, log_every=2,

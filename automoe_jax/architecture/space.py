@@ -39,9 +39,10 @@ class SearchSpace:
       share_embeddings: "all" has one table for source, target and output (the WMT models),
         "decoder" one for the source and one for target and output, "none" three (the IWSLT
         models); the last two take a vocabulary per language.
-      ffn_scale: factor on the output of every expert and dense FFN, identity experts excepted; 1 is
-        the published model. It is part of what the weights mean while they are trained; an export
-        has it inside its weights.
+      ffn_scale, attention_scale: factors on the output of every expert and dense FFN, identity
+        experts excepted, and of every attention; 1 is the published model. They are part of what
+        the weights mean while they are trained; an export has them inside its weights. See
+        docs/experts.md.
     """
 
     qkv_dim: int = 512
@@ -65,6 +66,7 @@ class SearchSpace:
     decoder_top_k: tuple[int, ...] = (1,)
     share_embeddings: str = "all"
     ffn_scale: float = 1.0
+    attention_scale: float = 1.0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -77,8 +79,9 @@ class SearchSpace:
             if type(value) is not type(allowed[0]) or value not in allowed:
                 listed = ", ".join(map(str, allowed))
                 raise SpaceError(f"space.{name} is {value!r}; allowed: {listed}")
-        if not 0 < self.ffn_scale < math.inf:
-            raise SpaceError(f"space.ffn_scale is {self.ffn_scale}; allowed: above 0")
+        for name in ("ffn_scale", "attention_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SpaceError(f"space.{name} is {getattr(self, name)}; allowed: above 0")
         for stack in self.stacks:
             stack.check(self.qkv_dim)
         if self.cross_spans[0] > self.encoder_depths[0]:

@@ -9,6 +9,7 @@ import jax
 from flax import linen as nn
 
 from automoe_jax.architecture.active import ActiveStack, Array
+from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, LayerSpec
 from automoe_jax.model.attention import Attention, Segments
 from automoe_jax.model.experts import Experts, Routing
@@ -46,13 +47,25 @@ def layer_bits(
     return DropoutBits(*random_bits(key, shapes))
 
 
+class Scales(NamedTuple):
+    """Factors on the outputs of a layer's parts, as in `SearchSpace`."""
+
+    ffn: float = 1.0
+    attention: float = 1.0
+
+
+def scales_of(space: SearchSpace) -> Scales:
+    """The scales of a space's models."""
+    return Scales(space.ffn_scale, space.attention_scale)
+
+
 class Block(nn.Module):
     """A layer of an encoder or a decoder."""
 
     layer: LayerSpec  # in a supernet, the largest form of the layer
     qkv_dim: int
     attention_dropout: float
-    ffn_scale: float = 1.0
+    scales: Scales = Scales()
     memory_dims: tuple[int, ...] = ()  # in a supernet's decoder, the widths of the memory
 
     def setup(self):
@@ -64,7 +77,7 @@ class Block(nn.Module):
             self.cross_attention = Attention(layer.cross_heads, *common, self.memory_dims)
             self.cross_attention_norm = AddNorm()
         self.self_attention_norm = AddNorm()
-        self.experts = Experts(layer.experts, layer.top_k, self.ffn_scale)
+        self.experts = Experts(layer.experts, layer.top_k, self.scales.ffn)
         self.experts_norm = AddNorm()
 
     def __call__(
@@ -107,6 +120,7 @@ class Block(nn.Module):
             x_BTD, None, self_mask_BTT,
             active_width=active_width, heads=heads, bits_BHTM=bits.self_probs,
         )  # fmt: skip
+        y_BTD *= self.scales.attention
         x_BTD = self.self_attention_norm(x_BTD, y_BTD, active_width, rate, bits.self_out)
         if memory is None:
             return x_BTD
@@ -114,6 +128,7 @@ class Block(nn.Module):
             x_BTD, memory.outputs_PBSD, memory.real_BM[:, None], active_width=active_width,
             heads=cross_heads, segments=memory.segments, bits_BHTM=bits.cross_probs,
         )  # fmt: skip
+        y_BTD *= self.scales.attention
         return self.cross_attention_norm(x_BTD, y_BTD, active_width, rate, bits.cross_out)
 
     def finish(

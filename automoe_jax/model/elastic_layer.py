@@ -15,7 +15,7 @@ from automoe_jax.architecture.active import ActiveStack, Array, layer_row
 from automoe_jax.architecture.subnet import LayerSpec
 from automoe_jax.model import stacked
 from automoe_jax.model.attention import Segments
-from automoe_jax.model.block import Block, CrossMemory, DropoutBits, layer_bits
+from automoe_jax.model.block import Block, CrossMemory, DropoutBits, Scales, layer_bits
 from automoe_jax.model.experts import combine, load_balance, route
 from automoe_jax.model.layers import Width, width
 from automoe_jax.ops import grouped_ffn
@@ -36,7 +36,7 @@ class StackStatic:
     dropout: float  # rate at `base_dim`, scaled to the active width
     base_dim: int  # the supernet's width
     attention_dropout: float  # rate on attention probabilities, not scaled
-    ffn_scale: float
+    scales: Scales
     backend: str  # of the grouped FFN
 
     @property
@@ -59,8 +59,8 @@ class StackStatic:
         if layer is None:
             widest = max(self.layers, key=lambda layer: len(layer.experts))
             layer = dataclasses.replace(widest, top_k=self.top_k)
-        rates = self.attention_dropout, self.ffn_scale
-        return Block(layer, self.qkv_dim, *rates, self.memory_dims)
+        fixed = self.attention_dropout, self.scales
+        return Block(layer, self.qkv_dim, *fixed, self.memory_dims)
 
     def layer_experts(self, params: Params, row: ActiveStack, layer: Array) -> LayerExperts:
         """The active experts of a layer among the stacked weights."""
@@ -146,7 +146,7 @@ def finish(static: StackStatic, own: LayerContext, expert_NK, params, x_BTD, p_N
     """The experts' outputs combined, added and normalised."""
     sizes_E = own.row.sizes_LE[: static.n_experts]
     identity_A = grouped_ffn.identity(expert_NK.reshape(-1), sizes_E)
-    scales = static.ffn_scale, own.rate, own.bits.experts_AD
+    scales = static.scales.ffn, own.rate, own.bits.experts_AD
     y_ND = combine(y_AD, p_NK, identity_A, *scales)
     apply: Any = static.block().apply
     return apply({"params": params}, x_BTD, y_ND, own.active_width, method="finish")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from automoe_jax.architecture.subnet import EncoderLayer, LayerSpec, Subnet
+from automoe_jax.model.block import Scales
 from automoe_jax.model.stacked import per_layer
 
 Params = dict[str, Any]
@@ -35,16 +36,19 @@ def extract(params: Params, subnet: Subnet, hull: Subnet) -> Params:
     return out
 
 
-def with_ffn_scale(params: Params, factor: float) -> Params:
-    """The weights with the output of every FFN times `factor`, of a supernet or a subnet.
+def with_scales(params: Params, scales: Scales) -> Params:
+    """The weights with the outputs of all FFNs and attentions scaled, of a supernet or a subnet.
 
-    With `SearchSpace.ffn_scale`, the weights of the same model without a scale.
+    With the scales of the search space, these are the weights of the same model without scales.
     """
 
     def scaled(path: Any, array: Any) -> Any:
-        return array * factor if path[-1].key in ("fc2", "fc2_bias") else array
+        *_, module, name = ("", *(entry.key for entry in path))
+        if name in ("fc2", "fc2_bias"):
+            return array * scales.ffn
+        return array * scales.attention if module == "out" else array
 
-    return params if factor == 1 else jax.tree_util.tree_map_with_path(scaled, params)
+    return params if scales == Scales() else jax.tree_util.tree_map_with_path(scaled, params)
 
 
 def _layer(params: Params, layer: LayerSpec, bound: LayerSpec, d_e: int, d_d: int) -> Params:

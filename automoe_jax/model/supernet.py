@@ -16,7 +16,7 @@ from automoe_jax.architecture.active import ActiveStack, ActiveSubnet
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.model import elastic_stack, seq2seq, stacked
-from automoe_jax.model.block import Block, CrossMemory
+from automoe_jax.model.block import Block, CrossMemory, scales_of
 from automoe_jax.model.elastic_layer import Context, StackStatic
 from automoe_jax.model.elastic_stack import StackOutput
 from automoe_jax.model.seq2seq import Output
@@ -140,7 +140,7 @@ class Supernet(nn.Module):
             dropout=self.dropout,
             base_dim=stack.embed_dim,
             attention_dropout=self.attention_dropout,
-            ffn_scale=self.space.ffn_scale,
+            scales=scales_of(self.space),
             backend=self.backend or grouped_ffn.default_backend(),
         )
 

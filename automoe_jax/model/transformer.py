@@ -11,7 +11,7 @@ from flax import linen as nn
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.subnet import DecoderLayer, LayerSpec, Subnet
 from automoe_jax.model import seq2seq
-from automoe_jax.model.block import Block, CrossMemory
+from automoe_jax.model.block import Block, CrossMemory, Scales
 from automoe_jax.model.experts import load_balance
 from automoe_jax.model.seq2seq import Output
 
@@ -22,7 +22,7 @@ class Stack(nn.Module):
     layers: tuple[LayerSpec, ...]
     qkv_dim: int
     attention_dropout: float
-    ffn_scale: float
+    scales: Scales
 
     @nn.compact
     def __call__(
@@ -42,8 +42,8 @@ class Stack(nn.Module):
                 assert memory is not None
                 m = layer.cross_span * memory.outputs_PBSD.shape[2]
                 own = CrossMemory(memory.outputs_PBSD[: layer.cross_span], memory.real_BM[:, :m])
-            rates = self.attention_dropout, self.ffn_scale
-            block = Block(layer, self.qkv_dim, *rates, name=f"layer_{i}")
+            fixed = self.attention_dropout, self.scales
+            block = Block(layer, self.qkv_dim, *fixed, name=f"layer_{i}")
             key = None if keys_L is None else keys_L[i]
             x_BTD, routing = block(x_BTD, self_mask_BTT, real_BT, own, rate, key)
             outputs.append(x_BTD)
@@ -66,7 +66,7 @@ class Transformer(nn.Module):
     dropout: float = 0.0  # rate at the base width
     attention_dropout: float = 0.0
     share_embeddings: str = "all"  # as in `SearchSpace`
-    ffn_scale: float = 1.0  # as in `SearchSpace`
+    scales: Scales = Scales()
 
     @nn.compact
     def __call__(
@@ -83,7 +83,7 @@ class Transformer(nn.Module):
         encoder_keys, decoder_keys = seq2seq.dropout_keys(arch, key)
         d_e, d_d = arch.encoder.embed_dim, arch.decoder.embed_dim
         e_rate, d_rate = self.rates()
-        common = (arch.qkv_dim, self.attention_dropout, self.ffn_scale)
+        common = (arch.qkv_dim, self.attention_dropout, self.scales)
 
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
         x_BSD = seq2seq.stack_input(

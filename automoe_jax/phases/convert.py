@@ -11,7 +11,8 @@ from automoe_jax.data.tokenizers import token_ids
 from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.data.tokenizers.fairseq_bpe import FairseqBpe
-from automoe_jax.model.extract import Params, extract, with_ffn_scale
+from automoe_jax.model.block import Scales, scales_of
+from automoe_jax.model.extract import Params, extract, with_scales
 from automoe_jax.phases.prepare import make_tokenizer, vocab_sizes
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run, hold, open_run
 from automoe_jax.phases.train import settings, supernet_params, target
@@ -79,7 +80,7 @@ def _to_params(
         sizes = state_dict.vocab_sizes(state)
     except state_dict.CheckpointError as e:
         raise type(e)(f"checkpoint {source}: {e}") from None
-    params = with_ffn_scale(params, 1 / config.space.ffn_scale)
+    params = with_scales(params, Scales(*(1 / x for x in scales_of(config.space))))
     own = target(config, sizes, subnet)
     if subnet is not None:
         params = extract(params, subnet, own.hull)
@@ -137,7 +138,7 @@ def write_checkpoint(run: Run, path: Path):
         raise UserError(f"--workdir {run.path} is not a run")
     params, _ = supernet_params(run, vocab_sizes(run))
     space = run.config.space
-    checkpoint.write(path, state_dict.from_params(with_ffn_scale(params, space.ffn_scale), space))
+    checkpoint.write(path, state_dict.from_params(with_scales(params, scales_of(space)), space))
 
 
 def tokenizer_config(

@@ -17,7 +17,8 @@ from automoe_jax.decoding.export import export
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.latency.kernels import kernels_used
-from automoe_jax.model.extract import Params, extract, with_ffn_scale
+from automoe_jax.model.block import scales_of
+from automoe_jax.model.extract import Params, extract, with_scales
 from automoe_jax.phases.prepare import corpus_split, vocab_sizes
 from automoe_jax.phases.run import Run
 from automoe_jax.phases.train import random_weights
@@ -53,7 +54,7 @@ def export_params(run: Run, params: Params, subnet: Subnet, folder: Path, origin
         translations = lexicon.build(pairs, *vocab_sizes(run), config.export.shortlist)
     spec, languages = model_spec(config, subnet), (config.data.source_lang, config.data.target_lang)
     made_by = config.groups(*(field.name for field in dataclasses.fields(config)))
-    params = with_ffn_scale(params, config.space.ffn_scale)
+    params = with_scales(params, scales_of(config.space))
     export(
         params, spec, config.export, folder, origin, run.tokenizer, languages, samples, made_by,
         lexicon=translations,
@@ -133,5 +134,5 @@ class SupernetExporter:
         # Only the program that will be timed: a search writes hundreds of exports.
         kernels = (kernels_used(config.latency),)
         spec = model_spec(config, subnet)
-        params = with_ffn_scale(self.params(subnet), config.space.ffn_scale)
+        params = with_scales(self.params(subnet), scales_of(config.space))
         export(params, spec, settings, folder, self.origin, kernels=kernels)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from automoe_jax.architecture.active import ActiveSubnet, to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.model.block import scales_of
 from automoe_jax.model.extract import extract
 from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
@@ -47,7 +48,7 @@ class TrainingTarget:
         if self.subnet is None:
             return Supernet(self.space, self.vocab_sizes, *rates)
         base_dims = self.hull.encoder.embed_dim, self.hull.decoder.embed_dim
-        fixed = self.space.share_embeddings, self.space.ffn_scale
+        fixed = self.space.share_embeddings, scales_of(self.space)
         return Transformer(self.subnet, self.vocab_sizes, *base_dims, *rates, *fixed)
 
     def active(self, subnet: Subnet) -> ActiveSubnet | None:

@@ -19,9 +19,10 @@ from reference import smoothed_cross_entropy
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.model import layers, stacked
+from automoe_jax.model.block import Scales, scales_of
 from automoe_jax.model.elastic_layer import Context, layer_context
 from automoe_jax.model.experts import Routing, load_balance
-from automoe_jax.model.extract import extract, with_ffn_scale
+from automoe_jax.model.extract import extract, with_scales
 from automoe_jax.model.layers import random_bits
 from automoe_jax.model.seq2seq import position_table, positions
 
@@ -38,6 +39,7 @@ SPACES = {
         cross_spans=(1, 2),
         encoder_ffn_dims=(3, 5),
         ffn_scale=0.4,
+        attention_scale=0.7,
     ),
 }
 TABLES = {
@@ -163,17 +165,19 @@ def test_dropout_rate_is_scaled_to_the_width():
         assert float(own.rate) == pytest.approx(0.3 * 8 / 16)
 
 
-def test_the_ffn_scale_can_be_part_of_the_weights():
-    space = elastic_space(ffn_scale=0.4, encoder_top_k=(2,), encoder_experts=(3,))
+def test_scales_can_be_part_of_the_weights():
+    space = elastic_space(
+        ffn_scale=0.4, attention_scale=0.7, encoder_top_k=(2,), encoder_experts=(3,)
+    )
     params, rng = random_params(space), np.random.default_rng(2)
     subnet = space.sample(rng)
     while 0 not in subnet.encoder.layers[0].experts:  # identity experts have no scale
         subnet = space.sample(rng)
     own, (src, tgt) = extract(params, subnet, space.hull()), token_batch(rng)
     scaled = standalone_of(space, subnet)
-    plain = dataclasses.replace(scaled, ffn_scale=1.0)
+    plain = dataclasses.replace(scaled, scales=Scales())
     expected = scaled.apply({"params": own}, src, tgt).logits_BTV
-    found = plain.apply({"params": with_ffn_scale(own, 0.4)}, src, tgt).logits_BTV
+    found = plain.apply({"params": with_scales(own, scales_of(space))}, src, tgt).logits_BTV
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
     unscaled = plain.apply({"params": own}, src, tgt).logits_BTV
     assert np.abs(unscaled - expected).max() > 1e-2 * np.abs(expected).max()

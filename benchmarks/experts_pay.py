@@ -1,0 +1,168 @@
+"""What experts are worth: validation losses of models trained from scratch on documentation text.
+
+python benchmarks/experts_pay.py --json                # hours; goes on where it was stopped
+python benchmarks/experts_pay.py --json --only=scale   # the runs of one question
+
+Models of width 128 with 3 + 2 layers, each with the same number of equal experts, by
+configs/msdocs.py. Top-1 routing: all have the same active FLOPs. Questions:
+  scale    is the gain of a mixture the experts', or the scale of the FFN's output by p?
+  updates  how the gain changes as training goes on, with the scales of the config
+Each training runs on a core of its own. A finished one is a line of the results file, and is not
+run again; unfinished ones go on from their checkpoints in --workdir.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import os
+import queue
+import subprocess
+import sys
+from pathlib import Path
+
+import measure
+
+from automoe_jax.system import files
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "configs/msdocs.py"
+RESULTS = ROOT / "benchmarks" / "results" / "experts_pay.jsonl"
+FFN = 512
+RATE = 4e-3
+GAIN = 0.16  # nats that are about 2 BLEU on this text
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training from scratch."""
+
+    experts: int  # of each layer
+    updates: int
+    ffn_scale: float
+    attention_scale: float
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return "-".join(f"{value:g}" for value in dataclasses.astuple(self))
+
+    def subnet(self) -> dict:
+        experts = [FFN] * self.experts
+        encoder = {"heads": 4, "experts": experts}
+        decoder = {"self_heads": 4, "cross_heads": 4, "cross_span": 1, "experts": experts}
+        return {
+            "version": 1,
+            "qkv_dim": 128,
+            "encoder": {"embed_dim": 128, "layers": [encoder] * 3},
+            "decoder": {"embed_dim": 128, "layers": [decoder] * 2},
+        }
+
+    def command(self, workdir: Path, subnet: Path) -> list[str]:
+        settings = {
+            "seed": self.seed,
+            "space.ffn_scale": self.ffn_scale,
+            "space.attention_scale": self.attention_scale,
+            "subnet_training.steps": self.updates,
+            "subnet_training.warmup_steps": min(self.updates // 4, 400),
+            "subnet_training.peak_rate": RATE,
+            "subnet_training.eval_every": self.updates // 4,
+        }
+        flags = [f"--config.{name}={value}" for name, value in settings.items()]
+        program = str(ROOT / "launch" / "train.py")
+        places = ["--workdir", str(workdir), f"--subnet={subnet}"]
+        return [sys.executable, program, "--config", CONFIG, *places, *flags]
+
+
+QUESTIONS = {
+    "scale": [
+        Training(experts, 600, ffn, attention)
+        for attention, ffn, experts in itertools.product((1.0, 0.5), (1.0, 0.25), (1, 8))
+    ],
+    "updates": [
+        Training(experts, updates, 0.25, 0.5)
+        for updates, experts in itertools.product((600, 1200, 2400, 4800), (1, 8, 2, 4))
+    ],
+}
+
+
+def train(training: Training, workdir: Path, core: int) -> dict:
+    """A training to its end on one core; its validation losses by update."""
+    folder = workdir / training.name
+    subnet = folder.with_suffix(".json")
+    files.write_json(subnet, training.subnet())
+    done = subprocess.run(
+        training.command(folder, subnet), cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"{training.name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    lines = list(map(json.loads, (folder / "subnet" / "metrics.jsonl").read_text().splitlines()))
+    losses = {x["step"]: x["value"] for x in lines if x["name"] == "valid/loss_subnet"}
+    return {**dataclasses.asdict(training), "losses": losses, **measure.machine()}
+
+
+def run(trainings: list[Training], workdir: Path) -> None:
+    """Trains what has no line in the results yet, one training per core."""
+    cores: queue.Queue[int] = queue.Queue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+
+    def one(training: Training) -> None:
+        core = cores.get()
+        try:
+            line = train(training, workdir, core)
+        finally:
+            cores.put(core)
+        files.append_json_line(RESULTS, line)
+        print(f"{training.name}: {line['losses'][training.updates]:.3f}", file=sys.stderr)
+
+    with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as pool:
+        for done in [pool.submit(one, training) for training in trainings]:
+            done.result()
+
+
+def finished() -> dict[Training, float]:
+    """The last losses of all finished trainings."""
+    names = [field.name for field in dataclasses.fields(Training)]
+    found = {}
+    for line in files.read_json_lines(RESULTS) if RESULTS.exists() else []:
+        training = Training(**{name: line[name] for name in names})
+        found[training] = line["losses"][str(training.updates)]
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--json", action="store_true", help="accepted; the last line is JSON in any case"
+    )
+    parser.add_argument("--only", default=",".join(QUESTIONS), help="questions, with commas")
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "experts_pay")
+    args = parser.parse_args()
+    chosen = args.only.split(",")
+    if unknown := set(chosen) - set(QUESTIONS):
+        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(QUESTIONS)}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    wanted = list(dict.fromkeys(t for name in chosen for t in QUESTIONS[name]))
+    known = finished()
+    run([t for t in wanted if t not in known], args.workdir.absolute())
+    known = finished()
+    losses = {t.name: round(known[t], 4) for t in wanted}
+    gains = {
+        f"{t.experts} experts, {t.updates} updates, scales {t.ffn_scale:g} and "
+        f"{t.attention_scale:g}": round(known[dataclasses.replace(t, experts=1)] - known[t], 4)
+        for t in wanted
+        if t.experts > 1
+    }
+    longest = max((t for t in wanted if t.experts == 8), key=lambda t: t.updates)
+    gain = known[dataclasses.replace(longest, experts=1)] - known[longest]
+    result = {"benchmark": "experts_pay", "losses": losses, "gains_nats": gains}
+    name = f"8 experts against 1, {longest.updates:,} updates, nats"
+    measure.finish(result, {name: measure.goal(gain, GAIN, at_most=False)})
+
+
+if __name__ == "__main__":
+    main()
