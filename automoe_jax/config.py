@@ -92,6 +92,11 @@ def resolve(config: ConfigDict) -> RunConfig:
     return RunConfig(**values)
 
 
+def from_stored(groups: dict[str, Any]) -> RunConfig:
+    """The settings of the groups in a folder's manifest; other groups have their defaults."""
+    return resolve(ConfigDict({**dataclasses.asdict(_DEFAULTS), **groups}))
+
+
 def _group(name: str, defaults: Any, group: Any):
     kind = type(defaults)
     known = {f.name: f for f in dataclasses.fields(kind)}

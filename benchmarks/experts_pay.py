@@ -92,11 +92,11 @@ def train(training: Training, workdir: Path, core: int) -> dict:
     folder = workdir / training.name
     subnet = folder.with_suffix(".json")
     files.write_json(subnet, training.subnet())
+    # Set from outside: this process has threads of JAX, and must not fork on its own.
+    command = ["taskset", "-c", str(core), *training.command(folder, subnet)]
     done = subprocess.run(
-        training.command(folder, subnet), cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, check=False,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-    )  # fmt: skip
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{training.name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     lines = list(map(json.loads, (folder / "subnet" / "metrics.jsonl").read_text().splitlines()))

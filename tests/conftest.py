@@ -30,7 +30,7 @@ from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model import stacked
-from automoe_jax.model.block import scales_of
+from automoe_jax.model.scales import scales_of
 from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.system import compile_cache

@@ -9,11 +9,11 @@ import jax
 from flax import linen as nn
 
 from automoe_jax.architecture.active import ActiveStack, Array
-from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, LayerSpec
 from automoe_jax.model.attention import Attention, Segments
 from automoe_jax.model.experts import Experts, Routing
 from automoe_jax.model.layers import AddNorm, Width, cut, random_bits
+from automoe_jax.model.scales import Scales
 
 
 class CrossMemory(NamedTuple):
@@ -45,18 +45,6 @@ def layer_bits(
         assert memory_real_BM is not None
         shapes += [(b, layer.cross_heads, t, memory_real_BM.shape[1]), (b, t, d)]
     return DropoutBits(*random_bits(key, shapes))
-
-
-class Scales(NamedTuple):
-    """Factors on the outputs of a layer's parts, as in `SearchSpace`."""
-
-    ffn: float = 1.0
-    attention: float = 1.0
-
-
-def scales_of(space: SearchSpace) -> Scales:
-    """The scales of a space's models."""
-    return Scales(space.ffn_scale, space.attention_scale)
 
 
 class Block(nn.Module):

@@ -15,9 +15,10 @@ from automoe_jax.architecture.active import ActiveStack, Array, layer_row
 from automoe_jax.architecture.subnet import LayerSpec
 from automoe_jax.model import stacked
 from automoe_jax.model.attention import Segments
-from automoe_jax.model.block import Block, CrossMemory, DropoutBits, Scales, layer_bits
+from automoe_jax.model.block import Block, CrossMemory, DropoutBits, layer_bits
 from automoe_jax.model.experts import combine, load_balance, route
 from automoe_jax.model.layers import Width, width
+from automoe_jax.model.scales import Scales
 from automoe_jax.ops import grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights, LayerExperts
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from automoe_jax.architecture.subnet import EncoderLayer, LayerSpec, Subnet
-from automoe_jax.model.block import Scales
+from automoe_jax.model.scales import Scales
 from automoe_jax.model.stacked import per_layer
 
 Params = dict[str, Any]

@@ -16,9 +16,10 @@ from automoe_jax.architecture.active import ActiveStack, ActiveSubnet
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.model import elastic_stack, seq2seq, stacked
-from automoe_jax.model.block import Block, CrossMemory, scales_of
+from automoe_jax.model.block import Block, CrossMemory
 from automoe_jax.model.elastic_layer import Context, StackStatic
 from automoe_jax.model.elastic_stack import StackOutput
+from automoe_jax.model.scales import scales_of
 from automoe_jax.model.seq2seq import Output
 from automoe_jax.ops import grouped_ffn
 

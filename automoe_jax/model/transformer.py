@@ -11,8 +11,9 @@ from flax import linen as nn
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.subnet import DecoderLayer, LayerSpec, Subnet
 from automoe_jax.model import seq2seq
-from automoe_jax.model.block import Block, CrossMemory, Scales
+from automoe_jax.model.block import Block, CrossMemory
 from automoe_jax.model.experts import load_balance
+from automoe_jax.model.scales import Scales
 from automoe_jax.model.seq2seq import Output
 
 

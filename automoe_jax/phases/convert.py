@@ -11,8 +11,8 @@ from automoe_jax.data.tokenizers import token_ids
 from automoe_jax.data.tokenizers.base import Tokenizer
 from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.data.tokenizers.fairseq_bpe import FairseqBpe
-from automoe_jax.model.block import Scales, scales_of
 from automoe_jax.model.extract import Params, extract, with_scales
+from automoe_jax.model.scales import Scales, scales_of
 from automoe_jax.phases.prepare import make_tokenizer, vocab_sizes
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run, hold, open_run
 from automoe_jax.phases.train import settings, supernet_params, target

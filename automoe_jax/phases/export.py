@@ -17,8 +17,8 @@ from automoe_jax.decoding.export import export
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.latency.kernels import kernels_used
-from automoe_jax.model.block import scales_of
 from automoe_jax.model.extract import Params, extract, with_scales
+from automoe_jax.model.scales import scales_of
 from automoe_jax.phases.prepare import corpus_split, vocab_sizes
 from automoe_jax.phases.run import Run
 from automoe_jax.phases.train import random_weights

@@ -25,6 +25,10 @@ class ScoreHistory:
         """The score of a subnet, or None."""
         return self._losses.get(subnet)
 
+    def known(self, subnet: Subnet) -> float:
+        """The score of a subnet that has one."""
+        return self._losses[subnet]
+
     def append(self, subnet: Subnet, loss: float, about: dict[str, Any]):
         """Records a score with what is known about the candidate."""
         self._losses[subnet] = loss

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 from automoe_jax.search.front import front
+from automoe_jax.search.sensitivity import Worth
 
 LABELS = {
     "latency_ms": "latency of the exported subnet (ms)",
@@ -143,3 +144,29 @@ def rank_plot(inherited: list[float], trained: list[float], title: str, path: Pa
     axes.set_title(title, fontsize=10)
     x_label = "loss with inherited weights (nats a token)"
     _save(axes, path, x_label, "loss after training from scratch (nats a token)")
+
+
+def sensitivity_plot(worths: Sequence[Worth], unit: str, path: Path):
+    """Shares of the variance of loss and cost that each choice explains, and what it buys."""
+    rows = np.arange(len(worths))[::-1]
+    size = (10.5, 1.6 + 0.42 * len(worths))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
+    for share, offset, color, label in (
+        ("loss_share", 0.2, "tab:blue", "loss"),
+        ("cost_share", -0.2, "tab:orange", f"cost ({unit})"),
+    ):
+        widths = [100 * getattr(w, share) for w in worths]
+        left.barh(rows + offset, widths, 0.38, color=color, label=label)
+    left.set_yticks(rows, [w.choice for w in worths])
+    left.set_xlabel("share of the variance (%)")
+    left.legend(fontsize=9)
+    gains = np.array([-w.loss for w in worths])
+    errors = np.array([[w.loss_high - w.loss, w.loss - w.loss_low] for w in worths]).T
+    colors = ["tab:green" if w.buys else "tab:gray" for w in worths]
+    right.barh(rows, gains, 0.6, color=colors, xerr=np.maximum(errors, 0), ecolor="black")
+    right.axvline(0, color="black", linewidth=0.8)
+    right.set_xlabel("nats gained from its lowest to its highest value, 95 % interval")
+    for axes in (left, right):
+        axes.grid(alpha=0.3, axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    save(figure, path)

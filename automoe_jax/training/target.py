@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from automoe_jax.architecture.active import ActiveSubnet, to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
-from automoe_jax.model.block import scales_of
 from automoe_jax.model.extract import extract
+from automoe_jax.model.scales import scales_of
 from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.system.errors import UserError

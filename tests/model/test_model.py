@@ -19,11 +19,11 @@ from reference import smoothed_cross_entropy
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.model import layers, stacked
-from automoe_jax.model.block import Scales, scales_of
 from automoe_jax.model.elastic_layer import Context, layer_context
 from automoe_jax.model.experts import Routing, load_balance
 from automoe_jax.model.extract import extract, with_scales
 from automoe_jax.model.layers import random_bits
+from automoe_jax.model.scales import Scales, scales_of
 from automoe_jax.model.seq2seq import position_table, positions
 
 SPACES = {

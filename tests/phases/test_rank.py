@@ -11,6 +11,7 @@ from tiny import KillAt, Killed, tiny_config
 
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.phases import rank as ranking
+from automoe_jax.phases import sensitivity
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training import parallel
@@ -124,3 +125,37 @@ def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
     assert result["tau"] == pytest.approx(tau)
     assert (run.path / "rank" / "rank.png").stat().st_size > 10_000
     assert not [x for x in (run.path / "rank").iterdir() if x.is_dir()]  # weights are not kept
+
+
+def test_sensitivity_goes_on_after_a_kill(prepared, monkeypatch):
+    run, _, _, params = prepared
+    monkeypatch.setattr(sensitivity, "supernet_params", lambda *_: (params, 8))
+    scored = []
+    losses = PopulationScorer.losses
+
+    def count(self, batches, subnets):
+        scored.extend(subnets)
+        if len(scored) == 12:
+            raise Killed
+        return losses(self, batches, subnets)
+
+    monkeypatch.setattr(PopulationScorer, "losses", count)
+    with pytest.raises(Killed):
+        sensitivity.analyse(run, 48, 20)
+    analysis = sensitivity.analyse(run, 48, 20)
+    assert len(scored) == len(set(scored)) + 4 == 52  # those of the kill are scored again
+    assert analysis.unit == "GFLOPs"
+    folder = run.path / "sensitivity"
+    assert json.loads((folder / "sensitivity.json").read_text()) == analysis.as_json()
+    assert (folder / "sensitivity.png").stat().st_size > 10_000
+    names = {w.choice for w in analysis.found.layers}
+    assert {"encoder width", "decoder depth", "decoder 2: experts"} <= names
+    assert 0.9 < analysis.found.cost_explained <= 1
+    assert 0 <= analysis.found.loss_explained <= 1
+    # The same seed draws the same subnets: nothing is scored again.
+    assert sensitivity.analyse(run, 48, 20) == analysis
+    assert len(scored) == 52
+    with pytest.raises(UserError, match="--subnets is 20: 20 subnets for"):
+        sensitivity.analyse(run, 20, 20)
+    with pytest.raises(UserError, match="pairs is 20 there and 30 here"):
+        sensitivity.analyse(run, 48, 30)

@@ -1,0 +1,163 @@
+"""What each choice of a space is worth: its share of the loss and the cost of scored subnets.
+
+Linear models of loss and cost, with one feature per choice of a side or of one of its layers.
+Letters: N subnets, F features.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from automoe_jax.architecture.subnet import Decoder, Encoder, LayerSpec, Subnet
+
+RESAMPLES = 500  # of the bootstrap
+FEWEST = 3  # subnets for each feature
+# What a layer chooses: fields of the layer, and what is called by another name.
+_FIELDS = {
+    "heads": "heads", "self_heads": "self-attention heads", "cross_heads": "cross-attention heads",
+    "cross_span": "cross-attention span", "top_k": "experts per token",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Worth:
+    """What a choice explains, and what it changes from its lowest to its highest value.
+
+    Shares are of the variance over the subnets, in the linear model; together they give its R^2.
+    """
+
+    choice: str
+    low: float
+    high: float
+    loss: float  # nats a token, and the 95 % interval (bootstrap)
+    loss_low: float
+    loss_high: float
+    loss_share: float
+    cost: float
+    cost_share: float
+
+    @property
+    def gain_per_cost(self) -> float | None:
+        """Nats gained for a unit of cost; None where it costs nothing."""
+        return -self.loss / self.cost if self.cost > 0 else None
+
+    @property
+    def buys(self) -> bool:
+        """Whether more of it lowers the loss, by the interval."""
+        return self.loss_high < 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """What all choices of a space are worth."""
+
+    sides: tuple[Worth, ...]  # by side: the same choice in all layers together
+    layers: tuple[Worth, ...]  # by layer
+    loss_explained: float  # R^2 of the model by layer
+    cost_explained: float
+    subnets: int
+
+
+def analyse(subnets: Sequence[Subnet], losses: Sequence[float], costs: Sequence[float]):
+    """`Sensitivity` of subnets that are best drawn independently from their space.
+
+    `losses` are inherited ones, in nats a token, `costs` in any unit. Choices that do not vary are
+    left out. `ValueError` if there are fewer than `FEWEST` subnets for each that does.
+    """
+    y_N, c_N = np.asarray(losses, float), np.asarray(costs, float)
+    tables = [_varying(table(subnets)) for table in (side_features, layer_features)]
+    most = max(len(columns) for columns in tables)
+    if len(subnets) < FEWEST * most or not most:
+        raise ValueError(f"{len(subnets)} subnets for {most} choices; {FEWEST * most} are needed")
+    sides, layers = (_worths(columns, y_N, c_N) for columns in tables)
+    return Sensitivity(
+        tuple(sides), tuple(layers), sum(w.loss_share for w in layers),
+        sum(w.cost_share for w in layers), len(subnets),
+    )  # fmt: skip
+
+
+Columns = dict[str, np.ndarray]  # (N,) by name of the choice; NaN where a subnet lacks the layer
+
+
+def side_features(subnets: Sequence[Subnet]) -> Columns:
+    """Width and depth of each side, and the mean over its layers of everything else."""
+    rows = []
+    for subnet in subnets:
+        row: dict[str, float] = {}
+        for side, stack in subnet.stacks:
+            row |= _stack_features(side, stack)
+            own = [_layer_features(layer) for layer in stack.layers]
+            row |= {f"{side} {name}": float(np.mean([x[name] for x in own])) for name in own[0]}
+        rows.append(row)
+    return _columns(rows)
+
+
+def layer_features(subnets: Sequence[Subnet]) -> Columns:
+    """Width and depth of each side, and everything else of each layer."""
+    rows = []
+    for subnet in subnets:
+        row: dict[str, float] = {}
+        for side, stack in subnet.stacks:
+            row |= _stack_features(side, stack)
+            for i, layer in enumerate(stack.layers, 1):
+                row |= {f"{side} {i}: {k}": v for k, v in _layer_features(layer).items()}
+        rows.append(row)
+    return _columns(rows)
+
+
+def _stack_features(side: str, stack: Encoder | Decoder) -> dict[str, float]:
+    return {f"{side} width": stack.embed_dim, f"{side} depth": len(stack.layers)}
+
+
+def _layer_features(layer: LayerSpec) -> dict[str, float]:
+    found = {
+        name: float(getattr(layer, field))
+        for field, name in _FIELDS.items()
+        if hasattr(layer, field)
+    }
+    return {**found, "experts": len(layer.experts), "FFN size": float(np.mean(layer.experts))}
+
+
+def _columns(rows: list[dict[str, float]]) -> Columns:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.array([row.get(name, np.nan) for row in rows], float) for name in names}
+
+
+def _varying(columns: Columns) -> Columns:
+    return {name: x for name, x in columns.items() if np.nanmin(x) < np.nanmax(x)}
+
+
+def _worths(columns: Columns, y_N: np.ndarray, c_N: np.ndarray) -> list[Worth]:
+    """Sorted by their share of the loss."""
+    # A layer that a subnet lacks has no effect but that of depth: the mean of those that have it.
+    x_NF = np.stack([np.where(np.isnan(x), np.nanmean(x), x) for x in columns.values()], axis=1)
+    span_F = x_NF.max(axis=0) - x_NF.min(axis=0)
+    slope_F, share_F = _fit(x_NF, y_N)
+    cost_slope_F, cost_share_F = _fit(x_NF, c_N)
+    rng = np.random.default_rng(0)
+    draws = rng.integers(len(y_N), size=(RESAMPLES, len(y_N)))
+    drawn_RF = np.stack([_fit(x_NF[rows], y_N[rows])[0] for rows in draws]) * span_F
+    low_F, high_F = np.quantile(drawn_RF, [0.025, 0.975], axis=0)
+    worths = [
+        Worth(
+            name, float(x_NF[:, f].min()), float(x_NF[:, f].max()), float(slope_F[f] * span_F[f]),
+            float(low_F[f]), float(high_F[f]), float(share_F[f]),
+            float(cost_slope_F[f] * span_F[f]), float(cost_share_F[f]),
+        )
+        for f, name in enumerate(columns)
+    ]  # fmt: skip
+    return sorted(worths, key=lambda w: -w.loss_share)
+
+
+def _fit(x_NF: np.ndarray, y_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes by least squares, and shares of the variance (F,), which sum up to R^2.
+
+    The share is slope * cov(x, y) / var(y) (Pratt 1987); of independent features it is that of the
+    variance which vanishes if the feature is held fixed.
+    """
+    x, y = x_NF - x_NF.mean(axis=0), y_N - y_N.mean()
+    scale_F = np.maximum(x.std(axis=0), 1e-12)
+    slope_F, *_ = np.linalg.lstsq(x / scale_F, y, rcond=None)
+    share_F = slope_F * ((x / scale_F).T @ y) / max(float(y @ y), 1e-300)
+    return slope_F / scale_F, share_F
