@@ -78,7 +78,8 @@ class Training:
 QUESTIONS = {
     "scale": [
         Training(experts, 600, ffn, attention)
-        for attention, ffn, experts in itertools.product((1.0, 0.5), (1.0, 0.25), (1, 8))
+        for ffn, attention in ((1.0, 1.0), (0.25, 0.5), (0.25, 1.0), (1.0, 0.5))
+        for experts in (1, 8)
     ],
     "updates": [
         Training(experts, updates, 0.25, 0.5)
