@@ -99,10 +99,9 @@ def make_train_step(
     The function takes (state, batch, subnets, key): `batch` holds (micro-batches, rows, time) ids,
     `subnets` an `ActiveSubnet` with a leading axis (None for a stand-alone model), `key` the
     dropout key of the step. The leading axis has one or more subnets for each micro-batch, one
-    after the other; with distillation, the first of them teaches the others (in-place
-    distillation, Yu & Huang 2019). The gradient is the sum over devices and micro-batches of the
-    gradients of the *summed* loss, the mean over a micro-batch's subnets, over the sum of target
-    tokens. It must run under axis `AXIS`.
+    after the other. The gradient is the sum over devices and micro-batches of the gradients of the
+    *summed* loss, the mean over a micro-batch's subnets, over the sum of target tokens. It must run
+    under axis `AXIS`.
 
     `distillation` is the weight of the predictions of a micro-batch's first subnet, at
     `temperature`, in the loss of the others (in-place distillation, Yu & Huang 2019).
@@ -136,14 +135,9 @@ def make_train_step(
             if taught is not None:
                 weight = jnp.where(nth % each == 0, 0.0, distillation)
                 teacher = Teacher(taught, weight, temperature)
-            gradient, (*sums, h_ND) = one_subnet(
-                state.params,
-                own,
-                subnet,
-                jax.random.fold_in(key, nth),
-                1 / (tokens * each),
-                teacher,
-            )
+            own_key, scale = jax.random.fold_in(key, nth), 1 / (tokens * each)
+            gradient, aux = one_subnet(state.params, own, subnet, own_key, scale, teacher)
+            *sums, h_ND = aux
             if taught is not None:
                 taught = jnp.where(nth % each == 0, h_ND, taught)
             return (gradient, sums), taught
@@ -217,7 +211,7 @@ def make_eval_step(model: Model) -> Callable[..., EvalSums]:
     def step(params: Any, batch: Batch, subnet: ActiveSubnet | None) -> EvalSums:
         sums, output = batch_loss(model, params, batch, subnet, None, 0.0)
         real = [batch["source"] != PAD_ID] * len(output.encoder_layers)
-        real += [decoder_input(batch["target"]) != PAD_ID] * len(output.decoder_layers)
+        real += [batch["target"] != PAD_ID] * len(output.decoder_layers)
         pairs = zip(output.router_logits, real, strict=True)
         return _sum_devices(EvalSums(sums, [_tokens_by_expert(*pair) for pair in pairs]))
 
