@@ -15,7 +15,6 @@ import argparse
 import concurrent.futures
 import dataclasses
 import itertools
-import json
 import os
 import queue
 import subprocess
@@ -23,10 +22,11 @@ import sys
 from pathlib import Path
 
 import measure
+import trainings
+from trainings import ROOT
 
 from automoe_jax.system import files
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/msdocs.py"
 RESULTS = ROOT / "benchmarks" / "results" / "experts_pay.jsonl"
 FFN = 512
@@ -48,17 +48,6 @@ class Training:
     def name(self) -> str:
         return "-".join(f"{value:g}" for value in dataclasses.astuple(self))
 
-    def subnet(self) -> dict:
-        experts = [FFN] * self.experts
-        encoder = {"heads": 4, "experts": experts}
-        decoder = {"self_heads": 4, "cross_heads": 4, "cross_span": 1, "experts": experts}
-        return {
-            "version": 1,
-            "qkv_dim": 128,
-            "encoder": {"embed_dim": 128, "layers": [encoder] * 3},
-            "decoder": {"embed_dim": 128, "layers": [decoder] * 2},
-        }
-
     def command(self, workdir: Path, subnet: Path) -> list[str]:
         settings = {
             "seed": self.seed,
@@ -69,10 +58,8 @@ class Training:
             "subnet_training.peak_rate": RATE,
             "subnet_training.eval_every": self.updates // 4,
         }
-        flags = [f"--config.{name}={value}" for name, value in settings.items()]
-        program = str(ROOT / "launch" / "train.py")
-        places = ["--workdir", str(workdir), f"--subnet={subnet}"]
-        return [sys.executable, program, "--config", CONFIG, *places, *flags]
+        flags = trainings.flags(settings)
+        return trainings.command(CONFIG, workdir, f"--subnet={subnet}", *flags)
 
 
 QUESTIONS = {
@@ -92,7 +79,7 @@ def train(training: Training, workdir: Path, core: int) -> dict:
     """A training to its end on one core; its validation losses by update."""
     folder = workdir / training.name
     subnet = folder.with_suffix(".json")
-    files.write_json(subnet, training.subnet())
+    files.write_json(subnet, trainings.architecture([FFN] * training.experts))
     # Set from outside: this process has threads of JAX, and must not fork on its own.
     command = ["taskset", "-c", str(core), *training.command(folder, subnet)]
     done = subprocess.run(
@@ -100,12 +87,11 @@ def train(training: Training, workdir: Path, core: int) -> dict:
     )
     if done.returncode:
         sys.exit(f"{training.name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    lines = list(map(json.loads, (folder / "subnet" / "metrics.jsonl").read_text().splitlines()))
-    losses = {x["step"]: x["value"] for x in lines if x["name"] == "valid/loss_subnet"}
+    losses = trainings.values(folder / "subnet", "valid/loss_subnet")
     return {**dataclasses.asdict(training), "losses": losses, **measure.machine()}
 
 
-def run(trainings: list[Training], workdir: Path) -> None:
+def run(wanted: list[Training], workdir: Path) -> None:
     """Trains what has no line in the results yet, one training per core."""
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0)):
@@ -121,7 +107,7 @@ def run(trainings: list[Training], workdir: Path) -> None:
         print(f"{training.name}: {line['losses'][training.updates]:.3f}", file=sys.stderr)
 
     with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as pool:
-        for done in [pool.submit(one, training) for training in trainings]:
+        for done in [pool.submit(one, training) for training in wanted]:
             done.result()
 
 

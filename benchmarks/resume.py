@@ -19,8 +19,9 @@ from pathlib import Path
 
 import differences
 import measure
+import trainings
+from trainings import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
     "data.train_pairs": 2000, "data.valid_pairs": 60, "data.test_pairs": 20,
     "tokenizer.vocab_size": 600, "tokenizer.max_sentences": 2000,
@@ -32,12 +33,8 @@ SETTINGS = {
 
 
 def command(workdir: Path, steps: int) -> list[str]:
-    flags = [f"--config.{k}={v}" for k, v in {**SETTINGS, "training.steps": steps}.items()]
-    program = str(ROOT / "launch" / "train.py")
-    return [
-        sys.executable, program, "--config", "configs/quickstart.py", "--workdir", str(workdir),
-        *flags,
-    ]  # fmt: skip
+    flags = trainings.flags({**SETTINGS, "training.steps": steps})
+    return trainings.command("configs/quickstart.py", workdir, *flags)
 
 
 def run(workdir: Path, steps: int):

@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 
 import measure
+import trainings
+from trainings import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 MULTI30K, QUICKSTART = "configs/multi30k.py", "configs/quickstart.py"
 EXPERTS = {"experts": [768, 512, 256], "dense": [512]}
 STEPS = 50
@@ -33,17 +34,14 @@ GOALS = {
 }  # fmt: skip
 
 
-def command(config: str, workdir: Path, *more: str) -> list[str]:
-    program = str(ROOT / "launch" / "train.py")
-    return [sys.executable, program, "--config", config, "--workdir", str(workdir), *more]
-
-
 def seconds_to_steps(config: str, workdir: Path, steps: tuple[int, ...]) -> list[float]:
     """Seconds from the start of the process to the end of each of these steps of a supernet."""
     log = workdir / "supernet" / "metrics.jsonl"
     start = time.monotonic()
     process = subprocess.Popen(
-        command(config, workdir, "--config.training.log_every=1"), cwd=ROOT, stdout=sys.stderr
+        trainings.command(config, workdir, "--config.training.log_every=1"),
+        cwd=ROOT,
+        stdout=sys.stderr,
     )
     found: list[float] = []
     while len(found) < len(steps):
@@ -61,16 +59,17 @@ def seconds_to_steps(config: str, workdir: Path, steps: tuple[int, ...]) -> list
 def seconds_of(config: str, workdir: Path, *more: str) -> float:
     """Seconds of a whole training."""
     start = time.monotonic()
-    done = subprocess.run(command(config, workdir, *more), cwd=ROOT, stdout=sys.stderr, check=False)
+    done = subprocess.run(
+        trainings.command(config, workdir, *more), cwd=ROOT, stdout=sys.stderr, check=False
+    )
     if done.returncode:
         sys.exit(f"the training ended with {done.returncode}")
     return time.monotonic() - start
 
 
-def loss(folder: Path, name: str) -> float:
+def last(folder: Path, name: str) -> float:
     """The last value of a metric of a training."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["value"] for line in lines if line["name"] == name][-1]
+    return list(trainings.values(folder, name).values())[-1]
 
 
 def main():
@@ -97,30 +96,18 @@ def main():
             seconds["warm: first step"] = again
         for name in set(chosen) & set(EXPERTS):
             subnet = folder / f"{name}.json"
-            subnet.write_text(json.dumps(architecture(EXPERTS[name])))
+            subnet.write_text(json.dumps(trainings.architecture(EXPERTS[name])))
             took = seconds_of(MULTI30K, folder / name, f"--subnet={subnet}")
             seconds[f"{name}: 1,500 steps"] = took
-            losses[name] = loss(folder / name / "subnet", "valid/loss_subnet")
+            losses[name] = last(folder / name / "subnet", "valid/loss_subnet")
         if "quickstart" in chosen:
             took = seconds_of(QUICKSTART, folder / "quickstart")
             seconds["quickstart: 1,200 steps"] = took
-            losses["quickstart"] = loss(folder / "quickstart" / "supernet", "valid/loss_largest")
+            losses["quickstart"] = last(folder / "quickstart" / "supernet", "valid/loss_largest")
     rounded = {name: round(took, 1) for name, took in seconds.items()}
     result = {"benchmark": "start", **measure.machine(), "seconds": rounded, "losses": losses}
     goals = {name: measure.goal(took, GOALS[name]) for name, took in seconds.items()}
     measure.finish(result, goals)
-
-
-def architecture(experts: list[int]) -> dict:
-    """A subnet of configs/multi30k.py with these experts in each layer."""
-    encoder = {"heads": 4, "experts": experts}
-    decoder = {"self_heads": 4, "cross_heads": 4, "cross_span": 1, "experts": experts}
-    return {
-        "version": 1,
-        "qkv_dim": 128,
-        "encoder": {"embed_dim": 128, "layers": [encoder] * 3},
-        "decoder": {"embed_dim": 128, "layers": [decoder] * 2},
-    }
 
 
 if __name__ == "__main__":

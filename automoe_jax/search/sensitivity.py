@@ -5,11 +5,11 @@ Letters: N subnets, F features.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from automoe_jax.architecture.subnet import Decoder, Encoder, LayerSpec, Subnet
+from automoe_jax.architecture.subnet import LayerSpec, Subnet
 
 RESAMPLES = 500  # of the bootstrap
 FEWEST = 3  # subnets for each feature
@@ -82,32 +82,36 @@ Columns = dict[str, np.ndarray]  # (N,) by name of the choice; NaN where a subne
 
 def side_features(subnets: Sequence[Subnet]) -> Columns:
     """Width and depth of each side, and the mean over its layers of everything else."""
-    rows = []
-    for subnet in subnets:
-        row: dict[str, float] = {}
-        for side, stack in subnet.stacks:
-            row |= _stack_features(side, stack)
-            own = [_layer_features(layer) for layer in stack.layers]
-            row |= {f"{side} {name}": float(np.mean([x[name] for x in own])) for name in own[0]}
-        rows.append(row)
-    return _columns(rows)
+
+    def means(side: str, layers: list[dict[str, float]]) -> dict[str, float]:
+        return {f"{side} {name}": float(np.mean([x[name] for x in layers])) for name in layers[0]}
+
+    return _columns(subnets, means)
 
 
 def layer_features(subnets: Sequence[Subnet]) -> Columns:
     """Width and depth of each side, and everything else of each layer."""
+
+    def each(side: str, layers: list[dict[str, float]]) -> dict[str, float]:
+        return {f"{side} {i}: {k}": v for i, x in enumerate(layers, 1) for k, v in x.items()}
+
+    return _columns(subnets, each)
+
+
+def _columns(
+    subnets: Sequence[Subnet],
+    of_layers: Callable[[str, list[dict[str, float]]], dict[str, float]],
+) -> Columns:
+    """Width and depth of each side, and what `of_layers` makes of its layers' features."""
     rows = []
     for subnet in subnets:
         row: dict[str, float] = {}
         for side, stack in subnet.stacks:
-            row |= _stack_features(side, stack)
-            for i, layer in enumerate(stack.layers, 1):
-                row |= {f"{side} {i}: {k}": v for k, v in _layer_features(layer).items()}
+            row |= {f"{side} width": stack.embed_dim, f"{side} depth": len(stack.layers)}
+            row |= of_layers(side, list(map(_layer_features, stack.layers)))
         rows.append(row)
-    return _columns(rows)
-
-
-def _stack_features(side: str, stack: Encoder | Decoder) -> dict[str, float]:
-    return {f"{side} width": stack.embed_dim, f"{side} depth": len(stack.layers)}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.array([row.get(name, np.nan) for row in rows], float) for name in names}
 
 
 def _layer_features(layer: LayerSpec) -> dict[str, float]:
@@ -117,11 +121,6 @@ def _layer_features(layer: LayerSpec) -> dict[str, float]:
         if hasattr(layer, field)
     }
     return {**found, "experts": len(layer.experts), "FFN size": float(np.mean(layer.experts))}
-
-
-def _columns(rows: list[dict[str, float]]) -> Columns:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: np.array([row.get(name, np.nan) for row in rows], float) for name in names}
 
 
 def _varying(columns: Columns) -> Columns:
