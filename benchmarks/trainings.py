@@ -1,7 +1,12 @@
 """Shared by the benchmarks that train: the command, a small architecture, and what a run logged."""
 
+import concurrent.futures
 import json
+import os
+import queue
+import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +36,53 @@ def architecture(experts: list[int]) -> dict[str, Any]:
     }
 
 
+def test_bleu(config: str, workdir: Path, core: int, *more: str) -> float:
+    """BLEU (cased, 13a) of an export of the workdir's subnet on its test text, beam 5.
+
+    `more` are the flags of its space, and which weights are exported.
+    """
+    export = workdir / "export"
+    program = [sys.executable, str(ROOT / "launch" / "export.py"), "--config", config]
+    run_on_core(core, [*program, "--workdir", str(workdir), "--out", str(export), *more])
+    program = [sys.executable, str(ROOT / "launch" / "evaluate.py"), "--json"]
+    printed = run_on_core(core, [*program, f"--export={export}", f"--workdir={workdir}"])
+    return json.loads(printed.splitlines()[-1])["bleu"]
+
+
 def values(folder: Path, name: str) -> dict[int, float]:
     """The values of a metric of a training, by step."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: line["value"] for line in lines if line["name"] == name}
+
+
+def run_on_core(core: int, command: list[str]) -> str:
+    """What a command prints, run on one core; ends this program with its last words if it fails."""
+    # Set from outside: this process has threads of JAX, and must not fork on its own.
+    done = subprocess.run(
+        ["taskset", "-c", str(core), *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def on_each_core(job: Callable[[Any, int], None], inputs: Sequence[Any]) -> None:
+    """Runs `job(input, core)` for every input, in order, one at a time on each core."""
+    cores: queue.Queue[int] = queue.Queue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+
+    def one(own: Any) -> None:
+        core = cores.get()
+        try:
+            job(own, core)
+        finally:
+            cores.put(core)
+
+    with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as pool:
+        for done in [pool.submit(one, own) for own in inputs]:
+            done.result()

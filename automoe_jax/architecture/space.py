@@ -16,6 +16,8 @@ from automoe_jax.architecture.variation import Rng
 _ALLOWED = {
     "expert_sizes": ("fractional", "standard"),
     "share_embeddings": ("all", "decoder", "none"),
+    "sharing": ("front", "own", "means", "common"),
+    "gate": ("probability", "count", "normalised"),
     "identity_experts": (True, False),
 }
 
@@ -43,6 +45,16 @@ class SearchSpace:
         experts excepted, and of every attention; 1 is the published model. They are part of what
         the weights mean while they are trained; an export has them inside its weights. See
         docs/experts.md.
+      sharing: how numbers of experts share weights in a supernet. "front": a layer of n takes the
+        first n experts (published). "own": each number has experts of its own. "means": the means
+        of n groups of the largest number's. "common": one expert alone is the common one, and each
+        of several is the common one plus a difference of its own. Routers likewise. All but "front"
+        need the same choices in all layers of a stack, so no placement.
+      gate: the factor on an expert's output, where a layer has several. "probability" is p, its
+        router probability (published); "count" is p times the number of experts of the layer, so
+        1 where all are alike; "normalised" is p over the sum of the p of the token's experts, so 1
+        with top_k 1, with the gradient of p over a constant. The last two have the scale of a dense
+        FFN whatever the number of experts.
     """
 
     qkv_dim: int = 512
@@ -67,6 +79,8 @@ class SearchSpace:
     share_embeddings: str = "all"
     ffn_scale: float = 1.0
     attention_scale: float = 1.0
+    sharing: str = "front"
+    gate: str = "probability"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -84,6 +98,11 @@ class SearchSpace:
                 raise SpaceError(f"space.{name} is {getattr(self, name)}; allowed: above 0")
         for stack in self.stacks:
             stack.check(self.qkv_dim)
+            if self.sharing != "front" and stack.placement:
+                raise SpaceError(
+                    f"space.sharing is {self.sharing!r} and space.{stack.side}_placement is given: "
+                    "they exclude each other; leave one out"
+                )
         if self.cross_spans[0] > self.encoder_depths[0]:
             raise SpaceError(
                 f"space.cross_spans starts at {self.cross_spans[0]}, but an encoder may have only "
@@ -132,9 +151,9 @@ class SearchSpace:
             spaces.append(dataclasses.replace(self, **fixed))
         return spaces
 
-    def sample(self, rng: Rng) -> Subnet:
-        """A subnet with every dimension drawn uniformly."""
-        return variation.sample(self.stacks, self.qkv_dim, rng)
+    def sample(self, rng: Rng, experts_bias: float = 0.0) -> Subnet:
+        """A subnet with every dimension drawn uniformly; `experts_bias` as in `SamplingConfig`."""
+        return variation.sample(self.stacks, self.qkv_dim, rng, experts_bias)
 
     def mutate(self, subnet: Subnet, rng: Rng, probability: float) -> Subnet:
         """A copy with each dimension drawn anew with the given probability."""

@@ -16,13 +16,20 @@ Rng = np.random.Generator
 Attention = dict[str, Choices]  # `StackSpace.attention`
 
 
-def sample(spaces: Sequence[StackSpace], qkv_dim: int, rng: Rng) -> Subnet:
-    """A subnet with every dimension drawn uniformly."""
+def sample(
+    spaces: Sequence[StackSpace], qkv_dim: int, rng: Rng, experts_bias: float = 0.0
+) -> Subnet:
+    """A subnet with every dimension drawn uniformly.
+
+    A layer has n experts with a probability proportional to n to the power of `experts_bias`.
+    """
     layers: list[tuple[LayerSpec, ...]] = []
     for space in spaces:
         depth = _draw(rng, space.depths)
         attention = space.attention(len(layers[0]) if layers else depth)
-        layers.append(tuple(_sample_layer(space, rng, i, attention) for i in range(depth)))
+        layers.append(
+            tuple(_sample_layer(space, rng, i, attention, experts_bias) for i in range(depth))
+        )
     return _subnet(spaces, [_draw(rng, space.embed_dims) for space in spaces], layers, qkv_dim)
 
 
@@ -66,8 +73,16 @@ def _subnet(spaces: Sequence[StackSpace], embed_dims, layers, qkv_dim: int) -> S
     return Subnet(qkv_dim=qkv_dim, **stacks)
 
 
-def _sample_layer(space: StackSpace, rng: Rng, i: int, attention: Attention) -> LayerSpec:
-    experts = _sample_experts(space, rng, _draw(rng, space.expert_counts(i)))
+def _sample_layer(
+    space: StackSpace, rng: Rng, i: int, attention: Attention, experts_bias: float = 0.0
+) -> LayerSpec:
+    counts = space.expert_counts(i)
+    if experts_bias:
+        weights = np.array(counts, float) ** experts_bias
+        n = int(rng.choice(counts, p=weights / weights.sum()))
+    else:
+        n = _draw(rng, counts)
+    experts = _sample_experts(space, rng, n)
     top_k = _draw(rng, space.top_ks(len(experts)))
     drawn = {name: _draw(rng, choices) for name, choices in attention.items()}
     return STACKS[space.side].layer_type(**drawn, experts=experts, top_k=top_k)

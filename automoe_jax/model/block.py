@@ -32,19 +32,26 @@ class DropoutBits(NamedTuple):
     experts_AD: jax.Array | None
     cross_probs: jax.Array | None = None
     cross_out: jax.Array | None = None
+    router: jax.Array | None = None
 
 
 def layer_bits(
-    layer: LayerSpec, key: jax.Array | None, x_BTD: jax.Array, memory_real_BM: jax.Array | None
+    layer: LayerSpec,
+    key: jax.Array | None,
+    x_BTD: jax.Array,
+    memory_real_BM: jax.Array | None,
+    *,
+    jitter: bool,
 ) -> DropoutBits:
-    """Random bits for all dropout of a layer."""
+    """Random bits for all dropout of a layer, and for its router's noise if there is `jitter`."""
     b, t, d = x_BTD.shape
     n_heads = layer.heads if isinstance(layer, EncoderLayer) else layer.self_heads
     shapes = [(b, n_heads, t, t), (b, t, d), (b * t * layer.top_k, d)]
     if isinstance(layer, DecoderLayer):
         assert memory_real_BM is not None
         shapes += [(b, layer.cross_heads, t, memory_real_BM.shape[1]), (b, t, d)]
-    return DropoutBits(*random_bits(key, shapes))
+    *bits, router_ND = random_bits(key, [*shapes, (b * t * jitter, d)])
+    return DropoutBits(*bits, router=router_ND if jitter else None)
 
 
 class Block(nn.Module):
@@ -54,6 +61,7 @@ class Block(nn.Module):
     qkv_dim: int
     attention_dropout: float
     scales: Scales = Scales()
+    router_jitter: float = 0.0
     memory_dims: tuple[int, ...] = ()  # in a supernet's decoder, the widths of the memory
 
     def setup(self):
@@ -65,7 +73,9 @@ class Block(nn.Module):
             self.cross_attention = Attention(layer.cross_heads, *common, self.memory_dims)
             self.cross_attention_norm = AddNorm()
         self.self_attention_norm = AddNorm()
-        self.experts = Experts(layer.experts, layer.top_k, self.scales.ffn)
+        self.experts = Experts(
+            layer.experts, layer.top_k, self.scales.ffn, self.scales.gate, self.router_jitter
+        )
         self.experts_norm = AddNorm()
 
     def __call__(
@@ -82,10 +92,13 @@ class Block(nn.Module):
         The self-attention mask is true where a query may attend, `real_BT` is false for padding.
         `rate` is dropout's; without a key there is none.
         """
-        bits = layer_bits(self.layer, key, x_BTD, None if memory is None else memory.real_BM)
+        real_BM = None if memory is None else memory.real_BM
+        bits = layer_bits(self.layer, key, x_BTD, real_BM, jitter=self.router_jitter > 0)
         x_BTD = self.attend(x_BTD, self_mask_BTT, memory, rate, bits)
         rows = x_BTD.reshape(-1, x_BTD.shape[-1]), real_BT.reshape(-1)
-        y_ND, routing = self.experts(*rows, dropout_rate=rate, bits_AD=bits.experts_AD)
+        y_ND, routing = self.experts(
+            *rows, dropout_rate=rate, bits_AD=bits.experts_AD, jitter_bits_ND=bits.router
+        )
         return self.finish(x_BTD, y_ND), routing
 
     def attend(

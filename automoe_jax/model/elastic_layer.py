@@ -16,9 +16,10 @@ from automoe_jax.architecture.subnet import LayerSpec
 from automoe_jax.model import stacked
 from automoe_jax.model.attention import Segments
 from automoe_jax.model.block import Block, CrossMemory, DropoutBits, layer_bits
-from automoe_jax.model.experts import combine, load_balance, route
+from automoe_jax.model.experts import combine, jittered, route, router_losses
 from automoe_jax.model.layers import Width, width
 from automoe_jax.model.scales import Scales
+from automoe_jax.model.sharing import Sharing
 from automoe_jax.ops import grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights, LayerExperts
 
@@ -37,7 +38,9 @@ class StackStatic:
     dropout: float  # rate at `base_dim`, scaled to the active width
     base_dim: int  # the supernet's width
     attention_dropout: float  # rate on attention probabilities, not scaled
+    router_jitter: float
     scales: Scales
+    sharing: Sharing
     backend: str  # of the grouped FFN
 
     @property
@@ -60,7 +63,7 @@ class StackStatic:
         if layer is None:
             widest = max(self.layers, key=lambda layer: len(layer.experts))
             layer = dataclasses.replace(widest, top_k=self.top_k)
-        fixed = self.attention_dropout, self.scales
+        fixed = self.attention_dropout, self.scales, self.router_jitter
         return Block(layer, self.qkv_dim, *fixed, self.memory_dims)
 
     def layer_experts(self, params: Params, row: ActiveStack, layer: Array) -> LayerExperts:
@@ -108,7 +111,8 @@ def layer_context(
         real_BM = jnp.tile(context.memory_real_BS, (1, p)) & (segment_M < row.cross_span_L)
         segments = Segments(row.cross_span_L, context.memory_dim)
     key = None if context.keys_L is None else context.keys_L[layer]
-    bits = layer_bits(static.block().layer, key, x_BTD, real_BM)
+    jitter = static.router_jitter > 0
+    bits = layer_bits(static.block().layer, key, x_BTD, real_BM, jitter=jitter)
     dim = x_BTD.shape[-1] if exact else context.active.embed_dim
     active_width = None if exact else width(dim, x_BTD.shape[-1])
     rate = static.dropout * dim / static.base_dim
@@ -134,21 +138,24 @@ def attend(
 
 
 def route_tokens(static: StackStatic, context: Context, own: LayerContext, params, x_BTD):
-    """The router: ((probabilities, load-balance loss), (experts, logits)), the second aux."""
+    """The router: ((gates, losses), (experts, logits)), the second aux."""
     real_N = context.real_BT.reshape(-1)
     logits_NE = jnp.zeros((real_N.shape[0], 1), x_BTD.dtype)
     if params:
-        logits_NE = (x_BTD @ params["router"] + params["router_bias"]).reshape(len(real_N), -1)
-    routing = route(logits_NE, real_N, static.top_k, own.row)
-    return (routing.p_NK, load_balance(routing, real_N)), (routing.expert_NK, routing.logits_NE)
+        x_ND = x_BTD.reshape(len(real_N), -1)
+        x_ND = jittered(x_ND, static.router_jitter, own.bits.router)
+        logits_NE = x_ND @ params["router"] + params["router_bias"]
+    routing = route(logits_NE, real_N, static.top_k, static.scales.gate, own.row)
+    losses = router_losses(routing, real_N)
+    return (routing.gate_NK, losses), (routing.expert_NK, routing.logits_NE)
 
 
-def finish(static: StackStatic, own: LayerContext, expert_NK, params, x_BTD, p_NK, y_AD):
+def finish(static: StackStatic, own: LayerContext, expert_NK, params, x_BTD, gate_NK, y_AD):
     """The experts' outputs combined, added and normalised."""
     sizes_E = own.row.sizes_LE[: static.n_experts]
     identity_A = grouped_ffn.identity(expert_NK.reshape(-1), sizes_E)
     scales = static.scales.ffn, own.rate, own.bits.experts_AD
-    y_ND = combine(y_AD, p_NK, identity_A, *scales)
+    y_ND = combine(y_AD, gate_NK, identity_A, *scales)
     apply: Any = static.block().apply
     return apply({"params": params}, x_BTD, y_ND, own.active_width, method="finish")
 

@@ -21,6 +21,7 @@ from jax import lax
 from automoe_jax.architecture.active import layer_row
 from automoe_jax.model import elastic_layer, stacked
 from automoe_jax.model.elastic_layer import Context, LayerParams, Params, StackStatic, get, put
+from automoe_jax.model.experts import RouterLosses
 from automoe_jax.model.layers import compiled_widths, cut
 from automoe_jax.ops import grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights
@@ -30,7 +31,7 @@ class StackOutput(NamedTuple):
     """Zeros beyond the active depth and width."""
 
     outputs_LBTD: jax.Array
-    balance: jax.Array  # [], load-balance loss summed over the active layers
+    losses_L: RouterLosses
     logits_LNE: jax.Array  # the routers'; no gradient flows through them
     expert_LNK: jax.Array
 
@@ -40,7 +41,7 @@ def zero_output(static: StackStatic, x_BTD: jax.Array) -> StackOutput:
     n_layers, n_tokens = len(static.layers), x_BTD.shape[0] * x_BTD.shape[1]
     return StackOutput(
         outputs_LBTD=jnp.zeros((n_layers, *x_BTD.shape), x_BTD.dtype),
-        balance=jnp.float32(0),
+        losses_L=RouterLosses(jnp.zeros((n_layers,)), jnp.zeros((n_layers,))),
         logits_LNE=jnp.zeros((n_layers, n_tokens, static.n_experts), x_BTD.dtype),
         expert_LNK=jnp.zeros((n_layers, n_tokens, static.top_k), jnp.int32),
     )
@@ -77,14 +78,14 @@ class _Vjps(NamedTuple):
 
     attend: Any  # of (params, x, memory)
     route: Any  # of (params, x1)
-    finish: Any  # of (params, x1, p, y)
+    finish: Any  # of (params, x1, gate, y)
 
 
 class _Round(NamedTuple):
     """Outputs of one layer, and its residuals."""
 
     x_BTD: jax.Array
-    balance: jax.Array
+    losses: RouterLosses
     logits_NE: jax.Array
     expert_NK: jax.Array
     x1_BTD: jax.Array  # after attention: the experts' input
@@ -110,7 +111,7 @@ def _round(
     # A router is cheaper to compute again than its residuals are to compile, store and load.
     route = functools.partial(elastic_layer.route_tokens, static, context, own)
     route = jax.checkpoint(route, prevent_cse=False)
-    (p_NK, balance), route_vjp, aux = jax.vjp(route, weights.route, x1_BTD, has_aux=True)
+    (gate_NK, losses), route_vjp, aux = jax.vjp(route, weights.route, x1_BTD, has_aux=True)
     expert_NK, logits_NE = aux
     experts = static.layer_experts(params, own.row, layer)
     rows_AD = _per_assignment(x1_BTD, static.top_k)
@@ -119,14 +120,14 @@ def _round(
     )
     finish = functools.partial(elastic_layer.finish, static, own, expert_NK)
     finish = jax.checkpoint(finish, prevent_cse=False)
-    x2_BTD, finish_vjp = jax.vjp(finish, weights.finish, x1_BTD, p_NK, y_AD)
+    x2_BTD, finish_vjp = jax.vjp(finish, weights.finish, x1_BTD, gate_NK, y_AD)
     # The backward loop reads these arguments elsewhere.
     vjps = _Vjps(
         _with_arguments(attend_vjp, None, None, None),
         _with_arguments(route_vjp, None, None),
         _with_arguments(finish_vjp, None, None),
     )
-    return _Round(x2_BTD, balance, logits_NE, expert_NK, x1_BTD, hidden, vjps)
+    return _Round(x2_BTD, losses, logits_NE, expert_NK, x1_BTD, hidden, vjps)
 
 
 def _per_assignment(x_BTD: jax.Array, top_k: int) -> jax.Array:
@@ -200,7 +201,7 @@ def _forward(static: StackStatic, params, x_BTD, memory_PBSD, context, buffers: 
         x_BTD = lax.dynamic_update_slice(x_BTD, done.x_BTD, (0, 0, 0))
         output = StackOutput(
             put(output.outputs_LBTD, done.x_BTD, layer),
-            output.balance + done.balance,
+            jax.tree.map(lambda all_L, own: put(all_L, own, layer), output.losses_L, done.losses),
             put(output.logits_LNE, done.logits_NE, layer),
             put(output.expert_LNK, done.expert_NK, layer),
         )
@@ -246,7 +247,7 @@ class _Gradients(NamedTuple):
     d_experts: ExpertWeights
 
 
-def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_balance, nth, carry):
+def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_losses, nth, carry):
     """One layer's backward pass; `vjps` are the abstract ones of the width."""
     dim = width.dim
     params, x0_BTD, memory_PBSD, context, output, buffers = residuals
@@ -262,7 +263,7 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_balance
 
     dx_BTD = carry.dx_BTD[..., :dim] + get(d_outputs, shape, layer)
     back = _with_arguments(vjps.finish, weights.finish, x1_BTD)
-    d_finish, dx1_BTD, dp_NK, dy_AD = back(dx_BTD)
+    d_finish, dx1_BTD, d_gate_NK, dy_AD = back(dx_BTD)
     experts = static.layer_experts(params, layer_row(context.active, layer), layer)
     rows_AD, expert_A = _per_assignment(x1_BTD, static.top_k), output.expert_LNK[layer].reshape(-1)
     dx_AD, d_experts = grouped_ffn.backward(
@@ -270,7 +271,8 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_balance
     )
     dx1_BTD += jnp.sum(dx_AD.reshape(-1, static.top_k, dim), axis=1).reshape(shape)
     back = _with_arguments(vjps.route, weights.route, x1_BTD)
-    d_route, from_router_BTD = back((dp_NK, d_balance))
+    d_own_losses = jax.tree.map(lambda all_L: all_L[layer], d_losses)
+    d_route, from_router_BTD = back((d_gate_NK, d_own_losses))
     back = _with_arguments(vjps.attend, weights.attend, x_BTD, memory_PBSD)
     d_attend, dx_BTD, d_memory = back(dx1_BTD + from_router_BTD)
 
@@ -283,9 +285,9 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_balance
 
 def _run_bwd(static, residuals, cotangents):
     params, x0_BTD, memory_PBSD, context, *_ = residuals
-    d_outputs, d_balance = cotangents.outputs_LBTD, cotangents.balance
+    d_outputs, d_losses = cotangents.outputs_LBTD, cotangents.losses_L
     bodies = {
-        width: functools.partial(_round_bwd, static, width, vjps, residuals, d_outputs, d_balance)
+        width: functools.partial(_round_bwd, static, width, vjps, residuals, d_outputs, d_losses)
         for width, vjps in _abstract_vjps(static, *residuals[:4]).items()
     }
     zeros = functools.partial(jax.tree.map, lambda a: jnp.zeros(a.shape, jnp.float32))
@@ -315,7 +317,7 @@ def run_masked(
     """
     active = context.active
     slot = max(static.ffn_dims)
-    layers, balance = [], jnp.float32(0)
+    layers, losses = [], []
     for i, experts in enumerate(static.experts):
         weights = elastic_layer.layer_params(params, jnp.int32(i), x_BTD.shape[-1])
         own = elastic_layer.layer_context(static, context, i, x_BTD, memory_PBSD, exact=False)
@@ -323,7 +325,7 @@ def run_masked(
         inputs = static, context, own
         x1_BTD = elastic_layer.attend(*inputs, weights.attend, x_BTD, memory_PBSD)
         routed, (expert_NK, logits_NE) = elastic_layer.route_tokens(*inputs, weights.route, x1_BTD)
-        p_NK, own_balance = routed
+        gate_NK, own_losses = routed
         start, bias = (rows[i] for rows in stacked.rows_of(static.experts))
         rows, n = slice(start, start + sum(experts)), len(experts)
         whole = elastic_layer.experts_of(params)
@@ -336,10 +338,11 @@ def run_masked(
             own.row.sizes_LE[:n], (slot,) * n,
         )  # fmt: skip
         finish = functools.partial(elastic_layer.finish, static, own, expert_NK)
-        x2_BTD = finish(weights.finish, x1_BTD, p_NK, y_AD)
+        x2_BTD = finish(weights.finish, x1_BTD, gate_NK, y_AD)
         is_active = active.depth > i
         x_BTD = jnp.where(is_active, cut(x2_BTD, own.active_width), x_BTD)
         layers.append((jnp.where(is_active, x_BTD, 0), logits_NE, expert_NK))
-        balance += jnp.where(is_active, own_balance, 0)
+        losses.append(jax.tree.map(lambda x, on=is_active: jnp.where(on, x, 0), own_losses))
     outputs_LBTD, logits_LNE, expert_LNK = map(jnp.stack, zip(*layers, strict=True))
-    return StackOutput(outputs_LBTD, balance, logits_LNE, expert_LNK)
+    losses_L = jax.tree.map(lambda *x: jnp.stack(x), *losses)
+    return StackOutput(outputs_LBTD, losses_L, logits_LNE, expert_LNK)

@@ -22,15 +22,19 @@ class Routing(NamedTuple):
 
     logits_NE: jax.Array  # minus infinity for inactive experts
     expert_NK: jax.Array  # E for a padded token or beyond the active top_k
-    p_NK: jax.Array  # router probabilities of these experts, not renormalised
+    gate_NK: jax.Array  # factors on the outputs of these experts
 
 
-def route(logits_NE: jax.Array, real_N: jax.Array, top_k: int, row: ActiveStack | None) -> Routing:
+def route(
+    logits_NE: jax.Array, real_N: jax.Array, top_k: int, gate: str, row: ActiveStack | None
+) -> Routing:
     """The top k experts of each token; padding, where `real_N` is false, has none.
 
-    In a supernet, `top_k` is the largest and `row` this layer of the active stack.
+    In a supernet, `top_k` is the largest and `row` this layer of the active stack. `gate` as in
+    `SearchSpace`.
     """
     n_experts = logits_NE.shape[-1]
+    n_active = n_experts if row is None else row.n_experts_L
     if row is not None:
         active_E = jnp.arange(n_experts) < row.n_experts_L
         logits_NE = jnp.where(active_E, logits_NE, -jnp.inf)
@@ -40,13 +44,18 @@ def route(logits_NE: jax.Array, real_N: jax.Array, top_k: int, row: ActiveStack 
         p_NK = jnp.where(taken_K, p_NK, 0)
         expert_NK = jnp.where(taken_K, expert_NK, n_experts)
     expert_NK = jnp.where(real_N[:, None], expert_NK, n_experts)
-    return Routing(logits_NE, expert_NK, p_NK)
+    gate_NK = p_NK
+    if gate == "count":
+        gate_NK = p_NK * n_active
+    elif gate == "normalised":
+        gate_NK = p_NK / jax.lax.stop_gradient(jnp.sum(p_NK, axis=-1, keepdims=True))
+    return Routing(logits_NE, expert_NK, gate_NK)
 
 
 def combine(
-    y_AD, p_NK, identity_A, ffn_scale: float, dropout_rate: Array | float, bits_AD
+    y_AD, gate_NK, identity_A, ffn_scale: float, dropout_rate: Array | float, bits_AD
 ) -> jax.Array:
-    """Sum over each token's experts of p times `ffn_scale` times the expert's output: (N, D).
+    """Sum over each token's experts of gate times `ffn_scale` times its output: (N, D).
 
     Dropout, unless `bits_AD` is None, applies to each expert's output before the scaling. Identity
     experts have neither dropout nor `ffn_scale`.
@@ -54,14 +63,14 @@ def combine(
     if bits_AD is not None:
         y_AD = jnp.where(identity_A[:, None], y_AD, dropout(y_AD, dropout_rate, bits_AD))
     if ffn_scale != 1:
-        p_NK = jnp.where(identity_A.reshape(p_NK.shape), p_NK, ffn_scale * p_NK)
-    return jnp.einsum("NK,NKD->ND", p_NK, y_AD.reshape(*p_NK.shape, -1))
+        gate_NK = jnp.where(identity_A.reshape(gate_NK.shape), gate_NK, ffn_scale * gate_NK)
+    return jnp.einsum("NK,NKD->ND", gate_NK, y_AD.reshape(*gate_NK.shape, -1))
 
 
 class Experts(nn.Module):
-    """y = sum over the top k experts of p_i * ffn_scale * expert_i(x); no token dropped.
+    """y = sum over the top k experts of gate_i * ffn_scale * expert_i(x); no token dropped.
 
-    p is not renormalised. `SearchSpace.ffn_scale` says what the scale is for.
+    `SearchSpace` says what gate and scale are.
 
     Initialises a layer's weights, and runs it in a stand-alone model; a supernet's layers run in
     `elastic_stack`.
@@ -70,6 +79,8 @@ class Experts(nn.Module):
     sizes: tuple[int, ...]  # FFN size of each expert; 0 is an identity expert
     top_k: int
     ffn_scale: float
+    gate: str = "probability"
+    jitter: float = 0.0
 
     @nn.compact
     def __call__(
@@ -79,6 +90,7 @@ class Experts(nn.Module):
         *,
         dropout_rate: Array | float = 0.0,
         bits_AD: jax.Array | None = None,
+        jitter_bits_ND: jax.Array | None = None,
     ) -> tuple[jax.Array, Routing]:
         """(y_ND, routing). Padding, where `real_N` is false, costs nothing and gives zeros."""
         n, d = x_ND.shape
@@ -95,8 +107,9 @@ class Experts(nn.Module):
         if n_experts > 1:
             bound = uniform(d**-0.5)
             kernel_DE = self.param("router", bound, (d, n_experts))
-            logits_NE = x_ND @ kernel_DE + self.param("router_bias", bound, (n_experts,))
-        routing = route(logits_NE, real_N, self.top_k, None)
+            seen_ND = jittered(x_ND, self.jitter, jitter_bits_ND)
+            logits_NE = seen_ND @ kernel_DE + self.param("router_bias", bound, (n_experts,))
+        routing = route(logits_NE, real_N, self.top_k, self.gate, None)
         sizes_E = np.array(self.sizes)
         expert_A = routing.expert_NK.reshape(-1)
         if n_experts == 1:
@@ -113,7 +126,41 @@ class Experts(nn.Module):
                 y_AD = jnp.where((expert_A < n_experts)[:, None], x_AD, 0)
         identity_A = identity(expert_A, sizes_E)
         scales = self.ffn_scale, dropout_rate, bits_AD
-        return combine(y_AD, routing.p_NK, identity_A, *scales), routing
+        return combine(y_AD, routing.gate_NK, identity_A, *scales), routing
+
+
+class RouterLosses(NamedTuple):
+    """Auxiliary losses of routers: of one layer, [], or of several, (L,)."""
+
+    load_balance: jax.Array
+    z: jax.Array
+
+
+def router_losses(routing: Routing, real_N: jax.Array) -> RouterLosses:
+    """The losses of one layer."""
+    return RouterLosses(load_balance(routing, real_N), z_loss(routing, real_N))
+
+
+def z_loss(routing: Routing, real_N: jax.Array) -> jax.Array:
+    """Router z-loss of one layer, [] (ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5).
+
+    Mean over real tokens of the squared log of the sum of the exponentials of the logits. 0 where a
+    layer has one expert, and so no router.
+    """
+    active_E = jnp.isfinite(routing.logits_NE[0])
+    log_z_N = jax.nn.logsumexp(routing.logits_NE, axis=-1)
+    mean = jnp.sum(jnp.where(real_N, log_z_N**2, 0)) / jnp.maximum(jnp.sum(real_N), 1)
+    return jnp.where(jnp.sum(active_E) > 1, mean, 0.0)
+
+
+def jittered(x_ND: jax.Array, jitter: float, bits_ND: jax.Array | None) -> jax.Array:
+    """A router's input times noise, uniform in 1 +- `jitter` (Switch Transformer, app. C).
+
+    Unchanged without bits.
+    """
+    if bits_ND is None:
+        return x_ND
+    return x_ND * (1 - jitter + bits_ND.astype(x_ND.dtype) * (2 * jitter / 2**16))
 
 
 def load_balance(routing: Routing, real_N: jax.Array) -> jax.Array:

@@ -1,13 +1,16 @@
-"""`extract`: the weights of a stand-alone subnet from those of its supernet."""
+"""`inherited`: the weights of a stand-alone subnet from those of its supernet."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from automoe_jax.architecture.active import to_active
+from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import EncoderLayer, LayerSpec, Subnet
 from automoe_jax.model.scales import Scales
-from automoe_jax.model.stacked import per_layer
+from automoe_jax.model.sharing import sharing_of
+from automoe_jax.model.stacked import LAYERS, per_layer
 
 Params = dict[str, Any]
 
@@ -34,6 +37,18 @@ def extract(params: Params, subnet: Subnet, hull: Subnet) -> Params:
             for i, layer in enumerate(getattr(subnet, side).layers)
         }
     return out
+
+
+def inherited(params: Params, subnet: Subnet, space: SearchSpace) -> Params:
+    """The weights that a subnet has in the supernet of a space, as those of `extract`."""
+    hull = space.hull()
+    if space.sharing != "front":
+        active, stacks = to_active(subnet, hull), {}
+        for side in ("encoder", "decoder"):
+            sharing, layers = sharing_of(space, side), params[side][LAYERS]
+            stacks[side] = {LAYERS: sharing.experts(layers, getattr(active, side).n_experts_L)}
+        params = {**params, **stacks}
+    return extract(params, subnet, hull)
 
 
 def with_scales(params: Params, scales: Scales) -> Params:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from automoe_jax.architecture.active import Array
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.model.experts import RouterLosses
 from automoe_jax.model.formulas import frequencies
 from automoe_jax.model.layers import Width, cut, dropout, random_bits, width
 
@@ -22,10 +23,16 @@ class Output(NamedTuple):
 
     logits_BTV: jax.Array
     hidden_BTD: jax.Array  # the decoder's output, zero beyond the active width
-    load_balance: jax.Array  # [], mean over the active layers
+    router_losses: RouterLosses  # of each layer, encoder first; 0 beyond the active depth
+    n_layers: Array | int  # active ones
     encoder_layers: list[jax.Array]  # output of each layer; zeros beyond the active depth
     decoder_layers: list[jax.Array]
     router_logits: list[jax.Array]  # (N, E) per layer, encoder first
+
+    @property
+    def load_balance(self) -> jax.Array:
+        """[], mean over the active layers."""
+        return jnp.sum(self.router_losses.load_balance) / self.n_layers
 
 
 class DropoutKeys(NamedTuple):

@@ -4,6 +4,7 @@ Letters: B batch, T target time, S source time, D embedding, P segments of S mem
 L layers.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -21,6 +22,7 @@ from automoe_jax.model.elastic_layer import Context, StackStatic
 from automoe_jax.model.elastic_stack import StackOutput
 from automoe_jax.model.scales import scales_of
 from automoe_jax.model.seq2seq import Output
+from automoe_jax.model.sharing import sharing_of
 from automoe_jax.ops import grouped_ffn
 
 
@@ -38,6 +40,7 @@ class ElasticStack(nn.Module):
         if self.is_initializing():  # weights are wanted, not outputs: compile nothing else
             return elastic_stack.zero_output(self.static, x_BTD)
         run = elastic_stack.run_masked if self.masked else elastic_stack.run
+        params = self.static.sharing.experts(params, context.active.n_experts_L)
         return run(self.static, params, x_BTD, memory_PBSD, context)
 
     def _init(self, key: jax.Array, dim: int, memory_PBSD: jax.Array | None) -> Any:
@@ -45,17 +48,24 @@ class ElasticStack(nn.Module):
         memory = None
         if memory_PBSD is not None:
             memory = CrossMemory(jnp.zeros((1, 1, 1, memory_PBSD.shape[-1])), real_BT)
-        layers = self.static.layers
+        static = self.static
+        layers = [
+            dataclasses.replace(layer, experts=(static.ffn_dims[-1],) * static.sharing.stored)
+            if static.sharing.kind != "front"
+            else layer
+            for layer in static.layers
+        ]
         inputs = (x_BTD, real_BT[:, None], real_BT, memory, 0.0, None)
         keys = jax.random.split(key, len(layers))
         params: list[Any] = [None] * len(layers)
         for layer in dict.fromkeys(layers):
             alike = np.flatnonzero([other == layer for other in layers])
-            one = functools.partial(_layer_params, self.static.block(layer), inputs)
+            one = functools.partial(_layer_params, static.block(layer), inputs)
             # Layers that are equal in one call: each call compiles its own random numbers.
             for i, own in zip(alike, _unstacked(jax.vmap(one)(keys[alike])), strict=True):
                 params[i] = own
-        return stacked.join(params, self.static.experts)
+        joined = stacked.join(params, [layer.experts for layer in layers])
+        return static.sharing.started(joined, len(layers))
 
 
 def _layer_params(block: Block, inputs: tuple[Any, ...], key: jax.Array) -> Any:
@@ -75,6 +85,7 @@ class Supernet(nn.Module):
     vocab_sizes: tuple[int, int]  # of source and target, pad included
     dropout: float = 0.0  # rate at the full width, scaled to the active one
     attention_dropout: float = 0.0
+    router_jitter: float = 0.0
     masked: bool = False  # make layers elastic by masks alone, see `elastic_stack.run_masked`
     backend: str = ""  # of the grouped FFN; empty for the platform's default
 
@@ -89,7 +100,7 @@ class Supernet(nn.Module):
         """A teacher-forced pass through the active subnet; other arguments as in `Transformer`."""
         hull = self.space.hull()
         words = seq2seq.word_tables(hull, self.vocab_sizes, self.space.share_embeddings)
-        key = key if self.dropout or self.attention_dropout else None
+        key = key if self.dropout or self.attention_dropout or self.router_jitter else None
         encoder_keys, decoder_keys = seq2seq.dropout_keys(hull, key)
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
 
@@ -111,11 +122,13 @@ class Supernet(nn.Module):
         decoded = decoder(x_BTD, memory_PBSD, context)
 
         hidden_BTD = decoded.outputs_LBTD[subnet.decoder.depth - 1]
-        n_layers = subnet.encoder.depth + subnet.decoder.depth
         return Output(
             logits_BTV=words.output.logits(hidden_BTD),
             hidden_BTD=hidden_BTD,
-            load_balance=(encoded.balance + decoded.balance) / n_layers,
+            router_losses=jax.tree.map(
+                lambda *x: jnp.concatenate(x), encoded.losses_L, decoded.losses_L
+            ),
+            n_layers=subnet.encoder.depth + subnet.decoder.depth,
             encoder_layers=list(encoded.outputs_LBTD),
             decoder_layers=list(decoded.outputs_LBTD),
             router_logits=[
@@ -141,7 +154,9 @@ class Supernet(nn.Module):
             dropout=self.dropout,
             base_dim=stack.embed_dim,
             attention_dropout=self.attention_dropout,
+            router_jitter=self.router_jitter,
             scales=scales_of(self.space),
+            sharing=sharing_of(self.space, side),
             backend=self.backend or grouped_ffn.default_backend(),
         )
 

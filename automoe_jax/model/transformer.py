@@ -12,7 +12,7 @@ from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.subnet import DecoderLayer, LayerSpec, Subnet
 from automoe_jax.model import seq2seq
 from automoe_jax.model.block import Block, CrossMemory
-from automoe_jax.model.experts import load_balance
+from automoe_jax.model.experts import RouterLosses, router_losses
 from automoe_jax.model.scales import Scales
 from automoe_jax.model.seq2seq import Output
 
@@ -24,6 +24,7 @@ class Stack(nn.Module):
     qkv_dim: int
     attention_dropout: float
     scales: Scales
+    router_jitter: float
 
     @nn.compact
     def __call__(
@@ -34,23 +35,23 @@ class Stack(nn.Module):
         memory: CrossMemory | None,
         rate: float,
         keys_L: jax.Array | None,
-    ) -> tuple[list[jax.Array], jax.Array, list[jax.Array]]:
-        """(outputs, load-balance loss summed, router logits)."""
-        outputs, balance, logits = [], jnp.float32(0), []
+    ) -> tuple[list[jax.Array], list[RouterLosses], list[jax.Array]]:
+        """Outputs, router losses and router logits of each layer."""
+        outputs, losses, logits = [], [], []
         for i, layer in enumerate(self.layers):
             own = memory
             if isinstance(layer, DecoderLayer):
                 assert memory is not None
                 m = layer.cross_span * memory.outputs_PBSD.shape[2]
                 own = CrossMemory(memory.outputs_PBSD[: layer.cross_span], memory.real_BM[:, :m])
-            fixed = self.attention_dropout, self.scales
+            fixed = self.attention_dropout, self.scales, self.router_jitter
             block = Block(layer, self.qkv_dim, *fixed, name=f"layer_{i}")
             key = None if keys_L is None else keys_L[i]
             x_BTD, routing = block(x_BTD, self_mask_BTT, real_BT, own, rate, key)
             outputs.append(x_BTD)
-            balance += load_balance(routing, real_BT.reshape(-1))
+            losses.append(router_losses(routing, real_BT.reshape(-1)))
             logits.append(routing.logits_NE)
-        return outputs, balance, logits
+        return outputs, losses, logits
 
 
 class Transformer(nn.Module):
@@ -68,6 +69,7 @@ class Transformer(nn.Module):
     attention_dropout: float = 0.0
     share_embeddings: str = "all"  # as in `SearchSpace`
     scales: Scales = Scales()
+    router_jitter: float = 0.0
 
     @nn.compact
     def __call__(
@@ -80,18 +82,18 @@ class Transformer(nn.Module):
         """
         arch = self.arch
         words = seq2seq.word_tables(arch, self.vocab_sizes, self.share_embeddings)
-        key = key if self.dropout or self.attention_dropout else None
+        key = key if self.dropout or self.attention_dropout or self.router_jitter else None
         encoder_keys, decoder_keys = seq2seq.dropout_keys(arch, key)
         d_e, d_d = arch.encoder.embed_dim, arch.decoder.embed_dim
         e_rate, d_rate = self.rates()
-        common = (arch.qkv_dim, self.attention_dropout, self.scales)
+        common = (arch.qkv_dim, self.attention_dropout, self.scales, self.router_jitter)
 
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
         x_BSD = seq2seq.stack_input(
             words.source, source_BS, d_e, self.encoder_base_dim, e_rate, encoder_keys.embedding
         )
         encoder = Stack(arch.encoder.layers, *common, name="encoder")
-        encoded, e_balance, e_logits = encoder(
+        encoded, e_losses, e_logits = encoder(
             x_BSD, real_BS[:, None], real_BS, None, e_rate, encoder_keys.layers_L
         )
 
@@ -101,13 +103,14 @@ class Transformer(nn.Module):
         span = seq2seq.longest_span(arch)
         memory = CrossMemory(jnp.stack(encoded[::-1][:span]), jnp.tile(real_BS, (1, span)))
         decoder = Stack(arch.decoder.layers, *common, name="decoder")
-        decoded, d_balance, d_logits = decoder(
+        decoded, d_losses, d_logits = decoder(
             x_BTD, seq2seq.causal_mask(target_in_BT), real_BT, memory, d_rate, decoder_keys.layers_L
         )
         return Output(
             logits_BTV=words.output.logits(decoded[-1]),
             hidden_BTD=decoded[-1],
-            load_balance=(e_balance + d_balance) / (len(encoded) + len(decoded)),
+            router_losses=jax.tree.map(lambda *x: jnp.stack(x), *e_losses, *d_losses),
+            n_layers=len(encoded) + len(decoded),
             encoder_layers=encoded,
             decoder_layers=decoded,
             router_logits=[*e_logits, *d_logits],

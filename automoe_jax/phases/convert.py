@@ -4,6 +4,7 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
+from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.config import RunConfig
 from automoe_jax.data.tokenizers import loading as tokenizers
@@ -71,16 +72,29 @@ def _check_empty(folder: Path):
         raise UserError(f"{folder} has weights already; name a new --workdir")
 
 
+def _check_published(space: SearchSpace):
+    """Refuses a space whose weights mean something else than those of a published checkpoint."""
+    published = SearchSpace()
+    for name in ("gate", "sharing"):
+        if (given := getattr(space, name)) != (theirs := getattr(published, name)):
+            raise UserError(
+                f"space.{name} is {given!r}, but fairseq checkpoints have {theirs!r}: a run with "
+                f"--config.space.{name}={theirs} can be converted"
+            )
+
+
 def _to_params(
     state: state_dict.State, config: RunConfig, subnet: Subnet | None, source: Path
 ) -> tuple[Params, tuple[int, int], list[str]]:
     """Weights, vocabulary sizes of source and target, and the names of ignored arrays."""
+    _check_published(config.space)
     try:
         params, ignored = state_dict.to_params(state, config.space)
         sizes = state_dict.vocab_sizes(state)
     except state_dict.CheckpointError as e:
         raise type(e)(f"checkpoint {source}: {e}") from None
-    params = with_scales(params, Scales(*(1 / x for x in scales_of(config.space))))
+    scales = scales_of(config.space)
+    params = with_scales(params, Scales(1 / scales.ffn, 1 / scales.attention))
     own = target(config, sizes, subnet)
     if subnet is not None:
         params = extract(params, subnet, own.hull)
@@ -138,6 +152,7 @@ def write_checkpoint(run: Run, path: Path):
         raise UserError(f"--workdir {run.path} is not a run")
     params, _ = supernet_params(run, vocab_sizes(run))
     space = run.config.space
+    _check_published(space)
     checkpoint.write(path, state_dict.from_params(with_scales(params, scales_of(space)), space))
 
 

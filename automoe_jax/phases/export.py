@@ -17,7 +17,7 @@ from automoe_jax.decoding.export import export
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.latency.kernels import kernels_used
-from automoe_jax.model.extract import Params, extract, with_scales
+from automoe_jax.model.extract import Params, inherited, with_scales
 from automoe_jax.model.scales import scales_of
 from automoe_jax.phases.prepare import corpus_split, vocab_sizes
 from automoe_jax.phases.run import Run
@@ -118,7 +118,7 @@ class SupernetExporter:
 
     def params(self, subnet: Subnet) -> Params:
         """A subnet's weights, as NumPy."""
-        own = extract(self.supernet, subnet, self.run.config.space.hull())
+        own = inherited(self.supernet, subnet, self.run.config.space)
         return jax.tree.map(np.asarray, own)
 
     def export(self, subnet: Subnet, folder: Path, beam_sizes: Sequence[int] = ()):

@@ -10,7 +10,7 @@ from automoe_jax.architecture.subnet import Subnet, from_json, to_json
 from automoe_jax.config import RunConfig
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding.export import random_params
-from automoe_jax.model.extract import Params, extract
+from automoe_jax.model.extract import Params, inherited
 from automoe_jax.phases.prepare import prepare, vocab_sizes
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run, claim
 from automoe_jax.system import files, workdir
@@ -94,7 +94,7 @@ def train_subnet(
         supernet = dataclasses.replace(run, path=init_from)
         params, inherited_step = supernet_params(supernet, own.vocab_sizes)
         run.progress.note(f"weights inherited from {supernet.supernet} at step {inherited_step:,}")
-        params = extract(params, subnet, own.hull)
+        params = inherited(params, subnet, config.space)
     _train(run, own, config.subnet_training, data, folder, params, profile)
 
 

@@ -48,9 +48,10 @@ class ModelConfig:
 
     dropout: float = 0.3  # at the supernet's width, scaled to the subnet's
     attention_dropout: float = 0.1  # on attention probabilities, not scaled
+    router_jitter: float = 0.0  # routers' inputs times uniform noise in 1 +- this, while training
 
     def __post_init__(self):
-        for name in ("dropout", "attention_dropout"):
+        for name in ("dropout", "attention_dropout", "router_jitter"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; allowed: 0 up to below 1")
 
@@ -68,6 +69,8 @@ class SamplingConfig:
         batch through several: the largest, the smallest, and random ones.
       sandwich: their number, 2 or more.
       largest_share: probability that a random subnet is the largest instead.
+      experts_bias: a layer of a random subnet has n experts with a probability proportional to n to
+        this power. With 1, the experts of any number get equally many tokens each.
       largest_first: updates at the start that train the largest subnet alone (progressive
         shrinking, Cai et al. 2020, arXiv 1908.09791).
       distillation: weight of the largest subnet's predictions in the loss of a sandwich's others,
@@ -79,6 +82,7 @@ class SamplingConfig:
     rule: str = "random"
     sandwich: int = 4
     largest_share: float = 0.0
+    experts_bias: float = 0.0
     largest_first: int = 0
     distillation: float = 0.0
     temperature: float = 1.0
@@ -90,6 +94,8 @@ class SamplingConfig:
         for name in ("largest_share", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"sampling.{name} is {getattr(self, name)}; allowed: 0 to 1")
+        if not 0 <= self.experts_bias < math.inf:
+            raise UserError(f"sampling.experts_bias is {self.experts_bias}; allowed: 0 or more")
         if not 0 < self.temperature < math.inf:
             raise UserError(f"sampling.temperature is {self.temperature}; allowed: above 0")
         if self.distillation and self.rule != "sandwich":
@@ -116,7 +122,11 @@ class TrainingConfig(OptimizerConfig):
     batches_per_step: int = 128
     buckets: int = 8  # most batch shapes; each compiles once
     label_smoothing: float = 0.1  # share of the target spread over all words
-    load_balance: float = 0.01  # weight of the router's load-balance loss
+    load_balance: float = 0.01  # weight of the routers' load-balance loss, mean over layers
+    # Weights of each layer's own, from the first, in place of `load_balance`; empty for none.
+    encoder_load_balance: tuple[float, ...] = ()
+    decoder_load_balance: tuple[float, ...] = ()
+    router_z: float = 0.0  # weight of the routers' z-loss, mean over layers
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end the run
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps; 0 evaluates only at the end
@@ -129,6 +139,8 @@ class TrainingConfig(OptimizerConfig):
         super().__post_init__()
         checks.at_least(1, self, "", "tokens_per_batch", "batches_per_step", "buckets", "log_every",
                         "checkpoint_every", "keep_checkpoints", "max_skipped")  # fmt: skip
-        checks.at_least(0, self, "", "load_balance", "eval_every", "eval_pairs", "eval_subnets")
+        checks.at_least(
+            0, self, "", "load_balance", "router_z", "eval_every", "eval_pairs", "eval_subnets"
+        )
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")

@@ -36,7 +36,7 @@ def draw(
         own = (nth - len(_ENDS),) if nth > len(_ENDS) else ()
         rng = np.random.default_rng([_STREAM, seed, step, *drawer[config.unit], *own])
         is_largest = config.largest_share > 0 and rng.random() < config.largest_share
-        return space.largest() if is_largest else space.sample(rng)
+        return space.largest() if is_largest else space.sample(rng, config.experts_bias)
 
     passes = [(m, nth) for m in range(n_micro) for nth in range(each)]
     return [[one(d, *own) for own in passes] for d in range(n_devices)]

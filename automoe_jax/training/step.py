@@ -28,6 +28,16 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
+class RouterWeights(NamedTuple):
+    """Weights of the routers' losses, beside that of the mean load-balance loss."""
+
+    z: float = 0.0  # of the mean z-loss
+    load_balance_L: tuple[float, ...] = ()  # of each layer's, in place of the mean; empty for none
+
+
+_MEAN_ALONE = RouterWeights()
+
+
 class LossSums(NamedTuple):
     """Sums over real target tokens, eos included; natural logarithm. All []."""
 
@@ -93,6 +103,7 @@ def make_train_step(
     load_balance_weight: float,
     distillation: float = 0.0,
     temperature: float = 1.0,
+    routers: RouterWeights = _MEAN_ALONE,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The update of one device.
 
@@ -110,9 +121,9 @@ def make_train_step(
     def one_subnet(params, batch, subnet, key, scale, teacher):
         def objective(params):
             sums, output = batch_loss(model, params, batch, subnet, key, smoothing, teacher)
-            balance = output.load_balance * sums.tokens
-            total = sums.loss + load_balance_weight * balance
-            return total * scale, (sums, balance, _rows(output))
+            of_routers = router_loss(output, load_balance_weight, routers)
+            total = sums.loss + of_routers * sums.tokens
+            return total * scale, (sums, output.load_balance * sums.tokens, _rows(output))
 
         return jax.grad(objective, has_aux=True)(params)
 
@@ -157,6 +168,16 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def router_loss(output: Output, load_balance: float, weights: RouterWeights) -> jax.Array:
+    """The routers' part of the loss, per target token, []."""
+    loss = load_balance * output.load_balance
+    if weights.load_balance_L:
+        loss = jnp.dot(jnp.asarray(weights.load_balance_L), output.router_losses.load_balance)
+    if weights.z:
+        loss += weights.z * jnp.sum(output.router_losses.z) / output.n_layers
+    return loss
 
 
 def _norm(gradient: Any) -> jax.Array:

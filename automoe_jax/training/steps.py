@@ -16,7 +16,7 @@ from automoe_jax.system.errors import UserError
 from automoe_jax.system.programs import Programs
 from automoe_jax.training import optimizer, parallel, sampling
 from automoe_jax.training.config import SamplingConfig, TrainingConfig
-from automoe_jax.training.step import StepMetrics, TrainState, make_train_step
+from automoe_jax.training.step import RouterWeights, StepMetrics, TrainState, make_train_step
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
 Drawn = list[list[Subnet]] | None  # the subnets of a step; None for a stand-alone model
@@ -111,7 +111,27 @@ def mapped_step(
     """The train step over all devices."""
     tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
     teaching = sampling_config.distillation, sampling_config.temperature
-    return parallel.map_train_step(make_train_step(target.module(), tx, *rates, *teaching))
+    routers = RouterWeights(config.router_z, _balance_weights(target, config))
+    step = make_train_step(target.module(), tx, *rates, *teaching, routers)
+    return parallel.map_train_step(step)
+
+
+def _balance_weights(target: TrainingTarget, config: TrainingConfig) -> tuple[float, ...]:
+    """The weight of each layer's own load-balance loss, encoder first; () for none.
+
+    A side without weights has zeros; `UserError` if a side has too few.
+    """
+    found = []
+    for side, stack in (target.subnet or target.hull).stacks:
+        name, n_layers = f"{side}_load_balance", len(stack.layers)
+        weights = getattr(config, name)
+        if weights and len(weights) < n_layers:
+            raise UserError(
+                f"training.{name} has {len(weights)} weights, but the {side} has {n_layers} "
+                "layers; give one for each"
+            )
+        found += weights[:n_layers] or [0.0] * n_layers
+    return tuple(found) if config.encoder_load_balance or config.decoder_load_balance else ()
 
 
 def step_arguments(

@@ -44,11 +44,12 @@ class TrainingTarget:
 
     def module(self) -> Supernet | Transformer:
         """The Linen module."""
-        rates = self.model.dropout, self.model.attention_dropout
+        model = self.model
+        rates = model.dropout, model.attention_dropout
         if self.subnet is None:
-            return Supernet(self.space, self.vocab_sizes, *rates)
+            return Supernet(self.space, self.vocab_sizes, *rates, model.router_jitter)
         base_dims = self.hull.encoder.embed_dim, self.hull.decoder.embed_dim
-        fixed = self.space.share_embeddings, scales_of(self.space)
+        fixed = self.space.share_embeddings, scales_of(self.space), model.router_jitter
         return Transformer(self.subnet, self.vocab_sizes, *base_dims, *rates, *fixed)
 
     def active(self, subnet: Subnet) -> ActiveSubnet | None:
@@ -58,8 +59,17 @@ class TrainingTarget:
 
 def initial_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
     """State of step 0; a subnet's weights are extracted from those of a new supernet."""
-    make = _maker(dataclasses.replace(target, subnet=None), config)
+    make = _maker(_supernet(target), config)
     return _own(target, config, make(jax.random.key(seed)))
+
+
+def _supernet(target: TrainingTarget) -> TrainingTarget:
+    """The supernet whose first weights a target has; a subnet's shares none of them."""
+    if target.subnet is None:
+        return target
+    return dataclasses.replace(
+        target, subnet=None, space=dataclasses.replace(target.space, sharing="front")
+    )
 
 
 def _own(target: TrainingTarget, config: TrainingConfig, state: TrainState) -> TrainState:
@@ -92,7 +102,7 @@ def with_params(state: TrainState, params: Any, config: TrainingConfig) -> Train
 @functools.lru_cache(maxsize=4)
 def abstract_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
     """Shapes and dtypes of the state, without allocating it."""
-    make = _maker(dataclasses.replace(target, subnet=None), config)
+    make = _maker(_supernet(target), config)
     state = make.eval_shape(jax.random.key(seed))
     return jax.eval_shape(functools.partial(_own, target, config), state)
 

@@ -20,8 +20,8 @@ from reference import smoothed_cross_entropy
 from automoe_jax.architecture.active import to_active
 from automoe_jax.model import layers, stacked
 from automoe_jax.model.elastic_layer import Context, layer_context
-from automoe_jax.model.experts import Routing, load_balance
-from automoe_jax.model.extract import extract, with_scales
+from automoe_jax.model.experts import Routing, jittered, load_balance, z_loss
+from automoe_jax.model.extract import extract, inherited, with_scales
 from automoe_jax.model.layers import random_bits
 from automoe_jax.model.scales import Scales, scales_of
 from automoe_jax.model.seq2seq import position_table, positions
@@ -94,6 +94,24 @@ def test_mask_equals_slice_with_tables_of_their_own(supernet_of_tables):
     check_mask_equals_slice(*supernet_of_tables, 2)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sharing": "own"},
+        {"sharing": "means"},
+        {"sharing": "common", "gate": "count"},
+        {"gate": "normalised"},
+    ],
+    ids=str,
+)
+def test_mask_equals_slice_however_experts_are_shared(change):
+    space = elastic_space(
+        encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,), encoder_experts=(1, 2, 4),
+        decoder_experts=(1, 3), **change,
+    )  # fmt: skip
+    check_mask_equals_slice(*make_supernet(space), 4)
+
+
 def check_mask_equals_slice(space, params, apply, n_subnets):
     rng = np.random.default_rng(0)
     hull = space.hull()
@@ -101,7 +119,7 @@ def check_mask_equals_slice(space, params, apply, n_subnets):
     while compared < n_subnets:
         subnet = space.sample(rng)
         src, tgt = token_batch(rng)
-        own = extract(params, subnet, hull)
+        own = inherited(params, subnet, space)
         alone = jax.jit(standalone_of(space, subnet).apply)({"params": own}, src, tgt)
         real = [src != 1] * len(subnet.encoder.layers) + [tgt != 1] * len(subnet.decoder.layers)
         if router_margin(alone, space, subnet, real) < 1e-4:
@@ -207,7 +225,9 @@ def test_loops_equal_masks(backend, least_spared, monkeypatch):
         def loss(p, src, tgt, active):
             out = model.apply({"params": p}, src, tgt, active)
             sums = smoothed_cross_entropy(out.logits_BTV, tgt, 0.1)
-            return sums.loss + 3 * out.load_balance
+            weight_L = 1.0 + jnp.arange(len(out.router_losses.z))  # of each layer its own
+            balance, z = (jnp.dot(weight_L, losses_L) for losses_L in out.router_losses)
+            return sums.loss + balance + 0.1 * z
 
         return jax.jit(jax.value_and_grad(loss))
 
@@ -384,6 +404,50 @@ def test_dropout_follows_the_key_and_the_width():
     assert np.abs(a - c).max() > 1e-2
     without = model.apply({"params": params}, src, tgt, active).logits_BTV
     assert np.abs(a - without).max() > 1e-2
+
+
+def test_z_loss_by_hand():
+    """Mean of squared log-sums over real tokens and active experts; none without a router."""
+    real = np.array([True, True, False])
+    logits = np.log([[1, 3, 0], [2, 2, 0], [50, 50, 0]], where=[True, True, False],
+                    out=np.full((3, 3), -np.inf))  # fmt: skip
+    routing = Routing(jnp.asarray(logits), jnp.zeros((3, 1), int), jnp.ones((3, 1)))
+    assert float(z_loss(routing, real)) == pytest.approx(np.log(4) ** 2, rel=1e-6)
+    alone = routing._replace(logits_NE=jnp.asarray([[5.0, -jnp.inf]] * 3))
+    assert float(z_loss(alone, real)) == 0
+
+
+def test_jitter_is_uniform_noise_on_the_router_input():
+    bits = random_bits(jax.random.key(0), [(500, 40)])[0]
+    noise = np.asarray(jittered(jnp.full((500, 40), 2.0), 0.1, bits)) / 2
+    assert 0.9 <= noise.min() < 0.9001
+    assert 1.0999 < noise.max() < 1.1
+    assert noise.mean() == pytest.approx(1, abs=0.002)
+    assert noise.std() == pytest.approx(0.2 / 12**0.5, rel=0.02)
+
+
+def test_jitter_moves_routers_alone():
+    """With a key, and without dropout, jitter changes routing, in both models alike in kind."""
+    space = elastic_space(encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,))
+    subnet, hull, params = space.largest(), space.hull(), random_params(space)
+    src, tgt = token_batch(np.random.default_rng(0))
+    models = {
+        "supernet": (dataclasses.replace(supernet_of(space), router_jitter=0.2), params,
+                     (to_active(subnet, hull),)),
+        "alone": (dataclasses.replace(standalone_of(space, subnet), router_jitter=0.2),
+                  extract(params, subnet, hull), ()),
+    }  # fmt: skip
+    for model, own, more in models.values():
+        still, again, moved = (
+            model.apply({"params": own}, src, tgt, *more, key)
+            for key in (None, None, jax.random.key(1))
+        )
+        np.testing.assert_array_equal(still.router_logits[0], again.router_logits[0])
+        gap = np.abs(np.asarray(moved.router_logits[0] - still.router_logits[0]))
+        real = np.asarray(src != 1).reshape(-1)
+        assert gap[real].max() > 1e-3
+        # Noise of at most a fifth on each input moves a logit by at most a fifth of their sizes.
+        assert gap[real].max() < 0.2 * 16 * 3 * 0.3 * 5
 
 
 def test_load_balance_by_hand():

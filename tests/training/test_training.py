@@ -219,11 +219,22 @@ def test_the_largest_has_its_share_of_random_draws():
         ({"largest_share": 1.5}, r"sampling\.largest_share is 1\.5; allowed: 0 to 1"),
         ({"distillation": 0.5}, r"sampling\.distillation is 0\.5, but sampling\.rule is 'random'"),
         ({"temperature": 0.0}, r"sampling\.temperature is 0\.0"),
+        ({"experts_bias": -1.0}, r"sampling\.experts_bias is -1\.0"),
     ],
 )
 def test_wrong_sampling(fields, message):
     with pytest.raises(UserError, match=message):
         SamplingConfig(**fields)
+
+
+def test_experts_are_drawn_in_proportion_to_their_number():
+    space = dataclasses.replace(SPACE, encoder_experts=(1, 2, 4), decoder_experts=(1, 2, 4))
+    rows = sampling.draw(space, 1, 5, 100, 8, SamplingConfig(experts_bias=1.0))
+    counts = [len(s.encoder.layers[0].experts) for row in rows for s in row]
+    for n in (1, 2, 4):
+        share = n / 7
+        spread = 3 * (share * (1 - share) / len(counts)) ** 0.5
+        assert counts.count(n) / len(counts) == pytest.approx(share, abs=spread)
 
 
 def test_a_sandwich_gives_the_mean_over_its_subnets(params, single):

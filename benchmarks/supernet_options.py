@@ -1,0 +1,132 @@
+"""What options of a supernet's training are worth, on documentation text.
+
+python benchmarks/supernet_options.py --json                   # hours; goes on where it was stopped
+python benchmarks/supernet_options.py --json --only=plain,gate --updates=600
+
+Trains the supernet of configs/msdocs.py (width 128, 3 + 2 layers; 1, 2, 4 or 8 experts of 256 or
+512) with each option, one training per core, and scores with inherited weights: standard subnets of
+1, 2, 4 and 8 experts of 512 in every layer, and 30 fixed random ones. `gain` is the loss of one
+expert less that of eight. A finished training is a line of the results file, and is not run again;
+unfinished ones go on from their checkpoints in --workdir.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import trainings
+from trainings import ROOT
+
+from automoe_jax import config as settings
+from automoe_jax.architecture.subnet import from_json
+from automoe_jax.cli.terminal import TerminalProgress
+from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.run import SUPERNET, open_run
+from automoe_jax.phases.train import supernet_params, target
+from automoe_jax.system import files, workdir
+from automoe_jax.training import sampling
+from automoe_jax.training.population import PopulationScorer
+
+CONFIG = "configs/msdocs.py"
+RESULTS = ROOT / "benchmarks" / "results" / "supernet_options.jsonl"
+COUNTS, FFN, RANDOM = (1, 2, 4, 8), 512, 30
+
+# Settings of each option beside those of the config.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gate_normalised": {"space.gate": "normalised"},
+    "gate_count": {"space.gate": "count"},
+}
+
+
+def score(folder: Path) -> dict[str, Any]:
+    """Losses of the supernet in a workdir, with inherited weights, on all validation text."""
+    groups = workdir.read(folder / SUPERNET, SUPERNET)["config"]
+    run = open_run(settings.from_stored(groups), folder, TerminalProgress())
+    data = prepare(run)
+    params, _ = supernet_params(run, data.tokenizer.vocab_sizes)
+    space = run.config.space
+    standard = [from_json(trainings.architecture([FFN] * n)) for n in COUNTS]
+    subnets = [*standard, *sampling.fixed_set(space, 0, RANDOM)]
+    scorer = PopulationScorer(
+        target(run.config, data.tokenizer.vocab_sizes), run.config.training, params
+    )
+    losses = scorer.losses(scorer.prepare(data.valid), subnets)
+    by_count = dict(zip(map(str, COUNTS), losses[: len(COUNTS)], strict=True))
+    return {
+        "losses": by_count,
+        "gain": by_count["1"] - by_count["8"],
+        "random": float(np.mean(losses[len(COUNTS) :])),
+    }
+
+
+def train(option: str, updates: int, seed: int, folder: Path, core: int) -> dict[str, Any]:
+    """One supernet to its end on one core, and what its subnets reach."""
+    own = {
+        "seed": seed,
+        "training.steps": updates,
+        "training.warmup_steps": min(updates // 4, 400),
+        "training.eval_every": updates // 2,
+        "training.eval_subnets": 0,
+        **OPTIONS[option],
+    }
+    trainings.run_on_core(core, trainings.command(CONFIG, folder, *trainings.flags(own)))
+    printed = trainings.run_on_core(core, [sys.executable, __file__, f"--score={folder}"])
+    seconds = trainings.values(folder / SUPERNET, "train/seconds_per_step")
+    about = {"option": option, "updates": updates, "seed": seed}
+    found = json.loads(printed.splitlines()[-1])
+    step = {"step_s": float(np.median(list(seconds.values())))} if seconds else {}
+    return {**about, **found, **step, **measure.machine()}
+
+
+def key(line: dict[str, Any]) -> tuple[str, int, int]:
+    """What a training is known by."""
+    return line["option"], line["updates"], line["seed"]
+
+
+def finished() -> dict[tuple[str, int, int], dict[str, Any]]:
+    """The lines of all finished trainings."""
+    lines = files.read_json_lines(RESULTS) if RESULTS.exists() else []
+    return {key(line): line for line in lines}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--json", action="store_true", help="accepted; the last line is JSON in any case"
+    )
+    parser.add_argument("--only", default=",".join(OPTIONS), help="options, with commas")
+    parser.add_argument("--updates", type=int, default=2400)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "supernet_options")
+    parser.add_argument("--score", type=Path, help="score the supernet in a workdir, no more")
+    args = parser.parse_args()
+    if args.score:
+        print(json.dumps(score(args.score)))
+        return
+    chosen = args.only.split(",")
+    if unknown := set(chosen) - set(OPTIONS):
+        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(OPTIONS)}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    wanted = [(option, args.updates, seed) for seed in range(args.seeds) for option in chosen]
+
+    def one(training: tuple[str, int, int], core: int) -> None:
+        name = "-".join(map(str, training))
+        line = train(*training, args.workdir.absolute() / name, core)
+        files.append_json_line(RESULTS, line)
+        losses = ", ".join(f"{n}: {loss:.3f}" for n, loss in line["losses"].items())
+        print(f"{name}: {losses}; random {line['random']:.3f}", file=sys.stderr)
+
+    known = finished()
+    trainings.on_each_core(one, [t for t in wanted if t not in known])
+    known = finished()
+    rows = [known[t] for t in wanted]
+    print(json.dumps({"benchmark": "supernet_options", "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
