@@ -6,7 +6,7 @@ python benchmarks/experts_pay.py --json --only=scale   # the runs of one questio
 Models of width 128 with 3 + 2 layers, each with the same number of equal experts, by
 configs/msdocs.py. Top-1 routing: all have the same active FLOPs. Questions:
   scale    is the gain of a mixture the experts', or the scale of the FFN's output by p?
-  gate     the same with gates that have the scale of a dense FFN
+  form     gates that have the scale of a dense FFN; experts as a common one plus differences
   updates  how the gain changes as training goes on, with the scales of the config
 Each training runs on a core of its own. A finished one is a line of the results file, and is not
 run again; unfinished ones go on from their checkpoints in --workdir.
@@ -41,30 +41,40 @@ class Training:
     attention_scale: float
     seed: int = 0
     gate: str = "probability"
+    sharing: str = "front"
 
     @property
     def name(self) -> str:
-        *numbers, gate = dataclasses.astuple(self)
-        return "-".join([*(f"{value:g}" for value in numbers), *[gate] * (gate != "probability")])
+        *numbers, gate, sharing = dataclasses.astuple(self)
+        words = [*[gate] * (gate != "probability"), *[sharing] * (sharing != "front")]
+        return "-".join([*(f"{value:g}" for value in numbers), *words])
 
     @property
     def dense(self) -> "Training":
         """The same with one FFN a layer, which has no gate."""
-        return dataclasses.replace(self, experts=1, gate="probability")
+        return dataclasses.replace(self, experts=1, gate="probability", sharing="front")
 
     def command(self, workdir: Path, subnet: Path) -> list[str]:
+        group = "subnet_training" if self.sharing == "front" else "training"
         settings = {
             "seed": self.seed,
             "space.ffn_scale": self.ffn_scale,
             "space.attention_scale": self.attention_scale,
             "space.gate": self.gate,
-            "subnet_training.steps": self.updates,
-            "subnet_training.warmup_steps": min(self.updates // 4, 400),
-            "subnet_training.peak_rate": RATE,
-            "subnet_training.eval_every": self.updates // 4,
+            f"{group}.steps": self.updates,
+            f"{group}.warmup_steps": min(self.updates // 4, 400),
+            f"{group}.peak_rate": RATE,
+            f"{group}.eval_every": self.updates // 4,
         }
-        flags = trainings.flags(settings)
-        return trainings.command(CONFIG, workdir, f"--subnet={subnet}", *flags)
+        if self.sharing == "front":
+            return trainings.command(
+                CONFIG, workdir, f"--subnet={subnet}", *trainings.flags(settings)
+            )
+        # A supernet of one architecture.
+        settings |= {"space.sharing": self.sharing, "training.eval_subnets": 0}
+        for side in ("encoder", "decoder"):
+            settings |= {f"space.{side}_experts": self.experts, f"space.{side}_ffn_dims": FFN}
+        return trainings.command(CONFIG, workdir, *trainings.flags(settings))
 
 
 QUESTIONS = {
@@ -73,14 +83,14 @@ QUESTIONS = {
         for ffn, attention in ((1.0, 1.0), (0.25, 0.5), (0.25, 1.0), (1.0, 0.5))
         for experts in (1, 8)
     ],
-    "gate": [
-        Training(experts, 600, 0.25, 0.5, gate=gate)
-        for gate, experts in (
-            ("probability", 1),
-            ("probability", 8),
-            ("normalised", 8),
-            ("count", 8),
-        )
+    "form": [
+        Training(1, 1200, 0.25, 0.5),
+        Training(8, 1200, 0.25, 0.5),
+        Training(8, 1200, 0.25, 0.5, sharing="common"),
+        Training(8, 1200, 0.25, 0.5, sharing="common", gate="normalised"),
+        Training(8, 1200, 0.25, 0.5, gate="normalised"),
+        Training(8, 1200, 0.25, 0.5, gate="count"),
+        Training(8, 1200, 0.25, 0.5, sharing="common", gate="count"),
     ],
     "updates": [
         Training(experts, updates, 0.25, 0.5)
@@ -97,7 +107,9 @@ def train(training: Training, workdir: Path, core: int) -> dict:
     folder, subnet = workdir / training.name, workdir / f"{training.experts}.json"
     files.write_json(subnet, trainings.architecture([FFN] * training.experts))
     trainings.run_on_core(core, training.command(folder, subnet))
-    losses = trainings.values(folder / "subnet", "valid/loss_subnet")
+    supernet = training.sharing != "front"
+    trained, name = (folder / "supernet", "largest") if supernet else (folder / "subnet", "subnet")
+    losses = trainings.values(trained, f"valid/loss_{name}")
     return {**dataclasses.asdict(training), "losses": losses, **measure.machine()}
 
 
@@ -141,7 +153,9 @@ def main():
     losses = {t.name: round(known[t], 4) for t in wanted}
     gains = {
         f"{t.experts} experts, {t.updates} updates, scales {t.ffn_scale:g} and "
-        f"{t.attention_scale:g}, gate {t.gate}": round(known[t.dense] - known[t], 4)
+        f"{t.attention_scale:g}, gate {t.gate}, sharing {t.sharing}": round(
+            known[t.dense] - known[t], 4
+        )
         for t in wanted
         if t.experts > 1
     }
