@@ -95,7 +95,8 @@ def expert_layers() -> dict[str, Callable[[], Any]]:
 
         def run(weights, x, layer=layer):
             for copy in range(COPIES):
-                x = PackedScope(weights, str(copy), jnp.int32(BEAM)).experts_add_norm(layer, x)
+                scope = PackedScope(weights, str(copy), jnp.int32(BEAM))
+                x = scope.experts_add_norm(layer, "probability", x)
             return x
 
         programs[name] = partial(jax.jit(run), packed, x)

@@ -38,8 +38,19 @@ COUNTS, FFN, RANDOM = (1, 2, 4, 8), 512, 30
 # Settings of each option beside those of the config.
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "own": {"space.sharing": "own"},
+    "means": {"space.sharing": "means"},
+    "common": {"space.sharing": "common"},
     "gate_normalised": {"space.gate": "normalised"},
     "gate_count": {"space.gate": "count"},
+    "experts_bias": {"sampling.experts_bias": 1.0},
+    "largest_half": {"sampling.largest_share": 0.5},
+    "common_largest_half": {"space.sharing": "common", "sampling.largest_share": 0.5},
+    "common_experts_bias": {"space.sharing": "common", "sampling.experts_bias": 1.0},
+    "sandwich": {"sampling.rule": "sandwich"},
+    "sandwich_distillation": {"sampling.rule": "sandwich", "sampling.distillation": 0.5},
+    "largest_first": {"sampling.largest_first": 300},
+    "balance_z": {"training.load_balance": 0.03, "training.router_z": 0.001},
 }
 
 
@@ -76,7 +87,7 @@ def train(option: str, updates: int, seed: int, folder: Path, core: int) -> dict
     }
     trainings.run_on_core(core, trainings.command(CONFIG, folder, *trainings.flags(own)))
     printed = trainings.run_on_core(core, [sys.executable, __file__, f"--score={folder}"])
-    seconds = trainings.values(folder / SUPERNET, "train/seconds_per_step")
+    seconds = trainings.values(folder / SUPERNET, "train/step_s")
     about = {"option": option, "updates": updates, "seed": seed}
     found = json.loads(printed.splitlines()[-1])
     step = {"step_s": float(np.median(list(seconds.values())))} if seconds else {}

@@ -12,12 +12,14 @@ from automoe_jax.architecture.stack_space import Choices, SpaceError, StackSpace
 from automoe_jax.architecture.subnet import STACKS, Subnet, SubnetError
 from automoe_jax.architecture.variation import Rng
 
+GATES = ("probability", "count", "normalised")
+
 # Allowed values of the fields that are not lists of choices.
 _ALLOWED = {
     "expert_sizes": ("fractional", "standard"),
     "share_embeddings": ("all", "decoder", "none"),
     "sharing": ("front", "own", "means", "common"),
-    "gate": ("probability", "count", "normalised"),
+    "gate": GATES,
     "identity_experts": (True, False),
 }
 

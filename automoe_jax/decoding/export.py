@@ -98,6 +98,7 @@ def _pack(
     about = {
         "subnet": to_json(spec.subnet),
         "base_dims": [spec.encoder_base_dim, spec.decoder_base_dim],
+        "gate": spec.gate,
         "vocab_sizes": [int(source.shape[0]), int(output.shape[0])],
         "quantization": quantization,
         "shortlist": 0 if lexicon is None else int(lexicon.words_VN.shape[1]),

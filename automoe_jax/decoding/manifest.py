@@ -33,6 +33,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"export {folder} was written by another version; write it again with launch/export.py"
         )
+    manifest.setdefault("gate", "probability")  # that of exports of earlier versions
     schema.check(folder / workdir.MANIFEST, manifest)
     _check_inside(folder)
     return manifest

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
+from automoe_jax.architecture.space import GATES
 from automoe_jax.architecture.subnet import LayerSpec
 from automoe_jax.decoding.layout import LISTED, output_name
 from automoe_jax.decoding.weights import tables
@@ -77,7 +78,7 @@ class PackedScope:
         norms = self.matrix(norm)
         return _call("linear_add_norm", x.shape, self._count, x, y, *self.matrix(name), *norms)
 
-    def experts_add_norm(self, layer: LayerSpec, x: jax.Array) -> jax.Array:
+    def experts_add_norm(self, layer: LayerSpec, gate: str, x: jax.Array) -> jax.Array:
         """LayerNorm(x + experts(x))."""
         matrices = self.matrix("router") if len(layer.experts) > 1 else []
         for e, size in enumerate(layer.experts):
@@ -86,6 +87,7 @@ class PackedScope:
         return _call(
             "experts_add_norm", x.shape, self._count, x, *matrices, *self.matrix("experts_norm"),
             sizes=np.array(layer.experts, np.int64), top_k=np.int64(layer.top_k),
+            gate=np.int64(GATES.index(gate)),
         )  # fmt: skip
 
 
@@ -119,7 +121,7 @@ def start(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> PackedMemor
             heads=np.int64(layer.heads),
         )  # fmt: skip
         x_ND = scope.linear_add_norm("self_out", "self_attention_norm", x_ND, y_NQ)
-        x_ND = scope.experts_add_norm(layer, x_ND)
+        x_ND = scope.experts_add_norm(layer, spec.gate, x_ND)
         outputs.append(x_ND)
     kv_NQ = []
     for i, layer in enumerate(subnet.decoder.layers):
@@ -166,7 +168,7 @@ def step(
             heads=np.int64(layer.cross_heads), beams=np.int64(j),
         )  # fmt: skip
         x_RD = scope.linear_add_norm("cross_out", "cross_attention_norm", x_RD, y_RQ)
-        x_RD = scope.experts_add_norm(layer, x_RD)
+        x_RD = scope.experts_add_norm(layer, spec.gate, x_RD)
     c = min(request.n_candidates, request.n_words)
     results = [_floats((rows, c)), jax.ShapeDtypeStruct((rows, c), jnp.int32), _floats((rows,))]
     eos = (request.eos_barred.astype(jnp.int32), request.only_eos.astype(jnp.int32))

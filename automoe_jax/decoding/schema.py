@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture import subnet as subnets
+from automoe_jax.architecture.space import GATES
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.decoding.config import PLATFORMS, QUANTIZATIONS
 from automoe_jax.system.errors import UserError
@@ -91,6 +92,7 @@ def _is(kind: type) -> Callable[[Any], bool]:
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "subnet": (_is(dict), "a subnet, as in subnet files"),
     "base_dims": (_ints(1, MOST_WIDTH, 2), f"two widths, 1 to {MOST_WIDTH}"),
+    "gate": (lambda x: x in GATES, ", ".join(GATES)),
     "vocab_sizes": (_ints(4, MOST_WORDS, 2), f"two sizes, 4 to {MOST_WORDS}"),
     "quantization": (lambda x: x in QUANTIZATIONS, ", ".join(QUANTIZATIONS)),
     "shortlist": (lambda x: _is_int(x, 0, MOST_WORDS), f"0 to {MOST_WORDS}"),

@@ -32,11 +32,12 @@ BLOCK_ROWS = 32
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Compile-time facts: the architecture, and the widths at which positions are computed."""
+    """Compile-time facts: the architecture, the widths of positions, the gate of `SearchSpace`."""
 
     subnet: Subnet
     encoder_base_dim: int
     decoder_base_dim: int
+    gate: str = "probability"
 
 
 class DenseCache(NamedTuple):
@@ -161,7 +162,8 @@ def encode(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> list[jax.A
         probs_BHTS = _softmax(scores_BHTS, real_BS[:, None, None])
         y_BSQ = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS, qkv[:, :, 2]).reshape(b, s, q)
         x_BSD = scope.add_norm("self_attention_norm", x_BSD, scope.linear("self_out", y_BSQ))
-        y_ND = experts_in_blocks(scope, layer, x_BSD.reshape(b * s, d), real_BS.reshape(b * s))
+        rows = x_BSD.reshape(b * s, d), real_BS.reshape(b * s)
+        y_ND = experts_in_blocks(scope, layer, spec.gate, *rows)
         x_BSD = scope.add_norm("experts_norm", x_BSD, y_ND.reshape(b, s, d))
         outputs.append(x_BSD)
     return outputs
@@ -255,7 +257,8 @@ def decode_step(
         x_RD = scope.add_norm("self_attention_norm", x_RD, scope.linear("self_out", y_RQ))
         y_RQ = _cross_attention(scope, layer.cross_heads, j, x_RD, encoded.memory[i])
         x_RD = scope.add_norm("cross_attention_norm", x_RD, scope.linear("cross_out", y_RQ))
-        x_RD = scope.add_norm("experts_norm", x_RD, experts_by_branch(scope, layer, x_RD))
+        y_RD = experts_by_branch(scope, layer, spec.gate, x_RD)
+        x_RD = scope.add_norm("experts_norm", x_RD, y_RD)
     if "output.kernel" in weights:
         logits_RV = _int8_product(x_RD, weights["output.kernel"], weights["output.scale"])
     else:
@@ -278,10 +281,15 @@ def step(
     return Candidates(best_BJC, word_BJC, log_z_BJ), caches
 
 
-def _route(scope: DenseScope, layer: LayerSpec, x_ND: jax.Array):
-    """Probabilities and experts (N, top_k) of each token."""
+def _route(scope: DenseScope, layer: LayerSpec, gate: str, x_ND: jax.Array):
+    """Factors and experts (N, top_k) of each token."""
     probs_NE = jax.nn.softmax(scope.linear("router", x_ND), axis=-1)
-    return lax.top_k(probs_NE, layer.top_k)
+    p_NK, expert_NK = lax.top_k(probs_NE, layer.top_k)
+    if gate == "count":
+        p_NK = p_NK * len(layer.experts)
+    elif gate == "normalised":
+        p_NK = p_NK / jnp.sum(p_NK, axis=-1, keepdims=True)
+    return p_NK, expert_NK
 
 
 def _expert(scope: DenseScope, e: int, x_RD: jax.Array) -> jax.Array:
@@ -289,11 +297,11 @@ def _expert(scope: DenseScope, e: int, x_RD: jax.Array) -> jax.Array:
     return scope.linear(f"expert_{e}.fc2", h_RF)
 
 
-def experts_by_branch(scope: DenseScope, layer: LayerSpec, x_RD: jax.Array) -> jax.Array:
+def experts_by_branch(scope: DenseScope, layer: LayerSpec, gate: str, x_RD: jax.Array) -> jax.Array:
     """The expert sublayer for few rows: the weights of an expert without rows are not read."""
     if len(layer.experts) == 1:
         return _expert(scope, 0, x_RD) if layer.experts[0] else x_RD
-    p_RK, expert_RK = _route(scope, layer, x_RD)
+    p_RK, expert_RK = _route(scope, layer, gate, x_RD)
     y_RD = jnp.zeros_like(x_RD)
     for e, size in enumerate(layer.experts):
         p_R = jnp.sum(jnp.where(expert_RK == e, p_RK, 0), axis=-1)[:, None]
@@ -308,7 +316,7 @@ def experts_by_branch(scope: DenseScope, layer: LayerSpec, x_RD: jax.Array) -> j
 
 
 def experts_in_blocks(
-    scope: DenseScope, layer: LayerSpec, x_ND: jax.Array, real_N: jax.Array
+    scope: DenseScope, layer: LayerSpec, gate: str, x_ND: jax.Array, real_N: jax.Array
 ) -> jax.Array:
     """The expert sublayer for many tokens: sorted by expert, computed in blocks of one expert.
 
@@ -319,7 +327,7 @@ def experts_in_blocks(
         return jnp.where(real_N[:, None], y_ND, 0)
     n, d = x_ND.shape
     k, n_experts = layer.top_k, len(layer.experts)
-    p_NK, expert_NK = _route(scope, layer, x_ND)
+    p_NK, expert_NK = _route(scope, layer, gate, x_ND)
     expert_A = jnp.where(real_N[:, None], expert_NK, n_experts).reshape(n * k)
     order_A = jnp.argsort(expert_A, stable=True)
     count_E = jnp.bincount(expert_A, length=n_experts + 1)[:n_experts]

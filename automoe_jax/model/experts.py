@@ -153,6 +153,12 @@ def z_loss(routing: Routing, real_N: jax.Array) -> jax.Array:
     return jnp.where(jnp.sum(active_E) > 1, mean, 0.0)
 
 
+def router_entropy(logits_NE: jax.Array) -> jax.Array:
+    """(N,): entropy of each token's router probabilities in nats; logits may be minus infinity."""
+    log_p_NE = jax.nn.log_softmax(logits_NE, axis=-1)
+    return -jnp.sum(jnp.exp(log_p_NE) * jnp.where(log_p_NE > -jnp.inf, log_p_NE, 0), axis=-1)
+
+
 def jittered(x_ND: jax.Array, jitter: float, bits_ND: jax.Array | None) -> jax.Array:
     """A router's input times noise, uniform in 1 +- `jitter` (Switch Transformer, app. C).
 

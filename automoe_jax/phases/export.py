@@ -30,9 +30,9 @@ COMPARED = 1000  # validation sentences that an approximate and an exact export 
 
 
 def model_spec(config: RunConfig, subnet: Subnet) -> ModelSpec:
-    """A subnet with the base widths of its space."""
+    """A subnet with the base widths and the gate of its space."""
     hull = config.space.hull()
-    return ModelSpec(subnet, hull.encoder.embed_dim, hull.decoder.embed_dim)
+    return ModelSpec(subnet, hull.encoder.embed_dim, hull.decoder.embed_dim, config.space.gate)
 
 
 def export_params(run: Run, params: Params, subnet: Subnet, folder: Path, origin: str):

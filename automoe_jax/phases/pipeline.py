@@ -71,7 +71,9 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     note("phase 5 of 5: report")
     if not (run.path / REPORT / report.RESULTS).exists():
         with _timed(run, "report"):
-            results = report.compare(run, params, finalists[train.chosen_finalist(run)], found)
+            chosen = train.chosen_finalist(run)
+            results = report.compare(run, params, finalists[chosen], found)
+            results["routing"] = report.routing_of(run, data, chosen)
         report.write(run, {**results, "seconds": _seconds(run)}, found)
     return files.read_json(run.path / REPORT / report.RESULTS, "report")
 

@@ -8,21 +8,25 @@ from typing import Any
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet, from_json, short_name, to_json
 from automoe_jax.config import RunConfig
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.latency.process import Timer
 from automoe_jax.latency.statistics import ratio, summarise
 from automoe_jax.model.extract import Params
+from automoe_jax.phases import routing
 from automoe_jax.phases.export import SupernetExporter, add_scores
 from automoe_jax.phases.prepare import corpus_split
 from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, Run
 from automoe_jax.phases.search_history import ScoreHistory
+from automoe_jax.phases.train import origin, subnet_params
 from automoe_jax.published.subnet_files import load
 from automoe_jax.report import page
 from automoe_jax.system import files
 
 RESULTS = "results.json"
 N_EXAMPLES = 10
+ROUTED_PAIRS = 1000  # validation pairs whose tokens are counted by expert
 
 
 def beam_size(config: RunConfig) -> int:
@@ -106,6 +110,15 @@ def _compare_inherited(
         )
         run.progress.note(f"{name}: BLEU with inherited weights {scores.bleu:.2f}")
     return rows, threads
+
+
+def routing_of(run: Run, data: PreparedData, trained: str) -> list[dict[str, Any]]:
+    """The layers of `routing.json` of the trained subnet in a folder, and the picture."""
+    params, subnet, step = subnet_params(run, trained)
+    source = origin(run.path / trained, "trained subnet", step)
+    where = run.path / REPORT
+    found = routing.analyse(run, data, params, subnet, source, where, ROUTED_PAIRS)
+    return found["layers"]
 
 
 def write(run: Run, results: dict[str, Any], found: dict[str, Any]):

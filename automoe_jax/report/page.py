@@ -1,6 +1,7 @@
 """The report of a run: an HTML page and its picture."""
 
 import html
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,30 @@ BLEU inherited: with the supernet's weights, without further training.</small></
 <img src="search.png" alt="loss against cost of every scored subnet">
 <h2>Architecture</h2>
 {html_table("layers", _layers(searched))}
-<h2>Examples</h2>
+{_routing(results["routing"])}<h2>Examples</h2>
 {html_table("text", [columns, *examples])}
 <p><small>Phases: {seconds}.</small></p>
 </html>
+"""
+
+
+def _routing(layers: list[dict[str, Any]]) -> str:
+    """The section on routers; empty where every layer has one expert."""
+    several = [layer for layer in layers if len(layer["sizes"]) > 1]
+    if not several:
+        return ""
+    rows = [["layer", "entropy", "load of each expert", "tokens by FFN size"]]
+    for layer in several:
+        load = ", ".join(f"{share:.0%}" for share in layer["load"])
+        by_size = ", ".join(f"{n}: {share:.0%}" for n, share in layer["share_by_size"].items())
+        most = math.log(len(layer["sizes"]))
+        rows.append([layer["layer"], f"{layer['entropy']:.2f} of {most:.2f}", load, by_size])
+    return f"""<h2>Routing</h2>
+{html_table("layers", rows)}
+<p><small>On validation text. Entropy of the router's probabilities in nats, and its maximum: there
+the router has no preference. Below, which share of the tokens of a class each expert gets: of
+frequent and rare ones, and by their place in a word.</small></p>
+<img src="routing.png" alt="share of the tokens of each expert, by class">
 """
 
 

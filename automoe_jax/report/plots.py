@@ -9,11 +9,15 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
 from automoe_jax.search.front import front
 from automoe_jax.search.sensitivity import Worth
 
+# Classes of tokens in `routing.json`.
+_CLASSES = ("frequency", "place")
 LABELS = {
     "latency_ms": "latency of the exported subnet (ms)",
     "gflops": "FLOPs of a forward pass (billions)",
@@ -144,6 +148,35 @@ def rank_plot(inherited: list[float], trained: list[float], title: str, path: Pa
     axes.set_title(title, fontsize=10)
     x_label = "loss with inherited weights (nats a token)"
     _save(axes, path, x_label, "loss after training from scratch (nats a token)")
+
+
+def routing_plot(layers: Sequence[dict[str, Any]], path: Path):
+    """Share of the tokens of each expert, a row per layer: all tokens and those of each class.
+
+    `layers` are those of `routing.json` that have several experts.
+    """
+    groups = [name for name in ("all", *_CLASSES) if name == "all" or name in layers[0]]
+    size = (3.2 * len(groups) + 1.2, 1.2 + 0.5 * sum(len(x["sizes"]) for x in layers) / 2)
+    figure, axes = plt.subplots(
+        len(layers), len(groups), figsize=size, layout="constrained", squeeze=False,
+        gridspec_kw={"height_ratios": [len(layer["sizes"]) for layer in layers]},
+    )  # fmt: skip
+    colors = ScalarMappable(Normalize(0, 1), "Blues")
+    for row, layer in zip(axes, layers, strict=True):
+        for ax, group in zip(row, groups, strict=True):
+            columns = {"all": layer["load"]} if group == "all" else layer[group]
+            shares = np.array(list(columns.values())).T
+            ax.imshow(shares, norm=colors.norm, cmap=colors.cmap, aspect="auto")
+            for (e, c), share in np.ndenumerate(shares):
+                color = "white" if share > 0.6 else "black"
+                ax.text(c, e, f"{share:.0%}", ha="center", va="center", fontsize=7, color=color)
+            ax.set_xticks(range(len(columns)), list(columns), fontsize=7)
+            ax.set_yticks([])
+        names = [f"{e}: {size}" for e, size in enumerate(layer["sizes"], 1)]
+        row[0].set_yticks(range(len(names)), names, fontsize=7)
+        row[0].set_ylabel(f"{layer['layer']}\nexpert: FFN size", fontsize=8)
+    figure.colorbar(colors, ax=axes, label="share of the class's tokens", shrink=0.6)
+    save(figure, path)
 
 
 def sensitivity_plot(worths: Sequence[Worth], unit: str, path: Path):

@@ -43,6 +43,7 @@ class Score(NamedTuple):
 
     loss: float  # nats per target token
     load: dict[str, np.ndarray]  # by layer: share of the tokens whose first expert each is
+    entropy: dict[str, float]  # by layer: of the router's probabilities, nats, mean over tokens
 
 
 class Evaluator:
@@ -86,7 +87,9 @@ class Evaluator:
             for i in range(1, len(stack.layers) + 1)
         ]
         load = dict(zip(layers, (own / max(own.sum(), 1) for own in sums.tokens_LE), strict=True))
-        return Score(float(sums.sums.nll / sums.sums.tokens), load)
+        entropies = zip(layers, sums.entropy_L, sums.tokens_LE, strict=True)
+        entropy = {layer: float(x / max(own.sum(), 1)) for layer, x, own in entropies}
+        return Score(float(sums.sums.nll / sums.sums.tokens), load, entropy)
 
 
 def _first(x: jax.Array) -> np.ndarray:

@@ -234,7 +234,8 @@ class _Log:
         """Validation losses and loads of experts by name of the subnet."""
         values = {f"valid/loss_{name}": score.loss for name, score in scores.items()}
         for name in ("largest", "subnet"):
-            values |= {f"valid/load_{name}/{k}": v for k, v in _loads(scores.get(name)).items()}
+            if name in scores:
+                values |= _routing(name, scores[name])
         self._write(done, values)
         shown = ", ".join(f"{name} {score.loss:.3f}" for name, score in scores.items())
         self._progress.note(f"step {done:,}: validation loss (nats a token): {shown}")
@@ -249,13 +250,13 @@ class _Log:
             self._metrics.close()
 
 
-def _loads(score: Score | None) -> dict[str, float]:
-    """Share of the tokens of each expert, by layer and expert, where a layer has several."""
-    if score is None:
-        return {}
-    return {
-        f"{layer}/expert_{e}": float(share)
-        for layer, shares in score.load.items()
-        if len(shares) > 1
-        for e, share in enumerate(shares)
-    }
+def _routing(name: str, score: Score) -> dict[str, float]:
+    """Load of each expert, and the router's entropy, of each layer with several."""
+    values = {}
+    for layer, shares in score.load.items():
+        if len(shares) > 1:
+            values |= {
+                f"valid/load_{name}/{layer}/expert_{e}": float(x) for e, x in enumerate(shares)
+            }
+            values[f"valid/entropy_{name}/{layer}"] = score.entropy[layer]
+    return values

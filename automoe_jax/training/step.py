@@ -9,6 +9,7 @@ import optax
 
 from automoe_jax.architecture.active import ActiveSubnet, Array
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
+from automoe_jax.model.experts import router_entropy
 from automoe_jax.model.seq2seq import Output, output_table
 from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
@@ -221,6 +222,7 @@ class EvalSums(NamedTuple):
 
     sums: LossSums
     tokens_LE: list[jax.Array]  # of each layer: real tokens by their first expert; encoder first
+    entropy_L: list[jax.Array]  # of each layer: the router's entropy over real tokens, nats
 
 
 def make_eval_step(model: Model) -> Callable[..., EvalSums]:
@@ -233,8 +235,12 @@ def make_eval_step(model: Model) -> Callable[..., EvalSums]:
         sums, output = batch_loss(model, params, batch, subnet, None, 0.0)
         real = [batch["source"] != PAD_ID] * len(output.encoder_layers)
         real += [batch["target"] != PAD_ID] * len(output.decoder_layers)
-        pairs = zip(output.router_logits, real, strict=True)
-        return _sum_devices(EvalSums(sums, [_tokens_by_expert(*pair) for pair in pairs]))
+        pairs = list(zip(output.router_logits, real, strict=True))
+        tokens_LE = [_tokens_by_expert(*pair) for pair in pairs]
+        entropy_L = [
+            jnp.sum(router_entropy(logits_NE) * real_BT.reshape(-1)) for logits_NE, real_BT in pairs
+        ]
+        return _sum_devices(EvalSums(sums, tokens_LE, entropy_L))
 
     return step
 

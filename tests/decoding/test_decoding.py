@@ -35,11 +35,11 @@ KERNELS = [pytest.param("native", marks=needs_kernels), "xla"]
 class Model:
     """A subnet ready to decode, with its teacher-forced model beside it."""
 
-    def __init__(self, subnet, kernels):
+    def __init__(self, subnet, kernels, space=SPACE):
         self.engine = ENGINES[kernels]
         self.params = jax.tree.map(jnp.asarray, extract(PARAMS, subnet, HULL))
-        self.linen = standalone_of(SPACE, subnet)
-        self.spec = ModelSpec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
+        self.linen = standalone_of(space, subnet)
+        self.spec = ModelSpec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim, space.gate)
         weights = prepare(self.params, subnet)
         weights = pack(weights) if kernels == "native" else weights
         self.weights = {k: jnp.asarray(v) for k, v in weights.items()}
@@ -75,6 +75,16 @@ def one(kernels) -> Model:
 
 
 def test_cached_logits_equal_teacher_forced_ones(small):
+    check_cached_logits(small)
+
+
+@pytest.mark.parametrize("gate", ["count", "normalised"])
+def test_cached_logits_with_other_gates(kernels, gate):
+    """The largest has two experts a token, so that their probabilities are renormalised."""
+    check_cached_logits(Model(SPACE.largest(), kernels, elastic_space(gate=gate)))
+
+
+def check_cached_logits(small):
     rng = np.random.default_rng(0)
     src, tgt = token_batch(rng)
     tgt = rng.integers(4, VOCAB, tgt.shape).astype(np.int32)

@@ -52,6 +52,11 @@ def test_pipeline_survives_kills(tmp_path):
     assert 0 <= results["test"]["bleu"] <= 100
     assert results["random"]["count"] == 6
 
+    # All layers have experts here; the report shows where tokens go.
+    assert [layer["layer"] for layer in results["routing"]] == ["encoder 1", "decoder 1"]
+    for layer in results["routing"]:
+        assert sum(layer["load"]) == pytest.approx(1)
+        assert all(sum(own) == pytest.approx(1) for own in layer["place"].values() if any(own))
     for name in (
         "search/best_1.json",
         "report/index.html",

@@ -9,17 +9,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
+
 from automoe_jax.system import files
 
 INFO = "tokenizer.json"
 SideName = Literal["source", "target"]
+WordBorders = tuple[np.ndarray, np.ndarray]
 
 
 class Tokenizer(Protocol):
     """Text to ids and back. Ids: bos 0, pad 1, eos 2, unk 3.
 
     `content` is equal for tokenizers that encode alike. `encode` puts eos at the end; `decode`
-    takes target ids, drops special ones, and writes a mark for unknown ones.
+    takes target ids, drops special ones, and writes a mark for unknown ones. `word_borders` has
+    two arrays (V,): the tokens that end a word, and those that start one; None where the vocabulary
+    is not known.
     """
 
     @property
@@ -30,6 +35,7 @@ class Tokenizer(Protocol):
     def content(self) -> bytes: ...
     def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]: ...
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
+    def word_borders(self, side: SideName) -> WordBorders | None: ...
 
 
 def write_folder(folder: Path, info: dict, fill: Callable[[Path], object]):

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sacremoses import MosesDetokenizer, MosesTokenizer
 from subword_nmt.apply_bpe import BPE
 
 from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from automoe_jax.data.tokenizers.base import INFO, SideName, write_folder
+from automoe_jax.data.tokenizers.base import INFO, SideName, WordBorders, write_folder
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
@@ -102,6 +103,11 @@ class FairseqBpe:
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         return [self._detokenizer.detokenize(text.split()) for text in self.tokenized(ids)]
+
+    def word_borders(self, side: SideName) -> WordBorders:
+        symbols = self._dictionaries[0 if side == "source" else 1].symbols
+        ends_V = np.array([not symbol.endswith(_SEPARATOR.strip()) for symbol in symbols])
+        return ends_V, np.zeros_like(ends_V)
 
     def tokenized(self, ids: Sequence[Sequence[int]], unknown: str = UNKNOWN) -> list[str]:
         """Target words of each, separated by blanks: BPE merged, but not detokenised.

@@ -7,14 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece as spm
 
 from automoe_jax.architecture.ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from automoe_jax.data.tokenizers.base import SideName, write_folder
+from automoe_jax.data.tokenizers.base import SideName, WordBorders, write_folder
 from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.system.errors import UserError
 
 _SPM = "sentencepiece.model"
+_BLANK = "\u2581"  # stands for a blank before a word
 
 
 class SentencePiece:
@@ -43,6 +45,12 @@ class SentencePiece:
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         special = (BOS_ID, PAD_ID, EOS_ID)
         return self._processor.decode([[int(i) for i in x if i not in special] for x in ids])
+
+    def word_borders(self, side: SideName) -> WordBorders:
+        del side  # one vocabulary
+        pieces = map(self._processor.id_to_piece, range(self._processor.get_piece_size()))
+        starts_V = np.array([piece.startswith(_BLANK) for piece in pieces])
+        return np.zeros_like(starts_V), starts_V
 
     @classmethod
     def load(cls, folder: Path) -> "SentencePiece":

@@ -32,6 +32,9 @@ class TokenIds:
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         return [" ".join(str(int(i)) for i in x if i not in (PAD_ID, EOS_ID)) for x in ids]
 
+    def word_borders(self, side: SideName) -> None:
+        """Unknown."""
+
     @classmethod
     def load(cls, folder: Path, info: dict[str, Any]) -> "TokenIds":
         """Reads the folder that `make` wrote."""

@@ -263,10 +263,12 @@ HANDLER(self_attention) {
 
 typedef struct {
   const float *x, *kernel, *bias;  // kernel (D, E)
-  int64_t rows, d, experts, top_k;
+  int64_t rows, d, experts, top_k, gate;
   int32_t* expert;  // (R, top_k)
-  float* p;
+  float* p;         // factors on their outputs
 } Route;
+
+enum { PROBABILITY, COUNT, NORMALISED };  // GATES in architecture/space.py
 
 static void route_item(void* job, int64_t item, int slot) {
   const Route* j = job;
@@ -278,17 +280,22 @@ static void route_item(void* job, int64_t item, int slot) {
         p[e] += j->x[r * j->d + i] * j->kernel[i * j->experts + e];
     for (int64_t e = 0; e < j->experts; e++) p[e] += j->bias[e];
     softmax(p, j->experts);
+    float* chosen = j->p + r * j->top_k;
+    float sum = 0;
     for (int64_t k = 0; k < j->top_k; k++) {
       int64_t best = 0;
       for (int64_t e = 1; e < j->experts; e++) best = p[e] > p[best] ? e : best;
       j->expert[r * j->top_k + k] = best;
-      j->p[r * j->top_k + k] = p[best];
+      chosen[k] = p[best];
+      sum += p[best];
       p[best] = -1;
     }
+    float factor = j->gate == COUNT ? j->experts : j->gate == NORMALISED ? 1 / sum : 1;
+    for (int64_t k = 0; k < j->top_k; k++) chosen[k] *= factor;
   }
 }
 
-// The probability of an expert for a row, NULL if the row is not routed to it.
+// The factor of an expert for a row, NULL if the row is not routed to it.
 static const float* routed(const Route* j, int64_t row, int64_t e) {
   for (int64_t i = row * j->top_k; i < (row + 1) * j->top_k; i++)
     if (j->expert[i] == e) return j->p + i;
@@ -314,7 +321,7 @@ HANDLER(experts_add_norm) {
   int64_t n = next_count(&a);
   const XLA_FFI_Buffer* input = next(&a, F32, ANY, ANY);
   const float* x = input->data;
-  int64_t d = dim(input, 1), top_k = number(&a, "top_k", 1);
+  int64_t d = dim(input, 1), top_k = number(&a, "top_k", 1), gate = number(&a, "gate", 0);
   float* y = result(&a, 0, F32, dim(input, 0), d);
   const XLA_FFI_Array* sizes_attribute = attribute(&a, "sizes", XLA_FFI_AttrType_ARRAY);
   need(&a, sizes_attribute && sizes_attribute->dtype == XLA_FFI_DataType_S64 &&
@@ -324,7 +331,8 @@ HANDLER(experts_add_norm) {
   int64_t experts = sizes_attribute->size;
   need_experts(a, sizes, experts, d, &a.wrong);
   if (a.wrong) return wrong_sizes(f);
-  Route route = {.x = x, .rows = n, .d = d, .experts = experts, .top_k = top_k};
+  Route route = {.x = x, .rows = n, .d = d, .experts = experts, .top_k = top_k,
+                 .gate = gate};
   int32_t* list = NULL;
   float* out = y;
   if (experts > 1) {

@@ -1,0 +1,78 @@
+"""Which words of the validation text go to which expert of a trained subnet."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automoe_jax.architecture.subnet import Subnet, to_json
+from automoe_jax.data import words
+from automoe_jax.data.tokens import PreparedData
+from automoe_jax.model.extract import Params
+from automoe_jax.phases.run import Run
+from automoe_jax.phases.train import target
+from automoe_jax.report import plots
+from automoe_jax.system import files
+from automoe_jax.training.evaluation import take_pairs
+from automoe_jax.training.routing import LayerRouting, routing_of
+
+FOLDER, RESULT, PICTURE = "routing", "routing.json", "routing.png"
+
+
+def analyse(
+    run: Run,
+    data: PreparedData,
+    params: Params,
+    subnet: Subnet,
+    origin: str,
+    folder: Path,
+    pairs: int = 0,
+) -> dict[str, Any]:
+    """The routing of a subnet with these weights on `pairs` validation pairs, 0 for all.
+
+    Writes `routing.json`, whose content it returns, and `routing.png` if a layer has several
+    experts, into the folder. `origin` says where the weights come from.
+    """
+    config, valid = run.config, data.valid
+    if 0 < pairs < len(valid):
+        valid = take_pairs(valid, np.arange(pairs))
+    own = target(config, data.tokenizer.vocab_sizes, subnet)
+    routings = routing_of(own, params, valid, config.training)
+    layers = [_described(routing, data) for routing in routings]
+    result = {
+        "version": 1, "weights_from": origin, "pairs": len(valid), "subnet": to_json(subnet),
+        "layers": layers,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    if several := [layer for layer in layers if len(layer["sizes"]) > 1]:
+        plots.routing_plot(several, folder / PICTURE)
+    files.write_json(folder / RESULT, result)
+    return result
+
+
+def _described(routing: LayerRouting, data: PreparedData) -> dict[str, Any]:
+    """A layer's entry of `routing.json`; shares are lists with one entry per expert."""
+    side = "source" if routing.side == "encoder" else "target"
+    vocab_size = data.tokenizer.vocab_sizes[side == "target"]
+    text = getattr(data.train, side)
+    frequency_N = words.bands(text, vocab_size)[routing.ids_N]
+    borders = data.tokenizer.word_borders(side)
+    place_N = np.full(len(routing.ids_N), -1)
+    if borders is not None:
+        place_N = words.places(routing.ids_N, *borders)
+        frequency_N = np.where(place_N < 0, -1, frequency_N)
+    classes = {"frequency": (frequency_N, tuple(words.BANDS)), "place": (place_N, words.PLACES)}
+    if borders is None:
+        del classes["place"]
+    return {
+        "layer": f"{routing.side} {routing.number}",
+        "sizes": list(routing.sizes),
+        "tokens": len(routing.ids_N),
+        "entropy": routing.entropy,
+        "load": routing.load_E.tolist(),
+        "share_by_size": {str(k): v for k, v in routing.share_by_size.items()},
+        **{
+            name: dict(zip(labels, routing.share_EC(own, len(labels)).T.tolist(), strict=True))
+            for name, (own, labels) in classes.items()
+        },
+    }
