@@ -73,7 +73,8 @@ class Translator:
         weights = jax.device_put(_load_weights(folder, manifest, kernels), device)
         tokenizer = tokenizers.load(folder / "tokenizer") if manifest["tokenizer"] else None
         programs = Programs(
-            ModelSpec(arch, *manifest["base_dims"], gate=manifest["gate"]), manifest["vocab_sizes"][1],
+            ModelSpec(arch, *manifest["base_dims"], gate=manifest["gate"]),
+            manifest["vocab_sizes"][1],
             kernels, weights, device, on_compile, release_memory, folder if trust else None,
         )  # fmt: skip
         return cls(folder, manifest, arch, programs, tokenizer, kernels, why_xla)
