@@ -4,7 +4,7 @@ python launch/rank.py --config configs/multi30k.py --workdir runs/multi30k --sub
     --config.subnet_training.steps=600
 
 Trains subnets from scratch, spread over the range of FLOPs, and compares their losses with those of
-inherited weights: rank correlation, offset, and a scatter plot.
+inherited weights: rank correlation, offset, a scatter plot, and what each choice changes of both.
 """
 
 import dataclasses
@@ -48,4 +48,8 @@ def main():
         f"nats a token; the supernet's first choice is {result['regret']:.4f} nats from the best"
     )
     print(f"the supernet is {result['verdict']}")
+    if changes := result.get("effects"):  # files of earlier versions have none
+        print("each choice, from its lowest to its highest value, in nats a token:")
+        rows = ((e["choice"], f"{e['inherited']:+.4f}", f"{e['trained']:+.4f}") for e in changes)
+        terminal.print_table(("choice", "inherited", "trained"), rows)
     print(f"picture: {run.path / _OUT.value / 'rank.png'}")

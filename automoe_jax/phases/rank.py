@@ -15,6 +15,7 @@ from automoe_jax.phases.run import Run, claim
 from automoe_jax.phases.train import SUBNET_GROUPS, subnet_params, target, train_subnet
 from automoe_jax.predictor import scores
 from automoe_jax.report import plots
+from automoe_jax.search.sensitivity import effects
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import parallel
@@ -131,7 +132,10 @@ def rank(
     )
     plots.rank_plot(inherited, trained, title, folder / "rank.png")
     steps = {"supernet_step": step, "subnet_steps": config.subnet_training.steps}
-    result = {"version": 1, **dataclasses.asdict(found), **steps, "subnets": rows}
+    changes = [dataclasses.asdict(e) for e in effects(subnets, inherited, trained)]
+    result = {
+        "version": 1, **dataclasses.asdict(found), **steps, "effects": changes, "subnets": rows
+    }  # fmt: skip
     files.write_json(folder / RESULT, result)
     return result
 

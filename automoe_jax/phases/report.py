@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from automoe_jax.phases.search_history import ScoreHistory
 from automoe_jax.phases.train import origin, subnet_params
 from automoe_jax.published.subnet_files import load
 from automoe_jax.report import page
+from automoe_jax.search import sensitivity
+from automoe_jax.search.sensitivity import Worth
 from automoe_jax.system import files
 
 RESULTS = "results.json"
@@ -121,8 +124,18 @@ def routing_of(run: Run, data: PreparedData, trained: str) -> list[dict[str, Any
     return found["layers"]
 
 
+def _worths(lines: list[dict[str, Any]], cost: str) -> Sequence[Worth]:
+    """What each choice of a side is worth by a search's scored subnets; () if they are too few."""
+    subnets = [from_json(line["subnet"]) for line in lines]
+    costs = [line["costs"][cost] for line in lines]
+    try:
+        return sensitivity.analyse(subnets, [line["loss"] for line in lines], costs).sides
+    except ValueError:
+        return ()
+
+
 def write(run: Run, results: dict[str, Any], found: dict[str, Any]):
     """Writes the page, its picture and, last, `results.json`."""
-    folder = run.path / REPORT
-    page.write(folder, results, ScoreHistory(run.path / SEARCH).lines, found)
+    folder, lines = run.path / REPORT, ScoreHistory(run.path / SEARCH).lines
+    page.write(folder, results, lines, found, _worths(lines, found["over"][0]))
     files.write_json(folder / RESULTS, results)

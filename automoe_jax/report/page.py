@@ -2,11 +2,13 @@
 
 import html
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from automoe_jax.report.architecture import SIDES, attention
-from automoe_jax.report.plots import search_plot
+from automoe_jax.report.plots import LABELS, search_plot
+from automoe_jax.search.sensitivity import Worth
 from automoe_jax.system import files
 
 STYLE = """
@@ -38,12 +40,16 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def write(
-    folder: Path, results: dict[str, Any], lines: list[dict[str, Any]], found: dict[str, Any]
+    folder: Path,
+    results: dict[str, Any],
+    lines: list[dict[str, Any]],
+    found: dict[str, Any],
+    worths: Sequence[Worth] = (),
 ):
     """Writes `index.html` and `search.png`.
 
     `results` is the content of `results.json`, `lines` those of `history.jsonl`, `found` the result
-    of the search.
+    of the search, `worths` what each choice is worth by the scored subnets.
     """
     limits, x_name, label = found["limits"], found["over"][0], found["objective"]["label"]
     marked = {
@@ -52,11 +58,14 @@ def write(
     }
     limit = limits[x_name]["most"] if x_name in limits else None
     search_plot(lines, x_name, folder / "search.png", limit, marked, label)
-    files.write_text(folder / "index.html", _page(results, found))
+    files.write_text(folder / "index.html", _page(results, found, worths, label))
 
 
-def _page(results: dict[str, Any], found: dict[str, Any]) -> str:
-    test, latency = results["test"], results["latency"]
+def _page(
+    results: dict[str, Any], found: dict[str, Any], worths: Sequence[Worth], loss: str
+) -> str:
+    test, latency, over = results["test"], results["latency"], str(found["over"][0])
+    cost = LABELS.get(over, over)
     searched = results["rows"][-1]["subnet"]
     columns = ["source", "translation", "reference"]
     examples = [[example[name] for name in columns] for example in results["examples"]]
@@ -78,12 +87,32 @@ BLEU inherited: with the supernet's weights, without further training.</small></
 {results["searched_loss"]:.4f}; median of {random["count"]} random subnets within the limit
 {median}.</p>
 <img src="search.png" alt="loss against cost of every scored subnet">
-<h2>Architecture</h2>
+{_choices(worths, loss, cost)}<h2>Architecture</h2>
 {html_table("layers", _layers(searched))}
 {_routing(results["routing"])}<h2>Examples</h2>
 {html_table("text", [columns, *examples])}
 <p><small>Phases: {seconds}.</small></p>
 </html>
+"""
+
+
+def _choices(worths: Sequence[Worth], loss: str, cost: str) -> str:
+    """The section on what each choice is worth; empty without worths."""
+    if not worths:
+        return ""
+    rows = [["choice", "of the loss", "of the cost", "loss, lowest to highest value", "cost"]]
+    for w in worths:
+        change = f"{w.loss:+.4f} [{w.loss_low:+.4f}, {w.loss_high:+.4f}]"
+        rows.append(
+            [w.choice, f"{w.loss_share:.0%}", f"{w.cost_share:.0%}", change, f"{w.cost:+.3g}"]
+        )
+    idle = ", ".join(w.choice for w in worths if not w.buys)
+    idle = f"More of these bought nothing: {idle}." if idle else ""
+    return f"""<h2>What the choices are worth</h2>
+{html_table("layers", rows)}
+<p>{html.escape(idle)}<br><small>Linear models of the scored subnets: shares of the variance of
+{html.escape(loss)} and of {html.escape(cost)}; changes with 95 % intervals. A search prefers some
+subnets: launch/sensitivity.py scores random ones.</small></p>
 """
 
 

@@ -77,6 +77,32 @@ def analyse(subnets: Sequence[Subnet], losses: Sequence[float], costs: Sequence[
     )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What a choice changes from its lowest to its highest value, nats a token."""
+
+    choice: str
+    inherited: float
+    trained: float
+
+
+def effects(
+    subnets: Sequence[Subnet], inherited: Sequence[float], trained: Sequence[float]
+) -> list[Effect]:
+    """The effect of each choice of a side on both losses of the same subnets, largest first.
+
+    Empty where there are fewer than `FEWEST` subnets for each choice that varies.
+    """
+    columns = _varying(side_features(subnets))
+    if not columns or len(subnets) < FEWEST * len(columns):
+        return []
+    x_NF = np.stack(list(columns.values()), axis=1)
+    span_F = x_NF.max(axis=0) - x_NF.min(axis=0)
+    changes = (_fit(x_NF, np.asarray(y, float))[0] * span_F for y in (inherited, trained))
+    found = [Effect(*row) for row in zip(columns, *(c.tolist() for c in changes), strict=True)]
+    return sorted(found, key=lambda effect: -abs(effect.trained))
+
+
 Columns = dict[str, np.ndarray]  # (N,) by name of the choice; NaN where a subnet lacks the layer
 
 

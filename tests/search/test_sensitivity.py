@@ -48,6 +48,22 @@ def test_known_effects_are_found():
     assert "encoder depth" not in by_side  # it does not vary
 
 
+def test_effects_on_inherited_and_trained_losses():
+    subnets = drawn(60)
+    depth = np.array([len(s.decoder.layers) for s in subnets])
+    experts = np.array([len(s.encoder.layers[0].experts) for s in subnets])
+    both = experts + np.array([len(s.encoder.layers[1].experts) for s in subnets])
+    inherited, trained = 3 - 0.1 * depth, 2 - 0.05 * depth - 0.02 * both
+    found = {e.choice: e for e in sensitivity.effects(subnets, inherited, trained)}
+    assert found["decoder depth"].inherited == pytest.approx(-0.2)
+    assert found["decoder depth"].trained == pytest.approx(-0.1)
+    span = both.max() - both.min()
+    assert found["encoder experts"].inherited == pytest.approx(0, abs=1e-9)
+    assert found["encoder experts"].trained == pytest.approx(-0.02 * span)
+    assert next(iter(found)) in ("decoder depth", "encoder experts")
+    assert sensitivity.effects(subnets[:5], inherited[:5], trained[:5]) == []
+
+
 def test_too_few_subnets():
     subnets = drawn(12)
     with pytest.raises(ValueError, match="12 subnets for 12 choices; 36 are needed"):
