@@ -28,6 +28,7 @@ CONFIG = "configs/msdocs.py"
 RESULTS = ROOT / "benchmarks" / "results" / "experts_pay.jsonl"
 FFN = 512
 RATE = 4e-3
+TRANSLATED = 2400  # updates from which test text is translated too
 GAIN = 0.16  # nats that are about 2 BLEU on this text
 
 
@@ -58,23 +59,27 @@ class Training:
         group = "subnet_training" if self.sharing == "front" else "training"
         settings = {
             "seed": self.seed,
-            "space.ffn_scale": self.ffn_scale,
-            "space.attention_scale": self.attention_scale,
-            "space.gate": self.gate,
             f"{group}.steps": self.updates,
             f"{group}.warmup_steps": min(self.updates // 4, 400),
             f"{group}.peak_rate": RATE,
             f"{group}.eval_every": self.updates // 4,
         }
         if self.sharing == "front":
-            return trainings.command(
-                CONFIG, workdir, f"--subnet={subnet}", *trainings.flags(settings)
-            )
+            flags = [f"--subnet={subnet}", *trainings.flags(settings)]
+            return trainings.command(CONFIG, workdir, *flags, *self.space_flags())
         # A supernet of one architecture.
         settings |= {"space.sharing": self.sharing, "training.eval_subnets": 0}
         for side in ("encoder", "decoder"):
             settings |= {f"space.{side}_experts": self.experts, f"space.{side}_ffn_dims": FFN}
-        return trainings.command(CONFIG, workdir, *trainings.flags(settings))
+        return trainings.command(CONFIG, workdir, *trainings.flags(settings), *self.space_flags())
+
+    def space_flags(self) -> list[str]:
+        """The flags of what a model's weights mean."""
+        return trainings.flags({
+            "space.ffn_scale": self.ffn_scale,
+            "space.attention_scale": self.attention_scale,
+            "space.gate": self.gate,
+        })  # fmt: skip
 
 
 QUESTIONS = {
@@ -110,7 +115,10 @@ def train(training: Training, workdir: Path, core: int) -> dict:
     supernet = training.sharing != "front"
     trained, name = (folder / "supernet", "largest") if supernet else (folder / "subnet", "subnet")
     losses = trainings.values(trained, f"valid/loss_{name}")
-    return {**dataclasses.asdict(training), "losses": losses, **measure.machine()}
+    line = {**dataclasses.asdict(training), "losses": losses, **measure.machine()}
+    if training.updates >= TRANSLATED and not supernet:
+        line["bleu"] = trainings.test_bleu(CONFIG, folder, core, *training.space_flags())
+    return line
 
 
 def run(wanted: list[Training], workdir: Path) -> None:
@@ -124,14 +132,20 @@ def run(wanted: list[Training], workdir: Path) -> None:
     trainings.on_each_core(one, wanted)
 
 
+def lines() -> list[dict]:
+    """The lines of all finished trainings."""
+    return list(files.read_json_lines(RESULTS)) if RESULTS.exists() else []
+
+
+def training_of(line: dict) -> Training:
+    """What was trained; lines of before a setting lack it."""
+    names = [field.name for field in dataclasses.fields(Training)]
+    return Training(**{name: line[name] for name in names if name in line})
+
+
 def finished() -> dict[Training, float]:
     """The last losses of all finished trainings."""
-    names = [field.name for field in dataclasses.fields(Training)]
-    found = {}
-    for line in files.read_json_lines(RESULTS) if RESULTS.exists() else []:
-        training = Training(**{name: line[name] for name in names if name in line})
-        found[training] = line["losses"][str(training.updates)]
-    return found
+    return {training_of(line): line["losses"][str(line["updates"])] for line in lines()}
 
 
 def main():
@@ -151,6 +165,7 @@ def main():
     run([t for t in wanted if t not in known], args.workdir.absolute())
     known = finished()
     losses = {t.name: round(known[t], 4) for t in wanted}
+    bleu = {training_of(line).name: line["bleu"] for line in lines() if "bleu" in line}
     gains = {
         f"{t.experts} experts, {t.updates} updates, scales {t.ffn_scale:g} and "
         f"{t.attention_scale:g}, gate {t.gate}, sharing {t.sharing}": round(
@@ -161,7 +176,7 @@ def main():
     }
     longest = max((t for t in wanted if t.experts == 8), key=lambda t: t.updates)
     gain = known[longest.dense] - known[longest]
-    result = {"benchmark": "experts_pay", "losses": losses, "gains_nats": gains}
+    result = {"benchmark": "experts_pay", "losses": losses, "bleu": bleu, "gains_nats": gains}
     name = f"8 experts against 1, {longest.updates:,} updates, nats"
     measure.finish(result, {name: measure.goal(gain, GAIN, at_most=False)})
 
