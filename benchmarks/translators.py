@@ -46,8 +46,8 @@ class Engine(Child):
 # --- models ------------------------------------------------------------------------------------
 
 
-def random_export(subnet_file: Path, folder: Path, quantize: str = "none"):
-    """Exports an architecture of `configs/subnets` with random weights."""
+def random_export(subnet_file: Path, folder: Path, quantize: str = "none", words: int = VOCAB):
+    """Exports an architecture, a file as those of `configs/subnets`, with random weights."""
     import jax  # noqa: PLC0415
 
     from automoe_jax.decoding.config import ExportConfig  # noqa: PLC0415
@@ -58,7 +58,7 @@ def random_export(subnet_file: Path, folder: Path, quantize: str = "none"):
 
     arch = subnet_files.load(subnet_file, 512)
     dims = arch.encoder.embed_dim, arch.decoder.embed_dim
-    model = Transformer(arch, (VOCAB, VOCAB), *dims)
+    model = Transformer(arch, (words, words), *dims)
     ids = np.full((1, 2), EOS, np.int32)
     abstract = jax.eval_shape(lambda key: model.init(key, ids, ids), jax.random.key(0))["params"]
     config = ExportConfig((BEAM,), quantize=quantize)
