@@ -17,7 +17,10 @@ from automoe_jax.training.clock import Span
 CONFIG = RunFlags()
 _SUBNET = flags.DEFINE_string("subnet", None, "subnet file (JSON, or HAT's YAML) to train")
 _INIT_FROM = flags.DEFINE_string(
-    "init_from", None, "workdir whose supernet's weights the subnet inherits"
+    "init_from",
+    None,
+    "workdir whose supernet's weights the subnet inherits, or whose trained subnet, "
+    "which differs in experts alone, it starts from (sparse upcycling)",
 )
 _OUT = flags.DEFINE_string("out", "subnet", "folder in the workdir for a trained subnet")
 _DRY_RUN = flags.DEFINE_bool(

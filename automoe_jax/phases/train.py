@@ -11,6 +11,7 @@ from automoe_jax.config import RunConfig
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding.export import random_params
 from automoe_jax.model.extract import Params, inherited
+from automoe_jax.model.upcycle import upcycled
 from automoe_jax.phases.prepare import prepare, vocab_sizes
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run, claim
 from automoe_jax.system import files, workdir
@@ -19,7 +20,7 @@ from automoe_jax.training import loop
 from automoe_jax.training.checkpoints import latest_step, load_params
 from automoe_jax.training.clock import Span
 from automoe_jax.training.config import TrainingConfig
-from automoe_jax.training.target import TrainingTarget, abstract_state
+from automoe_jax.training.target import TrainingTarget, abstract_state, initial_state
 
 CHOSEN = "chosen.json"  # in subnet/: the finalist that the pipeline exports
 # Groups of the config that trained weights depend on.
@@ -68,7 +69,8 @@ def train_subnet(
     """Trains one subnet of the space by group `subnet_training`, in the folder `out`.
 
     Continues from its newest checkpoint if there is one. The first weights are those of the
-    supernet in the workdir `init_from`; random for None. `profile` as in `loop.train`.
+    supernet in the workdir `init_from`, or of its trained subnet where it has no supernet and the
+    two differ in experts alone; random for None. `profile` as in `loop.train`.
     """
     config, folder = run.config, run.path / out
     config.space.validate(subnet)
@@ -91,11 +93,26 @@ def train_subnet(
     own = target(config, data.tokenizer.vocab_sizes, subnet)
     params = None
     if init_from is not None and step is None:
-        supernet = dataclasses.replace(run, path=init_from)
-        params, inherited_step = supernet_params(supernet, own.vocab_sizes)
-        run.progress.note(f"weights inherited from {supernet.supernet} at step {inherited_step:,}")
-        params = inherited(params, subnet, config.space)
+        params = _first_params(dataclasses.replace(run, path=init_from), own, folder)
     _train(run, own, config.subnet_training, data, folder, params, profile)
+
+
+def _first_params(source: Run, own: TrainingTarget, folder: Path) -> Params:
+    """A subnet's weights in the supernet of a workdir, or upcycled from its trained subnet."""
+    assert own.subnet is not None
+    trained = source.path / trained_folder(source)
+    if latest_step(source.supernet) is not None or not (trained / workdir.MANIFEST).exists():
+        params, step = supernet_params(source, own.vocab_sizes)
+        source.progress.note(f"weights inherited from {source.supernet} at step {step:,}")
+        return inherited(params, own.subnet, own.space)
+    if trained == folder:
+        raise UserError(
+            f"{folder} holds the trained subnet to start from; name another folder with --out"
+        )
+    params, architecture, step = subnet_params(source, trained_folder(source))
+    source.progress.note(f"experts upcycled from {trained} at step {step:,}")
+    fresh = initial_state(own, source.config.subnet_training, source.config.seed).params
+    return upcycled(params, architecture, own.subnet, fresh, own.space.gate)
 
 
 def _train(
