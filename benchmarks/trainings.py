@@ -84,5 +84,10 @@ def on_each_core(job: Callable[[Any, int], None], inputs: Sequence[Any]) -> None
             cores.put(core)
 
     with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as pool:
-        for done in [pool.submit(one, own) for own in inputs]:
-            done.result()
+        jobs = [pool.submit(one, own) for own in inputs]
+        try:
+            for job_done in concurrent.futures.as_completed(jobs):
+                job_done.result()
+        except BaseException:  # no more of them: the first failure ends the program
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
