@@ -65,12 +65,15 @@ def train_subnet(
     init_from: Path | None = None,
     out: str = SUBNET,
     profile: Span | None = None,
+    *,
+    after: str | None = None,
 ):
     """Trains one subnet of the space by group `subnet_training`, in the folder `out`.
 
     Continues from its newest checkpoint if there is one. The first weights are those of the
     supernet in the workdir `init_from`, or of its trained subnet where it has no supernet and the
-    two differ in experts alone; random for None. `profile` as in `loop.train`.
+    two differ in experts alone; random for None. With `after`, they are those of the same subnet in
+    this folder of the run. `profile` as in `loop.train`.
     """
     config, folder = run.config, run.path / out
     config.space.validate(subnet)
@@ -85,14 +88,16 @@ def train_subnet(
         manifest = _check_space(config, folder, SUBNET)
         if from_json(manifest["config"]["subnet"]) != subnet:
             raise UserError(f"{folder} holds another subnet; name another folder with --out")
-    source = None if init_from is None else str(init_from)
+    source = after if init_from is None else str(init_from)
     if init_from == run.path:
         source = "."  # stays true when the workdir is moved
     claim(run, folder, SUBNET, settings(config, subnet, source), begun=bool(step))
     data = prepare(run, init_from)
     own = target(config, data.tokenizer.vocab_sizes, subnet)
     params = None
-    if init_from is not None and step is None:
+    if after is not None and step is None:
+        params, _, _ = subnet_params(run, after)
+    elif init_from is not None and step is None:
         params = _first_params(dataclasses.replace(run, path=init_from), own, folder)
     _train(run, own, config.subnet_training, data, folder, params, profile)
 

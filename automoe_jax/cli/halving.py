@@ -1,0 +1,56 @@
+"""Chooses among candidates by short trainings: successive halving.
+
+python launch/halving.py --config configs/msdocs.py --workdir runs/msdocs --subnets=8 --steps=150
+python launch/halving.py --config FILE --workdir DIR --candidates=best_1.json,best_2.json,dense.json
+
+Trains all candidates a little, from the workdir's supernet where there is one, then the better half
+for twice as long, and so on: for a choice that inherited losses do not tell.
+"""
+
+from absl import flags
+
+from automoe_jax.cli import options, terminal
+from automoe_jax.cli.run_flags import RunFlags
+from automoe_jax.phases import halving
+from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.rank import spread
+from automoe_jax.published import subnet_files
+from automoe_jax.system.errors import UserError
+
+CONFIG = RunFlags()
+_OUT = flags.DEFINE_string("out", "halving", "folder in the workdir")
+_SUBNETS = flags.DEFINE_integer(
+    "subnets", 8, "random candidates, spread over the range of FLOPs, in place of --candidates"
+)
+_CANDIDATES = flags.DEFINE_list("candidates", [], "subnet files to choose among, with commas")
+_STEPS = flags.DEFINE_integer("steps", 150, "updates of the first round", lower_bound=1)
+_JSON = options.define_json("print the result as one JSON line")
+
+
+def main():
+    config = CONFIG.load()
+    if _CANDIDATES.value:
+        subnets = list(dict.fromkeys(map(subnet_files.load, _CANDIDATES.value)))
+        if len(subnets) < 2:
+            raise UserError("--candidates names fewer than 2 different subnets; give at least 2")
+        for subnet in subnets:
+            config.space.validate(subnet)
+    else:
+        subnets = spread(config.space, _SUBNETS.value, config.seed)
+    run = CONFIG.open_run(config)
+    data = prepare(run)
+    result = halving.halve(run, _OUT.value, data, subnets, _STEPS.value)
+    if _JSON.value:
+        terminal.print_json(result)
+        return
+    n_rounds = max(len(row["losses"]) for row in result["subnets"])
+    rows = [
+        (str(i), f"{row['gflops']:.4g}",
+         *(f"{loss:.4f}" for loss in row["losses"]), *[""] * (n_rounds - len(row["losses"])))
+        for i, row in enumerate(result["subnets"], 1)
+    ]  # fmt: skip
+    rounds = [f"round {n}" for n in range(1, n_rounds + 1)]
+    terminal.print_table(("rank", "GFLOPs", *rounds), rows)
+    start = "the supernet's weights" if result["inherit"] else "scratch"
+    print(f"validation losses, nats a token; {result['updates']:,} updates in all, from {start}")
+    print(f"the best: {run.path / _OUT.value / halving.BEST}")

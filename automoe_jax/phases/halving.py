@@ -1,0 +1,91 @@
+"""Successive halving: short trainings of all candidates, longer ones of the better half.
+
+The rounds of Jamieson & Talwalkar 2016 (arXiv 1502.07943) with losses of training in place of
+inherited ones, which may not tell candidates apart.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from automoe_jax.architecture import counts as complexity
+from automoe_jax.architecture.subnet import Subnet, short_name, to_json
+from automoe_jax.data.tokens import PreparedData
+from automoe_jax.phases.run import Run, claim
+from automoe_jax.phases.train import SUBNET_GROUPS, subnet_params, target, train_subnet
+from automoe_jax.system import files
+from automoe_jax.training import parallel
+from automoe_jax.training.checkpoints import latest_step
+from automoe_jax.training.evaluation import Evaluator
+
+RESULT, BEST = "halving.json", "best.json"
+
+
+def halve(
+    run: Run, out: str, data: PreparedData, subnets: Sequence[Subnet], steps: int
+) -> dict[str, Any]:
+    """Trains candidates in rounds until two are left, and ranks all of them, best first.
+
+    The first round trains each by `steps` updates, each later one the better half (rounded up) of
+    the round before, from where it is, by twice as many; each round has a learning-rate schedule
+    of its own. First weights are those of the workdir's supernet, random where it has none. Writes
+    `halving.json`, whose content it returns, and `best.json`, a subnet file, into the folder `out`.
+    A killed run continues with the training that it was at.
+    """
+    config, folder = run.config, run.path / out
+    inherit = latest_step(run.supernet) is not None
+    asked = {"steps": steps, "inherit": inherit, "subnets": list(map(to_json, subnets))}
+    settings = {**config.groups(*SUBNET_GROUPS), **asked}
+    claim(run, out, "halving", settings, begun=any(folder.glob("[0-9]*")))
+    if (folder / RESULT).exists():
+        return files.read_json(folder / RESULT, "halving")
+    alive, losses = list(range(len(subnets))), [[] for _ in subnets]
+    updates, nth = 0, 0
+    while True:
+        own = steps * 2**nth
+        nth += 1
+        run.progress.note(f"round {nth}: {len(alive)} candidates, {own:,} updates each")
+        for i in alive:
+            losses[i].append(_trained(run, data, subnets[i], f"{out}/{i + 1}", nth, own))
+            updates += own
+            run.progress.note(f"{short_name(subnets[i])}: loss {losses[i][-1]:.4f}")
+        if len(alive) <= 2:
+            break
+        alive = sorted(alive, key=lambda i: losses[i][-1])[: (len(alive) + 1) // 2]
+    order = sorted(range(len(subnets)), key=lambda i: (-len(losses[i]), losses[i][-1]))
+    rows = [
+        {"subnet": to_json(subnets[i]), "losses": losses[i],
+         "gflops": complexity.count(subnets[i]).flops / 1e9}
+        for i in order
+    ]  # fmt: skip
+    for i in range(len(subnets)):
+        shutil.rmtree(folder / str(i + 1), ignore_errors=True)
+    result = {"version": 1, "updates": updates, "inherit": inherit, "subnets": rows}
+    files.write_json(folder / BEST, rows[0]["subnet"])
+    files.write_json(folder / RESULT, result)
+    return result
+
+
+def _trained(
+    run: Run, data: PreparedData, subnet: Subnet, folder: str, nth: int, steps: int
+) -> float:
+    """Validation loss of a candidate after a round."""
+    done = run.path / folder / f"{nth}.json"
+    if done.exists():
+        return files.read_json(done, "loss")["loss"]
+    whole = run.config.subnet_training
+    warmup = min(whole.warmup_steps, steps // 4)
+    training = dataclasses.replace(whole, steps=steps, warmup_steps=warmup, eval_every=0)
+    own = dataclasses.replace(run, config=dataclasses.replace(run.config, subnet_training=training))
+    out, before = f"{folder}/round_{nth}", f"{folder}/round_{nth - 1}"
+    has_supernet = latest_step(run.supernet) is not None
+    init_from = run.path if nth == 1 and has_supernet else None
+    train_subnet(own, subnet, init_from, out, after=before if nth > 1 else None)
+    params, _, _ = subnet_params(own, out)
+    trained = target(run.config, data.tokenizer.vocab_sizes, subnet)
+    loss = Evaluator(trained, data.valid, training, 0).loss(parallel.replicate(params), subnet)
+    files.write_json(done, {"version": 1, "loss": loss})
+    if nth > 1:
+        shutil.rmtree(run.path / before)
+    return loss

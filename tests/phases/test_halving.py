@@ -1,0 +1,65 @@
+"""Successive halving, with training replaced by a formula."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tiny import KillAt, Killed
+
+from automoe_jax.architecture.subnet import from_json
+from automoe_jax.phases import halving
+from automoe_jax.phases.rank import spread
+from automoe_jax.published import subnet_files
+from automoe_jax.system.progress import Silent
+
+
+def test_the_better_half_is_trained_on(prepared, tmp_path, monkeypatch):
+    """Rounds of 5, 3 and 2 candidates; a kill repeats nothing; the slow starter is lost."""
+    run, data, _, _ = prepared
+    run = dataclasses.replace(run, path=tmp_path)
+    subnets = spread(run.config.space, 5, seed=0)
+    calls = []
+
+    def train(own, subnet, init_from, out, *, after):
+        nth = int(out.rpartition("_")[2])
+        calls.append((subnets.index(subnet), nth, own.config.subnet_training.steps))
+        assert init_from is None  # this workdir has no supernet
+        assert (after is None) == (nth == 1)
+        if after is not None:
+            assert (tmp_path / after).is_dir()
+        (tmp_path / out).mkdir(parents=True)
+
+    class Losses:
+        """Falls with updates; the last candidate starts badly and would end best."""
+
+        def __init__(self, *_):
+            pass
+
+        def loss(self, _, subnet):
+            i, nth, _ = calls[-1]
+            return 5.0 - nth + 0.1 * i if i < 4 else 9.0 - 4 * nth
+
+    monkeypatch.setattr(halving, "train_subnet", train)
+    monkeypatch.setattr(halving, "subnet_params", lambda *_: ({}, None, 0))
+    monkeypatch.setattr(halving.parallel, "replicate", lambda params: params)
+    monkeypatch.setattr(halving, "Evaluator", Losses)
+
+    def halve(progress):
+        return halving.halve(dataclasses.replace(run, progress=progress), "h", data, subnets, 100)
+
+    with pytest.raises(Killed):
+        halve(KillAt("round 2"))
+    result = halve(Silent())
+    assert calls == [
+        *((i, 1, 100) for i in range(5)), *((i, 2, 200) for i in range(3)),
+        *((i, 3, 400) for i in range(2)),
+    ]  # fmt: skip
+    assert [from_json(row["subnet"]) for row in result["subnets"]] == subnets
+    np.testing.assert_allclose(result["subnets"][0]["losses"], [4.0, 3.0, 2.0])
+    assert [len(row["losses"]) for row in result["subnets"]] == [3, 3, 2, 1, 1]
+    assert result["updates"] == 5 * 100 + 3 * 200 + 2 * 400
+    assert subnet_files.load(tmp_path / "h" / "best.json") == subnets[0]
+    assert result == json.loads((tmp_path / "h" / "halving.json").read_text()) == halve(Silent())
+    assert len(calls) == 10
+    assert not (tmp_path / "h" / "1").exists()  # weights are not kept
