@@ -139,6 +139,9 @@ def test_searching_before_training(tmp_path):
 def test_search_and_ranking_mistakes(tmp_path):
     assert "--seeds has 'a'; give integers" in mistake("search", *QUICK, "--seeds=1,a")
     assert "--subnets is 2; give at least 4" in mistake("rank", *QUICK, "--subnets=2")
+    one = "--candidates=configs/subnets/transformer_base.json"
+    assert "--candidates names fewer than 2" in mistake("halving", *QUICK, one)
+    assert "none.json" in mistake("routing", *QUICK, "--subnet=none.json")
     assert "--vocab_size is 300; it goes with --random_weights" in mistake(
         "fit_latency", *QUICK, "--vocab_size=300"
     )
@@ -187,6 +190,9 @@ def test_describe(tmp_path, shared):
         "fit_latency",
         "search",
         "rank",
+        "sensitivity",
+        "routing",
+        "halving",
         "export",
         "benchmark",
         "translate",
