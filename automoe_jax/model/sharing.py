@@ -1,7 +1,7 @@
 """How subnets with different numbers of experts share the weights of a supernet's layer.
 
 A layer stores S experts. The experts of a subnet are fixed linear combinations of them, which
-depend on their number alone, and so are its router's columns. `SearchSpace.sharing` names the kind.
+depend on their number alone; so are its router's columns. `SearchSpace.sharing` names the kind.
 Letters: L layers, E experts of the largest subnet, S stored experts, N numbers of experts, D
 embedding, X anything.
 """
@@ -75,8 +75,9 @@ class Sharing:
             return params
         mix_LES = jnp.asarray(self._table())[n_experts_L]
         own = _combined(params["experts"], mix_LES)
-        own["router"] = jnp.einsum("LES,LDS->LDE", mix_LES, own["router"])
-        own["router_bias"] = jnp.einsum("LES,LS->LE", mix_LES, own["router_bias"])
+        if "router" in own:  # absent where every layer has one expert
+            own["router"] = jnp.einsum("LES,LDS->LDE", mix_LES, own["router"])
+            own["router_bias"] = jnp.einsum("LES,LS->LE", mix_LES, own["router_bias"])
         return {**params, "experts": own}
 
     def started(self, params: Tree, n_layers: int) -> Tree:

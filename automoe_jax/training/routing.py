@@ -65,10 +65,7 @@ def routing_of(
     @jax.jit
     def route(params, batch):
         _, output = batch_loss(module, params, batch, None, None, 0.0)
-        out = []
-        for logits_NE in output.router_logits:
-            out.append((logits_NE.argmax(axis=-1), router_entropy(logits_NE)))
-        return out
+        return [(x_NE.argmax(axis=-1), router_entropy(x_NE)) for x_NE in output.router_logits]
 
     share = Share(first_device=0, n_local_devices=1, n_devices=1)
     ids, found = [], []

@@ -100,15 +100,14 @@ def test_mask_equals_slice_with_tables_of_their_own(supernet_of_tables):
         {"sharing": "own"},
         {"sharing": "means"},
         {"sharing": "common", "gate": "count"},
+        {"sharing": "common", "decoder_experts": (1,)},  # a side without routers
         {"gate": "normalised"},
     ],
     ids=str,
 )
 def test_mask_equals_slice_however_experts_are_shared(change):
-    space = elastic_space(
-        encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,), encoder_experts=(1, 2, 4),
-        decoder_experts=(1, 3), **change,
-    )  # fmt: skip
+    fields = {"encoder_experts": (1, 2, 4), "decoder_experts": (1, 3), **change}
+    space = elastic_space(encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,), **fields)
     check_mask_equals_slice(*make_supernet(space), 4)
 
 
