@@ -295,7 +295,7 @@ static void route_item(void* job, int64_t item, int slot) {
   }
 }
 
-// The factor of an expert for a row; NULL if the row is not routed to it.
+// The factor of an expert for a row, NULL if the row is not routed to it.
 static const float* routed(const Route* j, int64_t row, int64_t e) {
   for (int64_t i = row * j->top_k; i < (row + 1) * j->top_k; i++)
     if (j->expert[i] == e) return j->p + i;
@@ -311,125 +311,6 @@ static void need_experts(Arguments a, const int64_t* sizes, int64_t experts, int
   }
   next(&a, F32, d), next(&a, F32, d);
   *wrong |= a.wrong;
-}
-
-// The rows of one expert.
-typedef struct {
-  int64_t rows;
-  const int32_t* which;
-  const float* factor;  // of each row
-  Matrix fc1, fc2;      // of no columns for the identity
-  float* y;
-} Group;
-
-#define TOGETHER 64  // most rows of groups that run together, unless one alone has more
-
-// The outputs of groups, whose products are shared out together: with few rows each, threads would
-// wait for each other at every product. 0 if memory has run out.
-static int run_groups(Group* groups, int64_t n, const Input* x, int64_t d) {
-  int64_t rows = 0, hidden = 0, quantized = 0;
-  for (Group* g = groups; g < groups + n; g++) {
-    rows += g->rows;
-    hidden += g->rows * g->fc1.n;
-    if (g->fc2.quantized) quantized += g->rows * g->fc2.k4 * 4;
-  }
-  float *h = scratch(HIDDEN, hidden * 4), *y = scratch(RESULT, rows * d * 4);
-  uint8_t* q = scratch(HIDDEN_QUANTIZED, quantized);
-  float* scale = scratch(HIDDEN_SCALES, rows * 4);
-  Product* jobs = scratch(JOBS, n * (sizeof *jobs + sizeof(int64_t)));
-  if (!h || !y || !q || !scale || !jobs) return 0;
-  Products products = {.jobs = jobs, .end = (int64_t*)(jobs + n)};
-  float* hidden_rows = h;
-  for (Group* g = groups; g < groups + n; g++) {
-    if (!g->fc1.n) continue;
-    Input in = *x;
-    in.rows = g->rows;
-    in.which = g->which;
-    add_product(&products, &in, &g->fc1, 1, hidden_rows);
-    hidden_rows += g->rows * g->fc1.n;
-  }
-  run_products(&products);
-  products.n = 0;
-  for (Group* g = groups; g < groups + n; g++) {
-    if (!g->fc1.n) continue;
-    Input in = {.x = h, .rows = g->rows, .k = g->fc2.k, .k4 = g->fc2.k4, .q = q, .scale = scale};
-    if (g->fc2.quantized) {
-      share_rows(g->rows, quantize_item, &in);
-      q += g->rows * in.k4 * 4;
-      scale += g->rows;
-    }
-    g->y = y;
-    add_product(&products, &in, &g->fc2, 0, y);
-    h += g->rows * in.k;
-    y += g->rows * d;
-  }
-  run_products(&products);
-  return 1;
-}
-
-// y (R, D) += the groups' outputs times their factors.
-static void add_groups(const Group* groups, int64_t n, const float* x, int64_t d, float* y) {
-  for (const Group* g = groups; g < groups + n; g++)
-    for (int64_t i = 0; i < g->rows; i++) {
-      int64_t r = g->which[i];
-      add_scaled(y + r * d, g->factor[i], g->fc1.n ? g->y + i * d : x + r * d, d);
-    }
-}
-
-// y (R, D) <- the one expert's output; reads its matrices. 0 if memory has run out.
-static int dense_expert(Arguments* a, const float* x, int64_t n, int64_t d, int64_t size, float* y) {
-  if (!size) {
-    memcpy(y, x, n * d * 4);
-    return 1;
-  }
-  Matrix fc1 = next_matrix(a, d, size, 1), fc2 = next_matrix(a, size, d, 1);
-  Input in, hidden;
-  float* h = scratch(HIDDEN, n * size * 4);
-  if (!h || !prepare(&in, x, n, &fc1, QUANTIZED)) return 0;
-  product(&in, &fc1, 1, h);
-  if (!prepare(&hidden, h, n, &fc2, HIDDEN_QUANTIZED)) return 0;
-  product(&hidden, &fc2, 0, y);
-  return 1;
-}
-
-// y (R, D) <- the sum of each row's experts; reads the router and their matrices. 0 if memory has
-// run out.
-static int routed_experts(Arguments* a, Route* route, const int64_t* sizes, float* y) {
-  int64_t n = route->rows, d = route->d, routes = n * route->top_k;
-  route->kernel = next(a, F32, d, route->experts)->data;
-  route->bias = next(a, F32, route->experts)->data;
-  route->expert = scratch(ROUTED, routes * 16);
-  Group* groups = scratch(GROUPS, route->experts * sizeof *groups);
-  if (!route->expert || !groups) return 0;
-  route->p = (float*)(route->expert + routes);
-  int32_t* which = (int32_t*)(route->p + routes);
-  float* factor = (float*)(which + routes);
-  share_rows(n, route_item, route);
-  memset(y, 0, n * d * 4);
-  Input x = {.rows = 0};  // prepared at the first expert that is not the identity
-  int64_t waiting = 0, rows = 0;
-  for (int64_t e = 0; e < route->experts; e++) {
-    Group g = {.which = which, .factor = factor};
-    if (sizes[e]) g.fc1 = next_matrix(a, d, sizes[e], 1), g.fc2 = next_matrix(a, sizes[e], d, 1);
-    for (int64_t r = 0; r < n; r++) {
-      const float* own = routed(route, r, e);
-      if (own) which[g.rows] = r, factor[g.rows++] = *own;
-    }
-    if (!g.rows) continue;
-    if (sizes[e] && !x.rows && !prepare(&x, route->x, n, &g.fc1, QUANTIZED)) return 0;
-    if (waiting && rows + g.rows > TOGETHER) {
-      if (!run_groups(groups, waiting, &x, d)) return 0;
-      add_groups(groups, waiting, route->x, d, y);
-      waiting = rows = 0;
-    }
-    groups[waiting++] = g;
-    rows += g.rows;
-    which += g.rows;
-    factor += g.rows;
-  }
-  if (!run_groups(groups, waiting, &x, d)) return 0;
-  add_groups(groups, waiting, route->x, d, y);
-  return 1;
 }
 
 // [n], x (R, D), router (D, E) and its bias if there are several experts, fc1 and fc2 with bias of
@@ -450,9 +331,46 @@ HANDLER(experts_add_norm) {
   int64_t experts = sizes_attribute->size;
   need_experts(a, sizes, experts, d, &a.wrong);
   if (a.wrong) return wrong_sizes(f);
-  Route route = {.x = x, .rows = n, .d = d, .experts = experts, .top_k = top_k, .gate = gate};
-  if (!(experts > 1 ? routed_experts(&a, &route, sizes, y) : dense_expert(&a, x, n, d, *sizes, y)))
-    return no_memory(f);
+  Route route = {.x = x, .rows = n, .d = d, .experts = experts, .top_k = top_k,
+                 .gate = gate};
+  int32_t* list = NULL;
+  float* out = y;
+  if (experts > 1) {
+    route.kernel = next(&a, F32, d, experts)->data;
+    route.bias = next(&a, F32, experts)->data;
+    char* memory = scratch(ROUTED, n * (top_k * 8 + 4 + 8));
+    out = scratch(RESULT, most(n, 1) * d * 4);
+    if (!memory || !out) return no_memory(f);
+    route.expert = (int32_t*)memory;
+    route.p = (float*)(route.expert + n * top_k);
+    list = (int32_t*)(route.p + n * top_k);
+    share_rows(n, route_item, &route);
+    memset(y, 0, n * d * 4);
+  }
+  Input all = {.rows = 0};  // x, prepared at the first expert that is not the identity
+  for (int64_t e = 0; e < experts; e++) {
+    int64_t rows = list ? 0 : n;
+    for (int64_t r = 0; list && r < n; r++)
+      if (routed(&route, r, e)) list[rows++] = r;
+    if (sizes[e]) {
+      Matrix fc1 = next_matrix(&a, d, sizes[e], 1), fc2 = next_matrix(&a, sizes[e], d, 1);
+      if (!rows) continue;
+      if (!all.rows && !prepare(&all, x, n, &fc1, QUANTIZED)) return no_memory(f);
+      Input hidden, in = all;
+      in.rows = rows;
+      in.which = list;
+      float* h = scratch(HIDDEN, rows * sizes[e] * 4);
+      if (!h) return no_memory(f);
+      product(&in, &fc1, 1, h);
+      if (!prepare(&hidden, h, rows, &fc2, HIDDEN_QUANTIZED)) return no_memory(f);
+      product(&hidden, &fc2, 0, out);
+    }
+    if (!list && !sizes[e]) memcpy(y, x, n * d * 4);
+    for (int64_t i = 0; list && i < rows; i++) {
+      int64_t r = list[i];
+      add_scaled(y + r * d, *routed(&route, r, e), sizes[e] ? out + i * d : x + r * d, d);
+    }
+  }
   const float *gamma = next(&a, F32, d)->data, *beta = next(&a, F32, d)->data;
   add_norm((AddNorm){y, x, gamma, beta, n, d});
   return NULL;

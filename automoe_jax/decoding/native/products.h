@@ -238,8 +238,8 @@ static void quantize_item(void* job, int64_t item, int slot) {
   }
 }
 
-// Prepares rows (R, K) for products with matrices like w, in the scratch of `place` and the next; 0 if
-// memory has run out.
+// Prepares rows (R, K) for products with matrices like w; 0 if memory has run out. `place` is
+// QUANTIZED, or HIDDEN_QUANTIZED for rows that are in use at the same time.
 static int prepare(Input* in, const float* x, int64_t rows, const Matrix* w, int place) {
   *in = (Input){.x = x, .rows = rows, .k = w->k, .k4 = w->k4};
   if (!w->quantized) return 1;
@@ -253,44 +253,15 @@ static int prepare(Input* in, const float* x, int64_t rows, const Matrix* w, int
 #define ITEM_BYTES 32768  // of weights per item, if there are enough
 #define CHUNK_ROWS 96     // rows that stay in the cache while panels are read
 
-// Makes the job y (R, N) <- rows of `in` times w, plus bias; with ReLU if `relu`. Returns its items.
-static int64_t plan(Product* job, const Input* in, const Matrix* w, int relu, float* y) {
-  *job = (Product){.in = *in, .w = w, .y = y, .relu = relu};
-  if (!in->rows) return 0;
-  int64_t panels = up(w->n, PANEL), chunks = up(in->rows, CHUNK_ROWS);
-  job->chunk = up(in->rows, chunks);
-  job->group = most(1, least(ITEM_BYTES / w->panel_bytes, panels * chunks / (4 * n_threads())));
-  job->groups = up(panels, job->group);
-  return job->groups * chunks;
-}
-
+// y (R, N) <- rows of `in` times w, plus bias; with ReLU if `relu`.
 static void product(const Input* in, const Matrix* w, int relu, float* y) {
-  Product job;
-  share(plan(&job, in, w, relu, y), product_item, &job);
-}
-
-// Several products whose items are shared out together.
-typedef struct {
-  Product* jobs;
-  int64_t* end;  // items of the jobs up to each one's last
-  int64_t n;
-} Products;
-
-static void products_item(void* job, int64_t item, int slot) {
-  const Products* p = job;
-  int64_t j = 0;
-  while (item >= p->end[j]) j++;
-  product_item(p->jobs + j, item - (j ? p->end[j - 1] : 0), slot);
-}
-
-static void add_product(Products* p, const Input* in, const Matrix* w, int relu, float* y) {
-  int64_t before = p->n ? p->end[p->n - 1] : 0;
-  p->end[p->n] = before + plan(p->jobs + p->n, in, w, relu, y);
-  p->n++;
-}
-
-static void run_products(Products* p) {
-  if (p->n) share(p->end[p->n - 1], products_item, p);
+  if (!in->rows) return;
+  Product job = {.in = *in, .w = w, .y = y, .relu = relu};
+  int64_t panels = up(w->n, PANEL), chunks = up(in->rows, CHUNK_ROWS);
+  job.chunk = up(in->rows, chunks);
+  job.group = most(1, least(ITEM_BYTES / w->panel_bytes, panels * chunks / (4 * n_threads())));
+  job.groups = up(panels, job.group);
+  share(job.groups * chunks, product_item, &job);
 }
 
 typedef struct {
