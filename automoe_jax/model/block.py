@@ -50,8 +50,10 @@ def layer_bits(
     if isinstance(layer, DecoderLayer):
         assert memory_real_BM is not None
         shapes += [(b, layer.cross_heads, t, memory_real_BM.shape[1]), (b, t, d)]
-    *bits, router_ND = random_bits(key, [*shapes, (b * t * jitter, d)])
-    return DropoutBits(*bits, router=router_ND if jitter else None)
+    if not jitter:
+        return DropoutBits(*random_bits(key, shapes))
+    *bits, router_ND = random_bits(key, [*shapes, (b * t, d)])
+    return DropoutBits(*bits, router=router_ND)
 
 
 class Block(nn.Module):

@@ -52,13 +52,13 @@ def _experts(params: Params, fresh: Params, theirs: LayerSpec, ours: LayerSpec, 
     starts = [sum(theirs.experts[:e]) for e in range(n_before)]
     parts: dict[str, list[Any]] = {"fc1": [], "fc1_bias": [], "fc2": [], "fc2_bias": []}
     begin = 0
-    for e, size in enumerate(ours.experts):
+    for e, size in enumerate(ours.experts if any(ours.experts) else ()):
         source = e % n_before
         kept = min(size, theirs.experts[source])
         rest = slice(begin + kept, begin + size)
         begin += size
         if not size:
-            parts["fc2_bias"].append(fresh["fc2_bias"][e : e + 1] if "fc2_bias" in fresh else None)
+            parts["fc2_bias"].append(fresh["fc2_bias"][e : e + 1])
             continue
         rows = slice(starts[source], starts[source] + kept)
         for name in ("fc1", "fc1_bias"):
@@ -68,7 +68,7 @@ def _experts(params: Params, fresh: Params, theirs: LayerSpec, ours: LayerSpec, 
         parts["fc2"].append(jnp.concatenate([front, jnp.zeros_like(fresh["fc2"][rest])]))
         bias = params["fc2_bias"][source] if kept else jnp.zeros_like(fresh["fc2_bias"][e])
         parts["fc2_bias"].append(scale * bias[None])
-    out = {name: jnp.concatenate(own) for name, own in parts.items()} if begin else {}
+    out = {name: jnp.concatenate(own) for name, own in parts.items() if own}
     if n > 1:
         router = params if n == n_before else fresh
         out |= {name: router[name] for name in ("router", "router_bias")}

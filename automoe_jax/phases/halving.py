@@ -12,12 +12,11 @@ from typing import Any
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet, short_name, to_json
 from automoe_jax.data.tokens import PreparedData
+from automoe_jax.phases.rank import trained_loss
 from automoe_jax.phases.run import Run, claim
-from automoe_jax.phases.train import SUBNET_GROUPS, subnet_params, target, train_subnet
+from automoe_jax.phases.train import SUBNET_GROUPS, train_subnet
 from automoe_jax.system import files
-from automoe_jax.training import parallel
 from automoe_jax.training.checkpoints import latest_step
-from automoe_jax.training.evaluation import Evaluator
 
 RESULT, BEST = "halving.json", "best.json"
 
@@ -47,7 +46,8 @@ def halve(
         nth += 1
         run.progress.note(f"round {nth}: {len(alive)} candidates, {own:,} updates each")
         for i in alive:
-            losses[i].append(_trained(run, data, subnets[i], f"{out}/{i + 1}", nth, own))
+            at = f"{out}/{i + 1}", nth, own
+            losses[i].append(_trained(run, data, subnets[i], *at, inherit=inherit))
             updates += own
             run.progress.note(f"{short_name(subnets[i])}: loss {losses[i][-1]:.4f}")
         if len(alive) <= 2:
@@ -68,7 +68,14 @@ def halve(
 
 
 def _trained(
-    run: Run, data: PreparedData, subnet: Subnet, folder: str, nth: int, steps: int
+    run: Run,
+    data: PreparedData,
+    subnet: Subnet,
+    folder: str,
+    nth: int,
+    steps: int,
+    *,
+    inherit: bool,
 ) -> float:
     """Validation loss of a candidate after a round."""
     done = run.path / folder / f"{nth}.json"
@@ -79,12 +86,11 @@ def _trained(
     training = dataclasses.replace(whole, steps=steps, warmup_steps=warmup, eval_every=0)
     own = dataclasses.replace(run, config=dataclasses.replace(run.config, subnet_training=training))
     out, before = f"{folder}/round_{nth}", f"{folder}/round_{nth - 1}"
-    has_supernet = latest_step(run.supernet) is not None
-    init_from = run.path if nth == 1 and has_supernet else None
-    train_subnet(own, subnet, init_from, out, after=before if nth > 1 else None)
-    params, _, _ = subnet_params(own, out)
-    trained = target(run.config, data.tokenizer.vocab_sizes, subnet)
-    loss = Evaluator(trained, data.valid, training, 0).loss(parallel.replicate(params), subnet)
+    if nth == 1:
+        train_subnet(own, subnet, run.path if inherit else None, out)
+    else:
+        train_subnet(own, subnet, out=out, after=before)
+    loss = trained_loss(own, out, data)
     files.write_json(done, {"version": 1, "loss": loss})
     if nth > 1:
         shutil.rmtree(run.path / before)

@@ -114,7 +114,7 @@ def rank(
             run.progress.note(f"subnet {i} of {count}: {short_name(subnet)}")
             own = f"{out}/{i}"
             train_subnet(run, subnet, None, own)
-            files.write_json(done, {"version": 1, "loss": _loss(run, own, data)})
+            files.write_json(done, {"version": 1, "loss": trained_loss(run, own, data)})
             shutil.rmtree(run.path / own)
         trained.append(files.read_json(done, "loss")["loss"])
         run.progress.note(
@@ -140,8 +140,8 @@ def rank(
     return result
 
 
-def _loss(run: Run, out: str, data: PreparedData) -> float:
-    """Validation loss of a trained subnet."""
+def trained_loss(run: Run, out: str, data: PreparedData) -> float:
+    """Validation loss of the trained subnet in the folder `out` of the workdir."""
     params, subnet, _ = subnet_params(run, out)
     own = target(run.config, data.tokenizer.vocab_sizes, subnet)
     evaluator = Evaluator(own, data.valid, run.config.subnet_training, 0)

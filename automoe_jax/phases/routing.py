@@ -7,6 +7,7 @@ import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet, to_json
 from automoe_jax.data import words
+from automoe_jax.data.tokenizers.base import SideName
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.model.extract import Params
 from automoe_jax.phases.run import Run
@@ -15,6 +16,8 @@ from automoe_jax.report import plots
 from automoe_jax.system import files
 from automoe_jax.training.evaluation import take_pairs
 from automoe_jax.training.routing import LayerRouting, routing_of
+
+_Classes = tuple[np.ndarray, tuple[str, ...]]  # of each token, and their names
 
 FOLDER, RESULT, PICTURE = "routing", "routing.json", "routing.png"
 
@@ -38,7 +41,10 @@ def analyse(
         valid = take_pairs(valid, np.arange(pairs))
     own = target(config, data.tokenizer.vocab_sizes, subnet)
     routings = routing_of(own, params, valid, config.training)
-    layers = [_described(routing, data) for routing in routings]
+    # All layers of a stack read the same tokens.
+    ids = {routing.side: routing.ids_N for routing in routings}
+    classes = {side: _token_classes(data, ids_N, side) for side, ids_N in ids.items()}
+    layers = [_described(routing, classes[routing.side]) for routing in routings]
     result = {
         "version": 1, "weights_from": origin, "pairs": len(valid), "subnet": to_json(subnet),
         "layers": layers,
@@ -50,20 +56,21 @@ def analyse(
     return result
 
 
-def _described(routing: LayerRouting, data: PreparedData) -> dict[str, Any]:
-    """A layer's entry of `routing.json`; shares are lists with one entry per expert."""
-    side = "source" if routing.side == "encoder" else "target"
-    vocab_size = data.tokenizer.vocab_sizes[side == "target"]
-    text = getattr(data.train, side)
-    frequency_N = words.bands(text, vocab_size)[routing.ids_N]
-    borders = data.tokenizer.word_borders(side)
-    place_N = np.full(len(routing.ids_N), -1)
-    if borders is not None:
-        place_N = words.places(routing.ids_N, *borders)
-        frequency_N = np.where(place_N < 0, -1, frequency_N)
-    classes = {"frequency": (frequency_N, tuple(words.BANDS)), "place": (place_N, words.PLACES)}
+def _token_classes(data: PreparedData, ids_N: np.ndarray, side: str) -> dict[str, _Classes]:
+    """The classes of the tokens that the layers of a stack read."""
+    name: SideName = "source" if side == "encoder" else "target"
+    vocab_size = data.tokenizer.vocab_sizes[name == "target"]
+    frequency_N = words.bands(getattr(data.train, name), vocab_size)[ids_N]
+    borders = data.tokenizer.word_borders(name)
     if borders is None:
-        del classes["place"]
+        return {"frequency": (frequency_N, tuple(words.BANDS))}
+    place_N = words.places(ids_N, *borders)
+    frequency_N = np.where(place_N < 0, -1, frequency_N)
+    return {"frequency": (frequency_N, tuple(words.BANDS)), "place": (place_N, words.PLACES)}
+
+
+def _described(routing: LayerRouting, classes: dict[str, _Classes]) -> dict[str, Any]:
+    """A layer's entry of `routing.json`; shares are lists with one entry per expert."""
     return {
         "layer": f"{routing.side} {routing.number}",
         "sizes": list(routing.sizes),

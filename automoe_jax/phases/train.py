@@ -105,7 +105,8 @@ def train_subnet(
 def _first_params(source: Run, own: TrainingTarget, folder: Path) -> Params:
     """A subnet's weights in the supernet of a workdir, or upcycled from its trained subnet."""
     assert own.subnet is not None
-    trained = source.path / trained_folder(source)
+    name = trained_folder(source)
+    trained = source.path / name
     if latest_step(source.supernet) is not None or not (trained / workdir.MANIFEST).exists():
         params, step = supernet_params(source, own.vocab_sizes)
         source.progress.note(f"weights inherited from {source.supernet} at step {step:,}")
@@ -114,7 +115,7 @@ def _first_params(source: Run, own: TrainingTarget, folder: Path) -> Params:
         raise UserError(
             f"{folder} holds the trained subnet to start from; name another folder with --out"
         )
-    params, architecture, step = subnet_params(source, trained_folder(source))
+    params, architecture, step = subnet_params(source, name)
     source.progress.note(f"experts upcycled from {trained} at step {step:,}")
     fresh = initial_state(own, source.config.subnet_training, source.config.seed).params
     return upcycled(params, architecture, own.subnet, fresh, own.space.gate)

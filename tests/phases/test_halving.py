@@ -21,7 +21,7 @@ def test_the_better_half_is_trained_on(prepared, tmp_path, monkeypatch):
     subnets = spread(run.config.space, 5, seed=0)
     calls = []
 
-    def train(own, subnet, init_from, out, *, after):
+    def train(own, subnet, init_from=None, out="", *, after=None):
         nth = int(out.rpartition("_")[2])
         calls.append((subnets.index(subnet), nth, own.config.subnet_training.steps))
         assert init_from is None  # this workdir has no supernet
@@ -30,20 +30,13 @@ def test_the_better_half_is_trained_on(prepared, tmp_path, monkeypatch):
             assert (tmp_path / after).is_dir()
         (tmp_path / out).mkdir(parents=True)
 
-    class Losses:
+    def loss(own, out, data):
         """Falls with updates; the last candidate starts badly and would end best."""
-
-        def __init__(self, *_):
-            pass
-
-        def loss(self, _, subnet):
-            i, nth, _ = calls[-1]
-            return 5.0 - nth + 0.1 * i if i < 4 else 9.0 - 4 * nth
+        i, nth, _ = calls[-1]
+        return 5.0 - nth + 0.1 * i if i < 4 else 9.0 - 4 * nth
 
     monkeypatch.setattr(halving, "train_subnet", train)
-    monkeypatch.setattr(halving, "subnet_params", lambda *_: ({}, None, 0))
-    monkeypatch.setattr(halving.parallel, "replicate", lambda params: params)
-    monkeypatch.setattr(halving, "Evaluator", Losses)
+    monkeypatch.setattr(halving, "trained_loss", loss)
 
     def halve(progress):
         return halving.halve(dataclasses.replace(run, progress=progress), "h", data, subnets, 100)

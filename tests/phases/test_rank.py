@@ -104,7 +104,7 @@ def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
         return 10 - complexity.count(begun[-1]).flops / 1e5
 
     monkeypatch.setattr(ranking, "train_subnet", train)
-    monkeypatch.setattr(ranking, "_loss", loss)
+    monkeypatch.setattr(ranking, "trained_loss", loss)
 
     def rank(progress):
         own = dataclasses.replace(run, progress=progress)
