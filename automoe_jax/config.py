@@ -59,6 +59,14 @@ class RunConfig:
     export: ExportConfig = ExportConfig()
     pipeline: PipelineConfig = PipelineConfig()
 
+    def __post_init__(self):
+        if self.sampling.random_experts and self.space.sharing != "front":
+            raise UserError(
+                f"config.sampling.random_experts is true and config.space.sharing is "
+                f"{self.space.sharing!r}: only with 'front' is any expert as good as the first; "
+                "leave one out"
+            )
+
     def groups(self, *names: str) -> dict[str, Any]:
         """The named groups, for a manifest."""
         return {name: getattr(self, name) for name in names}

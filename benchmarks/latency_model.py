@@ -25,7 +25,7 @@ from automoe_jax.latency.records import LATENCY, MEASUREMENTS, ReplayLog
 from automoe_jax.phases.export import SupernetExporter
 from automoe_jax.phases.latency_model import fit_latency_model
 from automoe_jax.phases.run import LATENCY_MODEL, Run
-from automoe_jax.phases.train import random_weights
+from automoe_jax.phases.weights import random_weights
 from automoe_jax.predictor import design, tables
 from automoe_jax.predictor import fit as predictor
 from automoe_jax.predictor import model as predictor_model

@@ -26,7 +26,7 @@ from automoe_jax.architecture.subnet import from_json
 from automoe_jax.cli.terminal import TerminalProgress
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.run import SUPERNET, open_run
-from automoe_jax.phases.train import supernet_params, target
+from automoe_jax.phases.weights import supernet_params, target
 from automoe_jax.system import files, workdir
 from automoe_jax.training import sampling
 from automoe_jax.training.population import PopulationScorer
@@ -59,6 +59,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sandwich": {"sampling.rule": "sandwich"},
     "sandwich_distillation": {"sampling.rule": "sandwich", "sampling.distillation": 0.5},
     "largest_first": {"sampling.largest_first": 300},
+    "random_experts": {"sampling.random_experts": True},
+    "sandwich_conflicts": {"sampling.rule": "sandwich", "sampling.project_conflicts": True},
     "balance_z": {"training.load_balance": 0.03, "training.router_z": 0.001},
 }
 

@@ -27,17 +27,20 @@ def get_config():
     space.qkv_dim = 128
     space.encoder_embed_dims = (128, 192)
     space.decoder_embed_dims = (128, 192)
-    space.encoder_depths = (3,)
+    space.encoder_depths = (2, 4, 6)
     space.decoder_depths = (1, 2, 3)
     space.encoder_heads = space.decoder_self_heads = space.decoder_cross_heads = (2, 4)
     space.encoder_experts = space.decoder_experts = (1, 2, 3)
-    space.encoder_ffn_dims = space.decoder_ffn_dims = (256, 512, 768)
+    space.encoder_ffn_dims = space.decoder_ffn_dims = (256, 512, 1024)
+    # Small branches learn much sooner (docs/experts.md).
+    space.ffn_scale = 0.25
+    space.attention_scale = 0.5
 
     config.model.dropout = 0.2
     training = config.training
     training.steps = 2500
     training.warmup_steps = 400
-    training.peak_rate = 2e-3
+    training.peak_rate = 4e-3
     training.tokens_per_batch = 1536
     training.batches_per_step = 1
     training.buckets = 8
@@ -48,7 +51,7 @@ def get_config():
     subnet.update(training)
     subnet.steps = 1500
     subnet.warmup_steps = 100
-    subnet.peak_rate = 1e-3
+    subnet.peak_rate = 2e-3
 
     search = config.search
     search.iterations = 4

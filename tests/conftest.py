@@ -166,7 +166,7 @@ def prepared(tmp_path_factory):
 
     from automoe_jax.phases.prepare import prepare  # noqa: PLC0415
     from automoe_jax.phases.run import Run  # noqa: PLC0415
-    from automoe_jax.phases.train import target  # noqa: PLC0415
+    from automoe_jax.phases.weights import target  # noqa: PLC0415
     from automoe_jax.system.progress import Silent  # noqa: PLC0415
     from automoe_jax.training.target import initial_state  # noqa: PLC0415
 

@@ -24,28 +24,37 @@ class ActiveStack(NamedTuple):
     cross_heads_L: Array
     cross_span_L: Array
     n_experts_L: Array
+    taken_LE: Array  # which of the supernet's experts a layer has
     sizes_LE: Array
     top_k_L: Array
 
 
 class ActiveSubnet(NamedTuple):
-    """A subnet as a pytree of int32 arrays, of the same shapes for every subnet of a space."""
+    """A subnet as a pytree of int32 and bool arrays, of the same shapes for all of a space."""
 
     encoder: ActiveStack
     decoder: ActiveStack
 
 
-def to_active(subnet: Subnet, hull: Subnet) -> ActiveSubnet:
-    """The arrays of a subnet that fits into `hull`, the space's, which gives the shapes."""
-    encoder = _active_stack(subnet.encoder, hull.encoder)
-    return ActiveSubnet(encoder, _active_stack(subnet.decoder, hull.decoder))
+def to_active(subnet: Subnet, hull: Subnet, rng: np.random.Generator | None = None) -> ActiveSubnet:
+    """The arrays of a subnet that fits into `hull`, the space's, which gives the shapes.
+
+    A layer has the first experts of the supernet's; with `rng`, any of them, drawn at random.
+    """
+    encoder = _active_stack(subnet.encoder, hull.encoder, rng)
+    return ActiveSubnet(encoder, _active_stack(subnet.decoder, hull.decoder, rng))
 
 
-def _active_stack(stack: Encoder | Decoder, hull: Encoder | Decoder) -> ActiveStack:
+def _active_stack(
+    stack: Encoder | Decoder, hull: Encoder | Decoder, rng: np.random.Generator | None
+) -> ActiveStack:
     shape = (len(hull.layers), max(len(layer.experts) for layer in hull.layers))
-    sizes_LE = np.zeros(shape, np.int32)
-    for i, layer in enumerate(stack.layers):
-        sizes_LE[i, : len(layer.experts)] = layer.experts
+    sizes_LE, taken_LE = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    for i, (layer, bound) in enumerate(zip(stack.layers, hull.layers, strict=False)):
+        n = len(layer.experts)
+        taken = range(n) if rng is None else np.sort(rng.permutation(len(bound.experts))[:n])
+        sizes_LE[i, taken], taken_LE[i, taken] = layer.experts, True
+    taken_LE[len(stack.layers) :, 0] = True  # a router without any would give NaN
 
     def column(values: list[int]) -> np.ndarray:
         return np.array(values + [1] * (shape[0] - len(values)), np.int32)
@@ -62,6 +71,7 @@ def _active_stack(stack: Encoder | Decoder, hull: Encoder | Decoder) -> ActiveSt
         cross_heads_L=cross("cross_heads"),
         cross_span_L=cross("cross_span"),
         n_experts_L=column([len(layer.experts) for layer in stack.layers]),
+        taken_LE=taken_LE,
         sizes_LE=sizes_LE,
         top_k_L=column([layer.top_k for layer in stack.layers]),
     )

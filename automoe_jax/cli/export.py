@@ -16,7 +16,7 @@ from automoe_jax.decoding.config import QUANTIZATIONS
 from automoe_jax.phases import export
 from automoe_jax.phases.prepare import vocab_sizes
 from automoe_jax.phases.run import EXPORT
-from automoe_jax.phases.train import origin, subnet_params, supernet_params, trained_folder
+from automoe_jax.phases.weights import origin, subnet_params, supernet_params, trained_folder
 from automoe_jax.published import subnet_files
 from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError

@@ -22,7 +22,7 @@ from automoe_jax.phases.export import SupernetExporter
 from automoe_jax.phases.latency_model import fit_latency_model
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.run import CACHE, LATENCY_MODEL, hold
-from automoe_jax.phases.train import random_weights, supernet_params
+from automoe_jax.phases.weights import random_weights, supernet_params
 from automoe_jax.predictor import features, tables
 from automoe_jax.predictor.model import LatencyModel
 from automoe_jax.system import compile_cache

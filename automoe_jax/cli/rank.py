@@ -15,7 +15,7 @@ from automoe_jax.cli import options, terminal
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.rank import FEWEST, rank
-from automoe_jax.phases.train import supernet_params
+from automoe_jax.phases.weights import supernet_params
 from automoe_jax.system.errors import UserError
 
 CONFIG = RunFlags()

@@ -18,7 +18,7 @@ from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.model.extract import inherited
 from automoe_jax.phases import routing
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.train import origin, subnet_params, supernet_params, trained_folder
+from automoe_jax.phases.weights import origin, subnet_params, supernet_params, trained_folder
 from automoe_jax.published import subnet_files
 
 CONFIG = RunFlags()

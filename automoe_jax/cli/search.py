@@ -25,7 +25,7 @@ from automoe_jax.phases.run import Run
 from automoe_jax.phases.search import claim_search, run_search
 from automoe_jax.phases.search_result import RESULT
 from automoe_jax.phases.search_seeds import compare
-from automoe_jax.phases.train import random_weights, supernet_params
+from automoe_jax.phases.weights import random_weights, supernet_params
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 

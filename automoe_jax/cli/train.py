@@ -20,7 +20,8 @@ _INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
     "workdir whose supernet's weights the subnet inherits, or whose trained subnet, "
-    "which differs in experts alone, it starts from (sparse upcycling)",
+    "which differs in experts alone, it starts from (sparse upcycling); without --subnet, "
+    "the workdir whose trained subnet a supernet starts from",
 )
 _OUT = flags.DEFINE_string("out", "subnet", "folder in the workdir for a trained subnet")
 _DRY_RUN = flags.DEFINE_bool(
@@ -47,18 +48,16 @@ def main():
     if _SUBNET.value:
         subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim)
         config.space.validate(subnet)
-    elif _INIT_FROM.value:
-        raise UserError("--init_from needs --subnet: a supernet starts from fresh weights")
     if _DRY_RUN.value:
         for line in dry_run.describe(CONFIG.run(config), subnet):
             print(line)
         return
     run = CONFIG.open_run(config)
+    init_from = files.expanded(_INIT_FROM.value).absolute() if _INIT_FROM.value else None
     if subnet is None:
-        train.train_supernet(run, profile)
+        train.train_supernet(run, init_from, profile)
         print(f"supernet trained: {run.supernet}")
         return
-    init_from = files.expanded(_INIT_FROM.value).absolute() if _INIT_FROM.value else None
     train.train_subnet(run, subnet, init_from, _OUT.value, profile)
     print(f"subnet trained: {run.path / _OUT.value}")
 

@@ -36,8 +36,7 @@ def route(
     n_experts = logits_NE.shape[-1]
     n_active = n_experts if row is None else row.n_experts_L
     if row is not None:
-        active_E = jnp.arange(n_experts) < row.n_experts_L
-        logits_NE = jnp.where(active_E, logits_NE, -jnp.inf)
+        logits_NE = jnp.where(row.taken_LE[:n_experts], logits_NE, -jnp.inf)
     p_NK, expert_NK = jax.lax.top_k(jax.nn.softmax(logits_NE, axis=-1), top_k)
     if row is not None:
         taken_K = jnp.arange(top_k) < row.top_k_L

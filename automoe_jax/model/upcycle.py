@@ -1,4 +1,4 @@
-"""A mixture of experts started from a trained model with other experts.
+"""A mixture of experts, or a supernet, started from a trained model with other experts.
 
 Sparse upcycling (Komatsuzaki et al. 2023, arXiv 2212.05055): every expert starts as a copy of a
 trained one.
@@ -7,9 +7,13 @@ trained one.
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import LayerSpec, Subnet
+from automoe_jax.model.sharing import sharing_of
+from automoe_jax.model.stacked import LAYERS, join, split
 from automoe_jax.system.errors import UserError
 
 Params = dict[str, Any]
@@ -44,6 +48,58 @@ def upcycled(params: Params, trained: Subnet, subnet: Subnet, fresh: Params, gat
             own = _experts(*experts, *layers, gate)
             out[side][name] = {**params[side][name], "experts": own}
     return out
+
+
+def supernet_started(params: Params, trained: Subnet, fresh: Params, space: SearchSpace) -> Params:
+    """Weights of a space's supernet in which the subnet `trained` has its trained ones, `params`.
+
+    What it does not have is that of `fresh`, a new supernet; stored experts beyond its own are
+    copies of them, as `upcycled` makes them. Its function is kept, except that a layer of several
+    experts gets a new router where the space has more. With `space.sharing` "means" or "common",
+    all stored experts start from its first.
+    """
+    out = {
+        name: jax.tree.map(_in_front, part, params[name])
+        for name, part in fresh.items()
+        if name not in ("encoder", "decoder")
+    }
+    for (side, ours), (_, theirs) in zip(space.hull().stacks, trained.stacks, strict=True):
+        sharing = sharing_of(space, side)
+        layers = list(ours.layers)
+        if sharing.kind != "front":
+            stored = (max(ours.layers[0].experts),) * sharing.stored
+            layers = [dataclasses.replace(layer, experts=stored) for layer in layers]
+        sizes = [layer.experts for layer in layers]
+        own = split(fresh[side][LAYERS], sizes)
+        for i, (layer, bound) in enumerate(zip(theirs.layers, layers, strict=False)):
+            name = f"layer_{i}"
+            given, there = dict(params[side][name]), own[name]
+            experts = _widened(given.pop("experts"), ours.embed_dim)
+            copied = _experts(experts, there["experts"], layer, bound, gate="")
+            rest = {part: jax.tree.map(_in_front, there[part], given[part]) for part in given}
+            own[name] = {**rest, "experts": copied}
+        stacked = join([own[f"layer_{i}"] for i in range(len(layers))], sizes)
+        out[side] = {LAYERS: sharing.started(stacked, len(layers))}
+    return out
+
+
+def _in_front(array: jax.Array, own: jax.Array) -> jax.Array:
+    """The array with a smaller one in its front corner."""
+    return jnp.asarray(array).at[tuple(slice(n) for n in own.shape)].set(own)
+
+
+def _widened(experts: Params, dim: int) -> Params:
+    """Experts and router with zeros up to an embedding width."""
+
+    def wide(name: str, array: jax.Array) -> jax.Array:
+        if name in ("fc1_bias", "router_bias"):
+            return array
+        axis = 0 if name == "router" else 1
+        missing = [(0, 0)] * array.ndim
+        missing[axis] = (0, dim - array.shape[axis])
+        return jnp.pad(array, missing)
+
+    return {name: wide(name, array) for name, array in experts.items()}
 
 
 def _experts(params: Params, fresh: Params, theirs: LayerSpec, ours: LayerSpec, gate: str):

@@ -16,7 +16,8 @@ from automoe_jax.model.extract import Params, extract, with_scales
 from automoe_jax.model.scales import Scales, scales_of
 from automoe_jax.phases.prepare import make_tokenizer, vocab_sizes
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run, hold, open_run
-from automoe_jax.phases.train import settings, supernet_params, target
+from automoe_jax.phases.train import settings
+from automoe_jax.phases.weights import supernet_params, target
 from automoe_jax.published import checkpoint, state_dict
 from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError

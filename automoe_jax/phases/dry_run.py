@@ -13,7 +13,7 @@ from automoe_jax.data.plan import Bucket
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.phases.prepare import vocab_sizes
 from automoe_jax.phases.run import Run
-from automoe_jax.phases.train import target
+from automoe_jax.phases.weights import target
 from automoe_jax.training import parallel, sampling
 from automoe_jax.training.steps import mapped_step, micro_batches, step_arguments
 from automoe_jax.training.target import abstract_state

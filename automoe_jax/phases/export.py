@@ -21,7 +21,7 @@ from automoe_jax.model.extract import Params, inherited, with_scales
 from automoe_jax.model.scales import scales_of
 from automoe_jax.phases.prepare import corpus_split, vocab_sizes
 from automoe_jax.phases.run import Run
-from automoe_jax.phases.train import random_weights
+from automoe_jax.phases.weights import random_weights
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 

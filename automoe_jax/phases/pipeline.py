@@ -14,7 +14,7 @@ from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.translator import Translator
-from automoe_jax.phases import report, search_result, train
+from automoe_jax.phases import report, search_result, train, weights
 from automoe_jax.phases.export import add_scores, export_params, measure_approximation
 from automoe_jax.phases.prepare import corpus_split, open_splits, prepare
 from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, Run, claim
@@ -45,7 +45,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     note("phase 1 of 5: supernet training")
     with _timed(run, "supernet"):
         train.train_supernet(run)
-        params, step = train.supernet_params(run, data.tokenizer.vocab_sizes)
+        params, step = weights.supernet_params(run, data.tokenizer.vocab_sizes)
 
     note("phase 2 of 5: search")
     folder = run.path / SEARCH
@@ -65,13 +65,13 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     note("phase 4 of 5: export")
     with _timed(run, "export"):
         exported = (run.path / EXPORT / workdir.MANIFEST).exists()
-        if not (exported and (run.path / SUBNET / train.CHOSEN).exists()):
+        if not (exported and (run.path / SUBNET / weights.CHOSEN).exists()):
             _choose(run, finalists)
 
     note("phase 5 of 5: report")
     if not (run.path / REPORT / report.RESULTS).exists():
         with _timed(run, "report"):
-            chosen = train.chosen_finalist(run)
+            chosen = weights.chosen_finalist(run)
             results = report.compare(run, params, finalists[chosen], found)
             results["routing"] = report.routing_of(run, data, chosen)
         report.write(run, {**results, "seconds": _seconds(run)}, found)
@@ -106,7 +106,7 @@ def _choose(run: Run, finalists: dict[str, Subnet]):
     start = "the supernet's weights" if pipeline.inherit else "scratch"
     rows = {}
     for out, subnet in finalists.items():
-        params, _, step = train.subnet_params(run, out)
+        params, _, step = weights.subnet_params(run, out)
         folder = run.path / out / EXPORT
         export_params(run, params, subnet, folder, f"trained from {start}, step {step}")
         scores, _ = evaluation.evaluate(Translator.load(folder), sources, references, beam)
@@ -126,7 +126,7 @@ def _choose(run: Run, finalists: dict[str, Subnet]):
     shutil.copytree(source, temporary)
     temporary.rename(export)
     if not run.config.export.exact:
-        params, subnet, _ = train.subnet_params(run, chosen)
+        params, subnet, _ = weights.subnet_params(run, chosen)
         measure_approximation(run, params, subnet, export)
     choice = {"version": 1, "folder": chosen, "finalists": list(rows.values())}
-    files.write_json(run.path / SUBNET / train.CHOSEN, choice)
+    files.write_json(run.path / SUBNET / weights.CHOSEN, choice)

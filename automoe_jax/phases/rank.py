@@ -12,7 +12,8 @@ from automoe_jax.architecture.subnet import Subnet, short_name, to_json
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.model.extract import Params
 from automoe_jax.phases.run import Run, claim
-from automoe_jax.phases.train import SUBNET_GROUPS, subnet_params, target, train_subnet
+from automoe_jax.phases.train import SUBNET_GROUPS, train_subnet
+from automoe_jax.phases.weights import subnet_params, target
 from automoe_jax.predictor import scores
 from automoe_jax.report import plots
 from automoe_jax.search.sensitivity import effects

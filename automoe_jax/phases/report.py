@@ -20,7 +20,7 @@ from automoe_jax.phases.export import SupernetExporter, add_scores
 from automoe_jax.phases.prepare import corpus_split
 from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, Run
 from automoe_jax.phases.search_history import ScoreHistory
-from automoe_jax.phases.train import origin, subnet_params
+from automoe_jax.phases.weights import origin, subnet_params
 from automoe_jax.published.subnet_files import load
 from automoe_jax.report import page
 from automoe_jax.search import sensitivity

@@ -11,7 +11,7 @@ from automoe_jax.data.tokenizers.base import SideName
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.model.extract import Params
 from automoe_jax.phases.run import Run
-from automoe_jax.phases.train import target
+from automoe_jax.phases.weights import target
 from automoe_jax.report import plots
 from automoe_jax.system import files
 from automoe_jax.training.evaluation import take_pairs

@@ -19,7 +19,7 @@ from automoe_jax.phases.objectives import Objective, make_objective
 from automoe_jax.phases.run import Run
 from automoe_jax.phases.search_history import ScoreHistory
 from automoe_jax.phases.search_latency import SearchLatency
-from automoe_jax.phases.train import target
+from automoe_jax.phases.weights import target
 from automoe_jax.published import subnet_files
 from automoe_jax.search.candidates import Candidate
 from automoe_jax.search.config import ConstraintConfig, SearchConfig

@@ -12,7 +12,8 @@ from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.run import LATENCY_MODEL, Run, claim
 from automoe_jax.phases.search_history import HISTORY, ScoreHistory
-from automoe_jax.phases.train import SUPERNET_GROUPS, supernet_params, target
+from automoe_jax.phases.train import SUPERNET_GROUPS
+from automoe_jax.phases.weights import supernet_params, target
 from automoe_jax.predictor import model as predictor_model
 from automoe_jax.report import plots
 from automoe_jax.search import sensitivity

@@ -71,6 +71,10 @@ class SamplingConfig:
       largest_share: probability that a random subnet is the largest instead.
       experts_bias: a layer of a random subnet has n experts with a probability proportional to n to
         this power. With 1, the experts of any number get equally many tokens each.
+      random_experts: a layer of n experts has any n of the supernet's, drawn at random, in place of
+        the first, so that all are trained alike; it needs `space.sharing` "front".
+      project_conflicts: where the gradient of a sandwich's largest subnet opposes that of its
+        others, the former loses the part that does (NASViT, Gong et al. 2022).
       largest_first: updates at the start that train the largest subnet alone (progressive
         shrinking, Cai et al. 2020, arXiv 1908.09791).
       distillation: weight of the largest subnet's predictions in the loss of a sandwich's others,
@@ -83,6 +87,8 @@ class SamplingConfig:
     sandwich: int = 4
     largest_share: float = 0.0
     experts_bias: float = 0.0
+    random_experts: bool = False
+    project_conflicts: bool = False
     largest_first: int = 0
     distillation: float = 0.0
     temperature: float = 1.0
@@ -98,12 +104,13 @@ class SamplingConfig:
             raise UserError(f"sampling.experts_bias is {self.experts_bias}; allowed: 0 or more")
         if not 0 < self.temperature < math.inf:
             raise UserError(f"sampling.temperature is {self.temperature}; allowed: above 0")
-        if self.distillation and self.rule != "sandwich":
-            raise UserError(
-                f"sampling.distillation is {self.distillation}, but sampling.rule is "
-                f"{self.rule!r}: only a sandwich has a largest subnet to learn from; use "
-                "--config.sampling.rule=sandwich"
-            )
+        for name in ("distillation", "project_conflicts"):
+            if getattr(self, name) and self.rule != "sandwich":
+                raise UserError(
+                    f"sampling.{name} is {getattr(self, name)}, but sampling.rule is "
+                    f"{self.rule!r}: only a sandwich has a largest subnet and others; use "
+                    "--config.sampling.rule=sandwich"
+                )
 
     def subnets(self, step: int) -> int:
         """The number of subnets that a batch of this step runs."""

@@ -1,5 +1,7 @@
 """The subnets that a step trains: a pure function of seed, step, device and micro-batch."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
@@ -9,8 +11,8 @@ from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
 from automoe_jax.training.config import SamplingConfig
 
-# Separates this random stream from others with the same seed.
-_STREAM = 0x5AB9E7
+# Separate these random streams from others with the same seed.
+_STREAM, _EXPERTS_STREAM = 0x5AB9E7, 0xE4BE27
 # The first subnets of a sandwich; the largest teaches the others.
 _ENDS = (SearchSpace.largest, SearchSpace.smallest)
 
@@ -31,10 +33,9 @@ def draw(
             return space.largest()
         if each > 1 and nth < len(_ENDS):
             return _ENDS[nth](space)
-        drawer = {"micro_batch": (device, micro), "device": (device, 0), "update": (0, 0)}
         # The first one's stream has no number of its own: it is that of the published rule.
         own = (nth - len(_ENDS),) if nth > len(_ENDS) else ()
-        rng = np.random.default_rng([_STREAM, seed, step, *drawer[config.unit], *own])
+        rng = np.random.default_rng([_STREAM, seed, step, *_drawer(config, device, micro), *own])
         is_largest = config.largest_share > 0 and rng.random() < config.largest_share
         return space.largest() if is_largest else space.sample(rng, config.experts_bias)
 
@@ -42,12 +43,45 @@ def draw(
     return [[one(d, *own) for own in passes] for d in range(n_devices)]
 
 
-def stack(subnets: list[list[Subnet]], hull: Subnet, share: Share) -> ActiveSubnet:
-    """The subnets of this process's devices, with leading axes (device, pass)."""
-    local = subnets[share.first_device : share.first_device + share.n_local_devices]
-    active = [to_active(subnet, hull) for row in local for subnet in row]
-    lead = (len(local), len(local[0]))
+def stack(
+    subnets: list[list[Subnet]],
+    hull: Subnet,
+    share: Share,
+    experts: Callable[[int, int], np.random.Generator] | None = None,
+) -> ActiveSubnet:
+    """The subnets of this process's devices, with leading axes (device, pass).
+
+    `experts` as from `random_experts`; without it, each has the first experts of the supernet's.
+    """
+    last = share.first_device + share.n_local_devices
+    active = [
+        to_active(subnet, hull, None if experts is None else experts(device, nth))
+        for device in range(share.first_device, last)
+        for nth, subnet in enumerate(subnets[device])
+    ]
+    lead = (share.n_local_devices, len(subnets[0]))
     return jax.tree.map(lambda *x: np.stack(x).reshape(lead + np.shape(x[0])), *active)
+
+
+def random_experts(
+    seed: int, step: int, config: SamplingConfig
+) -> Callable[[int, int], np.random.Generator] | None:
+    """What draws the experts of the subnet that a device runs in a pass of a step, if any."""
+    if not config.random_experts:
+        return None
+    each = config.subnets(step)
+
+    def rng(device: int, nth: int) -> np.random.Generator:
+        drawer = _drawer(config, device, nth // each)
+        return np.random.default_rng([_EXPERTS_STREAM, seed, step, *drawer, nth % each])
+
+    return rng
+
+
+def _drawer(config: SamplingConfig, device: int, micro: int) -> tuple[int, int]:
+    """What is drawn once for its device and micro-batch, by `SamplingConfig.unit`."""
+    units = {"micro_batch": (device, micro), "device": (device, 0), "update": (0, 0)}
+    return units[config.unit]
 
 
 def fixed_set(space: SearchSpace, seed: int, count: int) -> list[Subnet]:

@@ -1,5 +1,6 @@
 """The train and evaluation steps: functions of one device, with collectives over axis "data"."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -105,6 +106,8 @@ def make_train_step(
     distillation: float = 0.0,
     temperature: float = 1.0,
     routers: RouterWeights = _MEAN_ALONE,
+    *,
+    project_conflicts: bool = False,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The update of one device.
 
@@ -116,7 +119,8 @@ def make_train_step(
     under axis `AXIS`.
 
     `distillation` is the weight of the predictions of a micro-batch's first subnet, at
-    `temperature`, in the loss of the others (in-place distillation, Yu & Huang 2019).
+    `temperature`, in the loss of the others (in-place distillation, Yu & Huang 2019). With
+    `project_conflicts`, `reconciled` joins the gradients of the first subnets and of the others.
     """
 
     def one_subnet(params, batch, subnet, key, scale, teacher):
@@ -152,14 +156,18 @@ def make_train_step(
             *sums, h_ND = aux
             if taught is not None:
                 taught = jnp.where(nth % each == 0, h_ND, taught)
+            if projected:
+                gradient = jax.tree.map(functools.partial(_sorted_in, nth % each == 0), gradient)
             return (gradient, sums), taught
 
-        taught = None
+        projected, taught = each > 1 and project_conflicts, None
         if each > 1 and distillation:
             table_VD = output_table(state.params)
             taught = jnp.zeros((rows * time, table_VD.shape[1]), table_VD.dtype)
         total = _sum_passes(one_pass, (subnets, jnp.arange(n_passes)), taught)
         gradient, (sums, balance) = _sum_devices(total)
+        if projected:
+            gradient = reconciled(gradient)
         loss, nll, load_balance = (x / (tokens * each) for x in (sums.loss, sums.nll, balance))
         norm = _norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -181,14 +189,36 @@ def router_loss(output: Output, load_balance: float, weights: RouterWeights) -> 
     return loss
 
 
+def _sorted_in(is_first: jax.Array, gradient: jax.Array) -> jax.Array:
+    """The gradient at index 0 of a new axis if it is that of a first subnet, else at 1."""
+    return jnp.stack([jnp.where(is_first, gradient, 0), jnp.where(is_first, 0, gradient)])
+
+
+def reconciled(gradients: Any) -> Any:
+    """The sum of the first subnets' gradient, at index 0 of each array, and the others', at 1.
+
+    Where they oppose each other, the former first loses its part along the latter (NASViT, Gong et
+    al. 2022): smaller subnets go first.
+    """
+    first, others = (jax.tree.map(lambda g, i=i: g[i], gradients) for i in (0, 1))
+    product = _dot(first, others)
+    along = jnp.where(product < 0, product / jnp.maximum(_dot(others, others), 1e-30), 0)
+    return jax.tree.map(lambda a, b: a + (1 - along) * b, first, others)
+
+
 def _norm(gradient: Any) -> jax.Array:
-    """The norm of all gradients together, [].
+    """The norm of all gradients together, []."""
+    return jnp.sqrt(_dot(gradient, gradient))
+
+
+def _dot(a: Any, b: Any) -> jax.Array:
+    """The dot product of all arrays of two gradients, [].
 
     The update waits for it. Row by row, XLA uses all cores of a CPU; a sum over a whole array takes
     one.
     """
-    rows = [jnp.sum(g * g, axis=-1).reshape(-1) for g in jax.tree.leaves(gradient)]
-    return jnp.sqrt(jnp.sum(jnp.concatenate(rows)))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return jnp.sum(jnp.concatenate([jnp.sum(x * y, axis=-1).reshape(-1) for x, y in pairs]))
 
 
 def _sum_passes(f: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, carry: Any) -> Any:

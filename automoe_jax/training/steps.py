@@ -91,7 +91,8 @@ class Steps:
     ) -> tuple[TrainState, StepMetrics]:
         """One step, which consumes `state`."""
         key = jax.random.fold_in(self._key, step)
-        return program(state, batch, _active(self._target, drawn, self._share), key)
+        experts = sampling.random_experts(self._seed, step, self._sampling)
+        return program(state, batch, _active(self._target, drawn, self._share, experts), key)
 
     def describe(self, step: int) -> str:
         """Batch and subnets of a step, for an error."""
@@ -112,7 +113,10 @@ def mapped_step(
     tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
     teaching = sampling_config.distillation, sampling_config.temperature
     routers = RouterWeights(config.router_z, _balance_weights(target, config))
-    step = make_train_step(target.module(), tx, *rates, *teaching, routers)
+    project = sampling_config.project_conflicts
+    step = make_train_step(
+        target.module(), tx, *rates, *teaching, routers, project_conflicts=project
+    )
     return parallel.map_train_step(step)
 
 
@@ -148,8 +152,8 @@ def step_arguments(
     return state, batch, _active(target, drawn, share), jax.random.key(seed)
 
 
-def _active(target: TrainingTarget, drawn: Drawn, share: Share) -> Any:
-    return None if drawn is None else sampling.stack(drawn, target.hull, share)
+def _active(target: TrainingTarget, drawn: Drawn, share: Share, experts: Any = None) -> Any:
+    return None if drawn is None else sampling.stack(drawn, target.hull, share, experts)
 
 
 def micro_batches(config: TrainingConfig, n_devices: int) -> int:

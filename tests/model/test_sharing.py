@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import VOCAB, elastic_space, supernet_of
+from conftest import VOCAB, elastic_space, random_params, supernet_of
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.stack_space import SpaceError
 from automoe_jax.model.experts import route
 from automoe_jax.model.sharing import Sharing
+from automoe_jax.model.stacked import FLAT
 from automoe_jax.training.config import ModelConfig, TrainingConfig
 from automoe_jax.training.target import TrainingTarget, initial_state
 
@@ -101,3 +102,39 @@ def test_gate_of_one_expert_has_a_value_of_one_and_the_gradient_of_p():
     assert float(value) == 1
     # Of p_0: p_0 (1 - p_0), -p_0 p_1, -p_0 p_2; all over a constant p_0.
     np.testing.assert_allclose(gradient, [[0.4, -0.3, -0.1]], rtol=1e-5)
+
+
+def test_any_experts_equal_the_first_of_a_supernet_in_another_order():
+    """A layer with experts drawn at random is one with these in front."""
+    space = small_space()
+    space = dataclasses.replace(space, encoder_experts=(1, 2, 3, 4), decoder_experts=(1, 2, 3, 4))
+    hull, rng = space.hull(), np.random.default_rng(0)
+    params, model = jax.tree.map(jnp.asarray, random_params(space)), supernet_of(space)
+    ids = np.random.default_rng(1).integers(4, VOCAB, (3, 5)).astype(np.int32)
+    apply = jax.jit(lambda p, active: model.apply({"params": p}, ids, ids, active).logits_BTV)
+    taken = []
+    for _ in range(6):
+        subnet = space.sample(rng)
+        active = to_active(subnet, hull, rng)
+        moved = {**params}
+        for side, stack in (("encoder", active.encoder), ("decoder", active.decoder)):
+            # The experts that are taken, in their order, then the others.
+            order_LE = np.argsort(~stack.taken_LE, axis=1, kind="stable")
+            moved[side] = {"layers": reordered(params[side]["layers"], order_LE)}
+            taken += [tuple(row) for row in stack.taken_LE[: stack.depth]]
+        np.testing.assert_allclose(
+            apply(params, active), apply(moved, to_active(subnet, hull)), atol=2e-5
+        )
+    assert len(set(taken)) > 4  # not the front ones alone
+
+
+def reordered(layers, order_LE):
+    """A stack's weights with the experts of each layer in another order."""
+    experts, out = layers["experts"], {}
+    for name in FLAT:
+        own_LEX = experts[name].reshape(*order_LE.shape, -1)
+        moved_LEX = jnp.take_along_axis(own_LEX, order_LE[..., None], axis=1)
+        out[name] = moved_LEX.reshape(experts[name].shape)
+    out["router"] = jnp.take_along_axis(experts["router"], order_LE[:, None], axis=2)
+    out["router_bias"] = jnp.take_along_axis(experts["router_bias"], order_LE, axis=1)
+    return {**layers, "experts": out}

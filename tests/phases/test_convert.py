@@ -32,7 +32,8 @@ from automoe_jax.phases.export import export_params
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.run import Run, open_run
 from automoe_jax.phases.search import claim_search
-from automoe_jax.phases.train import origin, subnet_params, supernet_params, train_supernet
+from automoe_jax.phases.train import train_supernet
+from automoe_jax.phases.weights import origin, subnet_params, supernet_params
 from automoe_jax.published import checkpoint, state_dict, subnet_files, supertransformer
 from automoe_jax.published.state_dict import CheckpointError
 from automoe_jax.system import files

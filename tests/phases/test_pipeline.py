@@ -16,7 +16,7 @@ from automoe_jax.decoding.translator import Translator
 from automoe_jax.phases.pipeline import run_pipeline
 from automoe_jax.phases.run import Run, open_run
 from automoe_jax.phases.search import run_search
-from automoe_jax.phases.train import subnet_params, trained_folder
+from automoe_jax.phases.weights import subnet_params, trained_folder
 from automoe_jax.published import subnet_files
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError

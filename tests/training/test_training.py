@@ -34,6 +34,7 @@ from automoe_jax.training.step import (
     decoder_input,
     make_eval_step,
     make_train_step,
+    reconciled,
 )
 from automoe_jax.training.steps import micro_batches
 from automoe_jax.training.target import TrainingTarget, abstract_state
@@ -218,6 +219,7 @@ def test_the_largest_has_its_share_of_random_draws():
         ({"rule": "sandwich", "sandwich": 1}, r"sampling\.sandwich is 1"),
         ({"largest_share": 1.5}, r"sampling\.largest_share is 1\.5; allowed: 0 to 1"),
         ({"distillation": 0.5}, r"sampling\.distillation is 0\.5, but sampling\.rule is 'random'"),
+        ({"project_conflicts": True}, r"sampling\.project_conflicts is True, but sampling\.rule"),
         ({"temperature": 0.0}, r"sampling\.temperature is 0\.0"),
         ({"experts_bias": -1.0}, r"sampling\.experts_bias is -1\.0"),
     ],
@@ -282,6 +284,53 @@ def test_the_first_subnet_of_a_sandwich_teaches_the_others(params):
         return total / (3 * np.sum(batch["target"] != PAD_ID))
 
     assert_close(ours, jax.tree.map(np.asarray, jax.jit(jax.grad(objective))(params)))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_yields_where_gradients_oppose(sign):
+    """On a hand-made pair: (3, 4) along (1, 0) and against it; and the sum where they agree."""
+    first, others = [jnp.array([sign * 3.0]), jnp.array([4.0])], [jnp.ones(1), jnp.zeros(1)]
+    both = [jnp.stack(pair) for pair in zip(first, others, strict=True)]
+    # Opposed, (-3, 4) loses its part along (1, 0).
+    expected = [4.0, 4.0] if sign > 0 else [1.0, 4.0]
+    assert [float(x[0]) for x in reconciled(both)] == pytest.approx(expected)
+
+
+def test_a_sandwich_reconciles_its_gradients(params, single):
+    batch = {k: v[:1] for k, v in device_batches(2).items()}
+    rng = np.random.default_rng(4)
+    drawn = [[SPACE.largest(), SPACE.sample(rng), SPACE.smallest()] * 2]
+    step = make_train_step(MODEL, gradients_only(), SMOOTHING, 0.0, project_conflicts=True)
+    ours, _ = one_device(parallel.map_train_step(step), params, batch, drawn)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    sums, n_tokens = [zeros, zeros], np.sum(batch["target"] != PAD_ID)
+    for nth, subnet in enumerate(drawn[0]):
+        one = {k: v[0, nth // 3] for k, v in batch.items()}
+        gradient, _ = single(params, one, to_active(subnet, HULL))
+        which = int(nth % 3 > 0)
+        sums[which] = jax.tree.map(jnp.add, sums[which], gradient)
+    expected = reconciled(jax.tree.map(lambda a, b: jnp.stack([a, b]), *sums))
+    assert_close(ours, jax.tree.map(lambda g: np.asarray(g / (3 * n_tokens)), expected))
+
+
+def test_random_experts_are_drawn_once_for_what_runs_one_subnet():
+    def taken(unit, step=5):
+        config = SamplingConfig(unit, random_experts=True)
+        experts = sampling.random_experts(1, step, config)
+        space = dataclasses.replace(SPACE, encoder_experts=(2, 4), decoder_experts=(2, 4))
+        rows = [[space.smallest()] * 3 for _ in range(4)]
+        return sampling.stack(rows, space.hull(), Share(0, 4, 4), experts).encoder.taken_LE
+
+    found = taken("micro_batch")
+    np.testing.assert_array_equal(found, taken("micro_batch"))
+    assert (found[:, :, 0].sum(axis=-1) == 2).all()
+    assert len(np.unique(found[:, :, 0].reshape(12, -1), axis=0)) > 3
+    assert (found != taken("micro_batch", 6)).any()
+    by_device = taken("device")
+    assert (by_device == by_device[:, :1]).all()
+    assert (by_device != by_device[:1]).any()
+    assert (taken("update") == taken("update")[:1, :1]).all()
+    assert sampling.random_experts(1, 5, SamplingConfig()) is None
 
 
 def one_device(step, params, batch, drawn):

@@ -1,0 +1,64 @@
+"""The first weights of a training, from those of another."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from automoe_jax.data.tokens import PreparedData
+from automoe_jax.model.extract import Params, inherited
+from automoe_jax.model.importance import best_first
+from automoe_jax.model.upcycle import supernet_started, upcycled
+from automoe_jax.phases.run import Run
+from automoe_jax.phases.weights import subnet_params, supernet_params, trained_folder
+from automoe_jax.system import workdir
+from automoe_jax.system.errors import UserError
+from automoe_jax.training.checkpoints import latest_step
+from automoe_jax.training.evaluation import take_pairs
+from automoe_jax.training.importance import importance_of
+from automoe_jax.training.target import TrainingTarget, initial_state
+
+_PAIRS = 1000  # of training text, on which importance is measured
+
+
+def of_subnet(source: Run, own: TrainingTarget, folder: Path) -> Params:
+    """A subnet's weights in the supernet of a workdir, or upcycled from its trained subnet."""
+    assert own.subnet is not None
+    name = trained_folder(source)
+    trained = source.path / name
+    if latest_step(source.supernet) is not None or not (trained / workdir.MANIFEST).exists():
+        params, step = supernet_params(source, own.vocab_sizes)
+        source.progress.note(f"weights inherited from {source.supernet} at step {step:,}")
+        return inherited(params, own.subnet, own.space)
+    if trained == folder:
+        raise UserError(
+            f"{folder} holds the trained subnet to start from; name another folder with --out"
+        )
+    params, architecture, step = subnet_params(source, name)
+    source.progress.note(f"experts upcycled from {trained} at step {step:,}")
+    fresh = initial_state(own, source.config.subnet_training, source.config.seed).params
+    return upcycled(params, architecture, own.subnet, fresh, own.space.gate)
+
+
+def check_of_supernet(source: Run):
+    """Raises `UserError` if a workdir has no trained subnet for `of_supernet`."""
+    if not (source.path / trained_folder(source) / workdir.MANIFEST).exists():
+        raise UserError(
+            f"{source.path} has no trained subnet for the supernet to start from; train one there "
+            "with launch/train.py --subnet, or leave --init_from out"
+        )
+
+
+def of_supernet(source: Run, own: TrainingTarget, data: PreparedData) -> Params:
+    """A supernet's weights from the trained subnet of a workdir, its best columns in front."""
+    name = trained_folder(source)
+    params, subnet, step = subnet_params(source, name)
+    pairs = take_pairs(data.train, np.arange(min(_PAIRS, len(data.train))))
+    config = source.config.training
+    trained = dataclasses.replace(own, subnet=subnet)
+    params, subnet = best_first(params, subnet, importance_of(trained, params, pairs, config))
+    source.progress.note(
+        f"weights from {source.path / name} at step {step:,}, its best FFN columns first"
+    )
+    fresh = initial_state(own, config, source.config.seed).params
+    return supernet_started(params, subnet, fresh, own.space)

@@ -1,0 +1,43 @@
+"""A supernet that starts from the trained subnet of another workdir."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from automoe_jax.phases.train import train_subnet, train_supernet
+from automoe_jax.phases.weights import subnet_params, target
+from automoe_jax.system import workdir
+from automoe_jax.system.errors import UserError
+from automoe_jax.training import loop
+from automoe_jax.training.evaluation import Evaluator
+
+
+def test_a_supernet_starts_from_a_trained_subnet(prepared, tmp_path, monkeypatch):
+    """The subnet has its trained loss in the new supernet, and the manifest its origin."""
+    run, data, supernet, _ = prepared
+    training = dataclasses.replace(run.config.subnet_training, steps=2, warmup_steps=1)
+    config = dataclasses.replace(run.config, subnet_training=training)
+    first = dataclasses.replace(run, path=tmp_path / "first", config=config)
+    second = dataclasses.replace(first, path=tmp_path / "second")
+    dense = config.space.smallest()
+    with pytest.raises(UserError, match="has no trained subnet for the supernet to start from"):
+        train_supernet(second, run.path)
+    train_subnet(first, dense)
+    given = []
+    monkeypatch.setattr(loop, "train", lambda *arguments: given.append(arguments))
+    train_supernet(second, first.path)
+    stored = workdir.read(second.supernet, "supernet")["config"]
+    assert stored["init_from"] == str(first.path)
+    ours, params = given[0][0], given[0][7]
+    assert ours == supernet
+    trained, _, _ = subnet_params(first)
+
+    def loss(model, weights):
+        scorer = Evaluator(model, data.valid, config.training, 20)
+        replicated = jax.tree.map(lambda x: np.stack([x] * jax.local_device_count()), weights)
+        return scorer.loss(replicated, dense)
+
+    alone = target(config, data.tokenizer.vocab_sizes, dense)
+    assert loss(ours, params) == pytest.approx(loss(alone, trained), rel=1e-5)
