@@ -28,11 +28,18 @@ class PipelineConfig:
     Attributes:
       finalists: number of found subnets to train; the best one is kept.
       inherit: True to start them from the supernet's weights; the paper trains them from scratch.
+      teacher: what the finalists learn from besides the text (word-level distillation, by
+        `subnet_training.teacher_weight`): "supernet" for the largest subnet of the run's supernet,
+        or the folder of an export or a workdir; empty for none.
+      distill: whose translations of the training text stand beside it for the finalists
+        (sequence-level distillation): "supernet" or the folder of an export; empty for none.
       valid_sentences, test_sentences: to choose among finalists, and to report BLEU on; 0 for all.
     """
 
     finalists: int = 2
     inherit: bool = False
+    teacher: str = ""
+    distill: str = ""
     valid_sentences: int = 0
     test_sentences: int = 0
 

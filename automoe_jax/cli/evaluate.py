@@ -22,6 +22,7 @@ _SPLIT = flags.DEFINE_string("split", "test", "split of the run's corpus")
 _SOURCE = flags.DEFINE_string("source", None, "text to translate, in place of a corpus")
 _REFERENCE = flags.DEFINE_string("reference", None, "its reference translation")
 _LIMIT = flags.DEFINE_integer("limit", 0, "most sentences; 0 for all")
+_LOWERCASE = flags.DEFINE_bool("lowercase", False, "score without regard to case")
 _BEAM, _PENALTY = options.define_beam()
 _KERNELS = options.define_kernels()
 _OUTPUT = flags.DEFINE_string("output", None, "file for the translations")
@@ -55,7 +56,9 @@ def main():
         sources, references = evaluation.read_split(split, _LIMIT.value)
     task = terminal.TerminalProgress().task("translating", len(sources))
     settings = _BEAM.value, _PENALTY.value, lambda done, total: task.update(done)
-    scores, translations = evaluation.evaluate(translator, sources, references, *settings)
+    scores, translations = evaluation.evaluate(
+        translator, sources, references, *settings, lowercase=_LOWERCASE.value
+    )
     task.close()
     if _OUTPUT.value:
         files.write_text(_OUTPUT.value, "".join(t + "\n" for t in translations))

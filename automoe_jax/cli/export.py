@@ -68,10 +68,12 @@ def main():
     if subnet is None:
         name = _TRAINED.value or trained_folder(run)
         params, subnet, step = subnet_params(run, name)
-        source = origin(run.path / name, "trained subnet", step)
+        source = origin(
+            run.path / name, "trained subnet", step, config.subnet_training.final_weights
+        )
     else:
         supernet, step = supernet_params(run, vocab_sizes(run))
-        source = origin(run.supernet, "supernet", step)
+        source = origin(run.supernet, "supernet", step, config.training.final_weights)
         params = export.SupernetExporter(run, supernet, source).params(subnet)
     out = workdir.resolve(_OUT.value) if _OUT.value else run.path / EXPORT
     export.export_params(run, params, subnet, out, source)

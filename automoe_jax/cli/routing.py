@@ -40,11 +40,13 @@ def main():
     if subnet is None:
         folder = trained_folder(run)
         params, subnet, step = subnet_params(run, folder)
-        source = origin(run.path / folder, "trained subnet", step)
+        source = origin(
+            run.path / folder, "trained subnet", step, config.subnet_training.final_weights
+        )
     else:
         whole, step = supernet_params(run, data.tokenizer.vocab_sizes)
         params = inherited(whole, subnet, config.space)
-        source = origin(run.supernet, "supernet", step)
+        source = origin(run.supernet, "supernet", step, config.training.final_weights)
     result = routing.analyse(
         run, data, params, subnet, source, run.path / routing.FOLDER, _PAIRS.value
     )

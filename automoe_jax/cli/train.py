@@ -23,6 +23,12 @@ _INIT_FROM = flags.DEFINE_string(
     "which differs in experts alone, it starts from (sparse upcycling); without --subnet, "
     "the workdir whose trained subnet a supernet starts from",
 )
+_TEACHER = flags.DEFINE_string(
+    "teacher",
+    None,
+    "export, workdir or WORKDIR/supernet (its largest subnet) whose predictions the subnet learns "
+    "from, by subnet_training.teacher_weight",
+)
 _OUT = flags.DEFINE_string("out", "subnet", "folder in the workdir for a trained subnet")
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "compile the step on abstract inputs and print its size; no data is read"
@@ -48,17 +54,24 @@ def main():
     if _SUBNET.value:
         subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim)
         config.space.validate(subnet)
+    elif _TEACHER.value:
+        raise UserError("--teacher needs --subnet: a supernet's subnets learn from its largest")
+    if _DRY_RUN.value and _TEACHER.value:
+        raise UserError("--dry_run counts the model alone; leave --teacher out")
     if _DRY_RUN.value:
         for line in dry_run.describe(CONFIG.run(config), subnet):
             print(line)
         return
     run = CONFIG.open_run(config)
-    init_from = files.expanded(_INIT_FROM.value).absolute() if _INIT_FROM.value else None
+    init_from, teacher = (
+        files.expanded(flag.value).absolute() if flag.value else None
+        for flag in (_INIT_FROM, _TEACHER)
+    )
     if subnet is None:
         train.train_supernet(run, init_from, profile)
         print(f"supernet trained: {run.supernet}")
         return
-    train.train_subnet(run, subnet, init_from, _OUT.value, profile)
+    train.train_subnet(run, subnet, init_from, _OUT.value, profile, teacher=teacher)
     print(f"subnet trained: {run.path / _OUT.value}")
 
 

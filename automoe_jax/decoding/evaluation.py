@@ -29,14 +29,19 @@ class Scores:
     tokenized_bleu_signature: str | None = None
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str]) -> Scores:
-    """Scores of translations against one reference each; `UserError` where counts differ."""
+def score(
+    hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False
+) -> Scores:
+    """Scores of translations against one reference each; `UserError` where counts differ.
+
+    `lowercase` leaves case out of account.
+    """
     if len(hypotheses) != len(references):
         counts = f"{len(hypotheses)} translations but {len(references)} references"
         raise UserError(f"{counts}; the same number is needed")
     if not hypotheses:
         raise UserError("there is nothing to score")
-    bleu, chrf = BLEU(), CHRF()
+    bleu, chrf = BLEU(lowercase=lowercase), CHRF(lowercase=lowercase)
     return Scores(
         bleu=bleu.corpus_score(hypotheses, [references]).score,
         chrf=chrf.corpus_score(hypotheses, [references]).score,
@@ -103,14 +108,21 @@ def evaluate(
     beam_size: int | None = None,
     length_penalty: float = 0.6,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    lowercase: bool = False,
 ) -> tuple[Scores, list[str]]:
-    """Translates and scores; also returns the translations."""
+    """Translates and scores; also returns the translations. `lowercase` as in `score`."""
     if isinstance(translator.tokenizer, TokenIds):  # translations have no eos: references neither
         ids = translator.tokenizer.encode(references, "target")
         references = translator.tokenizer.decode(ids)
     translations = translator.translate(sources, beam_size, length_penalty, progress=progress)
     texts = [t.text for t in translations]
-    scores = score(texts, references)
-    bleu, signature = tokenized_bleu(*_tokens(translator, translations, references))
+    scores = score(texts, references, lowercase=lowercase)
+    sides = _tokens(translator, translations, references)
+    if lowercase:
+        sides = [[text.lower() for text in side] for side in sides]
+    bleu, signature = tokenized_bleu(*sides)
+    if lowercase:
+        signature = signature.replace("case:mixed", "case:lc")
     scores = dataclasses.replace(scores, tokenized_bleu=bleu, tokenized_bleu_signature=signature)
     return scores, texts

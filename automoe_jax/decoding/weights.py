@@ -71,6 +71,68 @@ def _layer(params: Params, layer: LayerSpec) -> dict[str, Any]:
     return weights
 
 
+def params_of(weights: Weights, subnet: Subnet) -> Params:
+    """Inverts `prepare`: params of `Transformer(arch=subnet)` from dense weights.
+
+    Int8 matrices come out as the fp32 ones that they stand for.
+    """
+    params: Params = {name: {"table": weights[name]} for name in TABLES if name in weights}
+    if "embedding" in weights:
+        params.pop("output", None)  # a part of the embeddings
+    elif f"output{KERNEL}" in weights:
+        params["output"] = {"table": _linear(weights, "output", subnet.decoder.embed_dim)[0].T}
+    for side, stack in subnet.stacks:
+        params[side] = {
+            f"layer_{i}": _layer_params(weights, f"{side}.{i}.", layer, subnet)
+            for i, layer in enumerate(stack.layers)
+        }
+    return params
+
+
+def _layer_params(weights: Weights, prefix: str, layer: LayerSpec, subnet: Subnet) -> Params:
+    dim = (subnet.encoder if prefix.startswith("encoder") else subnet.decoder).embed_dim
+    inputs = dict.fromkeys(("qkv", "cross_q"), dim) | {"cross_kv": subnet.encoder.embed_dim}
+    params: Params = {}
+    for name, (module, parts) in ATTENTION.items():
+        if f"{prefix}{name}{KERNEL}" in weights:
+            maps = _linear(weights, prefix + name, inputs.get(name, subnet.qkv_dim))
+            joined = [np.split(w, len(parts), axis=-1) for w in maps]
+            own = params.setdefault(module, {})
+            for part, kernel, bias in zip(parts, *joined, strict=True):
+                own[part] = {"kernel": kernel, "bias": bias}
+    for name in NORMS:
+        if f"{prefix}{name}.scale" in weights:
+            params[name] = {leaf: weights[f"{prefix}{name}.{leaf}"] for leaf in ("scale", "bias")}
+    params["experts"] = _expert_params(weights, prefix, layer, dim)
+    return params
+
+
+def _expert_params(weights: Weights, prefix: str, layer: LayerSpec, dim: int) -> Params:
+    params: Params = {}
+    sized = [e for e, size in enumerate(layer.experts) if size]
+    if sized:
+        fc1 = [_linear(weights, f"{prefix}expert_{e}.fc1", dim) for e in sized]
+        fc2 = [_linear(weights, f"{prefix}expert_{e}.fc2", layer.experts[e]) for e in sized]
+        params["fc1"] = np.concatenate([kernel.T for kernel, _ in fc1])
+        params["fc1_bias"] = np.concatenate([bias for _, bias in fc1])
+        params["fc2"] = np.concatenate([kernel for kernel, _ in fc2])
+        params["fc2_bias"] = np.zeros((len(layer.experts), fc2[0][1].size), np.float32)
+        params["fc2_bias"][sized] = [bias for _, bias in fc2]
+    if len(layer.experts) > 1:
+        params["router"], params["router_bias"] = _linear(weights, f"{prefix}router", dim)
+    return params
+
+
+def _linear(weights: Weights, name: str, inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """A linear map's fp32 matrix (K, N) and its bias, (0,) if it has none."""
+    kernel_KN = weights[name + KERNEL]
+    bias_N = weights.get(f"{name}.bias", np.zeros(0, np.float32))
+    if kernel_KN.dtype == np.int8:
+        # An unpacked one has rows of zeros up to a multiple of 4.
+        kernel_KN = kernel_KN[:inputs].astype(np.float32) * weights[f"{name}.scale"]
+    return kernel_KN, bias_N
+
+
 class Tables(NamedTuple):
     """The embeddings and the fp32 output layer; one array where they are shared."""
 

@@ -21,9 +21,18 @@ CHUNK_CPU, CHUNK_ACCELERATOR = 512, 4096
 class Teacher(NamedTuple):
     """A model whose predictions of the same tokens are soft targets; no gradient reaches it."""
 
-    h_ND: jax.Array  # its hidden activations, of the table's width
+    h_ND: jax.Array  # its hidden activations, of its table's width or less
     weight: Array | float  # share of the soft targets in the loss, []
     temperature: float = 1.0
+    table_VD: jax.Array | None = None  # of its output layer; None for the student's own
+
+
+class _Soft(NamedTuple):
+    """A `Teacher` whose rows are those of the chunks."""
+
+    h_ND: jax.Array
+    weight: jax.Array
+    table_VD: jax.Array | None
 
 
 class _Static(NamedTuple):
@@ -71,7 +80,8 @@ def chunked_cross_entropy(
     temperature, soft = 1.0, None
     if teacher is not None:
         temperature = teacher.temperature
-        soft = jnp.pad(teacher.h_ND, ((0, pad), (0, 0))), jnp.float32(teacher.weight)
+        taught_ND = jnp.pad(teacher.h_ND, ((0, pad), (0, 0)))
+        soft = _Soft(taught_ND, jnp.float32(teacher.weight), teacher.table_VD)
     if dim is None:
         dim, dims = jnp.int32(d), (d,)
     static = _Static(smoothing, tuple(dims), chunk, temperature)
@@ -130,10 +140,10 @@ def _bwd(static: _Static, residuals, cotangents):
 _sums.defvjp(_fwd, _bwd)
 
 
-def _soft_targets(static: _Static, i, soft, table_VD):
+def _soft_targets(static: _Static, i, soft: _Soft, table_VD):
     """The teacher's softmax at the temperature, of a chunk."""
-    teacher_ND, _ = soft
-    h_CD = lax.dynamic_slice_in_dim(teacher_ND, i * static.chunk, static.chunk)
+    table_VD = table_VD if soft.table_VD is None else soft.table_VD
+    h_CD = lax.dynamic_slice_in_dim(soft.h_ND, i * static.chunk, static.chunk)
     return jax.nn.softmax(_dot(h_CD, table_VD[:, : h_CD.shape[1]].T) / static.temperature, axis=-1)
 
 
@@ -146,9 +156,8 @@ def _soft_sums(static: _Static, logits_CV, targets_CV, real_C):
     return loss, jnp.where(real_C[:, None], d_CV, 0)
 
 
-def _mix(soft, hard, own):
-    _, weight = soft
-    return (1 - weight) * hard + weight * own
+def _mix(soft: _Soft, hard, own):
+    return (1 - soft.weight) * hard + soft.weight * own
 
 
 def _dot(a, b):

@@ -5,25 +5,30 @@ pipeline can be killed at any point and started again.
 """
 
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.decoding import evaluation
-from automoe_jax.decoding.translator import Translator
-from automoe_jax.phases import report, search_result, train, weights
+from automoe_jax.decoding.translator import DEFAULT_BEAM, Translator
+from automoe_jax.model.extract import Params, inherited
+from automoe_jax.phases import distill, report, search_result, train, weights
+from automoe_jax.phases.distill import Distillation
 from automoe_jax.phases.export import add_scores, export_params, measure_approximation
 from automoe_jax.phases.prepare import corpus_split, open_splits, prepare
-from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, Run, claim
+from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, SUPERNET, Run, claim
 from automoe_jax.phases.search import claim_search, run_search
 from automoe_jax.published.subnet_files import load
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 
 SECONDS = "seconds.json"
+TEACHER, DISTILLED = "teacher", "distilled"  # folders: an export, and its translations
 # Differences of BLEU below this are noise: the cheaper finalist is chosen.
 BLEU_NOISE = 0.2
 
@@ -58,9 +63,13 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     finalists = {f"{SUBNET}/{i}": load(folder / b["file"]) for i, b in enumerate(best, 1)}
 
     note(f"phase 3 of 5: training {len(finalists)} finalist(s)")
+    with _timed(run, "distillation"):
+        text = _distilled(run, params, step)
     with _timed(run, "finalists"):
+        start = run.path if config.pipeline.inherit else None
+        teacher = _folder(run, config.pipeline.teacher)
         for out, subnet in finalists.items():
-            train.train_subnet(run, subnet, run.path if config.pipeline.inherit else None, out)
+            train.train_subnet(run, subnet, start, out, teacher=teacher, text=text)
 
     note("phase 4 of 5: export")
     with _timed(run, "export"):
@@ -76,6 +85,34 @@ def run_pipeline(run: Run) -> dict[str, Any]:
             results["routing"] = report.routing_of(run, data, chosen)
         report.write(run, {**results, "seconds": _seconds(run)}, found)
     return files.read_json(run.path / REPORT / report.RESULTS, "report")
+
+
+def _folder(run: Run, teacher: str) -> Path | None:
+    """The folder of `pipeline.teacher`."""
+    if not teacher:
+        return None
+    return run.path / SUPERNET if teacher == SUPERNET else files.expanded(teacher).absolute()
+
+
+def _distilled(run: Run, params: Params, step: int) -> Path | None:
+    """The corpus of `pipeline.distill`, made where it is missing; `params` of the supernet."""
+    teacher, folder = run.config.pipeline.distill, run.path / DISTILLED
+    if not teacher:
+        return None
+    if distill.is_done(folder):
+        return folder
+    export = run.path / TEACHER if teacher == SUPERNET else files.expanded(teacher)
+    if teacher == SUPERNET and not (export / workdir.MANIFEST).exists():
+        largest = run.config.space.largest()
+        how = dataclasses.replace(run.config.export, quantize="int8", beam_sizes=(DEFAULT_BEAM,))
+        own = dataclasses.replace(run, config=dataclasses.replace(run.config, export=how))
+        largest_params = inherited(params, largest, run.config.space)
+        export_params(own, largest_params, largest, export, f"largest subnet, step {step}")
+    translator = Translator.load(export)
+    beam = Distillation(translator.beam_size())
+    found = distill.distill(run, open_splits(run), translator, beam, folder)
+    run.progress.note(f"{found.pairs:,} training pairs, {found.translated:,} of them translated")
+    return folder
 
 
 def _seconds(run: Run) -> dict[str, float]:

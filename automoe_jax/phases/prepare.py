@@ -9,10 +9,11 @@ from jax.experimental import multihost_utils
 from automoe_jax.data import tokens
 from automoe_jax.data.config import DataConfig
 from automoe_jax.data.corpus import Split, open_corpus
+from automoe_jax.data.parallel_text import LinePair, find_splits
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import sentence_piece, token_ids
 from automoe_jax.data.tokenizers.config import TokenizerConfig
-from automoe_jax.data.tokens import PreparedData
+from automoe_jax.data.tokens import PreparedData, TokenPairs
 from automoe_jax.phases.run import Run, is_converted
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
@@ -38,6 +39,37 @@ def prepare(run: Run, init_from: Path | None = None) -> PreparedData:
             left_out = ", ".join(f"{n:,} {why}" for why, n in pairs.counts.items() if n)
             raise UserError(f"no pair of {name} can be used ({left_out.replace('_', ' ')})")
     return PreparedData(tokenizers.load(run.tokenizer), train, valid)
+
+
+def other_text(run: Run, corpus: Path) -> TokenPairs:
+    """The training text of a corpus folder, by the run's tokenizer; kept in its `tokens/`.
+
+    `UserError` if nothing of it can be used.
+    """
+    folder = corpus / "tokens"
+    if jax.process_index() == 0 and not (folder / "train").is_dir():
+        languages = run.config.data.source_lang, run.config.data.target_lang
+        lines = list(find_splits(corpus, *languages)["train"].read())
+        _tokenize(run, "train", _Lines(lines), folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"prepare {corpus}")
+    found = tokens.load(folder / "train")
+    if not len(found):
+        raise UserError(f"no pair of {corpus} can be used")
+    return found
+
+
+class _Lines:
+    """A split of pairs in memory."""
+
+    def __init__(self, pairs: list[LinePair]):
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def read(self, indices: Iterable[int]) -> list[LinePair]:
+        return [self._pairs[i] for i in indices]
 
 
 def vocab_sizes(run: Run) -> tuple[int, int]:
@@ -102,7 +134,7 @@ def _make(run: Run, tokenizer_from: Path | None):
         ours, theirs = (tokenizers.load(x).content for x in (folder, tokenizer_from))
         if ours != theirs:
             raise UserError(
-                f"{folder} is not the tokenizer of the run that weights are taken from "
+                f"{folder} is not the tokenizer of the model that this one starts or learns from "
                 f"({tokenizer_from}); use that run's --workdir, or a new one"
             )
     missing = [n for n in ("train", "valid") if not (run.tokens / n).is_dir()]
@@ -119,11 +151,11 @@ def _make(run: Run, tokenizer_from: Path | None):
             run, config, folder, lambda: tokens.sample_sentences(train, config.max_sentences)
         )
     for name in missing:
-        _tokenize(run, name, corpus[name])
+        _tokenize(run, name, corpus[name], run.tokens)
 
 
-def _tokenize(run: Run, name: str, split: Split):
-    max_length, folder = run.config.data.max_length, run.tokens / name
+def _tokenize(run: Run, name: str, split: Split, folder: Path):
+    max_length, folder = run.config.data.max_length, folder / name
     task = run.progress.task(f"tokenising {name}", len(split))
     tokens.tokenize(
         split, tokenizers.load(run.tokenizer), max_length, folder, lambda done, _: task.update(done)

@@ -118,7 +118,9 @@ def _compare_inherited(
 def routing_of(run: Run, data: PreparedData, trained: str) -> list[dict[str, Any]]:
     """The layers of `routing.json` of the trained subnet in a folder, and the picture."""
     params, subnet, step = subnet_params(run, trained)
-    source = origin(run.path / trained, "trained subnet", step)
+    source = origin(
+        run.path / trained, "trained subnet", step, run.config.subnet_training.final_weights
+    )
     where = run.path / REPORT
     found = routing.analyse(run, data, params, subnet, source, where, ROUTED_PAIRS)
     return found["layers"]

@@ -1,6 +1,8 @@
 """Trains the supernet or one subnet."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ from automoe_jax.architecture.subnet import Subnet, from_json, to_json
 from automoe_jax.config import RunConfig
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.model.extract import Params
-from automoe_jax.phases import first_weights
-from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases import first_weights, teachers
+from automoe_jax.phases.prepare import other_text, prepare
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run, claim
 from automoe_jax.phases.weights import check_space, subnet_params, target
 from automoe_jax.system import workdir
@@ -20,6 +22,7 @@ from automoe_jax.training import loop
 from automoe_jax.training.checkpoints import latest_step
 from automoe_jax.training.clock import Span
 from automoe_jax.training.config import TrainingConfig
+from automoe_jax.training.steps import TrainedTeacher
 from automoe_jax.training.target import TrainingTarget
 
 # Groups of the config that trained weights depend on.
@@ -54,7 +57,7 @@ def train_supernet(run: Run, init_from: Path | None = None, profile: Span | None
     source = None if init_from is None else dataclasses.replace(run, path=init_from)
     if source is not None and step is None:
         first_weights.check_of_supernet(source)
-    origin = _source(run, init_from)
+    origin = init_from and _stored(run, init_from)
     if origin is None and step:  # goes on, wherever it started
         origin = workdir.read(run.supernet, SUPERNET)["config"].get("init_from")
     content = settings(config, None, origin)
@@ -75,13 +78,17 @@ def train_subnet(
     profile: Span | None = None,
     *,
     after: str | None = None,
+    teacher: Path | None = None,
+    text: Path | None = None,
 ):
     """Trains one subnet of the space by group `subnet_training`, in the folder `out`.
 
     Continues from its newest checkpoint if there is one. The first weights are those of the
     supernet in the workdir `init_from`, or of its trained subnet where it has no supernet and the
     two differ in experts alone; random for None. With `after`, they are those of the same subnet in
-    this folder of the run. `profile` as in `loop.train`.
+    this folder of the run. `profile` as in `loop.train`. The subnet learns from the predictions of
+    the model in the folder `teacher`, see `teachers.load`, as well as from the text, which is the
+    training text of the corpus folder `text` in place of the run's.
     """
     config, folder = run.config, run.path / out
     config.space.validate(subnet)
@@ -96,23 +103,33 @@ def train_subnet(
         manifest = check_space(config, folder, SUBNET)
         if from_json(manifest["config"]["subnet"]) != subnet:
             raise UserError(f"{folder} holds another subnet; name another folder with --out")
-    source = after or _source(run, init_from)
-    claim(run, folder, SUBNET, settings(config, subnet, source), begun=bool(step))
-    data = prepare(run, init_from)
+    source = after or (init_from and _stored(run, init_from))
+    content, tokenizer_from = settings(config, subnet, source), init_from
+    if init_from is not None and config.training.final_weights != "last":
+        content["init_weights"] = config.training.final_weights
+    if teacher is not None:
+        content["teacher"] = _stored(run, teacher)
+        tokenizer_from = init_from or teachers.home(teacher)
+    if text is not None:
+        content["text"] = _stored(run, text)
+    claim(run, folder, SUBNET, content, begun=bool(step))
+    data = prepare(run, tokenizer_from)
+    if text is not None:
+        data = dataclasses.replace(data, train=other_text(run, text))
     own = target(config, data.tokenizer.vocab_sizes, subnet)
     params = None
     if after is not None and step is None:
         params, _, _ = subnet_params(run, after)
     elif init_from is not None and step is None:
         params = first_weights.of_subnet(dataclasses.replace(run, path=init_from), own, folder)
-    _train(run, own, config.subnet_training, data, folder, params, profile)
+    taught_by = teacher and functools.partial(teachers.load, teacher, data.tokenizer, run.progress)
+    _train(run, own, config.subnet_training, data, folder, params, profile, taught_by)
 
 
-def _source(run: Run, init_from: Path | None) -> str | None:
-    """A workdir to start from, as it is stored."""
-    if init_from == run.path:
-        return "."  # stays true when the workdir is moved
-    return None if init_from is None else str(init_from)
+def _stored(run: Run, folder: Path) -> str:
+    """A folder as it is stored: one in the workdir may move with it."""
+    inside = folder.is_relative_to(run.path)
+    return str(folder.relative_to(run.path) if inside else folder.absolute())
 
 
 def _train(
@@ -123,9 +140,10 @@ def _train(
     folder: Path,
     init_params: Params | None = None,
     profile: Span | None = None,
+    teacher: Callable[[], TrainedTeacher] | None = None,
 ):
-    sampling, seed = run.config.sampling, run.config.seed
-    loop.train(own, training, sampling, seed, data, folder, run.progress, init_params, profile)
+    given = run.config.sampling, run.config.seed, data, folder, run.progress
+    loop.train(own, training, *given, init_params, profile, teacher)
     # Each training takes thousands of memory mappings; Linux allows a process 65,530.
     jax.clear_caches()
 

@@ -39,12 +39,21 @@ def check_space(config: RunConfig, folder: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-def origin(folder: Path, name: str, step: int) -> str:
+# What `final_weights` of a training are, after "step 1500".
+_KINDS = {
+    "last": "",
+    "average": ", mean of the last checkpoints",
+    "ema": ", moving average",
+    "best": ", lowest validation loss",
+}
+
+
+def origin(folder: Path, name: str, step: int, final_weights: str = "last") -> str:
     """Describes where a folder's weights come from, for an export's manifest."""
     kind = SUPERNET if folder.name == SUPERNET else SUBNET
     source = workdir.read(folder, kind).get(workdir.CONVERTED)
     if source is None:
-        return f"{name}, step {step}"
+        return f"{name}, step {step}{_KINDS[final_weights]}"
     trained_on = f", trained on to step {step}" if step else ""
     return f"{name}, converted from {source['checkpoint']}{trained_on}"
 

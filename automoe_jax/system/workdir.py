@@ -16,7 +16,10 @@ VERSION = 1
 MANIFEST = "manifest.json"
 CONVERTED = "converted_from"  # key of the published checkpoint that weights came from
 # Fields that change a run's output, not its results.
-_FREE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped"}
+_FREE = {
+    "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped",
+    "final_weights", "averaged_checkpoints",
+}  # fmt: skip
 
 
 def resolve(path: str | Path) -> Path:

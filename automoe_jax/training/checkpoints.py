@@ -25,8 +25,9 @@ from automoe_jax.training.step import TrainState
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
 CHECKPOINTS = "checkpoints"  # folder of a run
+BEST = "best_checkpoint"  # folder of a run: the weights with the lowest validation loss so far
 DAMAGED = "damaged_checkpoints"  # folder of a run, for those that could not be read
-_ITEMS = _PARAMS, _OPTIMIZER, _LOG = "params", "optimizer", "log"
+_ITEMS = _PARAMS, _OPTIMIZER, _AVERAGE, _LOG = "params", "optimizer", "average", "log"
 _SEAL = "sha256.json"  # in a checkpoint: hashes of the files of its items
 
 Note = Callable[[str], None]  # takes a line for the user
@@ -38,6 +39,7 @@ class Restored(NamedTuple):
     step: int
     params: Any
     opt_state: Any | None  # None in converted weights
+    average: Any  # moving average of the weights; () if none was asked for or there is none
     log: dict[str, Any]  # as `save` was given; {} in checkpoints of earlier versions
 
 
@@ -76,12 +78,14 @@ class Checkpoints:
         step = int(state.step)
         if step != self.latest():
             trees = {_PARAMS: state.params, _OPTIMIZER: state.opt_state}
+            if jax.tree.leaves(state.average):
+                trees[_AVERAGE] = state.average
             self._save(step, trees, {_LOG: ocp.args.JsonSave(log)})
 
     def save_params(self, params: Any, step: int):
-        """Writes parameters without optimizer state, and waits."""
-        self._save(step, {_PARAMS: params}, {})
-        self.wait()
+        """Starts writing parameters without optimizer state; a step that is there already stays."""
+        if step != self.latest():
+            self._save(step, {_PARAMS: params}, {})
 
     def _check_space(self, arrays: Any):
         """Raises `UserError` if the disk has no room for them, before anything is written."""
@@ -110,12 +114,17 @@ class Checkpoints:
             files.write_json(folder / _SEAL, {"version": 1, "files": _hashes(folder)})
 
     def restore(self, abstract: TrainState, note: Note) -> Restored | None:
-        """The newest checkpoint that can be read, in the structure of `abstract`; None without one.
+        """The newest checkpoint that can be read, as `readable` gives it; None without one."""
+        return next(self.readable(abstract, note), None)
+
+    def readable(self, abstract: TrainState, note: Note) -> Iterator[Restored]:
+        """The checkpoints that can be read, newest first, in the structure of `abstract`.
 
         Tells `note` of newer ones that cannot, and moves them to `DAMAGED`, out of the way of the
-        ones to come. `UserError` if none can be read.
+        ones to come. `UserError` if there are some and none can be read.
         """
         damaged: dict[int, str] = {}
+        any_read = False
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._restore(abstract, step)
@@ -128,13 +137,13 @@ class Checkpoints:
                     f"warning: checkpoint {self._folder / str(other)} is damaged ({reason}); "
                     f"step {step:,} is used instead{moved}"
                 )
-            return restored
-        if damaged:
+            damaged, any_read = {}, True
+            yield restored
+        if damaged and not any_read:
             raise UserError(
                 f"no checkpoint in {self._folder} can be read ({max(damaged)}: "
                 f"{damaged[max(damaged)]}); remove the folder to begin again"
             )
-        return None
 
     def _restore(self, abstract: TrainState, step: int) -> Restored:
         folder = self._folder / str(step)
@@ -142,6 +151,8 @@ class Checkpoints:
         targets = {_PARAMS: abstract.params}
         if abstract.opt_state is not None and (folder / _OPTIMIZER).exists():
             targets[_OPTIMIZER] = abstract.opt_state
+        if jax.tree.leaves(abstract.average) and (folder / _AVERAGE).exists():
+            targets[_AVERAGE] = abstract.average
         # As NumPy arrays: whoever reads a checkpoint may have other devices.
         arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), targets)
         args: dict[str, Any] = {name: ocp.args.StandardRestore(x) for name, x in arrays.items()}
@@ -149,8 +160,9 @@ class Checkpoints:
             args[_LOG] = ocp.args.JsonRestore()
         found: Any = self._manager.restore(step, args=ocp.args.Composite(**args))
         opt_state = found[_OPTIMIZER] if _OPTIMIZER in args else None
+        average = found[_AVERAGE] if _AVERAGE in args else ()
         log = found[_LOG] if _LOG in args else {}
-        return Restored(step, found[_PARAMS], opt_state, log)
+        return Restored(step, found[_PARAMS], opt_state, average, log)
 
     def _put_aside(self, step: int) -> str:
         """Moves a damaged checkpoint; says where it is."""
@@ -203,12 +215,12 @@ def _check_seal(folder: Path):
 
 
 @contextlib.contextmanager
-def _reader(folder: Path) -> Iterator[Checkpoints | None]:
+def _reader(folder: Path, name: str = CHECKPOINTS) -> Iterator[Checkpoints | None]:
     """The checkpoints of a run's folder, to read; None if it has no folder of them."""
-    if not (folder / CHECKPOINTS).is_dir():
+    if not (folder / name).is_dir():
         yield None
         return
-    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, read_only=True)) as checkpoints:
+    with contextlib.closing(Checkpoints(folder / name, read_only=True)) as checkpoints:
         yield checkpoints
 
 
@@ -221,14 +233,45 @@ def latest_step(folder: Path) -> int | None:
 def load_params(
     target: TrainingTarget, config: TrainingConfig, folder: Path, note: Note
 ) -> tuple[Any, int]:
-    """The newest parameters in a run's folder, as NumPy arrays, and their step.
+    """The final weights in a run's folder, as NumPy arrays, and their step.
 
-    Raises `UserError` if there is no checkpoint, or none that can be read; `note` is told of those
-    that cannot.
+    `TrainingConfig.final_weights` says which; an average has the step of its newest. Raises
+    `UserError` if there is no checkpoint, or none that can be read; `note` is told of those that
+    cannot. A folder of converted weights has these alone.
     """
     abstract = abstract_state(target, config, 0)._replace(opt_state=None)
+    kind = config.final_weights
+    if kind != "ema":
+        abstract = abstract._replace(average=())
+    if kind == "best":
+        with _reader(folder, BEST) as best:
+            found = best and best.restore(abstract, note)
+        if found is not None:
+            return found.params, found.step
+    n = config.averaged_checkpoints if kind == "average" else 1
     with _reader(folder) as checkpoints:
-        restored = checkpoints and checkpoints.restore(abstract, note)
-    if restored is None:
+        restored = (
+            list(itertools.islice(checkpoints.readable(abstract, note), n)) if checkpoints else []
+        )
+    if not restored:
         raise UserError(f"{folder} has no checkpoint; train it first (launch/train.py)")
-    return restored.params, restored.step
+    newest = restored[0]
+    if kind == "best" and newest.step:
+        raise UserError(
+            f"{folder} has no {BEST}, as nothing was evaluated yet or by an earlier version; use "
+            "another final_weights"
+        )
+    if kind == "ema" and newest.average != ():
+        return newest.average, newest.step
+    if len(restored) < n and newest.step:
+        note(f"{folder} has {len(restored)} checkpoints, not {n}: these are averaged")
+    return _mean([own.params for own in restored]), newest.step
+
+
+def _mean(trees: list[Any]) -> Any:
+    """The mean of trees of arrays, in their dtypes."""
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(
+        lambda *arrays: np.mean(arrays, axis=0, dtype=np.float64).astype(arrays[0].dtype), *trees
+    )

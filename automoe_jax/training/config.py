@@ -6,6 +6,8 @@ import math
 from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
 
+SCHEDULES = ("cosine", "inverse_sqrt", "linear")
+FINAL_WEIGHTS = ("last", "average", "ema", "best")
 SAMPLING_UNITS = ("micro_batch", "device", "update")
 RULES = ("random", "sandwich")
 
@@ -14,13 +16,15 @@ RULES = ("random", "sandwich")
 class OptimizerConfig:
     """Adam without clipping or weight decay.
 
-    Learning rate: linear from `initial_rate` to `peak_rate` in `warmup_steps`, then cosine to
-    `final_rate` at `steps` and constant from there on (the published code jumps back to the peak
-    for its last update).
+    Learning rate: linear from `initial_rate` to `peak_rate` in `warmup_steps`, then by `schedule`.
+    "cosine" and "linear" end at `final_rate` at `steps` and are constant from there on (the
+    published cosine jumps back to the peak for its last update). "inverse_sqrt" falls with the
+    square root of the updates (Vaswani et al. 2017), whatever `steps`, but not below `final_rate`.
     """
 
     steps: int = 40_000
     warmup_steps: int = 10_000
+    schedule: str = "cosine"
     initial_rate: float = 1e-7
     peak_rate: float = 1e-3
     final_rate: float = 1e-7
@@ -29,6 +33,7 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self):
+        checks.one_of(self, "", schedule=SCHEDULES)
         for name in ("initial_rate", "peak_rate", "final_rate", "b1", "b2", "eps"):
             bound = 1.0 if name in ("b1", "b2") else math.inf
             if not 0 <= getattr(self, name) < bound:
@@ -123,6 +128,11 @@ class TrainingConfig(OptimizerConfig):
 
     The batches of an update are spread over all devices; more batches than devices are accumulated
     as micro-batches. The paper: 128 of 4,096 tokens.
+
+    `final_weights` are those that evaluation, export, search and the training of a subnet take
+    from it: of the "last" update; the "average" of the newest `averaged_checkpoints`; "ema", the
+    exponential moving average over updates with `ema_decay`; or the "best", with the lowest
+    validation loss (of a supernet: the mean over its evaluated subnets).
     """
 
     tokens_per_batch: int = 4096  # of one device and micro-batch: rows times the longer side
@@ -134,20 +144,53 @@ class TrainingConfig(OptimizerConfig):
     encoder_load_balance: tuple[float, ...] = ()
     decoder_load_balance: tuple[float, ...] = ()
     router_z: float = 0.0  # weight of the routers' z-loss, mean over layers
+    # Of a teacher's predictions in the loss, in place of the labels (word-level distillation), and
+    # the temperature of their softmax; without a teacher unused.
+    teacher_weight: float = 0.5
+    teacher_temperature: float = 1.0
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end the run
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps; 0 evaluates only at the end
     eval_pairs: int = 0  # validation pairs to evaluate on; 0 for all
     eval_subnets: int = 3  # random ones, besides the largest and smallest
     checkpoint_every: int = 1000  # steps
-    keep_checkpoints: int = 2  # the newest
+    keep_checkpoints: int = 2  # the newest, beside the best
+    patience: int = 0  # evaluations in a row without a lower loss that end the training; 0: never
+    ema_decay: float = 0.0  # of the moving average, less in the first updates; 0 for none
+    final_weights: str = "last"
+    averaged_checkpoints: int = 5
 
     def __post_init__(self):
         super().__post_init__()
         checks.at_least(1, self, "", "tokens_per_batch", "batches_per_step", "buckets", "log_every",
-                        "checkpoint_every", "keep_checkpoints", "max_skipped")  # fmt: skip
-        checks.at_least(
-            0, self, "", "load_balance", "router_z", "eval_every", "eval_pairs", "eval_subnets"
-        )
+                        "checkpoint_every", "keep_checkpoints", "max_skipped",
+                        "averaged_checkpoints")  # fmt: skip
+        checks.at_least(0, self, "", "load_balance", "router_z", "eval_every", "eval_pairs",
+                        "eval_subnets", "patience")  # fmt: skip
+        checks.one_of(self, "", final_weights=FINAL_WEIGHTS)
+        self._check_final_weights()
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")
+        if not 0 <= self.teacher_weight <= 1:
+            raise UserError(f"teacher_weight is {self.teacher_weight}; allowed: 0 to 1")
+        if not 0 < self.teacher_temperature < math.inf:
+            raise UserError(f"teacher_temperature is {self.teacher_temperature}; allowed: above 0")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay is {self.ema_decay}; allowed: 0 up to below 1")
+
+    def _check_final_weights(self):
+        if self.final_weights == "ema" and not self.ema_decay:
+            raise UserError(
+                "final_weights is 'ema', but ema_decay is 0: there is no moving average; use a "
+                "decay, as 0.999"
+            )
+        if self.final_weights == "average" and self.averaged_checkpoints > self.keep_checkpoints:
+            raise UserError(
+                f"averaged_checkpoints is {self.averaged_checkpoints}, but keep_checkpoints is "
+                f"{self.keep_checkpoints}: the others are gone by then; keep as many"
+            )
+        if self.patience and not self.eval_every:
+            raise UserError(
+                f"patience is {self.patience}, but eval_every is 0: nothing is evaluated before "
+                "the end; give both, or neither"
+            )

@@ -1,6 +1,7 @@
 """The training loop: of a supernet, or of one stand-alone subnet."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from automoe_jax.data.tokens import PreparedData
 from automoe_jax.system import interrupt
 from automoe_jax.system.progress import Progress
 from automoe_jax.training import optimizer, parallel, sampling
-from automoe_jax.training.checkpoints import CHECKPOINTS, Checkpoints
+from automoe_jax.training.checkpoints import BEST, CHECKPOINTS, Checkpoints
 from automoe_jax.training.clock import (
     COMPILING,
     DATA,
@@ -29,9 +30,9 @@ from automoe_jax.training.clock import (
 from automoe_jax.training.config import SamplingConfig, TrainingConfig
 from automoe_jax.training.evaluation import Evaluator, Score
 from automoe_jax.training.metrics import MetricsWriter
-from automoe_jax.training.monitor import SkippedSteps, Window
+from automoe_jax.training.monitor import Lowest, SkippedSteps, Window
 from automoe_jax.training.step import TrainState
-from automoe_jax.training.steps import Steps
+from automoe_jax.training.steps import Steps, TrainedTeacher
 from automoe_jax.training.target import TrainingTarget, abstract_state, initial_state, with_params
 
 
@@ -45,13 +46,15 @@ def train(
     progress: Progress,
     init_params: Any | None = None,
     profile: Span | None = None,
+    teacher: Callable[[], TrainedTeacher] | None = None,
 ) -> None:
     """Trains to `config.steps`, from the newest checkpoint in `folder` if there is one.
 
     Writes `checkpoints/`, `metrics.jsonl` and TensorBoard events. `(seed, step)` fixes subnets,
     batch and dropout, so a run that is killed and resumed equals an uninterrupted one. Without
     `init_params`, training starts from the weights of `initial_state`. `profile` names
-    the steps of a trace for XProf.
+    the steps of a trace for XProf. A stand-alone model learns from what `teacher`, if given, loads,
+    by `config.teacher_weight`.
     """
     clock = Clock()
     with contextlib.closing(Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints)) as store:
@@ -59,22 +62,31 @@ def train(
         if latest >= config.steps and store.is_whole(latest):
             return
         with clock.spent(STARTING):
-            steps = Steps(target, config, sampling_config, seed, data)
+            steps = Steps(target, config, sampling_config, seed, data, teacher and teacher())
             _note_plan(steps, progress)
             steps.compile_ahead(latest, most=1)  # meanwhile; another one, if this is damaged
             state, before = _start(target, config, seed, store, init_params, progress)
             steps.compile_ahead(int(state.step), most=1)
             training = _Training(target, config, seed, steps, data, store, clock, state, before)
+        if training.ended:
+            steps.close()
+            return
         with (
             interrupt.deferred(defer=jax.process_count() == 1) as interrupted,
             contextlib.closing(steps),
             contextlib.closing(_Log(folder, config, training.done, clock, progress)) as log,
             contextlib.closing(Profile(folder, profile)) as traced,
+            contextlib.closing(Checkpoints(folder / BEST, keep=1)) as best,
         ):
-            training.run(log, traced, interrupted)
+            training.run(log, traced, best, interrupted)
             if training.done < config.steps:
                 training.save()
-                progress.note(f"stopping at step {training.done:,}, which is saved")
+                progress.note(
+                    f"validation loss has not fallen for {config.patience} evaluations: the "
+                    f"training ends at step {training.done:,}"
+                    if training.ended
+                    else f"stopping at step {training.done:,}, which is saved"
+                )
             store.wait()
 
 
@@ -102,9 +114,15 @@ class _Training:
         self._window = Window.restored(before.get("window", {}))
         total = before.get("skipped", 0)
         self._skipped = SkippedSteps(config.max_skipped, steps.describe, total)
+        self._lowest = Lowest(**before.get("lowest", {}))
 
-    def run(self, log: "_Log", traced: Profile, interrupted: Callable[[], bool]):
-        """Steps until all are done, or the run is to stop."""
+    @property
+    def ended(self) -> bool:
+        """True if the validation loss has not fallen for too long."""
+        return 0 < self._config.patience <= self._lowest.waited
+
+    def run(self, log: "_Log", traced: Profile, best: Checkpoints, interrupted: Callable[[], bool]):
+        """Steps until all are done, or the run is to stop; `best` takes the best weights."""
 
         def stop() -> bool:
             log.show_programs(self._steps.programs())
@@ -129,11 +147,11 @@ class _Training:
             self._window.add(out, drawn)
             self._skipped.add(step, out)
             self.done = step + 1
-            self._report(log)
-            if stop() or self._store.preempted(self.done):
+            self._report(log, best)
+            if self.ended or stop() or self._store.preempted(self.done):
                 break
 
-    def _report(self, log: "_Log"):
+    def _report(self, log: "_Log", best: Checkpoints):
         """Logs, evaluates and saves what is due."""
         done, config = self.done, self._config
         last = done == config.steps
@@ -145,16 +163,32 @@ class _Training:
             self._window = Window()
         if last or (config.eval_every and done % config.eval_every == 0):
             with self._clock.spent(EVALUATING):
-                log.write_losses(done, self._evaluator.scores(self._state.params, self._evaluated))
+                self._evaluate(log, best)
             self._window = Window()
         if save:
             self.save()
+
+    def _evaluate(self, log: "_Log", best: Checkpoints):
+        """Logs validation losses, and keeps the weights if they are the best so far."""
+        ema = self._config.final_weights == "ema"
+        params = self._state.average if ema else self._state.params
+        scores = self._evaluator.scores(params, self._evaluated)
+        log.write_losses(self.done, scores)
+        loss = float(np.mean([score.loss for score in scores.values()]))
+        self._lowest = self._lowest.after(loss)
+        if not self._lowest.waited:
+            best.save_params(parallel.one_copy(params), self.done)
+            best.wait()  # the next checkpoint says that it is there
 
     def save(self):
         """Begins to write a checkpoint, unless it is there."""
         with self._clock.spent(SAVING):
             self._skipped.wait()
-            log_state = {"window": self._window.stored(), "skipped": self._skipped.total}
+            log_state = {
+                "window": self._window.stored(),
+                "skipped": self._skipped.total,
+                "lowest": dataclasses.asdict(self._lowest),
+            }
             self._store.save(parallel.one_copy(self._state), log_state)
 
 
@@ -178,7 +212,8 @@ def _start(
     if restored is not None and restored.opt_state is not None:
         progress.note(f"resuming at step {restored.step:,}")
         step = np.asarray(restored.step, np.int32)
-        return TrainState(step, restored.params, restored.opt_state), restored.log
+        own = restored.params, restored.opt_state, restored.average
+        return TrainState(step, *own), restored.log
     if restored is not None:
         init_params = restored.params
         progress.note("starting from converted weights")

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,6 +67,20 @@ class Window:
         if self.imbalances:
             values["train/device_imbalance"] = float(np.mean(self.imbalances))
         return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowest:
+    """The lowest validation loss so far, and the evaluations since."""
+
+    loss: float | None = None  # None before the first; JSON has no infinity
+    waited: int = 0
+
+    def after(self, loss: float) -> "Lowest":
+        """With one more evaluation; a loss that is not finite is never the lowest."""
+        if math.isfinite(loss) and (self.loss is None or loss < self.loss):
+            return Lowest(loss)
+        return Lowest(self.loss, self.waited + 1)
 
 
 class SkippedSteps:

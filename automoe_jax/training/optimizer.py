@@ -1,4 +1,4 @@
-"""Adam and the published learning-rate schedule."""
+"""Adam and its learning-rate schedules."""
 
 import functools
 from typing import Any, NamedTuple, cast
@@ -15,15 +15,23 @@ from automoe_jax.training.config import OptimizerConfig
 def rate(config: OptimizerConfig) -> optax.Schedule:
     """The learning rate of update n, counted from 0."""
     w, u = config.warmup_steps, config.steps
+    span = config.peak_rate - config.final_rate
+
+    def fall(n):
+        if config.schedule == "inverse_sqrt":
+            own = config.peak_rate * jnp.sqrt(max(w, 1) / jnp.maximum(n, max(w, 1)))
+            return jnp.maximum(own, config.final_rate)
+        left = jnp.clip((u - n) / max(u - w, 1), 0, 1)
+        if config.schedule == "cosine":
+            # (1 + cos(pi x)) / 2 as sin(pi (1 - x) / 2)^2: near the end, fp32 would cancel the
+            # cosine.
+            left = jnp.sin(0.5 * jnp.pi * left) ** 2
+        return config.final_rate + span * left
 
     def schedule(n):
         n = jnp.asarray(n, jnp.float32)
         rise = config.initial_rate + n * (config.peak_rate - config.initial_rate) / max(w, 1)
-        # (1 + cos(pi x)) / 2 as sin(pi (1 - x) / 2)^2: near the end, fp32 would cancel the cosine.
-        left = jnp.clip((u - n) / max(u - w, 1), 0, 1)
-        span = config.peak_rate - config.final_rate
-        fall = config.final_rate + span * jnp.sin(0.5 * jnp.pi * left) ** 2
-        return jnp.where(n < w, rise, fall)
+        return jnp.where(n < w, rise, fall(n))
 
     return schedule
 

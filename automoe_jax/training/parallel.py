@@ -20,12 +20,14 @@ def share() -> Share:
     return Share(jax.process_index() * n, n_local_devices=n, n_devices=jax.device_count())
 
 
-def map_train_step(step: Callable) -> Callable:
+def map_train_step(step: Callable, *, taught: bool = False) -> Callable:
     """(state, batch, subnets, key), all but the key with a leading device axis.
 
-    The state is donated: the new state takes its buffers.
+    With `taught`, a teacher's weights are a fifth argument, with that axis. The state is donated:
+    the new state takes its buffers.
     """
-    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=(0,))
+    axes = (0, 0, 0, None, *[0] * taught)
+    return jax.pmap(step, axis_name=AXIS, in_axes=axes, donate_argnums=(0,))
 
 
 def map_eval_step(step: Callable) -> Callable:

@@ -28,6 +28,7 @@ class TrainState(NamedTuple):
     step: Array  # [], updates done
     params: Any
     opt_state: Any
+    average: Any = ()  # exponential moving average of `params`, of their structure; () for none
 
 
 class RouterWeights(NamedTuple):
@@ -38,6 +39,14 @@ class RouterWeights(NamedTuple):
 
 
 _MEAN_ALONE = RouterWeights()
+
+
+class TeacherModel(NamedTuple):
+    """A trained model whose predictions a stand-alone model learns from, beside the labels."""
+
+    module: Transformer
+    weight: float  # of its predictions in the loss
+    temperature: float
 
 
 class LossSums(NamedTuple):
@@ -78,8 +87,7 @@ def batch_loss(
     """Loss sums and output of one batch (rows, time), with dropout if there is a key."""
     # A supernet takes the active subnet, a stand-alone model none.
     others = (key,) if subnet is None else (subnet, key)
-    ids = batch["source"], decoder_input(batch["target"])
-    output: Output = cast("Any", model.apply({"params": params}, *ids, *others))
+    output = _output(model, params, batch, *others)
     target_N = batch["target"].reshape(-1)
     real_N = target_N != PAD_ID
     dim, dims = None, ()
@@ -91,6 +99,12 @@ def batch_loss(
         _rows(output), table_VD, target_N, real_N, smoothing, dim, dims, teacher
     )
     return LossSums(loss, nll, jnp.sum(real_N).astype(jnp.float32)), output
+
+
+def _output(model: Model, params: Any, batch: Batch, *others: Any) -> Output:
+    """A teacher-forced pass over a batch."""
+    ids = batch["source"], decoder_input(batch["target"])
+    return cast("Any", model.apply({"params": params}, *ids, *others))
 
 
 def _rows(output: Output) -> jax.Array:
@@ -108,6 +122,8 @@ def make_train_step(
     routers: RouterWeights = _MEAN_ALONE,
     *,
     project_conflicts: bool = False,
+    ema_decay: float = 0.0,
+    teacher_model: TeacherModel | None = None,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The update of one device.
 
@@ -121,6 +137,8 @@ def make_train_step(
     `distillation` is the weight of the predictions of a micro-batch's first subnet, at
     `temperature`, in the loss of the others (in-place distillation, Yu & Huang 2019). With
     `project_conflicts`, `reconciled` joins the gradients of the first subnets and of the others.
+    `ema_decay` is that of the state's moving average. With a `teacher_model`, for a stand-alone
+    model, the function takes its weights as a last argument.
     """
 
     def one_subnet(params, batch, subnet, key, scale, teacher):
@@ -133,7 +151,11 @@ def make_train_step(
         return jax.grad(objective, has_aux=True)(params)
 
     def step(
-        state: TrainState, batch: Batch, subnets: ActiveSubnet | None, key: jax.Array
+        state: TrainState,
+        batch: Batch,
+        subnets: ActiveSubnet | None,
+        key: jax.Array,
+        taught_by: Any = None,
     ) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         counts = (jnp.sum(batch[side] != PAD_ID) for side in ("source", "target"))
@@ -151,6 +173,8 @@ def make_train_step(
             if taught is not None:
                 weight = jnp.where(nth % each == 0, 0.0, distillation)
                 teacher = Teacher(taught, weight, temperature)
+            if teacher_model is not None:
+                teacher = _teacher(teacher_model, taught_by, own)
             own_key, scale = jax.random.fold_in(key, nth), 1 / (tokens * each)
             gradient, aux = one_subnet(state.params, own, subnet, own_key, scale, teacher)
             *sums, h_ND = aux
@@ -174,9 +198,20 @@ def make_train_step(
         params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params, finite)
         skipped = 1 - finite.astype(jnp.float32)
         metrics = StepMetrics(loss, nll, load_balance, target_tokens, source_tokens, norm, skipped)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        average = _moving_average(state, params, ema_decay, finite) if ema_decay else ()
+        return TrainState(state.step + 1, params, opt_state, average), metrics
 
     return step
+
+
+def _moving_average(state: TrainState, params: Any, decay: float, finite: jax.Array) -> Any:
+    """The next moving average of the weights; in the first updates with a smaller decay.
+
+    So that it forgets the first weights (as in TensorFlow's ExponentialMovingAverage).
+    """
+    n = jnp.asarray(state.step, jnp.float32)
+    share = jnp.where(finite, 1 - jnp.minimum(decay, (1 + n) / (10 + n)), 0)
+    return jax.tree.map(lambda mean, new: mean + share * (new - mean), state.average, params)
 
 
 def router_loss(output: Output, load_balance: float, weights: RouterWeights) -> jax.Array:
@@ -187,6 +222,12 @@ def router_loss(output: Output, load_balance: float, weights: RouterWeights) -> 
     if weights.z:
         loss += weights.z * jnp.sum(output.router_losses.z) / output.n_layers
     return loss
+
+
+def _teacher(model: TeacherModel, params: Any, batch: Batch) -> Teacher:
+    """The predictions of a trained model for a batch; no gradient is asked of it."""
+    h_ND = _rows(_output(model.module, params, batch, None))
+    return Teacher(h_ND, model.weight, model.temperature, output_table(params)[:, : h_ND.shape[1]])
 
 
 def _sorted_in(is_first: jax.Array, gradient: jax.Array) -> jax.Array:

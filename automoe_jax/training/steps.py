@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,14 +12,28 @@ from automoe_jax.data import batches as batching
 from automoe_jax.data.batches import Batch, Share
 from automoe_jax.data.plan import Bucket, Plan, choose_buckets
 from automoe_jax.data.tokens import PreparedData
+from automoe_jax.model.transformer import Transformer
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.programs import Programs
 from automoe_jax.training import optimizer, parallel, sampling
 from automoe_jax.training.config import SamplingConfig, TrainingConfig
-from automoe_jax.training.step import RouterWeights, StepMetrics, TrainState, make_train_step
+from automoe_jax.training.step import (
+    RouterWeights,
+    StepMetrics,
+    TeacherModel,
+    TrainState,
+    make_train_step,
+)
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
 Drawn = list[list[Subnet]] | None  # the subnets of a step; None for a stand-alone model
+
+
+class TrainedTeacher(NamedTuple):
+    """A trained model to learn from, and its weights."""
+
+    module: Transformer
+    params: Any
 
 
 class Steps:
@@ -32,6 +46,7 @@ class Steps:
         sampling_config: SamplingConfig,
         seed: int,
         data: PreparedData,
+        teacher: TrainedTeacher | None = None,
     ):
         """Raises `UserError` if the batches of a step do not fit the devices or the corpus."""
         self._target, self._config, self._seed, self._data = target, config, seed, data
@@ -45,8 +60,10 @@ class Steps:
         source, into = data.train.source.lengths, data.train.target.lengths
         buckets = choose_buckets(source, into, config.buckets, config.tokens_per_batch)
         self.plan = Plan(source, into, buckets, config.batches_per_step, seed)
-        step = mapped_step(target, config, sampling_config)
-        self._programs = Programs(step, f"step {target} {config} {sampling_config}")
+        module = teacher and teacher.module
+        step = mapped_step(target, config, sampling_config, module)
+        self._programs = Programs(step, f"step {target} {config} {sampling_config} {module}")
+        self._taught_by = () if teacher is None else (parallel.replicate(teacher.params),)
         self._key = jax.random.key(seed)
 
     def compile_ahead(self, start: int, most: int | None = None):
@@ -59,7 +76,7 @@ class Steps:
             for bucket in self.plan.shapes(first, last)
         ]
         for first, bucket in scheduled[:most]:
-            arguments = step_arguments(*made_of, bucket, self.subnets(first))
+            arguments = step_arguments(*made_of, bucket, self.subnets(first)) + self._taught_by
             self._programs.schedule(self._shape(first, bucket), arguments)
 
     def _shape(self, step: int, bucket: Bucket) -> tuple[Bucket, int]:
@@ -92,7 +109,8 @@ class Steps:
         """One step, which consumes `state`."""
         key = jax.random.fold_in(self._key, step)
         experts = sampling.random_experts(self._seed, step, self._sampling)
-        return program(state, batch, _active(self._target, drawn, self._share, experts), key)
+        active = _active(self._target, drawn, self._share, experts)
+        return program(state, batch, active, key, *self._taught_by)
 
     def describe(self, step: int) -> str:
         """Batch and subnets of a step, for an error."""
@@ -107,17 +125,24 @@ class Steps:
 
 
 def mapped_step(
-    target: TrainingTarget, config: TrainingConfig, sampling_config: SamplingConfig
+    target: TrainingTarget,
+    config: TrainingConfig,
+    sampling_config: SamplingConfig,
+    teacher: Transformer | None = None,
 ) -> Callable[..., Any]:
-    """The train step over all devices."""
+    """The train step over all devices; with a teacher its weights are its last argument."""
     tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
     teaching = sampling_config.distillation, sampling_config.temperature
     routers = RouterWeights(config.router_z, _balance_weights(target, config))
     project = sampling_config.project_conflicts
+    model = None
+    if teacher is not None:
+        model = TeacherModel(teacher, config.teacher_weight, config.teacher_temperature)
     step = make_train_step(
-        target.module(), tx, *rates, *teaching, routers, project_conflicts=project
-    )
-    return parallel.map_train_step(step)
+        target.module(), tx, *rates, *teaching, routers,
+        project_conflicts=project, ema_decay=config.ema_decay, teacher_model=model,
+    )  # fmt: skip
+    return parallel.map_train_step(step, taught=model is not None)
 
 
 def _balance_weights(target: TrainingTarget, config: TrainingConfig) -> tuple[float, ...]:

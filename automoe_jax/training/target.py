@@ -89,14 +89,16 @@ def _maker(target: TrainingTarget, config: TrainingConfig) -> Any:
     def make(key):
         ids, largest = jnp.full((1, 2), 4, jnp.int32), target.active(target.hull)
         params = module.init({"params": key}, ids, ids, largest)["params"]
-        return TrainState(jnp.int32(0), params, tx.init(params))
+        average = jax.tree.map(jnp.copy, params) if config.ema_decay else ()
+        return TrainState(jnp.int32(0), params, tx.init(params), average)
 
     return make
 
 
 def with_params(state: TrainState, params: Any, config: TrainingConfig) -> TrainState:
     """A state of step 0 with other weights."""
-    return TrainState(state.step, params, optimizer.make(config).init(params))
+    average = jax.tree.map(jnp.copy, params) if config.ema_decay else ()
+    return TrainState(state.step, params, optimizer.make(config).init(params), average)
 
 
 @functools.lru_cache(maxsize=4)

@@ -193,6 +193,7 @@ def test_describe(tmp_path, shared):
         "sensitivity",
         "routing",
         "halving",
+        "distill",
         "export",
         "benchmark",
         "translate",

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import itertools
+import json
 import time
 
 import hypothesis
@@ -230,6 +231,21 @@ def test_tokenizer(tokenizer):
     assert tokenizer.decode([[0, *ids, 1, 1]]) == ["The meeting is on Monday, 3 March 2025."]
 
 
+def test_a_tokenizer_that_lower_cases(tokenizer, tmp_path):
+    text = [s for pair in phrases.pairs("train", 800) for s in pair]
+    train(text, tmp_path / "t", TokenizerConfig(vocab_size=400, lowercase=True))
+    lower = tokenizers.load(tmp_path / "t")
+    upper, same = lower.encode(["THE Meeting is in the Straße.", "the meeting is in the straße."])
+    assert upper == same
+    assert lower.decode([upper]) == ["the meeting is in the straße."]
+    tokenizers.copy(tmp_path / "t", tmp_path / "copy")
+    assert tokenizers.load(tmp_path / "copy").content == lower.content != tokenizer.content
+    # The case is part of what it is: the same pieces without it are another tokenizer.
+    settings = json.loads((tmp_path / "copy" / "tokenizer.json").read_text())
+    (tmp_path / "copy" / "tokenizer.json").write_text(json.dumps({**settings, "lowercase": False}))
+    assert tokenizers.load(tmp_path / "copy").content != lower.content
+
+
 def test_too_large_a_vocabulary_is_one_line(tmp_path):
     with pytest.raises(UserError) as e:
         train(["a b c", "d e"] * 10, tmp_path / "t", TokenizerConfig(vocab_size=32768))
@@ -273,7 +289,7 @@ def test_a_foreign_tokenizer_is_not_mixed_in(tmp_path):
     config = write_corpus(tmp_path / "text", n=30)
     for name, size in (("a", 40), ("b", 41)):
         prepare(run_of(config, size, tmp_path / name))
-    with pytest.raises(UserError, match="is not the tokenizer of the run that weights"):
+    with pytest.raises(UserError, match="is not the tokenizer of the model that this one starts"):
         prepare(run_of(config, 40, tmp_path / "a"), tmp_path / "b")
     inherited = prepare(run_of(config, 40, tmp_path / "c"), tmp_path / "b")
     assert inherited.tokenizer.vocab_sizes == (41, 41)

@@ -90,7 +90,8 @@ def test_wrong_files(tmp_path, name, content, words):
         ({"kind": "words"}, "tokenizer.kind is 'words'; allowed: sentencepiece, bpe, ids"),
         ({"kind": "bpe", "bpe_codes": "c"}, "tokenizer.dictionaries has 0 files"),
         ({"kind": "bpe", "dictionaries": ("d",)}, "tokenizer.bpe_codes is empty"),
-        ({"lowercase": True}, "are for kind bpe, but tokenizer.kind is sentencepiece"),
+        ({"bpe_codes": "c"}, "are for kind bpe, but tokenizer.kind is sentencepiece"),
+        ({"kind": "ids", "lowercase": True}, "but tokenizer.kind is ids: ids have no case"),
     ],
 )
 def test_wrong_config(fields, words):
@@ -165,6 +166,20 @@ class Scored:
 
     def translate(self, *args, **kwargs):
         return [Translation((Hypothesis(text, 0.0, tuple(x)),)) for text, x in self._hypotheses]
+
+
+def test_scores_without_regard_to_case():
+    """Of a translator without a tokenizer of its own: words by Moses's rules."""
+    translator = Scored(None, [(text.lower(), (4, 2)) for text in GERMAN])
+    cased, _ = evaluate.evaluate(translator, ENGLISH, GERMAN)
+    found, _ = evaluate.evaluate(translator, ENGLISH, GERMAN, lowercase=True)
+    assert found.bleu == pytest.approx(100)
+    assert found.tokenized_bleu == pytest.approx(100)
+    assert found.chrf == pytest.approx(100)
+    assert cased.bleu < 99
+    assert (cased.tokenized_bleu or 0) < 99
+    assert "case:lc" in found.bleu_signature
+    assert "case:lc" in (found.tokenized_bleu_signature or "")
 
 
 def test_what_is_scored(tmp_path):

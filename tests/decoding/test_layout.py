@@ -10,7 +10,7 @@ import pytest
 from conftest import VOCAB, elastic_space, random_params
 
 from automoe_jax.decoding.layout import COMMON, LISTED, Array, Layout
-from automoe_jax.decoding.weights import pack, prepare, quantize
+from automoe_jax.decoding.weights import pack, params_of, prepare, quantize, unpack
 from automoe_jax.model.extract import extract
 
 N_LISTED, N_COMMON = 4, 7
@@ -38,6 +38,29 @@ def test_packed_weights_are_as_described(sharing):
                 assert found == layout.arrays()
                 assert layout.nbytes() == sum(w.nbytes for w in packed.values())
                 assert layout.mismatch(packed) == ""
+
+
+@pytest.mark.parametrize("kind", ["none", "int8"])
+@pytest.mark.parametrize("sharing", ["all", "decoder", "none"])
+def test_the_weights_of_a_model_come_back(sharing, kind):
+    """From a file's layout; of int8 what it stands for."""
+    space = dataclasses.replace(elastic_space(), share_embeddings=sharing)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        subnet = space.sample(rng)
+        own = extract(random_params(space), subnet, space.hull())
+        own = jax.tree.map(lambda x: np.asarray(x, np.float32), own)
+        dense = prepare(own, subnet)
+        packed = pack(quantize(dense) if kind == "int8" else dense)
+        back = params_of(unpack(packed, VOCAB), subnet)
+        if sharing == "decoder" and kind == "int8":  # its output layer is another table now
+            back.pop("output")
+        assert jax.tree.map(np.shape, back) == jax.tree.map(np.shape, own)
+        again = prepare(back, subnet)
+        for name, w in dense.items():
+            # Of int8, half a step of 1 / 127 of the largest in a column.
+            step = np.abs(w).max() / 127 if kind == "int8" else 0
+            np.testing.assert_allclose(again[name], w, atol=step * 0.51, rtol=0, err_msg=name)
 
 
 def test_two_vocabularies():

@@ -9,6 +9,7 @@ from conftest import shipped_config
 from tiny import KillAt, Killed, tiny_config
 
 from automoe_jax.config import base, resolve
+from automoe_jax.data import tokens
 from automoe_jax.decoding import weight_file
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.manifest import WEIGHTS
@@ -33,7 +34,10 @@ def pipeline_of(config, folder, progress: Progress = SILENT):
 
 def test_pipeline_survives_kills(tmp_path):
     config = tiny_config()
-    for words in ("train: ", "iteration 1", "finalist 2: validation", "measuring latency"):
+    taught = dataclasses.replace(config.pipeline, teacher="supernet", distill="supernet")
+    config = dataclasses.replace(config, pipeline=taught)
+    kills = "train: ", "iteration 1", "of them translated", "finalist 2: validation", "measuring"
+    for words in kills:
         with pytest.raises(Killed):
             pipeline_of(config, tmp_path, KillAt(words))
     history = (tmp_path / "search" / "history.jsonl").read_text().splitlines()
@@ -51,6 +55,17 @@ def test_pipeline_survives_kills(tmp_path):
     assert all(row["latency"]["runs"] == 6 for row in results["rows"])
     assert 0 <= results["test"]["bleu"] <= 100
     assert results["random"]["count"] == 6
+
+    # Each finalist learned from the largest subnet, and from its translations.
+    finalist = json.loads((tmp_path / "subnet/1/manifest.json").read_text())["config"]
+    assert (finalist["teacher"], finalist["text"]) == ("supernet", "distilled")
+    counts = json.loads((tmp_path / "distilled/distilled.json").read_text())
+    assert 400 < counts["pairs"] == 400 + counts["translated"]
+    assert (
+        len(tokens.load(tmp_path / "distilled/tokens/train"))
+        - len(tokens.load(tmp_path / "tokens/train"))
+        > 1
+    )
 
     # All layers have experts here; the report shows where tokens go.
     assert [layer["layer"] for layer in results["routing"]] == ["encoder 1", "decoder 1"]
@@ -82,8 +97,9 @@ def test_pipeline_survives_kills(tmp_path):
     assert pipeline_of(config, tmp_path, KillAt("step ")) == results
     chosen = json.loads((tmp_path / "subnet/chosen.json").read_text())
     assert (tmp_path / chosen["folder"] / "export/manifest.json").exists()
+    wider = dataclasses.replace(tiny_config(gflops=1e-3), pipeline=taught)
     with pytest.raises(UserError, match=r"search\.constraint\.gflops is 0\.00025 there"):
-        pipeline_of(tiny_config(gflops=1e-3), tmp_path)
+        pipeline_of(wider, tmp_path)
     other = dataclasses.replace(config, model=ModelConfig(0.4, 0.1))
     with pytest.raises(UserError, match=r"model\.dropout is 0\.3 there and 0\.4 here"):
         pipeline_of(other, tmp_path)

@@ -46,6 +46,18 @@ def test_schedule_fixture(shared):
             assert ours == pytest.approx(expected, rel=1e-6), (name, step)  # fp32
 
 
+def test_schedules_by_hand():
+    """Warm-up of 4 of 20 updates to 8e-3, then by schedule; the last is not below `final_rate`."""
+    common = {"steps": 20, "warmup_steps": 4, "initial_rate": 0.0, "peak_rate": 8e-3}
+    inverse = rate(OptimizerConfig(**common, schedule="inverse_sqrt", final_rate=1e-3))
+    linear = rate(OptimizerConfig(**common, schedule="linear", final_rate=0.0))
+    for schedule in (inverse, linear):
+        assert [float(schedule(n)) for n in (0, 2, 4)] == pytest.approx([0, 4e-3, 8e-3])
+    found = [float(inverse(n)) for n in (16, 64, 1024)]
+    assert found == pytest.approx([4e-3, 2e-3, 1e-3])  # of 1024: 0.5e-3
+    assert [float(linear(n)) for n in (8, 12, 20, 30)] == pytest.approx([6e-3, 4e-3, 0, 0])
+
+
 def test_wrong_schedule():
     with pytest.raises(UserError, match="warmup_steps is 20"):
         OptimizerConfig(steps=10, warmup_steps=20)

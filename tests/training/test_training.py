@@ -13,22 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import elastic_space, random_params, supernet_of, token_batch
+from conftest import elastic_space, random_params, standalone_of, supernet_of, token_batch
+from small_training import CONFIG, DATA, TINY, KillAt, Killed, run_training
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.ids import PAD_ID
-from automoe_jax.data import tokens
 from automoe_jax.data.batches import Share
-from automoe_jax.data.tokens import PreparedData
+from automoe_jax.model.extract import extract
 from automoe_jax.system import interrupt
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
-from automoe_jax.training import checkpoints, loop, metrics, parallel, sampling
-from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
+from automoe_jax.training import checkpoints, metrics, parallel, sampling
+from automoe_jax.training.config import ModelConfig, SamplingConfig
 from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.monitor import Window
 from automoe_jax.training.step import (
     StepMetrics,
+    TeacherModel,
     TrainState,
     batch_loss,
     decoder_input,
@@ -333,6 +334,46 @@ def test_random_experts_are_drawn_once_for_what_runs_one_subnet():
     assert sampling.random_experts(1, 5, SamplingConfig()) is None
 
 
+def test_a_trained_model_teaches_a_stand_alone_one():
+    """A teacher of another architecture and another width, with a table of its own."""
+    rng, weight, temperature = np.random.default_rng(4), 0.3, 2.0
+    wide = dataclasses.replace(SPACE, encoder_embed_dims=(24,), decoder_embed_dims=(24,))
+    pairs = [(SPACE, SPACE.sample(rng)), (wide, wide.largest())]
+    (student, params), (teacher, taught_by) = (
+        (
+            standalone_of(space, subnet),
+            jax.tree.map(jnp.asarray, extract(random_params(space, 1), subnet, space.hull())),
+        )
+        for space, subnet in pairs
+    )
+    batch = {k: v[:1] for k, v in device_batches(2).items()}
+    step = make_train_step(
+        student, gradients_only(), SMOOTHING, 0.0,
+        teacher_model=TeacherModel(teacher, weight, temperature),
+    )  # fmt: skip
+    state = TrainState(jnp.int32(0), params, gradients_only().init(params))
+    state, others = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, taught_by))
+    mapped = parallel.map_train_step(step, taught=True)
+    new, _ = mapped(state, batch, None, jax.random.key(0), others)
+    ours = jax.tree.map(lambda old, n: np.asarray(old - n[0]), params, new.params)
+
+    def objective(p):
+        total = 0.0
+        for nth in range(2):
+            one = {k: v[0, nth] for k, v in batch.items()}
+            ids = one["source"], decoder_input(one["target"])
+            hard = batch_loss(student, p, one, None, None, SMOOTHING)[0].loss
+            logits = student.apply({"params": p}, *ids).logits_BTV
+            taught = teacher.apply({"params": taught_by}, *ids).logits_BTV
+            log_p = jax.nn.log_softmax(logits / temperature)
+            soft_BT = -jnp.sum(jax.nn.softmax(taught / temperature) * log_p, axis=-1)
+            soft = temperature**2 * jnp.sum(soft_BT * (one["target"] != PAD_ID))
+            total += (1 - weight) * hard + weight * soft
+        return total / np.sum(batch["target"] != PAD_ID)
+
+    assert_close(ours, jax.tree.map(np.asarray, jax.jit(jax.grad(objective))(params)))
+
+
 def one_device(step, params, batch, drawn):
     """As `step_gradient`, on the first device alone."""
     subnets = sampling.stack(drawn, HULL, Share(0, 1, 1))
@@ -343,69 +384,6 @@ def one_device(step, params, batch, drawn):
 
 
 # --- the loop ------------------------------------------------------------------------------------
-
-TINY = elastic_space(
-    encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,), encoder_top_k=(1,),
-    decoder_top_k=(1,), encoder_experts=(1, 2), decoder_experts=(1, 2),
-)  # fmt: skip
-PUBLISHED = SamplingConfig()
-CONFIG = TrainingConfig(
-    steps=6, warmup_steps=2, tokens_per_batch=40, batches_per_step=4, buckets=1, log_every=3,
-    eval_every=3, checkpoint_every=2, eval_subnets=1, peak_rate=1e-2,
-)  # fmt: skip
-
-
-class FakeTokenizer:
-    vocab_sizes = (64, 64)
-
-
-def copy_pairs(n=80) -> tokens.TokenPairs:
-    """A corpus whose target is its source."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(3, 8, n)
-    ids = rng.integers(4, 64, lengths.sum()).astype(np.uint16)
-    starts = np.cumsum([0, *lengths])
-    ids[starts[1:] - 1] = 2
-    return tokens.TokenPairs(tokens.Side(ids, starts), tokens.Side(ids, starts), {})
-
-
-DATA = PreparedData(FakeTokenizer(), copy_pairs(), copy_pairs(20))  # type: ignore[arg-type]
-
-
-class Killed(Exception):
-    """A simulated kill."""
-
-
-class KillAt(Silent):
-    """Kills the run at a step."""
-
-    def __init__(self, step):
-        self._step = step
-
-    def task(self, name, total):
-        outer = self
-
-        class Task:
-            def update(self, done, **fields):
-                if done == outer._step:
-                    raise Killed
-
-            def close(self):
-                pass
-
-        return Task()
-
-
-def run_training(
-    folder, progress=None, subnet=None, dropout=0.1, config=CONFIG, rules=PUBLISHED, **kwargs
-):
-    target = TrainingTarget(TINY, (64, 64), ModelConfig(dropout, dropout), subnet)
-    loop.train(target, config, rules, 7, DATA, folder, progress or Silent(), **kwargs)
-    return {
-        (line["step"], line["name"]): line["value"]
-        for line in metrics.read(folder)
-        if not line["name"].endswith("_s") and not line["name"].startswith("run/")
-    }
 
 
 @pytest.fixture(scope="module")
@@ -506,8 +484,8 @@ class SomeNotFinite:
         self._steps, self._map = steps, parallel.map_train_step
         monkeypatch.setattr(parallel, "map_train_step", self)
 
-    def __call__(self, step):
-        mapped = self._map(step)
+    def __call__(self, step, **kwargs):
+        mapped = self._map(step, **kwargs)
 
         def run(state, *inputs):
             number = int(np.asarray(state.step)[0]) + 1
@@ -646,8 +624,6 @@ def test_subnet_inherits_and_trains(uninterrupted, tmp_path):
     target = TrainingTarget(TINY, (64, 64), ModelConfig())
     params, step = checkpoints.load_params(target, CONFIG, uninterrupted[0], pytest.fail)
     assert step == CONFIG.steps
-    from automoe_jax.model.extract import extract  # noqa: PLC0415
-
     subnet = TINY.sample(np.random.default_rng(1))
     config = dataclasses.replace(CONFIG, steps=1, warmup_steps=0, peak_rate=1e-7)
     inherited = run_training(

@@ -22,7 +22,8 @@ class TokenizerConfig:
       max_sentences: most lines of both sides to train on, spread evenly (sentencepiece).
       dictionaries: fairseq's dict.txt, one for both languages, or source and target (bpe).
       bpe_codes: file of subword-nmt's merges (bpe).
-      lowercase: True to lower-case the text, as the IWSLT models need (bpe).
+      lowercase: True to lower-case all text, translations included, as the published IWSLT models
+        do (sentencepiece, bpe).
     """
 
     kind: str = "sentencepiece"
@@ -49,8 +50,13 @@ class TokenizerConfig:
                 )
             if not self.bpe_codes:
                 raise UserError("tokenizer.bpe_codes is empty; kind bpe needs the file of merges")
-        elif self.dictionaries or self.bpe_codes or self.lowercase:
+        elif self.dictionaries or self.bpe_codes:
             raise UserError(
-                "tokenizer.dictionaries, bpe_codes and lowercase are for kind bpe, but "
-                f"tokenizer.kind is {self.kind}"
+                "tokenizer.dictionaries and bpe_codes are for kind bpe, but tokenizer.kind is "
+                f"{self.kind}"
+            )
+        if self.lowercase and self.kind == "ids":
+            raise UserError(
+                "tokenizer.lowercase is true, but tokenizer.kind is ids: ids have no case; leave "
+                "it out"
             )

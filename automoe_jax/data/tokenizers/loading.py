@@ -16,7 +16,7 @@ def load(folder: Path) -> Tokenizer:
     info = files.read_json(folder / INFO, "tokenizer")
     kind = info.get("kind") if isinstance(info, dict) else None
     if kind == "sentencepiece":
-        return SentencePiece.load(folder)
+        return SentencePiece.load(folder, info)
     if kind == "bpe":
         return _fairseq_bpe().FairseqBpe.load(folder, info)
     if kind == "ids":

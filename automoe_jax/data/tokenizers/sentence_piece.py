@@ -24,8 +24,8 @@ class SentencePiece:
 
     kind = "sentencepiece"
 
-    def __init__(self, processor: spm.SentencePieceProcessor):
-        self._processor = processor
+    def __init__(self, processor: spm.SentencePieceProcessor, *, lowercase: bool = False):
+        self._processor, self._lowercase = processor, lowercase
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
@@ -34,12 +34,17 @@ class SentencePiece:
 
     @property
     def content(self) -> bytes:
-        return self._processor.serialized_model_proto()
+        # The pieces, in the order in which they are merged; a model has its training's paths, too.
+        pieces = map(self._processor.id_to_piece, range(self._processor.get_piece_size()))
+        return "\n".join([*pieces, "lowercase" * self._lowercase]).encode()
 
     def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]:
         del side  # one vocabulary
         return self._processor.encode(
-            list(sentences), out_type=int, add_eos=True, num_threads=os.cpu_count() or 1
+            [x.lower() for x in sentences] if self._lowercase else list(sentences),
+            out_type=int,
+            add_eos=True,
+            num_threads=os.cpu_count() or 1,
         )
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -53,11 +58,15 @@ class SentencePiece:
         return np.zeros_like(starts_V), starts_V
 
     @classmethod
-    def load(cls, folder: Path) -> "SentencePiece":
-        """Reads the folder that `train` wrote; `UserError` if it is missing or broken."""
-        path = folder / _SPM
+    def load(cls, folder: Path, info: dict[str, Any]) -> "SentencePiece":
+        """Reads the folder that `train` wrote; `UserError` if it is missing or broken.
+
+        `info` is its `tokenizer.json`; that of earlier versions does not say `lowercase`.
+        """
+        path, lowercase = folder / _SPM, info.get("lowercase", False)
         try:
-            return cls(spm.SentencePieceProcessor(model_proto=path.read_bytes()))
+            processor = spm.SentencePieceProcessor(model_proto=path.read_bytes())
+            return cls(processor, lowercase=lowercase)
         except (OSError, RuntimeError) as e:
             raise UserError(f"tokenizer model {path} cannot be read: {e}") from None
 
@@ -65,6 +74,8 @@ class SentencePiece:
 def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
     """Trains joint BPE on both languages; `UserError` if the vocabulary is too large for them."""
 
+    if config.lowercase:
+        sentences = (sentence.lower() for sentence in sentences)
     settings = {x: getattr(config, x) for x in ("vocab_size", "character_coverage", "split_digits")}
     ids: dict[str, Any] = {"bos_id": BOS_ID, "pad_id": PAD_ID, "eos_id": EOS_ID, "unk_id": UNK_ID}
 
@@ -87,7 +98,10 @@ def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
                 f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: {reason}"
             ) from None
 
-    info = {"kind": SentencePiece.kind, **settings, "max_sentences": config.max_sentences}
+    info = {
+        "kind": SentencePiece.kind, **settings, "max_sentences": config.max_sentences,
+        "lowercase": config.lowercase,
+    }  # fmt: skip
     write_folder(folder, info, fill)
 
 

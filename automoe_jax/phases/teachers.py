@@ -1,0 +1,109 @@
+"""A trained model that another one learns from: of a workdir, or an export."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from automoe_jax import config as settings
+from automoe_jax.architecture.subnet import Subnet, from_json
+from automoe_jax.data.tokenizers import loading as tokenizers
+from automoe_jax.data.tokenizers.base import Tokenizer
+from automoe_jax.decoding import weight_file
+from automoe_jax.decoding.manifest import KIND, WEIGHTS, read_manifest
+from automoe_jax.decoding.weights import params_of, unpack
+from automoe_jax.model.extract import Params, inherited
+from automoe_jax.model.scales import Scales, scales_of
+from automoe_jax.model.transformer import Transformer
+from automoe_jax.phases.run import SUBNET, SUPERNET, Run
+from automoe_jax.phases.weights import subnet_params, supernet_params, trained_folder
+from automoe_jax.system import files, workdir
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.progress import Progress
+from automoe_jax.training.checkpoints import latest_step
+from automoe_jax.training.steps import TrainedTeacher
+
+
+class _Source(NamedTuple):
+    """A teacher's architecture and weights, and what its weights mean."""
+
+    subnet: Subnet
+    params: Params
+    base_dims: tuple[int, int]
+    scales: Scales
+    words: str  # where they come from
+    tokenizer: Path
+
+
+def home(path: Path) -> Path:
+    """The workdir or export of a teacher, which has its tokenizer; `UserError` if it is neither."""
+    path = path.parent if path.name == SUPERNET else path
+    if not (path / workdir.MANIFEST).exists():
+        raise UserError(
+            f"the teacher {path} is neither a workdir nor an export; give one of them, or "
+            f"WORKDIR/{SUPERNET}"
+        )
+    return path
+
+
+def load(path: Path, tokenizer: Tokenizer, progress: Progress) -> TrainedTeacher:
+    """The teacher in a folder: an export, or a workdir.
+
+    Of a workdir it is the trained subnet, or the largest subnet of the supernet where there is no
+    other or the path ends in `supernet`. Raises `UserError` if the folder is neither, or the
+    teacher has another tokenizer than the student's.
+    """
+    kind = files.read_json(home(path) / workdir.MANIFEST, "manifest").get("kind")
+    source = _of_export(path) if kind == KIND else _of_workdir(path, progress)
+    if tokenizers.load(source.tokenizer).content != tokenizer.content:
+        raise UserError(
+            f"the teacher {path} has another tokenizer than the model that learns from it; give "
+            "the model a new workdir, which takes the teacher's tokenizer"
+        )
+    names = {"embedding": "all", "output": "none"}
+    sharing = next((kind for name, kind in names.items() if name in source.params), "decoder")
+    sizes = tokenizer.vocab_sizes
+    module = Transformer(
+        source.subnet, sizes, *source.base_dims, share_embeddings=sharing, scales=source.scales
+    )
+    progress.note(f"teacher: {path} ({source.words})")
+    return TrainedTeacher(module, source.params)
+
+
+def _of_export(path: Path) -> _Source:
+    manifest = read_manifest(path)
+    subnet = from_json(manifest["subnet"])
+    weights = unpack(weight_file.load(path / WEIGHTS), manifest["vocab_sizes"][1])
+    tokenizer = path / "tokenizer"
+    if not tokenizer.is_dir():
+        raise UserError(f"the export {path} has no tokenizer, so nothing says what its ids mean")
+    first, second = manifest["base_dims"]
+    scales = Scales(gate=manifest["gate"])  # others are in its weights
+    words = manifest["weights_from"]
+    return _Source(subnet, params_of(weights, subnet), (first, second), scales, words, tokenizer)
+
+
+def _of_workdir(path: Path, progress: Progress) -> _Source:
+    of_supernet, path = path.name == SUPERNET, home(path)
+    groups = workdir.read(path, "run")["config"]
+    run = Run(settings.from_stored(groups), path, progress)
+    trained = trained_folder(run)
+    of_supernet = of_supernet or not (path / trained / workdir.MANIFEST).exists()
+    kind, folder = (SUPERNET, SUPERNET) if of_supernet else (SUBNET, trained)
+    if latest_step(path / folder) is None:
+        raise UserError(f"the workdir {path} has no trained model to learn from; train one first")
+    groups |= workdir.read(path / folder, kind)["config"]
+    known = {name: groups[name] for name in groups if name in _GROUPS}
+    run = Run(settings.from_stored(known), path, progress)
+    space = run.config.space
+    if of_supernet:
+        params, step = supernet_params(run, tokenizers.load(run.tokenizer).vocab_sizes)
+        subnet = space.largest()
+        params = inherited(params, subnet, space)
+        words = f"largest subnet of the supernet, step {step}"
+    else:
+        params, subnet, step = subnet_params(run, trained)
+        words = f"trained subnet, step {step}"
+    base_dims = space.hull().encoder.embed_dim, space.hull().decoder.embed_dim
+    return _Source(subnet, params, base_dims, scales_of(space), words, run.tokenizer)
+
+
+_GROUPS = {"seed", "data", "tokenizer", "space", "model", "training", "sampling", "subnet_training"}
