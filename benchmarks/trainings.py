@@ -26,13 +26,22 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 def architecture(experts: list[int]) -> dict[str, Any]:
     """A subnet of 3 + 2 layers of width 128 with these experts in each layer."""
+    return _subnet(experts, width=128, depths=(3, 2))
+
+
+def dense(width: int, depths: tuple[int, int], ffn: int) -> dict[str, Any]:
+    """A subnet with one FFN in each layer."""
+    return _subnet([ffn], width, depths)
+
+
+def _subnet(experts: list[int], width: int, depths: tuple[int, int]) -> dict[str, Any]:
     encoder = {"heads": 4, "experts": experts}
     decoder = {"self_heads": 4, "cross_heads": 4, "cross_span": 1, "experts": experts}
     return {
         "version": 1,
         "qkv_dim": 128,
-        "encoder": {"embed_dim": 128, "layers": [encoder] * 3},
-        "decoder": {"embed_dim": 128, "layers": [decoder] * 2},
+        "encoder": {"embed_dim": width, "layers": [encoder] * depths[0]},
+        "decoder": {"embed_dim": width, "layers": [decoder] * depths[1]},
     }
 
 
