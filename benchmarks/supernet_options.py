@@ -6,8 +6,9 @@ python benchmarks/supernet_options.py --json --only=plain,gate --updates=600
 Trains the supernet of configs/msdocs.py (width 128, 3 + 2 layers; 1, 2, 4 or 8 experts of 256 or
 512) with each option, one training per core, and scores with inherited weights: standard subnets of
 1, 2, 4 and 8 experts of 512 in every layer, and 30 fixed random ones. `gain` is the loss of one
-expert less that of eight. A finished training is a line of the results file, and is not run again;
-unfinished ones go on from their checkpoints in --workdir.
+expert less that of eight. "from_trained" starts from one FFN of 512 that was trained alone for as
+many updates, so it has twice the updates of the others. A finished training is a line of the
+results file, and is not run again; unfinished ones go on from their checkpoints in --workdir.
 """
 
 import argparse
@@ -61,6 +62,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "largest_first": {"sampling.largest_first": 300},
     "random_experts": {"sampling.random_experts": True},
     "sandwich_conflicts": {"sampling.rule": "sandwich", "sampling.project_conflicts": True},
+    "from_trained": {},
     "balance_z": {"training.load_balance": 0.03, "training.router_z": 0.001},
 }
 
@@ -95,13 +97,32 @@ def train(option: str, updates: int, seed: int, folder: Path, core: int) -> dict
         "training.eval_subnets": 0,
         **OPTIONS[option],
     }
-    trainings.run_on_core(core, trainings.command(CONFIG, folder, *trainings.flags(own)))
+    flags = trainings.flags(own)
+    if option == "from_trained":
+        dense = folder.parent / f"dense-{updates}-{seed}"
+        train_dense(updates, seed, dense, core)
+        flags.append(f"--init_from={dense}")
+    trainings.run_on_core(core, trainings.command(CONFIG, folder, *flags))
     printed = trainings.run_on_core(core, [sys.executable, __file__, f"--score={folder}"])
     seconds = trainings.values(folder / SUPERNET, "train/step_s")
     about = {"option": option, "updates": updates, "seed": seed}
     found = json.loads(printed.splitlines()[-1])
     step = {"step_s": float(np.median(list(seconds.values())))} if seconds else {}
     return {**about, **found, **step, **measure.machine()}
+
+
+def train_dense(updates: int, seed: int, folder: Path, core: int) -> None:
+    """One FFN of 512 in each layer on its own, on one core."""
+    own = {
+        "seed": seed,
+        "subnet_training.steps": updates,
+        "subnet_training.warmup_steps": min(updates // 4, 400),
+        "subnet_training.eval_every": updates // 2,
+    }
+    subnet = folder.with_suffix(".json")
+    files.write_json(subnet, trainings.architecture([FFN]))
+    flags = [f"--subnet={subnet}", *trainings.flags(own)]
+    trainings.run_on_core(core, trainings.command(CONFIG, folder, *flags))
 
 
 def key(line: dict[str, Any]) -> tuple[str, int, int]:

@@ -58,7 +58,7 @@ def main():
 def _row(worth: Worth) -> tuple[str, ...]:
     gain = worth.gain_per_cost
     return (
-        worth.choice, f"{worth.low:.3g} to {worth.high:.3g}", f"{worth.loss_share:.1%}",
+        worth.choice, f"{worth.low:,.4g} to {worth.high:,.4g}", f"{worth.loss_share:.1%}",
         f"{worth.cost_share:.1%}", f"{worth.loss:+.4f}",
         f"{worth.loss_low:+.4f}, {worth.loss_high:+.4f}", f"{worth.cost:+.3g}",
         "" if gain is None else f"{gain:.3g}",

@@ -198,7 +198,7 @@ def sensitivity_plot(worths: Sequence[Worth], unit: str, path: Path):
     colors = ["tab:green" if w.buys else "tab:gray" for w in worths]
     right.barh(rows, gains, 0.6, color=colors, xerr=np.maximum(errors, 0), ecolor="black")
     right.axvline(0, color="black", linewidth=0.8)
-    right.set_xlabel("nats gained from its lowest to its highest value, 95 % interval")
+    right.set_xlabel("nats gained from lowest to highest value\n(95 % interval)")
     for axes in (left, right):
         axes.grid(alpha=0.3, axis="x")
         axes.xaxis.set_major_locator(MaxNLocator(6))
