@@ -4,10 +4,11 @@ python benchmarks/distillation.py --json                    # hours; goes on whe
 python benchmarks/distillation.py --json --only=plain,word --seeds=1
 
 The student has width 128, 4 + 2 layers and FFNs of 512, and is trained from scratch for 1,500
-updates by configs/multi30k.py. Recipes:
-  old       without the scales of the config, at the peak rate that this allows
-  plain     by the config
-  word      half of the loss is the predictions of a teacher of width 192, 6 + 3 layers, FFN 1,024
+updates on the text of configs/multi30k.py. Recipes:
+  old       without scaled branches, at a peak rate of 2e-3, which they allow
+  plain     with the scales of the config, at a peak rate of 4e-3
+  word      half of the loss is the predictions of a teacher of width 128 and 192 (encoder and
+            decoder), 6 + 3 layers and FFNs of 1,024, trained for 2,500 updates
   sequence  the teacher's translations of the training text stand beside it
   both      word and sequence
 Each is tested with the weights of its last update, the average of its last checkpoints and their
@@ -17,7 +18,6 @@ and is not run again; unfinished ones go on from their checkpoints in --workdir.
 
 import argparse
 import dataclasses
-import json
 import sys
 import threading
 from pathlib import Path
@@ -70,8 +70,8 @@ class Trainings:
     def __init__(self, folder: Path):
         self._folder, self._lock = folder, threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        student = trainings.dense(width=128, depths=(4, 2), ffn=512)
-        teacher = trainings.dense(width=192, depths=(6, 3), ffn=1024)
+        student = trainings.dense((128, 128), (4, 2), 512)
+        teacher = trainings.dense((128, 192), (6, 3), 1024)
         for name, subnet in (("student", student), ("teacher", teacher)):
             files.write_json(folder / f"{name}.json", subnet)
 
@@ -82,8 +82,7 @@ class Trainings:
             if not (run / "export" / "manifest.json").exists():
                 settings = {**COMMON, "subnet_training.steps": TEACHER_UPDATES}
                 self._train(core, run, "teacher", settings)
-                self._export(core, run, "average", trainings.flags(COMMON), "int8")
-                (run / "export_average").rename(run / "export")
+                self._export(core, run, "export", "average", COMMON, "int8")
         return run / "export"
 
     def distilled(self, core: int) -> Path:
@@ -114,8 +113,9 @@ class Trainings:
         seconds = trainings.values(run / "subnet", "train/step_s")
         tested = {}
         for weights in WEIGHTS:
-            self._export(core, run, weights, trainings.flags(settings))
-            tested[weights] = self._test(core, run, weights)
+            exported = self._export(core, run, f"export_{weights}", weights, settings)
+            output = f"--output={run / f'test_{weights}.de'}"
+            tested[weights] = trainings.test_bleu(run, core, exported, output)
         return {
             **dataclasses.asdict(student), "updates": UPDATES, "loss": losses[UPDATES],
             "losses": losses, "step_s": float(np.median(list(seconds.values()))), "bleu": tested,
@@ -126,19 +126,12 @@ class Trainings:
         flags = [f"--subnet={self._folder / subnet}.json", *trainings.flags(settings), *more]
         trainings.run_on_core(core, trainings.command(CONFIG, run, *flags))
 
-    def _export(self, core: int, run: Path, weights: str, flags: list[str], quantize: str = "none"):
-        program = [sys.executable, str(ROOT / "launch" / "export.py"), "--config", CONFIG]
-        own = [f"--workdir={run}", f"--out={run / f'export_{weights}'}"]
-        own += [f"--config.export.quantize={quantize}"]
-        own += [f"--config.subnet_training.final_weights={weights}"]
-        trainings.run_on_core(core, [*program, *own, *flags])
-
-    def _test(self, core: int, run: Path, weights: str) -> float:
-        """BLEU (cased, 13a) on test text; the translations stay in the run's folder."""
-        program = [sys.executable, str(ROOT / "launch" / "evaluate.py"), "--json"]
-        own = [f"--export={run / f'export_{weights}'}", f"--workdir={run}"]
-        own += [f"--output={run / f'test_{weights}.de'}"]
-        return json.loads(trainings.run_on_core(core, [*program, *own]).splitlines()[-1])["bleu"]
+    def _export(
+        self, core: int, run: Path, out: str, weights: str, settings: dict[str, Any], kind="none"
+    ) -> Path:
+        """The export of a run with these final weights, of a kind of quantisation."""
+        own = {"export.quantize": kind, "subnet_training.final_weights": weights}
+        return trainings.export(CONFIG, run, core, out, *trainings.flags({**settings, **own}))
 
 
 def finished() -> dict[Student, dict[str, Any]]:
@@ -197,7 +190,7 @@ def main():
     trainings.on_each_core(one, [s for s in wanted if s not in known])
     known = finished()
     rows = [known[s] for s in wanted]
-    comparisons = compared({s: known[s] for s in wanted}, folder)
+    comparisons = compared(known, folder)
     means = {
         recipe: float(np.mean([own["gain"] for own in seeds.values()]))
         for recipe, seeds in comparisons.items()

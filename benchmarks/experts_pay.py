@@ -125,7 +125,8 @@ def train(training: Training, workdir: Path, core: int) -> dict:
     losses = trainings.values(trained, f"valid/loss_{name}")
     line = {**dataclasses.asdict(training), "losses": losses, **measure.machine()}
     if training.updates >= TRANSLATED and not supernet:
-        line["bleu"] = trainings.test_bleu(CONFIG, folder, core, *training.space_flags())
+        exported = trainings.export(CONFIG, folder, core, "export", *training.space_flags())
+        line["bleu"] = trainings.test_bleu(folder, core, exported)
     return line
 
 

@@ -26,35 +26,40 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 def architecture(experts: list[int]) -> dict[str, Any]:
     """A subnet of 3 + 2 layers of width 128 with these experts in each layer."""
-    return _subnet(experts, width=128, depths=(3, 2))
+    return _subnet(experts, (128, 128), (3, 2))
 
 
-def dense(width: int, depths: tuple[int, int], ffn: int) -> dict[str, Any]:
-    """A subnet with one FFN in each layer."""
-    return _subnet([ffn], width, depths)
+def dense(widths: tuple[int, int], depths: tuple[int, int], ffn: int) -> dict[str, Any]:
+    """A subnet with one FFN in each layer; widths and depths of encoder and decoder."""
+    return _subnet([ffn], widths, depths)
 
 
-def _subnet(experts: list[int], width: int, depths: tuple[int, int]) -> dict[str, Any]:
+def _subnet(experts: list[int], widths: tuple[int, int], depths: tuple[int, int]) -> dict[str, Any]:
     encoder = {"heads": 4, "experts": experts}
     decoder = {"self_heads": 4, "cross_heads": 4, "cross_span": 1, "experts": experts}
     return {
         "version": 1,
         "qkv_dim": 128,
-        "encoder": {"embed_dim": width, "layers": [encoder] * depths[0]},
-        "decoder": {"embed_dim": width, "layers": [decoder] * depths[1]},
+        "encoder": {"embed_dim": widths[0], "layers": [encoder] * depths[0]},
+        "decoder": {"embed_dim": widths[1], "layers": [decoder] * depths[1]},
     }
 
 
-def test_bleu(config: str, workdir: Path, core: int, *more: str) -> float:
-    """BLEU (cased, 13a) of an export of the workdir's subnet on its test text, beam 5.
+def export(config: str, workdir: Path, core: int, out: str, *more: str) -> Path:
+    """The export, in folder `out` of a workdir, of its subnet.
 
     `more` are the flags of its space, and which weights are exported.
     """
-    export = workdir / "export"
     program = [sys.executable, str(ROOT / "launch" / "export.py"), "--config", config]
-    run_on_core(core, [*program, "--workdir", str(workdir), "--out", str(export), *more])
-    program = [sys.executable, str(ROOT / "launch" / "evaluate.py"), "--json"]
-    printed = run_on_core(core, [*program, f"--export={export}", f"--workdir={workdir}"])
+    folder = workdir / out
+    run_on_core(core, [*program, f"--workdir={workdir}", f"--out={folder}", *more])
+    return folder
+
+
+def test_bleu(workdir: Path, core: int, exported: Path, *more: str) -> float:
+    """BLEU (cased, 13a) of an export on the workdir's test text, beam 5."""
+    program = [sys.executable, str(ROOT / "launch" / "evaluate.py"), "--json", *more]
+    printed = run_on_core(core, [*program, f"--export={exported}", f"--workdir={workdir}"])
     return json.loads(printed.splitlines()[-1])["bleu"]
 
 

@@ -47,5 +47,6 @@ def main():
     )  # fmt: skip
     run = CONFIG.open_run(config)
     folder = workdir.resolve(_OUT.value)
-    found = distill.distill(run, open_splits(run), translator, how, folder)
+    splits, teacher = open_splits(run), workdir.resolve(_TEACHER.value)
+    found = distill.distill(run, splits, teacher, how, folder, lambda: translator)
     print(f"{found.pairs:,} training pairs, {found.translated:,} of them translated: {folder}")

@@ -21,7 +21,7 @@ _INIT_FROM = flags.DEFINE_string(
     None,
     "workdir whose supernet's weights the subnet inherits, or whose trained subnet, "
     "which differs in experts alone, it starts from (sparse upcycling); without --subnet, "
-    "the workdir whose trained subnet a supernet starts from",
+    "the workdir whose trained subnet, of the same space, a supernet starts from",
 )
 _TEACHER = flags.DEFINE_string(
     "teacher",

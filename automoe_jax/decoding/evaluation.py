@@ -111,7 +111,11 @@ def evaluate(
     *,
     lowercase: bool = False,
 ) -> tuple[Scores, list[str]]:
-    """Translates and scores; also returns the translations. `lowercase` as in `score`."""
+    """Translates and scores; also returns the translations.
+
+    `lowercase` as in `score`; true in any case for a tokenizer that lower-cases.
+    """
+    lowercase |= translator.tokenizer is not None and translator.tokenizer.lowercase
     if isinstance(translator.tokenizer, TokenIds):  # translations have no eos: references neither
         ids = translator.tokenizer.encode(references, "target")
         references = translator.tokenizer.decode(ids)

@@ -54,9 +54,10 @@ def supernet_started(params: Params, trained: Subnet, fresh: Params, space: Sear
     """Weights of a space's supernet in which the subnet `trained` has its trained ones, `params`.
 
     What it does not have is that of `fresh`, a new supernet; stored experts beyond its own are
-    copies of them, as `upcycled` makes them. Its function is kept, except that a layer of several
-    experts gets a new router where the space has more. With `space.sharing` "means" or "common",
-    all stored experts start from its first.
+    copies of them, as `upcycled` makes them. Its function is kept where its layers have one expert.
+    A layer of several keeps it with `space.sharing` "front", if the space has no more; else it gets
+    a new router. With "means" and "common" all stored experts start from its first, with "own" they
+    are copies in the order in which they are stored.
     """
     out = {
         name: jax.tree.map(_in_front, part, params[name])

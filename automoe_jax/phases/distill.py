@@ -6,13 +6,14 @@ The corpus is a folder of parallel text, which `data.path` takes.
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from automoe_jax.data.corpus import Split
 from automoe_jax.data.parallel_text import LinePair
 from automoe_jax.data.tokens import text_or_none
+from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.decoding.translator import Translation, Translator
 from automoe_jax.phases.run import Run
 from automoe_jax.system import files, workdir
@@ -60,32 +61,29 @@ class Distilled(NamedTuple):
     translated: int  # of them, a teacher's
 
 
-def is_done(folder: Path) -> bool:
-    """True if a folder has a whole corpus that `distill` wrote."""
-    return (folder / _COUNTS).exists()
-
-
 def distill(
     run: Run,
     splits: dict[str, Split],
-    translator: Translator,
+    teacher: Path,
     how: Distillation,
     folder: Path,
+    load: Callable[[], Translator],
 ) -> Distilled:
     """Writes the corpus of a run with its training text translated by an export; resumable.
 
-    Validation and test text stay as they are. A training pair that is not UTF-8 or empty on a side
-    has no translation. `UserError` if the folder has another corpus, or one of other settings.
+    `load` loads the export `teacher`, if something is left to translate. Validation and test text
+    stay as they are. A training pair that is not UTF-8 or empty on a side has no translation.
+    `UserError` if the folder has another corpus, or one of other settings.
     """
     languages = run.config.data.source_lang, run.config.data.target_lang
     _check_folder(folder)
-    teacher = str(translator.folder.absolute())
-    about = {"teacher": teacher, "data": run.config.data, **dataclasses.asdict(how)}
+    named = {"teacher": run.stored(teacher), "weights": read_manifest(teacher)["weights_from"]}
+    about = {**named, "data": run.config.data, **dataclasses.asdict(how)}
     parts, done = folder / _PARTS, folder / _COUNTS
     workdir.claim(folder, KIND, about, begun=parts.exists() or done.exists())
     if not done.exists():
         parts.mkdir(exist_ok=True)
-        _translate(run, splits["train"], translator, how, parts)
+        _translate(run, splits["train"], load(), how, parts)
         for name, split in splits.items():
             pairs = _all_pairs(split)
             if name == "train":
@@ -108,6 +106,7 @@ def _check_folder(folder: Path):
 def _translate(run: Run, split: Split, translator: Translator, how: Distillation, parts: Path):
     """Writes the parts that are missing: pairs of source and translation."""
     task = run.progress.task("translating", len(split))
+    lowercase = translator.tokenizer is not None and translator.tokenizer.lowercase
     n_hypotheses = how.beam_size if how.choice == "nearest" else how.n_best
     for first in range(0, len(split), _CHUNK):
         last = min(first + _CHUNK, len(split))
@@ -124,21 +123,23 @@ def _translate(run: Run, split: Split, translator: Translator, how: Distillation
             pairs = [
                 [source, hypothesis]
                 for (source, reference), translation in zip(usable, found, strict=True)
-                for hypothesis in _chosen(translation, reference, how)
+                for hypothesis in _chosen(translation, reference, how, lowercase=lowercase)
             ]
             files.write_json(path, {"version": 1, "pairs": pairs})
         task.update(last)
     task.close()
 
 
-def _chosen(translation: Translation, reference: str, how: Distillation) -> Sequence[str]:
+def _chosen(
+    translation: Translation, reference: str, how: Distillation, *, lowercase: bool
+) -> Sequence[str]:
     """The hypotheses of a sentence that become pairs; none that is empty."""
     texts = [own.text for own in translation.hypotheses]
     if how.choice == "nearest":
         # Imported here: the scores are wanted by no other phase that loads this module.
         from sacrebleu.metrics.bleu import BLEU  # noqa: PLC0415
 
-        bleu = BLEU(effective_order=True)
+        bleu = BLEU(effective_order=True, lowercase=lowercase)
         texts = [max(texts, key=lambda text: bleu.sentence_score(text, [reference]).score)]
     return [text for text in dict.fromkeys(texts[: how.n_best]) if text.strip()]
 

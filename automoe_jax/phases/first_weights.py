@@ -9,16 +9,23 @@ from automoe_jax.data.tokens import PreparedData
 from automoe_jax.model.extract import Params, inherited
 from automoe_jax.model.importance import best_first
 from automoe_jax.model.upcycle import supernet_started, upcycled
-from automoe_jax.phases.run import Run
-from automoe_jax.phases.weights import subnet_params, supernet_params, trained_folder
+from automoe_jax.phases.run import SUBNET, Run
+from automoe_jax.phases.weights import check_space, subnet_params, supernet_params, trained_folder
 from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.checkpoints import latest_step
+from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.evaluation import take_pairs
 from automoe_jax.training.importance import importance_of
 from automoe_jax.training.target import TrainingTarget, initial_state
 
 _PAIRS = 1000  # of training text, on which importance is measured
+
+
+def group_of(source: Run) -> TrainingConfig:
+    """The training whose `final_weights` a subnet starts from in a workdir."""
+    has_supernet = latest_step(source.supernet) is not None
+    return source.config.training if has_supernet else source.config.subnet_training
 
 
 def of_subnet(source: Run, own: TrainingTarget, folder: Path) -> Params:
@@ -41,12 +48,14 @@ def of_subnet(source: Run, own: TrainingTarget, folder: Path) -> Params:
 
 
 def check_of_supernet(source: Run):
-    """Raises `UserError` if a workdir has no trained subnet for `of_supernet`."""
-    if not (source.path / trained_folder(source) / workdir.MANIFEST).exists():
+    """Raises `UserError` if a workdir has no trained subnet of the same space."""
+    folder = source.path / trained_folder(source)
+    if latest_step(folder) is None or not (folder / workdir.MANIFEST).exists():
         raise UserError(
             f"{source.path} has no trained subnet for the supernet to start from; train one there "
             "with launch/train.py --subnet, or leave --init_from out"
         )
+    check_space(source.config, folder, SUBNET)
 
 
 def of_supernet(source: Run, own: TrainingTarget, data: PreparedData) -> Params:

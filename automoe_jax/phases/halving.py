@@ -35,7 +35,8 @@ def halve(
     config, folder = run.config, run.path / out
     inherit = latest_step(run.supernet) is not None
     asked = {"steps": steps, "inherit": inherit, "subnets": list(map(to_json, subnets))}
-    settings = {**config.groups(*SUBNET_GROUPS), **asked}
+    weights = config.training.weights_for("supernet_weights") if inherit else {}
+    settings = {**config.groups(*SUBNET_GROUPS), **asked, **weights}
     claim(run, out, "halving", settings, begun=any(folder.glob("[0-9]*")))
     if (folder / RESULT).exists():
         return files.read_json(folder / RESULT, "halving")
@@ -83,7 +84,9 @@ def _trained(
         return files.read_json(done, "loss")["loss"]
     whole = run.config.subnet_training
     warmup = min(whole.warmup_steps, steps // 4)
-    training = dataclasses.replace(whole, steps=steps, warmup_steps=warmup, eval_every=0)
+    training = dataclasses.replace(
+        whole, steps=steps, warmup_steps=warmup, eval_every=0, patience=0, final_weights="last"
+    )
     own = dataclasses.replace(run, config=dataclasses.replace(run.config, subnet_training=training))
     out, before = f"{folder}/round_{nth}", f"{folder}/round_{nth - 1}"
     if nth == 1:

@@ -6,6 +6,7 @@ pipeline can be killed at any point and started again.
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.decoding import evaluation
+from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.decoding.translator import DEFAULT_BEAM, Translator
 from automoe_jax.model.extract import Params, inherited
 from automoe_jax.phases import distill, report, search_result, train, weights
@@ -99,18 +101,21 @@ def _distilled(run: Run, params: Params, step: int) -> Path | None:
     teacher, folder = run.config.pipeline.distill, run.path / DISTILLED
     if not teacher:
         return None
-    if distill.is_done(folder):
-        return folder
-    export = run.path / TEACHER if teacher == SUPERNET else files.expanded(teacher)
+    export = run.path / TEACHER if teacher == SUPERNET else files.expanded(teacher).absolute()
     if teacher == SUPERNET and not (export / workdir.MANIFEST).exists():
         largest = run.config.space.largest()
         how = dataclasses.replace(run.config.export, quantize="int8", beam_sizes=(DEFAULT_BEAM,))
         own = dataclasses.replace(run, config=dataclasses.replace(run.config, export=how))
-        largest_params = inherited(params, largest, run.config.space)
-        export_params(own, largest_params, largest, export, f"largest subnet, step {step}")
-    translator = Translator.load(export)
-    beam = Distillation(translator.beam_size())
-    found = distill.distill(run, open_splits(run), translator, beam, folder)
+        weights_from = weights.origin(
+            run.supernet, "largest subnet of the supernet", step, run.config.training.final_weights
+        )
+        export_params(
+            own, inherited(params, largest, run.config.space), largest, export, weights_from
+        )
+    sizes = read_manifest(export)["beam_sizes"]
+    beam = Distillation(DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes))
+    load = functools.partial(Translator.load, export)
+    found = distill.distill(run, open_splits(run), export, beam, folder, load)
     run.progress.note(f"{found.pairs:,} training pairs, {found.translated:,} of them translated")
     return folder
 
@@ -141,11 +146,13 @@ def _choose(run: Run, finalists: dict[str, Subnet]):
     valid = corpus_split(run, "valid")
     sources, references = evaluation.read_split(valid, pipeline.valid_sentences)
     start = "the supernet's weights" if pipeline.inherit else "scratch"
+    kind = run.config.subnet_training.final_weights
     rows = {}
     for out, subnet in finalists.items():
         params, _, step = weights.subnet_params(run, out)
         folder = run.path / out / EXPORT
-        export_params(run, params, subnet, folder, f"trained from {start}, step {step}")
+        origin = weights.origin(run.path / out, f"trained from {start}", step, kind)
+        export_params(run, params, subnet, folder, origin)
         scores, _ = evaluation.evaluate(Translator.load(folder), sources, references, beam)
         gflops = complexity.count(subnet).flops / 1e9
         rows[out] = {"bleu": scores.bleu, "chrf": scores.chrf, "gflops": gflops}

@@ -1,5 +1,6 @@
 """The first phase: corpus, tokenizer and token ids."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from jax.experimental import multihost_utils
 from automoe_jax.data import tokens
 from automoe_jax.data.config import DataConfig
 from automoe_jax.data.corpus import Split, open_corpus
-from automoe_jax.data.parallel_text import LinePair, find_splits
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import sentence_piece, token_ids
 from automoe_jax.data.tokenizers.config import TokenizerConfig
@@ -23,7 +23,8 @@ def prepare(run: Run, init_from: Path | None = None) -> PreparedData:
     """Makes what is missing of `corpus/`, `tokenizer/` and `tokens/`, and opens it.
 
     On a pod the first process does it and the others wait; they share the workdir. The tokenizer
-    is that of the workdir `init_from`, if weights will be inherited from there.
+    is that of the folder `init_from`, if weights will be inherited or predictions learned from
+    there.
 
     Raises:
       UserError: no corpus, no usable pair, or another tokenizer than that of `init_from`.
@@ -48,28 +49,14 @@ def other_text(run: Run, corpus: Path) -> TokenPairs:
     """
     folder = corpus / "tokens"
     if jax.process_index() == 0 and not (folder / "train").is_dir():
-        languages = run.config.data.source_lang, run.config.data.target_lang
-        lines = list(find_splits(corpus, *languages)["train"].read())
-        _tokenize(run, "train", _Lines(lines), folder)
+        data = dataclasses.replace(run.config.data, kind="parallel_text", path=str(corpus))
+        _tokenize(run, "train", open_corpus(data, corpus / "corpus")["train"], folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"prepare {corpus}")
     found = tokens.load(folder / "train")
     if not len(found):
         raise UserError(f"no pair of {corpus} can be used")
     return found
-
-
-class _Lines:
-    """A split of pairs in memory."""
-
-    def __init__(self, pairs: list[LinePair]):
-        self._pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def read(self, indices: Iterable[int]) -> list[LinePair]:
-        return [self._pairs[i] for i in indices]
 
 
 def vocab_sizes(run: Run) -> tuple[int, int]:

@@ -100,7 +100,11 @@ def rank(
     continues with the subnet that it was at. The trained weights are not kept.
     """
     config, folder = run.config, run.path / out
-    settings = {**config.groups(*SUBNET_GROUPS), "supernet_step": step, "subnets": count}
+    settings = {
+        **config.groups(*SUBNET_GROUPS), "supernet_step": step, "subnets": count,
+        **config.training.weights_for("supernet_weights"),
+        **config.subnet_training.weights_for("subnet_weights"),
+    }  # fmt: skip
     claim(run, out, "ranking", settings, begun=any(folder.glob("[0-9]*")))
     if (folder / RESULT).exists():
         return files.read_json(folder / RESULT, "ranking")

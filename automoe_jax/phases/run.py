@@ -27,6 +27,11 @@ class Run:
     path: Path
     progress: Progress
 
+    def stored(self, folder: Path) -> str:
+        """A folder as manifests say it: relative if in the workdir, which may be moved."""
+        inside = folder.is_relative_to(self.path)
+        return str(folder.relative_to(self.path) if inside else folder.absolute())
+
     @property
     def corpus(self) -> Path:
         return self.path / "corpus"

@@ -40,7 +40,8 @@ def claim_search(run: Run, folder: Path, step: int | None):
     groups = ("seed", "data", "tokenizer", "space", "search", "predictor", "latency")
     # Latency and size follow from these.
     export = {"quantize": config.export.quantize, "shortlist": config.export.shortlist}
-    about = {**config.groups(*groups), **export, "supernet_step": step}
+    weights = config.training.weights_for("supernet_weights")
+    about = {**config.groups(*groups), **export, "supernet_step": step, **weights}
     scored, measured = ((folder / name).exists() for name in (HISTORY, MEASUREMENTS))
     try:
         workdir.claim(folder, SEARCH, about, begun=scored or measured)

@@ -57,10 +57,13 @@ def train_supernet(run: Run, init_from: Path | None = None, profile: Span | None
     source = None if init_from is None else dataclasses.replace(run, path=init_from)
     if source is not None and step is None:
         first_weights.check_of_supernet(source)
-    origin = init_from and _stored(run, init_from)
-    if origin is None and step:  # goes on, wherever it started
-        origin = workdir.read(run.supernet, SUPERNET)["config"].get("init_from")
+    origin = init_from and run.stored(init_from)
     content = settings(config, None, origin)
+    if source is not None:
+        content |= config.subnet_training.weights_for("init_weights")
+    elif step:  # goes on, wherever it started
+        stored = workdir.read(run.supernet, SUPERNET)["config"]
+        content |= {k: stored[k] for k in ("init_from", "init_weights") if k in stored}
     claim(run, SUPERNET, SUPERNET, content, begun=bool(step))
     data = prepare(run, init_from)
     supernet = target(config, data.tokenizer.vocab_sizes)
@@ -103,15 +106,16 @@ def train_subnet(
         manifest = check_space(config, folder, SUBNET)
         if from_json(manifest["config"]["subnet"]) != subnet:
             raise UserError(f"{folder} holds another subnet; name another folder with --out")
-    source = after or (init_from and _stored(run, init_from))
+    source = after or (init_from and run.stored(init_from))
     content, tokenizer_from = settings(config, subnet, source), init_from
-    if init_from is not None and config.training.final_weights != "last":
-        content["init_weights"] = config.training.final_weights
+    if init_from is not None:
+        first = first_weights.group_of(dataclasses.replace(run, path=init_from))
+        content |= first.weights_for("init_weights")
     if teacher is not None:
-        content["teacher"] = _stored(run, teacher)
+        content["teacher"] = run.stored(teacher)
         tokenizer_from = init_from or teachers.home(teacher)
     if text is not None:
-        content["text"] = _stored(run, text)
+        content["text"] = run.stored(text)
     claim(run, folder, SUBNET, content, begun=bool(step))
     data = prepare(run, tokenizer_from)
     if text is not None:
@@ -124,12 +128,6 @@ def train_subnet(
         params = first_weights.of_subnet(dataclasses.replace(run, path=init_from), own, folder)
     taught_by = teacher and functools.partial(teachers.load, teacher, data.tokenizer, run.progress)
     _train(run, own, config.subnet_training, data, folder, params, profile, taught_by)
-
-
-def _stored(run: Run, folder: Path) -> str:
-    """A folder as it is stored: one in the workdir may move with it."""
-    inside = folder.is_relative_to(run.path)
-    return str(folder.relative_to(run.path) if inside else folder.absolute())
 
 
 def _train(

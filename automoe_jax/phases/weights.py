@@ -51,10 +51,11 @@ _KINDS = {
 def origin(folder: Path, name: str, step: int, final_weights: str = "last") -> str:
     """Describes where a folder's weights come from, for an export's manifest."""
     kind = SUPERNET if folder.name == SUPERNET else SUBNET
+    name_of = _KINDS[final_weights] if step else ""  # converted weights have one kind
     source = workdir.read(folder, kind).get(workdir.CONVERTED)
     if source is None:
-        return f"{name}, step {step}{_KINDS[final_weights]}"
-    trained_on = f", trained on to step {step}" if step else ""
+        return f"{name}, step {step}{name_of}"
+    trained_on = f", trained on to step {step}{name_of}" if step else ""
     return f"{name}, converted from {source['checkpoint']}{trained_on}"
 
 

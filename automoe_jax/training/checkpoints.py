@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
@@ -46,11 +47,17 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints in a folder; to be closed."""
 
-    def __init__(self, folder: Path, keep: int = 2, *, read_only: bool = False):
+    def __init__(self, folder: Path, keep: int = 2, every: int = 1, *, read_only: bool = False):
+        """Keeps the newest checkpoint, and the newest `keep` of steps that `every` divides.
+
+        So one of a run that was stopped in between takes no other's place.
+        """
         self._folder, self._read_only = folder, read_only
         self._saving: int | None = None  # step
+        kept = [policies.LatestN(1), policies.EveryNSteps(every, max_to_keep=keep)]
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep, create=not read_only, read_only=read_only,
+            preservation_policy=None if read_only else policies.AnyPreservationPolicy(kept),
+            create=not read_only, read_only=read_only,
             cleanup_tmp_directories=not read_only,  # of saves that were killed
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )  # fmt: skip
@@ -235,9 +242,10 @@ def load_params(
 ) -> tuple[Any, int]:
     """The final weights in a run's folder, as NumPy arrays, and their step.
 
-    `TrainingConfig.final_weights` says which; an average has the step of its newest. Raises
-    `UserError` if there is no checkpoint, or none that can be read; `note` is told of those that
-    cannot. A folder of converted weights has these alone.
+    `TrainingConfig.final_weights` says which; an average has the step of its newest, and leaves out
+    what a stop saved between two checkpoints of the plan. A folder of converted weights has these
+    alone. `note` is told of checkpoints that cannot be read. Raises `UserError` if there is none
+    that can, or no such weights.
     """
     abstract = abstract_state(target, config, 0)._replace(opt_state=None)
     kind = config.final_weights
@@ -248,30 +256,46 @@ def load_params(
             found = best and best.restore(abstract, note)
         if found is not None:
             return found.params, found.step
-    n = config.averaged_checkpoints if kind == "average" else 1
     with _reader(folder) as checkpoints:
-        restored = (
-            list(itertools.islice(checkpoints.readable(abstract, note), n)) if checkpoints else []
-        )
-    if not restored:
-        raise UserError(f"{folder} has no checkpoint; train it first (launch/train.py)")
-    newest = restored[0]
-    if kind == "best" and newest.step:
+        readable = iter(()) if checkpoints is None else checkpoints.readable(abstract, note)
+        newest = next(readable, None)
+        if newest is None:
+            raise UserError(f"{folder} has no checkpoint; train it first (launch/train.py)")
+        if newest.step == 0:  # converted
+            return newest.params, 0
+        if kind == "average":
+            return _average(newest, readable, config, folder, note), newest.step
+    if kind == "best":
         raise UserError(
             f"{folder} has no {BEST}, as nothing was evaluated yet or by an earlier version; use "
             "another final_weights"
         )
-    if kind == "ema" and newest.average != ():
-        return newest.average, newest.step
-    if len(restored) < n and newest.step:
-        note(f"{folder} has {len(restored)} checkpoints, not {n}: these are averaged")
-    return _mean([own.params for own in restored]), newest.step
+    if kind == "ema" and newest.average == ():
+        raise UserError(
+            f"{folder} has no moving average of its weights, as it was trained without ema_decay; "
+            "use another final_weights"
+        )
+    return newest.average if kind == "ema" else newest.params, newest.step
 
 
-def _mean(trees: list[Any]) -> Any:
-    """The mean of trees of arrays, in their dtypes."""
-    if len(trees) == 1:
-        return trees[0]
-    return jax.tree.map(
-        lambda *arrays: np.mean(arrays, axis=0, dtype=np.float64).astype(arrays[0].dtype), *trees
-    )
+def _average(
+    newest: Restored, others: Iterator[Restored], config: TrainingConfig, folder: Path, note: Note
+) -> Any:
+    """The mean of the weights of the newest checkpoints of the plan, the last step among them."""
+    planned = (own for own in others if own.step and own.step % config.checkpoint_every == 0)
+    total, count = jax.tree.map(lambda x: x.astype(np.float64), newest.params), 1
+    for own in itertools.islice(planned, config.averaged_checkpoints - 1):
+        total, count = jax.tree.map(np.add, total, own.params), count + 1
+    if count < config.averaged_checkpoints:
+        note(f"{folder} has {count} checkpoints, not {config.averaged_checkpoints}: their mean")
+    return jax.tree.map(lambda x, own: (x / count).astype(own.dtype), total, newest.params)
+
+
+def drop_best_beyond(folder: Path, step: int):
+    """Removes the best weights of a run's folder from steps that are yet to come.
+
+    They are of another training, or of steps that a killed run will do again.
+    """
+    for path in (folder / BEST).glob("[0-9]*"):
+        if int(path.name) > step or step == 0:
+            shutil.rmtree(path)

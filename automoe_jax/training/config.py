@@ -132,7 +132,8 @@ class TrainingConfig(OptimizerConfig):
     `final_weights` are those that evaluation, export, search and the training of a subnet take
     from it: of the "last" update; the "average" of the newest `averaged_checkpoints`; "ema", the
     exponential moving average over updates with `ema_decay`; or the "best", with the lowest
-    validation loss (of a supernet: the mean over its evaluated subnets).
+    validation loss (of a supernet: the mean over its evaluated subnets). With `ema_decay`,
+    validation losses and the best weights are those of the moving average.
     """
 
     tokens_per_batch: int = 4096  # of one device and micro-batch: rows times the longer side
@@ -177,6 +178,13 @@ class TrainingConfig(OptimizerConfig):
             raise UserError(f"teacher_temperature is {self.teacher_temperature}; allowed: above 0")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay is {self.ema_decay}; allowed: 0 up to below 1")
+
+    def weights_for(self, name: str) -> dict[str, str]:
+        """What a manifest says, under `name`, of the weights that are taken; {} for the last."""
+        if self.final_weights == "last":
+            return {}
+        average = self.final_weights == "average"
+        return {name: f"average of {self.averaged_checkpoints}" if average else self.final_weights}
 
     def _check_final_weights(self):
         if self.final_weights == "ema" and not self.ema_decay:

@@ -9,13 +9,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.system import interrupt
 from automoe_jax.system.progress import Progress
 from automoe_jax.training import optimizer, parallel, sampling
-from automoe_jax.training.checkpoints import BEST, CHECKPOINTS, Checkpoints
+from automoe_jax.training.checkpoints import (
+    BEST,
+    CHECKPOINTS,
+    Checkpoints,
+    drop_best_beyond,
+)
 from automoe_jax.training.clock import (
     COMPILING,
     DATA,
@@ -57,7 +63,7 @@ def train(
     by `config.teacher_weight`.
     """
     clock = Clock()
-    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints)) as store:
+    with contextlib.closing(_checkpoints(folder, config)) as store:
         latest = store.latest() or 0
         if latest >= config.steps and store.is_whole(latest):
             return
@@ -76,7 +82,7 @@ def train(
             contextlib.closing(steps),
             contextlib.closing(_Log(folder, config, training.done, clock, progress)) as log,
             contextlib.closing(Profile(folder, profile)) as traced,
-            contextlib.closing(Checkpoints(folder / BEST, keep=1)) as best,
+            contextlib.closing(_best(folder, training.done)) as best,
         ):
             training.run(log, traced, best, interrupted)
             if training.done < config.steps:
@@ -88,6 +94,19 @@ def train(
                     else f"stopping at step {training.done:,}, which is saved"
                 )
             store.wait()
+
+
+def _checkpoints(folder: Path, config: TrainingConfig) -> Checkpoints:
+    return Checkpoints(folder / CHECKPOINTS, config.keep_checkpoints, config.checkpoint_every)
+
+
+def _best(folder: Path, done: int) -> Checkpoints:
+    """The store of the best weights; two, as a killed run may lose the newer one."""
+    if jax.process_index() == 0:
+        drop_best_beyond(folder, done)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"best weights {folder}")
+    return Checkpoints(folder / BEST, keep=2)
 
 
 class _Training:
@@ -170,8 +189,7 @@ class _Training:
 
     def _evaluate(self, log: "_Log", best: Checkpoints):
         """Logs validation losses, and keeps the weights if they are the best so far."""
-        ema = self._config.final_weights == "ema"
-        params = self._state.average if ema else self._state.params
+        params = self._state.average if self._config.ema_decay else self._state.params
         scores = self._evaluator.scores(params, self._evaluated)
         log.write_losses(self.done, scores)
         loss = float(np.mean([score.loss for score in scores.values()]))

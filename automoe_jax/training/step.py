@@ -38,9 +38,6 @@ class RouterWeights(NamedTuple):
     load_balance_L: tuple[float, ...] = ()  # of each layer's, in place of the mean; empty for none
 
 
-_MEAN_ALONE = RouterWeights()
-
-
 class TeacherModel(NamedTuple):
     """A trained model whose predictions a stand-alone model learns from, beside the labels."""
 
@@ -112,39 +109,50 @@ def _rows(output: Output) -> jax.Array:
     return output.hidden_BTD.reshape(-1, output.hidden_BTD.shape[-1])
 
 
+class StepOptions(NamedTuple):
+    """What a step does besides the published one.
+
+    Attributes:
+      distillation: weight of the predictions of a micro-batch's first subnet, at `temperature`, in
+        the loss of the others (in-place distillation, Yu & Huang 2019).
+      routers: weights of the routers' other losses.
+      project_conflicts: True for `reconciled` to join the gradients of first subnets and others.
+      ema_decay: of the state's moving average; 0 for none.
+      teacher: a trained model that a stand-alone model learns from.
+    """
+
+    distillation: float = 0.0
+    temperature: float = 1.0
+    routers: RouterWeights = RouterWeights()
+    project_conflicts: bool = False
+    ema_decay: float = 0.0
+    teacher: TeacherModel | None = None
+
+
+_PUBLISHED = StepOptions()
+
+
 def make_train_step(
     model: Model,
     tx: optax.GradientTransformation,
     smoothing: float,
     load_balance_weight: float,
-    distillation: float = 0.0,
-    temperature: float = 1.0,
-    routers: RouterWeights = _MEAN_ALONE,
-    *,
-    project_conflicts: bool = False,
-    ema_decay: float = 0.0,
-    teacher_model: TeacherModel | None = None,
+    options: StepOptions = _PUBLISHED,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The update of one device.
 
     The function takes (state, batch, subnets, key): `batch` holds (micro-batches, rows, time) ids,
     `subnets` an `ActiveSubnet` with a leading axis (None for a stand-alone model), `key` the
-    dropout key of the step. The leading axis has one or more subnets for each micro-batch, one
-    after the other. The gradient is the sum over devices and micro-batches of the gradients of the
-    *summed* loss, the mean over a micro-batch's subnets, over the sum of target tokens. It must run
-    under axis `AXIS`.
-
-    `distillation` is the weight of the predictions of a micro-batch's first subnet, at
-    `temperature`, in the loss of the others (in-place distillation, Yu & Huang 2019). With
-    `project_conflicts`, `reconciled` joins the gradients of the first subnets and of the others.
-    `ema_decay` is that of the state's moving average. With a `teacher_model`, for a stand-alone
-    model, the function takes its weights as a last argument.
+    dropout key of the step; with a teacher, its weights too. The leading axis has one or more
+    subnets for each micro-batch, one after the other. The gradient is the sum over devices and
+    micro-batches of the gradients of the *summed* loss, the mean over a micro-batch's subnets, over
+    the sum of target tokens. It must run under axis `AXIS`.
     """
 
     def one_subnet(params, batch, subnet, key, scale, teacher):
         def objective(params):
             sums, output = batch_loss(model, params, batch, subnet, key, smoothing, teacher)
-            of_routers = router_loss(output, load_balance_weight, routers)
+            of_routers = router_loss(output, load_balance_weight, options.routers)
             total = sums.loss + of_routers * sums.tokens
             return total * scale, (sums, output.load_balance * sums.tokens, _rows(output))
 
@@ -165,43 +173,50 @@ def make_train_step(
         n_micro, rows, time = batch["target"].shape
         n_passes = n_micro if subnets is None else jax.tree.leaves(subnets)[0].shape[0]
         each = n_passes // n_micro  # subnets of a micro-batch
+        projected = each > 1 and options.project_conflicts
 
         def one_pass(taught, one):
             subnet, nth = one
-            own = jax.tree.map(lambda x: x[nth // each], batch)
+            own, is_first = jax.tree.map(lambda x: x[nth // each], batch), nth % each == 0
             teacher = None
-            if taught is not None:
-                weight = jnp.where(nth % each == 0, 0.0, distillation)
-                teacher = Teacher(taught, weight, temperature)
-            if teacher_model is not None:
-                teacher = _teacher(teacher_model, taught_by, own)
+            if options.teacher is not None:
+                teacher = _teacher(options.teacher, taught_by, own)
+            elif taught is not None:
+                weight = jnp.where(is_first, 0.0, options.distillation)
+                teacher = Teacher(taught, weight, options.temperature)
             own_key, scale = jax.random.fold_in(key, nth), 1 / (tokens * each)
             gradient, aux = one_subnet(state.params, own, subnet, own_key, scale, teacher)
             *sums, h_ND = aux
             if taught is not None:
-                taught = jnp.where(nth % each == 0, h_ND, taught)
+                taught = jnp.where(is_first, h_ND, taught)
             if projected:
-                gradient = jax.tree.map(functools.partial(_sorted_in, nth % each == 0), gradient)
+                gradient = jax.tree.map(functools.partial(_sorted_in, is_first), gradient)
             return (gradient, sums), taught
 
-        projected, taught = each > 1 and project_conflicts, None
-        if each > 1 and distillation:
+        taught = None
+        if each > 1 and options.distillation:
             table_VD = output_table(state.params)
             taught = jnp.zeros((rows * time, table_VD.shape[1]), table_VD.dtype)
         total = _sum_passes(one_pass, (subnets, jnp.arange(n_passes)), taught)
         gradient, (sums, balance) = _sum_devices(total)
-        if projected:
-            gradient = reconciled(gradient)
+        gradient = reconciled(gradient) if projected else gradient
         loss, nll, load_balance = (x / (tokens * each) for x in (sums.loss, sums.nll, balance))
         norm = _norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params, finite)
         skipped = 1 - finite.astype(jnp.float32)
         metrics = StepMetrics(loss, nll, load_balance, target_tokens, source_tokens, norm, skipped)
-        average = _moving_average(state, params, ema_decay, finite) if ema_decay else ()
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        return _updated(tx, state, gradient, finite, options.ema_decay), metrics
 
     return step
+
+
+def _updated(
+    tx: Any, state: TrainState, gradient: Any, finite: jax.Array, ema_decay: float
+) -> TrainState:
+    """The state after an update, which changes nothing but the step where `finite` is false."""
+    params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params, finite)
+    average = _moving_average(state, params, ema_decay, finite) if ema_decay else ()
+    return TrainState(state.step + 1, params, opt_state, average)
 
 
 def _moving_average(state: TrainState, params: Any, decay: float, finite: jax.Array) -> Any:

@@ -20,6 +20,7 @@ from automoe_jax.training.config import SamplingConfig, TrainingConfig
 from automoe_jax.training.step import (
     RouterWeights,
     StepMetrics,
+    StepOptions,
     TeacherModel,
     TrainState,
     make_train_step,
@@ -132,16 +133,18 @@ def mapped_step(
 ) -> Callable[..., Any]:
     """The train step over all devices; with a teacher its weights are its last argument."""
     tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
-    teaching = sampling_config.distillation, sampling_config.temperature
-    routers = RouterWeights(config.router_z, _balance_weights(target, config))
-    project = sampling_config.project_conflicts
     model = None
     if teacher is not None:
         model = TeacherModel(teacher, config.teacher_weight, config.teacher_temperature)
-    step = make_train_step(
-        target.module(), tx, *rates, *teaching, routers,
-        project_conflicts=project, ema_decay=config.ema_decay, teacher_model=model,
-    )  # fmt: skip
+    options = StepOptions(
+        sampling_config.distillation,
+        sampling_config.temperature,
+        RouterWeights(config.router_z, _balance_weights(target, config)),
+        sampling_config.project_conflicts,
+        config.ema_decay,
+        model,
+    )
+    step = make_train_step(target.module(), tx, *rates, options)
     return parallel.map_train_step(step, taught=model is not None)
 
 

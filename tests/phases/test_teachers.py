@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.model.extract import inherited
 from automoe_jax.phases import teachers
 from automoe_jax.phases.export import export_params
@@ -70,9 +71,14 @@ def test_a_subnet_learns_from_its_teacher(trained, tmp_path, monkeypatch):
     given = []
     train = loop.train
     monkeypatch.setattr(loop, "train", lambda *own: given.append(own) or train(*own))
-    student = dataclasses.replace(run, path=tmp_path / "student")
+    # Its own would have other pieces.
+    words = dataclasses.replace(run.config.tokenizer, max_sentences=100)
+    config = dataclasses.replace(run.config, tokenizer=words)
+    student = dataclasses.replace(run, path=tmp_path / "student", config=config)
     subnet = run.config.space.smallest()
     train_subnet(student, subnet, teacher=run.path)
+    theirs, own = (tokenizers.load(x.tokenizer).content for x in (run, student))
+    assert own == theirs
     assert given[0][-1]().module.arch == subnet_params(run)[1]
     alone = dataclasses.replace(run, path=tmp_path / "alone")
     train_subnet(alone, subnet)
@@ -85,6 +91,9 @@ def test_what_is_no_teacher(trained, prepared, tmp_path):
     run, data = trained
     with pytest.raises(UserError, match="is neither a workdir nor an export"):
         teachers.load(tmp_path, data.tokenizer, Silent())
+    open_run(run.config, tmp_path / "new", Silent())
+    with pytest.raises(UserError, match="has no trained model to learn from"):
+        teachers.load(tmp_path / "new", data.tokenizer, Silent())
     other = dataclasses.replace(
         run.config, tokenizer=dataclasses.replace(run.config.tokenizer, vocab_size=290)
     )
@@ -92,3 +101,5 @@ def test_what_is_no_teacher(trained, prepared, tmp_path):
     train_subnet(student, run.config.space.smallest())
     with pytest.raises(UserError, match="is not the tokenizer of the model that this one"):
         train_subnet(student, run.config.space.smallest(), out="taught", teacher=run.path)
+    with pytest.raises(UserError, match="has another tokenizer than the model that learns"):
+        teachers.load(run.path, tokenizers.load(student.tokenizer), Silent())

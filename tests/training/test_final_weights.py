@@ -1,5 +1,6 @@
 """Which weights of a training are used: the last, a mean, a moving average, or the best."""
 
+import contextlib
 import dataclasses
 import shutil
 
@@ -12,6 +13,7 @@ from automoe_jax.system.errors import UserError
 from automoe_jax.training import checkpoints
 from automoe_jax.training.config import ModelConfig, TrainingConfig
 from automoe_jax.training.evaluation import Evaluator, Score
+from automoe_jax.training.step import TrainState
 from automoe_jax.training.target import TrainingTarget, abstract_state, initial_state
 
 TARGET = TrainingTarget(TINY, (64, 64), ModelConfig(0.1, 0.1))
@@ -63,6 +65,37 @@ def test_fewer_checkpoints_than_asked_for_are_said(each):
     assert "has 6 checkpoints, not 9" in notes[0]
 
 
+def test_an_average_leaves_out_what_a_stop_saved(tmp_path):
+    """Between two checkpoints of the plan."""
+    config = dataclasses.replace(
+        CONFIG, keep_checkpoints=3, final_weights="average", averaged_checkpoints=2
+    )
+    run_training(tmp_path, config=config)
+    expected, _ = of(tmp_path, config)
+    store = tmp_path / checkpoints.CHECKPOINTS
+    shutil.copytree(store / "2", store / "5")
+    jax.tree.map(np.testing.assert_array_equal, of(tmp_path, config)[0], expected)
+
+
+def test_what_a_stop_saved_takes_no_place_of_another(tmp_path):
+    """Two of the even steps are kept, and the newest of all."""
+    kept = []
+    with contextlib.closing(checkpoints.Checkpoints(tmp_path, keep=2, every=2)) as store:
+        for step in (2, 4, 5, 6, 7):
+            weights = {"a": np.full(3, step, np.float32)}
+            store.save(TrainState(np.int32(step), weights, weights), {})
+            store.wait()
+            kept.append(sorted(int(path.name) for path in tmp_path.glob("[0-9]*")))
+    assert kept == [[2], [2, 4], [2, 4, 5], [4, 6], [4, 6, 7]]
+
+
+def test_no_moving_average(each, tmp_path):
+    """A run that kept none says so, rather than give other weights."""
+    run_training(tmp_path)
+    with pytest.raises(UserError, match="has no moving average of its weights"):
+        of(tmp_path, final_weights="ema")
+
+
 def test_the_moving_average(each):
     """By hand: a decay of (1 + n) / (10 + n), then DECAY."""
     folder, _, weights = each
@@ -85,18 +118,15 @@ def test_a_killed_run_has_the_same_moving_average(each, tmp_path):
 
 
 def test_validation_is_of_the_weights_that_are_used(each, tmp_path):
-    """The log of a run whose moving average is used has other losses, that of its average."""
-    config = dataclasses.replace(EACH, final_weights="ema")
-    found = run_training(tmp_path, config=config)
-    assert {k: v for k, v in found.items() if k[1].startswith("train")} == {
-        k: v for k, v in each[1].items() if k[1].startswith("train")
-    }
-    evaluator = Evaluator(TARGET, DATA.valid, config, 0)
-    replicated = jax.tree.map(
-        lambda x: np.stack([x] * jax.local_device_count()), of(tmp_path, config)[0]
-    )
-    loss = evaluator.loss(replicated, TINY.largest())
-    assert found[6, "valid/loss_largest"] == pytest.approx(loss, rel=1e-5)
+    """The moving average's, where there is one."""
+    plain = run_training(tmp_path, config=dataclasses.replace(EACH, ema_decay=0.0))
+    for (folder, values), kind in ((each[:2], "ema"), ((tmp_path, plain), "last")):
+        weights, _ = of(folder, final_weights=kind)
+        evaluator = Evaluator(TARGET, DATA.valid, EACH, 0)
+        replicated = jax.tree.map(lambda x: np.stack([x] * jax.local_device_count()), weights)
+        loss = evaluator.loss(replicated, TINY.largest())
+        assert values[6, "valid/loss_largest"] == pytest.approx(loss, rel=1e-5)
+    assert plain[6, "train/loss"] == each[1][6, "train/loss"]
 
 
 @pytest.fixture
@@ -112,7 +142,7 @@ def losses(monkeypatch):
     return given
 
 
-EVALUATED = dataclasses.replace(EACH, eval_every=1)
+EVALUATED = dataclasses.replace(EACH, eval_every=1, ema_decay=0.0)
 
 
 def test_the_best_weights_are_kept(each, tmp_path, losses):
@@ -131,6 +161,28 @@ def test_a_killed_run_keeps_the_same_best(tmp_path, losses):
     losses[:] = whole[checkpoints.latest_step(tmp_path) :]
     run_training(tmp_path, config=EVALUATED)
     assert of(tmp_path, final_weights="best")[1] == 4
+
+
+def test_a_new_training_does_not_keep_the_best_of_another(each, tmp_path, losses):
+    """Killed before its first checkpoint and begun again, or its checkpoints removed."""
+    config = dataclasses.replace(EVALUATED, checkpoint_every=100)
+    losses += [1.0]
+    with pytest.raises(Killed):
+        run_training(
+            tmp_path, KillAt(3), config=dataclasses.replace(config, log_every=3, eval_every=2)
+        )
+    assert (tmp_path / checkpoints.BEST / "2").is_dir()
+    losses[:] = [3.0, 2.0, 2.5, 2.5, 2.5, 2.5]
+    run_training(tmp_path, config=dataclasses.replace(EVALUATED, peak_rate=1e-3))
+    ours, step = of(tmp_path, EVALUATED, final_weights="best")
+    assert step == 2
+    first = of(each[0])[0]
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, first)
+    again = tmp_path / "again"
+    losses[:] = [3.0, 2.0, 2.5, 2.5, 2.5, 2.5]
+    run_training(again, config=dataclasses.replace(EVALUATED, peak_rate=1e-3))
+    expected, _ = of(again, EVALUATED, final_weights="best")
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
 def test_patience_ends_a_training(tmp_path, losses):

@@ -29,6 +29,7 @@ from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.monitor import Window
 from automoe_jax.training.step import (
     StepMetrics,
+    StepOptions,
     TeacherModel,
     TrainState,
     batch_loss,
@@ -262,7 +263,9 @@ def test_the_first_subnet_of_a_sandwich_teaches_the_others(params):
     batch = {k: v[:1] for k, v in device_batches(2).items()}
     rng, weight, temperature = np.random.default_rng(4), 0.7, 2.0
     drawn = [[SPACE.largest(), SPACE.sample(rng), SPACE.smallest()] * 2]
-    step = make_train_step(MODEL, gradients_only(), SMOOTHING, 0.0, weight, temperature)
+    step = make_train_step(
+        MODEL, gradients_only(), SMOOTHING, 0.0, StepOptions(weight, temperature)
+    )
     ours, _ = one_device(parallel.map_train_step(step), params, batch, drawn)
 
     def logits(p, one, subnet):
@@ -301,7 +304,8 @@ def test_a_sandwich_reconciles_its_gradients(params, single):
     batch = {k: v[:1] for k, v in device_batches(2).items()}
     rng = np.random.default_rng(4)
     drawn = [[SPACE.largest(), SPACE.sample(rng), SPACE.smallest()] * 2]
-    step = make_train_step(MODEL, gradients_only(), SMOOTHING, 0.0, project_conflicts=True)
+    options = StepOptions(project_conflicts=True)
+    step = make_train_step(MODEL, gradients_only(), SMOOTHING, 0.0, options)
     ours, _ = one_device(parallel.map_train_step(step), params, batch, drawn)
     zeros = jax.tree.map(jnp.zeros_like, params)
     sums, n_tokens = [zeros, zeros], np.sum(batch["target"] != PAD_ID)
@@ -349,7 +353,7 @@ def test_a_trained_model_teaches_a_stand_alone_one():
     batch = {k: v[:1] for k, v in device_batches(2).items()}
     step = make_train_step(
         student, gradients_only(), SMOOTHING, 0.0,
-        teacher_model=TeacherModel(teacher, weight, temperature),
+        StepOptions(teacher=TeacherModel(teacher, weight, temperature)),
     )  # fmt: skip
     state = TrainState(jnp.int32(0), params, gradients_only().init(params))
     state, others = jax.tree.map(lambda x: jnp.asarray(x)[None], (state, taught_by))

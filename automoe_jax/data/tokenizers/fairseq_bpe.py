@@ -86,7 +86,7 @@ class FairseqBpe:
         self.splits_dashes = any(DASH in dictionary.symbols for dictionary in dictionaries)
         self._moses = tuple(MosesTokenizer(language) for language in languages)
         self._detokenizer = MosesDetokenizer(languages[1])
-        self._lowercase = lowercase
+        self.lowercase = lowercase
         self.content = content
 
     @property
@@ -119,7 +119,7 @@ class FairseqBpe:
     def _pieces(self, sentence: str, which: int) -> list[str]:
         tokens = self._moses[which].tokenize(sentence, aggressive_dash_splits=self.splits_dashes)
         text = " ".join(tokens)
-        if self._lowercase:
+        if self.lowercase:
             text = text.lower()
         text = _BLANKS.sub(" ", text).strip()
         return str(self._bpe.segment(text)).split(" ") if text else []

@@ -38,6 +38,10 @@ class SentencePiece:
         pieces = map(self._processor.id_to_piece, range(self._processor.get_piece_size()))
         return "\n".join([*pieces, "lowercase" * self._lowercase]).encode()
 
+    @property
+    def lowercase(self) -> bool:
+        return self._lowercase
+
     def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]:
         del side  # one vocabulary
         return self._processor.encode(

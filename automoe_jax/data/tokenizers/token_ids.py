@@ -16,6 +16,7 @@ class TokenIds:
     """A `Tokenizer` of decimal ids separated by blanks; a final eos (2) is optional."""
 
     kind = "ids"
+    lowercase = False
 
     def __init__(self, vocab_sizes: tuple[int, int]):
         self.vocab_sizes = vocab_sizes
