@@ -297,5 +297,6 @@ def drop_best_beyond(folder: Path, step: int):
     They are of another training, or of steps that a killed run will do again.
     """
     for path in (folder / BEST).glob("[0-9]*"):
-        if int(path.name) > step or step == 0:
+        # Others are what is left of saves that were killed, which Orbax removes.
+        if path.name.isdecimal() and (int(path.name) > step or step == 0):
             shutil.rmtree(path)

@@ -185,6 +185,17 @@ def test_a_new_training_does_not_keep_the_best_of_another(each, tmp_path, losses
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
+@pytest.mark.parametrize(("step", "kept"), [(0, []), (2, [2]), (5, [2, 4])])
+def test_best_weights_of_steps_to_come_are_dropped(tmp_path, step, kept):
+    """Beside what a killed save left, which is not a step."""
+    store = tmp_path / checkpoints.BEST
+    for name in ("2", "4", "6.orbax-checkpoint-tmp"):
+        (store / name).mkdir(parents=True)
+    checkpoints.drop_best_beyond(tmp_path, step)
+    assert sorted(int(p.name) for p in store.iterdir() if p.name.isdecimal()) == kept
+    assert (store / "6.orbax-checkpoint-tmp").is_dir()
+
+
 def test_patience_ends_a_training(tmp_path, losses):
     config = dataclasses.replace(EVALUATED, patience=2)
     losses += [3.0, 2.0, 2.5, 2.4, 1.0]
