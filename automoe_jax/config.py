@@ -108,8 +108,12 @@ def resolve(config: ConfigDict) -> RunConfig:
 
 
 def from_stored(groups: dict[str, Any]) -> RunConfig:
-    """The settings of the groups in a folder's manifest; other groups have their defaults."""
-    return resolve(ConfigDict({**dataclasses.asdict(_DEFAULTS), **groups}))
+    """The settings of the groups in a folder's manifest; other groups have their defaults.
+
+    What else a manifest says, as an architecture or where weights started, is no setting.
+    """
+    defaults = dataclasses.asdict(_DEFAULTS)
+    return resolve(ConfigDict({name: groups.get(name, own) for name, own in defaults.items()}))
 
 
 def _group(name: str, defaults: Any, group: Any):

@@ -61,7 +61,6 @@ def convert(
     workdir.write(folder, kind, {"config": settings(config, subnet, None), **origin})
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     checkpoints.save_params(params, 0)
-    checkpoints.wait()
     checkpoints.close()
     return folder
 

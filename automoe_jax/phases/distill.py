@@ -113,7 +113,7 @@ def _translate(run: Run, split: Split, translator: Translator, how: Distillation
         path = parts / f"{first:09d}.json"
         if not path.exists():
             texts = [tuple(map(text_or_none, pair)) for pair in split.read(range(first, last))]
-            usable = [(s, t) for s, t in texts if s and t and s.strip() and t.strip()]
+            usable = [(s, t) for s, t in texts if s and t]
 
             def show(n: int, total: int, first: int = first):
                 task.update(first + n)

@@ -91,8 +91,7 @@ def _of_workdir(path: Path, progress: Progress) -> _Source:
     if latest_step(path / folder) is None:
         raise UserError(f"the workdir {path} has no trained model to learn from; train one first")
     groups |= workdir.read(path / folder, kind)["config"]
-    known = {name: groups[name] for name in groups if name in _GROUPS}
-    run = Run(settings.from_stored(known), path, progress)
+    run = Run(settings.from_stored(groups), path, progress)
     space = run.config.space
     if of_supernet:
         params, step = supernet_params(run, tokenizers.load(run.tokenizer).vocab_sizes)
@@ -104,6 +103,3 @@ def _of_workdir(path: Path, progress: Progress) -> _Source:
         words = f"trained subnet, step {step}"
     base_dims = space.hull().encoder.embed_dim, space.hull().decoder.embed_dim
     return _Source(subnet, params, base_dims, scales_of(space), words, run.tokenizer)
-
-
-_GROUPS = {"seed", "data", "tokenizer", "space", "model", "training", "sampling", "subnet_training"}

@@ -90,9 +90,10 @@ class Checkpoints:
             self._save(step, trees, {_LOG: ocp.args.JsonSave(log)})
 
     def save_params(self, params: Any, step: int):
-        """Starts writing parameters without optimizer state; a step that is there already stays."""
+        """Writes parameters without optimizer state, and waits; a step that is there stays."""
         if step != self.latest():
             self._save(step, {_PARAMS: params}, {})
+            self.wait()
 
     def _check_space(self, arrays: Any):
         """Raises `UserError` if the disk has no room for them, before anything is written."""

@@ -195,8 +195,8 @@ class _Training:
         loss = float(np.mean([score.loss for score in scores.values()]))
         self._lowest = self._lowest.after(loss)
         if not self._lowest.waited:
+            # Waited for: the next checkpoint says that it is there.
             best.save_params(parallel.one_copy(params), self.done)
-            best.wait()  # the next checkpoint says that it is there
 
     def save(self):
         """Begins to write a checkpoint, unless it is there."""

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from automoe_jax.config import from_stored
 from automoe_jax.phases.train import train_subnet, train_supernet
 from automoe_jax.phases.weights import subnet_params, target
 from automoe_jax.system import workdir
@@ -30,6 +31,8 @@ def test_a_supernet_starts_from_a_trained_subnet(prepared, tmp_path, monkeypatch
     train_supernet(second, first.path)
     stored = workdir.read(second.supernet, "supernet")["config"]
     assert stored["init_from"] == str(first.path)
+    # Its manifest can be read by who knows the workdir alone.
+    assert from_stored(stored).training == config.training
     ours, params = given[0][0], given[0][7]
     assert ours == supernet
     trained, _, _ = subnet_params(first)

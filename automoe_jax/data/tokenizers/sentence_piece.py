@@ -25,7 +25,7 @@ class SentencePiece:
     kind = "sentencepiece"
 
     def __init__(self, processor: spm.SentencePieceProcessor, *, lowercase: bool = False):
-        self._processor, self._lowercase = processor, lowercase
+        self._processor, self.lowercase = processor, lowercase
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
@@ -36,16 +36,12 @@ class SentencePiece:
     def content(self) -> bytes:
         # The pieces, in the order in which they are merged; a model has its training's paths, too.
         pieces = map(self._processor.id_to_piece, range(self._processor.get_piece_size()))
-        return "\n".join([*pieces, "lowercase" * self._lowercase]).encode()
-
-    @property
-    def lowercase(self) -> bool:
-        return self._lowercase
+        return "\n".join([*pieces, "lowercase" * self.lowercase]).encode()
 
     def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]:
         del side  # one vocabulary
         return self._processor.encode(
-            [x.lower() for x in sentences] if self._lowercase else list(sentences),
+            [x.lower() for x in sentences] if self.lowercase else list(sentences),
             out_type=int,
             add_eos=True,
             num_threads=os.cpu_count() or 1,
