@@ -12,11 +12,13 @@ results file, and is not run again; unfinished ones go on from their checkpoints
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import measure
 import numpy as np
 import trainings
@@ -25,11 +27,14 @@ from trainings import ROOT
 from automoe_jax import config as settings
 from automoe_jax.architecture.subnet import from_json
 from automoe_jax.cli.terminal import TerminalProgress
+from automoe_jax.phases import first_weights
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.run import SUPERNET, open_run
 from automoe_jax.phases.weights import supernet_params, target
 from automoe_jax.system import files, workdir
 from automoe_jax.training import sampling
+from automoe_jax.training.config import INHERITED_EXPERTS
+from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.population import PopulationScorer
 
 CONFIG = "configs/msdocs.py"
@@ -85,6 +90,26 @@ def score(folder: Path) -> dict[str, Any]:
     by_count = dict(zip(map(str, counts), losses[: len(counts)], strict=True))
     gain = {"gain": by_count["1"] - by_count["8"]} if "8" in by_count else {}
     return {"losses": by_count, **gain, "random": random}
+
+
+def kept(folder: Path) -> dict[str, Any]:
+    """Losses of standard subnets by which of the supernet's experts they keep."""
+    groups = workdir.read(folder / SUPERNET, SUPERNET)["config"]
+    run = open_run(settings.from_stored(groups), folder, TerminalProgress())
+    data = prepare(run)
+    losses: dict[str, dict[str, float]] = {}
+    for n in COUNTS:
+        subnet = from_json(trainings.architecture([FFN] * n))
+        own = target(run.config, data.tokenizer.vocab_sizes, subnet)
+        scorer = Evaluator(own, data.valid, run.config.training, 0)
+        for kind in INHERITED_EXPERTS:
+            training = dataclasses.replace(run.config.subnet_training, inherited_experts=kind)
+            config = dataclasses.replace(run.config, subnet_training=training)
+            source = dataclasses.replace(run, config=config)
+            params = first_weights.of_subnet(source, own, folder / "subnet", data)
+            replicated = jax.tree.map(lambda x: x[None], params)
+            losses.setdefault(kind, {})[str(n)] = scorer.loss(replicated, subnet)
+    return losses
 
 
 def train(option: str, updates: int, seed: int, folder: Path, core: int) -> dict[str, Any]:
@@ -146,7 +171,13 @@ def main():
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "supernet_options")
     parser.add_argument("--score", type=Path, help="score the supernet in a workdir, no more")
+    parser.add_argument(
+        "--kept", type=Path, help="score what subnets keep of a workdir's supernet, no more"
+    )
     args = parser.parse_args()
+    if args.kept:
+        print(json.dumps(kept(args.kept)))
+        return
     if args.score:
         print(json.dumps(score(args.score)))
         return

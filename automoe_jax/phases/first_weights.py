@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from automoe_jax.data.tokens import PreparedData
+from automoe_jax.data.tokens import PreparedData, TokenPairs
 from automoe_jax.model.extract import Params, inherited
 from automoe_jax.model.importance import best_first
+from automoe_jax.model.pruning import pruned, with_all_experts
 from automoe_jax.model.upcycle import supernet_started, upcycled
 from automoe_jax.phases.run import SUBNET, Run
 from automoe_jax.phases.weights import check_space, subnet_params, supernet_params, trained_folder
@@ -17,9 +18,10 @@ from automoe_jax.training.checkpoints import latest_step
 from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.evaluation import take_pairs
 from automoe_jax.training.importance import importance_of
+from automoe_jax.training.routing import routing_of
 from automoe_jax.training.target import TrainingTarget, initial_state
 
-_PAIRS = 1000  # of training text, on which importance is measured
+_PAIRS = 1000  # of training text, on which importance and use are measured
 
 
 def group_of(source: Run) -> TrainingConfig:
@@ -28,15 +30,21 @@ def group_of(source: Run) -> TrainingConfig:
     return source.config.training if has_supernet else source.config.subnet_training
 
 
-def of_subnet(source: Run, own: TrainingTarget, folder: Path) -> Params:
-    """A subnet's weights in the supernet of a workdir, or upcycled from its trained subnet."""
+def of_subnet(source: Run, own: TrainingTarget, folder: Path, data: PreparedData) -> Params:
+    """A subnet's weights in the supernet of a workdir, or upcycled from its trained subnet.
+
+    Of the supernet's experts, those that `subnet_training.inherited_experts` says.
+    """
     assert own.subnet is not None
     name = trained_folder(source)
     trained = source.path / name
     if latest_step(source.supernet) is not None or not (trained / workdir.MANIFEST).exists():
         params, step = supernet_params(source, own.vocab_sizes)
         source.progress.note(f"weights inherited from {source.supernet} at step {step:,}")
-        return inherited(params, own.subnet, own.space)
+        kind = source.config.subnet_training.inherited_experts
+        if kind == "first":
+            return inherited(params, own.subnet, own.space)
+        return _by_use(own, params, data, source.config.subnet_training, merge=kind == "merged")
     if trained == folder:
         raise UserError(
             f"{folder} holds the trained subnet to start from; name another folder with --out"
@@ -45,6 +53,19 @@ def of_subnet(source: Run, own: TrainingTarget, folder: Path) -> Params:
     source.progress.note(f"experts upcycled from {trained} at step {step:,}")
     fresh = initial_state(own, source.config.subnet_training, source.config.seed).params
     return upcycled(params, architecture, own.subnet, fresh, own.space.gate)
+
+
+def _by_use(
+    own: TrainingTarget, params: Params, data: PreparedData, config: TrainingConfig, *, merge: bool
+) -> Params:
+    """A subnet's weights from all experts of the supernet's."""
+    assert own.subnet is not None
+    full = with_all_experts(own.subnet, own.hull)
+    weights = inherited(params, full, own.space)
+    pairs = _measured_on(data)
+    routings = routing_of(dataclasses.replace(own, subnet=full), weights, pairs, config)
+    loads = [routing.load_E for routing in routings]
+    return pruned(weights, full, own.subnet, loads, merge=merge)
 
 
 def check_of_supernet(source: Run):
@@ -62,7 +83,7 @@ def of_supernet(source: Run, own: TrainingTarget, data: PreparedData) -> Params:
     """A supernet's weights from the trained subnet of a workdir, its best columns in front."""
     name = trained_folder(source)
     params, subnet, step = subnet_params(source, name)
-    pairs = take_pairs(data.train, np.arange(min(_PAIRS, len(data.train))))
+    pairs = _measured_on(data)
     config = source.config.training
     trained = dataclasses.replace(own, subnet=subnet)
     params, subnet = best_first(params, subnet, importance_of(trained, params, pairs, config))
@@ -71,3 +92,7 @@ def of_supernet(source: Run, own: TrainingTarget, data: PreparedData) -> Params:
     )
     fresh = initial_state(own, config, source.config.seed).params
     return supernet_started(params, subnet, fresh, own.space)
+
+
+def _measured_on(data: PreparedData) -> TokenPairs:
+    return take_pairs(data.train, np.arange(min(_PAIRS, len(data.train))))

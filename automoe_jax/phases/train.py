@@ -125,7 +125,8 @@ def train_subnet(
     if after is not None and step is None:
         params, _, _ = subnet_params(run, after)
     elif init_from is not None and step is None:
-        params = first_weights.of_subnet(dataclasses.replace(run, path=init_from), own, folder)
+        source_run = dataclasses.replace(run, path=init_from)
+        params = first_weights.of_subnet(source_run, own, folder, data)
     taught_by = teacher and functools.partial(teachers.load, teacher, data.tokenizer, run.progress)
     _train(run, own, config.subnet_training, data, folder, params, profile, taught_by)
 

@@ -10,6 +10,7 @@ SCHEDULES = ("cosine", "inverse_sqrt", "linear")
 FINAL_WEIGHTS = ("last", "average", "ema", "best")
 SAMPLING_UNITS = ("micro_batch", "device", "update")
 RULES = ("random", "sandwich")
+INHERITED_EXPERTS = ("first", "used", "merged")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +150,9 @@ class TrainingConfig(OptimizerConfig):
     # the temperature of their softmax; without a teacher unused.
     teacher_weight: float = 0.5
     teacher_temperature: float = 1.0
+    # Which experts of a layer a subnet that starts from a supernet takes: the "first" ones, as it
+    # has them there; the most "used" on training text; or these, the others "merged" in.
+    inherited_experts: str = "first"
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end the run
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps; 0 evaluates only at the end
@@ -168,7 +172,7 @@ class TrainingConfig(OptimizerConfig):
                         "averaged_checkpoints")  # fmt: skip
         checks.at_least(0, self, "", "load_balance", "router_z", "eval_every", "eval_pairs",
                         "eval_subnets", "patience")  # fmt: skip
-        checks.one_of(self, "", final_weights=FINAL_WEIGHTS)
+        checks.one_of(self, "", final_weights=FINAL_WEIGHTS, inherited_experts=INHERITED_EXPERTS)
         self._check_final_weights()
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")

@@ -1,4 +1,4 @@
-"""A supernet that starts from the trained subnet of another workdir."""
+"""What a supernet takes from a trained subnet, and a subnet from a supernet."""
 
 import dataclasses
 
@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from automoe_jax.config import from_stored
+from automoe_jax.model.extract import inherited
+from automoe_jax.model.pruning import pruned, with_all_experts
+from automoe_jax.phases import first_weights
 from automoe_jax.phases.train import train_subnet, train_supernet
 from automoe_jax.phases.weights import subnet_params, target
 from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import loop
-from automoe_jax.training.evaluation import Evaluator
+from automoe_jax.training.evaluation import Evaluator, take_pairs
+from automoe_jax.training.routing import routing_of
 
 
 def test_a_supernet_starts_from_a_trained_subnet(prepared, tmp_path, monkeypatch):
@@ -44,3 +48,28 @@ def test_a_supernet_starts_from_a_trained_subnet(prepared, tmp_path, monkeypatch
 
     alone = target(config, data.tokenizer.vocab_sizes, dense)
     assert loss(ours, params) == pytest.approx(loss(alone, trained), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["used", "merged"])
+def test_a_subnet_keeps_the_most_used_experts(prepared, tmp_path, monkeypatch, kind):
+    """Loads are counted with all of the supernet's experts, on training text."""
+    run, data, supernet, params = prepared
+    training = dataclasses.replace(run.config.subnet_training, inherited_experts=kind)
+    config = dataclasses.replace(run.config, subnet_training=training)
+    own = dataclasses.replace(run, path=tmp_path, config=config)
+    monkeypatch.setattr(first_weights, "trained_folder", lambda source: "subnet")
+    monkeypatch.setattr(first_weights, "latest_step", lambda folder: 1)
+    monkeypatch.setattr(first_weights, "supernet_params", lambda *_: (params, 1))
+    smallest = config.space.smallest()
+    full = with_all_experts(smallest, config.space.hull())
+    weights = inherited(params, full, config.space)
+    alone = target(config, data.tokenizer.vocab_sizes, smallest)
+    found = first_weights.of_subnet(own, alone, tmp_path / "subnet", data)
+    pairs = take_pairs(data.train, np.arange(min(1000, len(data.train))))
+    routings = routing_of(dataclasses.replace(supernet, subnet=full), weights, pairs, training)
+    loads = [routing.load_E for routing in routings]
+    expected = pruned(weights, full, smallest, loads, merge=kind == "merged")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    first = inherited(params, smallest, config.space)
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), first, found)
+    assert any(jax.tree.leaves(changed)) or all(load.argmax() == 0 for load in loads)
