@@ -19,6 +19,7 @@ import dataclasses
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import measure
 import trainings
@@ -71,21 +72,23 @@ class Training:
         if self.sharing == "front":
             flags = [f"--subnet={subnet}", *trainings.flags(settings)]
             return trainings.command(CONFIG, workdir, *flags, *self.space_flags())
-        # A supernet of one architecture.
-        settings |= {"space.sharing": self.sharing, "training.eval_subnets": 0}
-        for side in ("encoder", "decoder"):
-            settings |= {f"space.{side}_experts": self.experts, f"space.{side}_ffn_dims": self.ffn}
+        settings["training.eval_subnets"] = 0
         return trainings.command(CONFIG, workdir, *trainings.flags(settings), *self.space_flags())
 
     def space_flags(self) -> list[str]:
         """The flags of what a model's weights mean."""
-        settings = {
+        settings: dict[str, Any] = {
+            **trainings.EXPERTS_SPACE,
             "space.ffn_scale": self.ffn_scale,
             "space.attention_scale": self.attention_scale,
             "space.gate": self.gate,
         }
-        if self.ffn != FFN and self.sharing == "front":
-            settings |= {f"space.{side}_ffn_dims": self.ffn for side in ("encoder", "decoder")}
+        one = self.sharing != "front"  # a supernet of one architecture
+        for side in ("encoder", "decoder"):
+            if one or self.ffn != FFN:
+                settings[f"space.{side}_ffn_dims"] = self.ffn
+            if one:
+                settings |= {f"space.{side}_experts": self.experts, "space.sharing": self.sharing}
         return trainings.flags(settings)
 
 

@@ -3,7 +3,7 @@
 python benchmarks/supernet_options.py --json                   # hours; goes on where it was stopped
 python benchmarks/supernet_options.py --json --only=plain,gate --updates=600
 
-Trains the supernet of configs/msdocs.py (width 128, 3 + 2 layers; 1, 2, 4 or 8 experts of 256 or
+Trains a supernet by configs/msdocs.py (of width 128, 3 + 2 layers; 1, 2, 4 or 8 experts of 256 or
 512) with each option, one training per core, and scores with inherited weights: standard subnets of
 1, 2, 4 and 8 experts of 512 in every layer, and 30 fixed random ones. `gain` is the loss of one
 expert less that of eight. "from_trained" starts from one FFN of 512 that was trained alone for as
@@ -120,6 +120,7 @@ def train(option: str, updates: int, seed: int, folder: Path, core: int) -> dict
         "training.warmup_steps": min(updates // 4, 400),
         "training.eval_every": updates // 2,
         "training.eval_subnets": 0,
+        **trainings.EXPERTS_SPACE,
         **OPTIONS[option],
     }
     flags = trainings.flags(own)
@@ -143,6 +144,7 @@ def train_dense(updates: int, seed: int, folder: Path, core: int) -> None:
         "subnet_training.steps": updates,
         "subnet_training.warmup_steps": min(updates // 4, 400),
         "subnet_training.eval_every": updates // 2,
+        **trainings.EXPERTS_SPACE,
     }
     subnet = folder.with_suffix(".json")
     files.write_json(subnet, trainings.architecture([FFN]))

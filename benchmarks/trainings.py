@@ -11,6 +11,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+# Of configs/msdocs.py, what the benchmarks of experts vary: all else is fixed.
+EXPERTS_SPACE = {
+    "space.decoder_embed_dims": 128,
+    "space.encoder_depths": 3,
+    "space.decoder_depths": 2,
+    "space.encoder_experts": "1,2,4,8",
+    "space.decoder_experts": "1,2,4,8",
+    "space.encoder_ffn_dims": "256,512",
+    "space.decoder_ffn_dims": "256,512",
+}
 
 
 def command(config: str, workdir: Path, *more: str) -> list[str]:
