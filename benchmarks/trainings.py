@@ -66,7 +66,7 @@ def export(config: str, workdir: Path, core: int, out: str, *more: str) -> Path:
     return folder
 
 
-def test_bleu(workdir: Path, core: int, exported: Path, *more: str) -> float:
+def test_bleu(workdir: Path, core: int | None, exported: Path, *more: str) -> float:
     """BLEU (cased, 13a) of an export on the workdir's test text, beam 5."""
     program = [sys.executable, str(ROOT / "launch" / "evaluate.py"), "--json", *more]
     printed = run_on_core(core, [*program, f"--export={exported}", f"--workdir={workdir}"])
@@ -79,11 +79,15 @@ def values(folder: Path, name: str) -> dict[int, float]:
     return {line["step"]: line["value"] for line in lines if line["name"] == name}
 
 
-def run_on_core(core: int, command: list[str]) -> str:
-    """What a command prints, run on one core; ends this program with its last words if it fails."""
+def run_on_core(core: int | None, command: list[str]) -> str:
+    """What a command prints, run on one core, or for None on all that there are.
+
+    Ends this program with the command's last words if it fails.
+    """
     # Set from outside: this process has threads of JAX, and must not fork on its own.
+    where = [] if core is None else ["taskset", "-c", str(core)]
     done = subprocess.run(
-        ["taskset", "-c", str(core), *command],
+        [*where, *command],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,0 +1,265 @@
+"""How the parts of paper_tables.py are done: the commands that train, search, score and time."""
+
+import gzip
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import trainings
+from paper_systems import (
+    ARCHITECTURES,
+    REFERENCE,
+    SYSTEMS,
+    Corpus,
+    Part,
+    search_of,
+    supernet_of,
+)
+from sacrebleu.metrics.bleu import BLEU
+from trainings import ROOT
+
+from automoe_jax import config as settings
+from automoe_jax.architecture import counts
+from automoe_jax.architecture.subnet import from_json, to_json
+from automoe_jax.decoding import evaluation
+from automoe_jax.phases.prepare import stored_split
+from automoe_jax.phases.run import SUBNET, SUPERNET
+from automoe_jax.published.subnet_files import load
+from automoe_jax.system import files
+
+Lines = dict[Part, dict[str, Any]]
+GOLD_RUNS = 300
+PEAK_RATE = 4e-3
+_CONFIG = "configs/systems.py"
+_REFERENCE = ARCHITECTURES / f"{REFERENCE}.json"
+QUANTIZED = {"fp32": "none", "int8": "int8"}
+
+
+class Study:
+    """The parts of one corpus's comparison, in a folder."""
+
+    def __init__(self, corpus: Corpus, folder: Path):
+        self._corpus, self._folder = corpus, folder
+        (folder / "architectures").mkdir(parents=True, exist_ok=True)
+
+    def do(self, part: Part, core: int | None, lines: Lines) -> dict[str, Any]:
+        """Does a part, on one core or for None on all; returns what its line says.
+
+        `lines` are those of the parts that are done.
+        """
+        if part.kind == "largest":
+            return self._largest(part)
+        if part.kind == "supernet":
+            return self._supernet(part, core)
+        if part.kind == "teacher":
+            return self._teacher(core)
+        if part.kind == "search":
+            return self._search(part, lines)
+        return self._model(part, core, lines) if part.kind == "model" else self._latency(part)
+
+    def _largest(self, part: Part) -> dict[str, Any]:
+        """How long the largest subnet of a space takes beside the reference, random weights."""
+        space = settings.resolve(self._config(part.name)).space
+        subnet = self._file(part, to_json(space.largest()))
+        _, own = self._timed(self._reference(), self._random(part.name, subnet))
+        return {"ratio": own["ratio_to_first"][0], "ms": own["mean_ms"]}
+
+    def _supernet(self, part: Part, core: int | None) -> dict[str, Any]:
+        updates = self._corpus.updates[0]
+        own = {"training.steps": updates, "training.eval_every": updates}
+        folder = self._run(part)
+        self._launch(core, "train", part.name, folder, {**own, "seed": part.seed})
+        losses = trainings.values(folder / SUPERNET, "valid/loss_largest")
+        return {"loss_largest": losses[updates], "updates": updates}
+
+    def _teacher(self, core: int | None) -> dict[str, Any]:
+        """A model of the reference's architecture, and its translations of the training text."""
+        folder, updates = self._folder / "teacher", self._corpus.updates[2]
+        own = self._training(updates)
+        self._launch(core, "train", "by_hand", folder, own, f"--subnet={_REFERENCE}")
+        exported = self._export(core, "by_hand", folder, "int8", own)
+        if not (self._distilled / "distilled.json").exists():
+            more = f"--teacher={exported}", f"--out={self._distilled}"
+            self._launch(core, "distill", "by_hand", folder, own, *more)
+        return {"bleu": trainings.test_bleu(folder, core, exported), "updates": updates}
+
+    def _search(self, part: Part, lines: Lines) -> dict[str, Any]:
+        """The subnet of a system within a budget, by the latencies that the search measures."""
+        supernet = supernet_of(SYSTEMS[part.name], part.seed)
+        ratio = part.budget / lines[Part("largest", supernet.name)]["ratio"]
+        own = {
+            "seed": part.seed,
+            "search.seed": part.seed,
+            "search.keep": 1,
+            "search.constraint.latency_ratio": min(ratio, 1.0),
+            "search.latency_model": self._latency_model(supernet),
+            **self._corpus.search,
+        }
+        if part.name == "automoe_flops":
+            beside = from_json(lines[part._replace(name="automoe")]["subnet"])
+            own["search.constraint.gflops"] = counts.count(beside).flops / 1e9
+            own["search.constraint.latency_ratio"] = 0.0
+        space, out = SYSTEMS[part.name].space, f"search_{part.folder}"
+        folder = self._run(supernet)
+        printed = self._launch(None, "search", space, folder, own, f"--out={out}", "--json")
+        found = json.loads(printed.splitlines()[-1])
+        best = found["best"][0]
+        subnet = files.read_json(folder / out / best["file"], "subnet")
+        return {"subnet": subnet, "loss": best["loss"], "verified": best["verified"],
+                "random": found["random"]}  # fmt: skip
+
+    def _latency_model(self, supernet: Part) -> Path:
+        """The latency model of a space, fitted where it is missing."""
+        path = self._folder / f"latency_{supernet.name}.json"
+        if not path.exists():
+            own = {k: v for k, v in self._corpus.search.items() if k.startswith("predictor")}
+            more = [f"--out={path}"]
+            own["seed"] = supernet.seed
+            self._launch(None, "fit_latency", supernet.name, self._run(supernet), own, *more)
+        return path
+
+    def _model(self, part: Part, core: int | None, lines: Lines) -> dict[str, Any]:
+        """A model, trained and scored."""
+        system, folder, updates = SYSTEMS[part.name], self._run(part), self._corpus.updates[1]
+        space, path = "by_hand", ARCHITECTURES / f"{part.name}.json"
+        if system.space:
+            space, path = system.space, self._file(part, lines[search_of(part)]["subnet"])
+        own, more = {**self._training(updates), "seed": part.seed}, [f"--subnet={path}"]
+        if system.distilled:
+            own |= {"data.kind": "parallel_text", "data.path": self._distilled}
+        if system.inherit:
+            more.append(f"--init_from={self._run(supernet_of(system, part.seed))}")
+        self._launch(core, "train", space, folder, own, *more)
+        scores = {
+            kind: self._scores(core, folder, self._export(core, space, folder, kind, own))
+            for kind in QUANTIZED
+        }
+        subnet = load(path)
+        counted = counts.count(subnet)
+        return {
+            "subnet": to_json(subnet),
+            "updates": updates,
+            "loss": trainings.values(folder / SUBNET, "valid/loss_subnet")[updates],
+            "params_m": counted.params / 1e6,
+            "active_params_m": counted.active_params / 1e6,
+            "sparsity": counted.sparsity,
+            "gflops": counted.flops / 1e9,
+            **scores,
+        }
+
+    def _scores(self, core: int | None, folder: Path, exported: Path) -> dict[str, Any]:
+        """BLEU and chrF of the test sets; of the first, BLEU's 95 % interval (bootstrap)."""
+        output = folder / f"test_{exported.name}.txt"
+        sets = {"test": [f"--workdir={folder}", f"--output={output}"]}
+        sets |= {name: self._test_set(name) for name in self._corpus.tests}
+        program = [sys.executable, str(ROOT / "launch" / "evaluate.py"), f"--export={exported}"]
+        found: dict[str, Any] = {}
+        for name, own in sets.items():
+            printed = trainings.run_on_core(core, [*program, *own, "--json"])
+            scores = json.loads(printed.splitlines()[-1])
+            found[name] = {"bleu": scores["bleu"], "chrf": scores["chrf"]}
+        hypotheses = files.lines(output.read_text(encoding="utf-8"))
+        _, references = evaluation.read_split(stored_split(folder, "test"))
+        score: Any = BLEU().corpus_score(hypotheses, [references], n_bootstrap=1000)
+        # The interval has no public name in sacreBLEU, which prints it.
+        interval = [score.score - score._ci, score.score + score._ci]
+        return {**found["test"], "bleu_95": interval, "tests": found}
+
+    def _test_set(self, name: str) -> list[str]:
+        """The flags of a further test set, unpacked where it is packed."""
+        data = self._config("by_hand").data
+        flags = []
+        for flag, language in (("source", data.source_lang), ("reference", data.target_lang)):
+            path = ROOT / data.path / f"{name}.{language}"
+            if not path.exists():
+                packed, path = path.with_name(path.name + ".gz"), self._folder / path.name
+                files.write_text(path, gzip.decompress(packed.read_bytes()).decode("utf-8"))
+            flags.append(f"--{flag}={path}")
+        return flags
+
+    def _latency(self, part: Part) -> dict[str, Any]:
+        """Gold latencies of a model in turns with the reference, as the first of each."""
+        folder = self._run(part._replace(kind="model"))
+        own = [folder / f"export_{kind}" for kind in QUANTIZED]
+        first, *rest = self._timed(self._reference(), *own)
+        found = {
+            kind: {"ms": times["mean_ms"], "of_reference": times["ratio_to_first"]}
+            for kind, times in zip(QUANTIZED, rest, strict=True)
+        }
+        return {"reference_ms": first["mean_ms"], **found}
+
+    def _timed(self, *exports: Path) -> list[dict[str, Any]]:
+        """The times of exports, in turns."""
+        program = [sys.executable, str(ROOT / "launch" / "benchmark.py"), "--json"]
+        given = [f"--runs={GOLD_RUNS}", *(f"--export={path}" for path in exports)]
+        printed = trainings.run_on_core(None, [*program, *given])
+        rows = json.loads(printed.splitlines()[-1])["exports"]
+        return [row["inputs"]["mixed words"] for row in rows]
+
+    def _reference(self) -> Path:
+        return self._random("by_hand", _REFERENCE)
+
+    def _random(self, space: str, subnet: Path) -> Path:
+        """An export with random weights."""
+        out = self._folder / "timed" / f"{space}_{subnet.stem}"
+        if not (out / "manifest.json").exists():
+            more = f"--subnet={subnet}", "--random_weights", f"--out={out}"
+            self._launch(None, "export", space, self._folder / "timed", {}, *more)
+        return out
+
+    def _export(
+        self, core: int | None, space: str, run: Path, kind: str, own: dict[str, Any]
+    ) -> Path:
+        """The export of a run's subnet in a precision; `own` are its settings."""
+        out = run / f"export_{kind}"
+        if not (out / "manifest.json").exists():
+            more = f"--out={out}", f"--quantize={QUANTIZED[kind]}"
+            self._launch(core, "export", space, run, own, *more)
+        return out
+
+    @property
+    def _distilled(self) -> Path:
+        return self._folder / "distilled"
+
+    def _run(self, part: Part) -> Path:
+        """The workdir of a supernet or a model."""
+        return self._folder / f"{part.kind}s" / part.folder
+
+    def _file(self, part: Part, subnet: dict[str, Any]) -> Path:
+        """A subnet in a file of its own."""
+        path = self._folder / "architectures" / f"{part.kind}-{part.folder}.json"
+        files.write_json(path, subnet)
+        return path
+
+    def _training(self, updates: int) -> dict[str, Any]:
+        """The settings of a stand-alone training, beside those of the corpus."""
+        return {
+            "subnet_training.peak_rate": PEAK_RATE,
+            "subnet_training.steps": updates,
+            "subnet_training.warmup_steps": min(updates // 4, 400),
+            "subnet_training.eval_every": updates,
+        }
+
+    def _config(self, space: str) -> Any:
+        """The config of a space."""
+        get_config = runpy.run_path(str(ROOT / _CONFIG))["get_config"]
+        config = get_config(f"{self._corpus.config}:{space}")
+        config.update_from_flattened_dict(self._corpus.settings)
+        return config
+
+    def _launch(
+        self,
+        core: int | None,
+        program: str,
+        space: str,
+        workdir: Path,
+        own: dict[str, Any],
+        *more: str,
+    ) -> str:
+        """What a program of launch/ prints."""
+        config = f"--config={_CONFIG}:{self._corpus.config}:{space}"
+        flags = trainings.flags({**self._corpus.settings, **own})
+        command = [sys.executable, str(ROOT / "launch" / f"{program}.py"), config]
+        return trainings.run_on_core(core, [*command, f"--workdir={workdir}", *flags, *more])

@@ -1,0 +1,169 @@
+"""The systems of paper_tables.py, the corpora, and the parts that their comparison is made of."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+REFERENCE = "transformer_big"  # latencies are shares of this one's
+ARCHITECTURES = Path(__file__).resolve().parent.parent / "configs" / "systems"
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A corpus and how its systems are trained.
+
+    Attributes:
+      config: of configs/, for text, sizes and recipe.
+      updates: of a supernet; of each model; of the teacher.
+      budgets: latencies, as shares of the reference's.
+      settings: for all trainings of this corpus, beside those of the config.
+      search: for all searches.
+      tests: file names of further test sets, beside the test split.
+    """
+
+    config: str
+    updates: tuple[int, int, int]
+    budgets: tuple[float, ...]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    search: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tests: tuple[str, ...] = ()
+
+    @property
+    def middle(self) -> float:
+        """The budget at which everything is compared."""
+        return self.budgets[len(self.budgets) // 2]
+
+
+CORPORA = {
+    "msdocs": Corpus("msdocs", (2400, 2400, 4800), (0.35, 0.5, 0.7)),
+    "multi30k": Corpus("multi30k", (2500, 1500, 2500), (0.5,), tests=("test2017_flickr",)),
+    # To try this program out, within minutes: results mean nothing.
+    "quickstart": Corpus(
+        "quickstart",
+        (30, 20, 30),
+        (0.6,),
+        {"data.train_pairs": 500, "data.valid_pairs": 50, "data.test_pairs": 50,
+         "training.warmup_steps": 10},
+        {"predictor.subnets": 8, "predictor.held_out": 3, "search.population": 6,
+         "search.iterations": 1, "search.mutations": 2, "search.crossovers": 2,
+         "search.parents": 2, "search.latency_runs": 10},
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """One row of the tables.
+
+    Attributes:
+      space: of configs/systems.py, whose supernet it searches; empty for an architecture by hand.
+      claim: a claim rests on it: several seeds, all budgets. Else one seed, the middle budget.
+      search: settings of its search.
+      inherit: whether its subnet starts from the supernet's weights.
+      distilled: whether the teacher's translations stand beside the text.
+      of: the system whose found subnets it trains, in place of searching itself.
+    """
+
+    name: str
+    space: str = ""
+    claim: bool = False
+    search: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inherit: bool = False
+    distilled: bool = True
+    of: str = ""
+
+
+_CLAIMS = ("transformer_4_1", "transformer_deep_1", "transformer_deep_2", "switch_deep_2")
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System("automoe", "automoe", claim=True),
+        System("hat", "hat", claim=True),
+        System("random", "random", claim=True),
+        System("automoe_standard", "automoe_standard"),
+        System("automoe_flops", "automoe"),  # Table 6: limited by FLOPs instead of latency
+        *(System(name, name) for name in (
+            "experts_2", "experts_6", "experts_16", "fixed_encoder", "placement_121212",
+            "placement_111222", "placement_222111", "identity")),
+        System("automoe_inherited", "automoe", inherit=True, of="automoe"),
+        System("automoe_undistilled", "automoe", distilled=False, of="automoe"),
+        *(System(path.stem, claim=path.stem in _CLAIMS)
+          for path in sorted(ARCHITECTURES.glob("*.json"))),
+    )
+}  # fmt: skip
+# Spaces that share a supernet.
+SAME_SPACE = {"random": "automoe"}
+KINDS = ("largest", "supernet", "teacher", "search", "model", "latency")
+
+
+class Part(NamedTuple):
+    """What is done once, and is one line of the results.
+
+    "largest" times the largest subnet of a space beside the reference, "supernet" trains the
+    supernet of a space, "search" finds a system's subnet, "model" trains and scores it, "latency"
+    times it. Teacher and largest subnets have no seed but 0.
+    """
+
+    kind: str
+    name: str  # of a system or a space
+    budget: float = 0.0  # 0: none
+    seed: int = 0
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder of its files."""
+        return "-".join([self.name, *[f"{self.budget:g}"] * bool(self.budget), str(self.seed)])
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        budget = f" at {self.budget:g}" if self.budget else ""
+        return f"{self.kind} {self.name}{budget}, seed {self.seed}"
+
+
+def supernet_of(system: System, seed: int) -> Part:
+    """The supernet that a system searches."""
+    return Part("supernet", SAME_SPACE.get(system.space, system.space), seed=seed)
+
+
+def search_of(model: Part) -> Part:
+    """The search that found a model's subnet."""
+    return model._replace(kind="search", name=SYSTEMS[model.name].of or model.name)
+
+
+def parts(corpus: Corpus, names: list[str], seeds: int) -> Iterator[Part]:
+    """All parts of the comparison of some systems, in an order in which they can be done.
+
+    Seed by seed, so that each seed's comparison is complete before the next.
+    """
+    chosen, done = [SYSTEMS[name] for name in names], set[Part]()
+    for seed in range(seeds):
+        own = [system for system in chosen if system.claim or not seed]
+        models = [
+            Part("model", system.name, budget, seed)
+            for system in own
+            for budget in _budgets(corpus, system)
+        ]
+        searched = [part for part in models if SYSTEMS[part.name].space]
+        supernets = [supernet_of(SYSTEMS[part.name], seed) for part in searched]
+        found: dict[Part, None] = dict.fromkeys(
+            Part("largest", supernet.name) for supernet in supernets
+        )
+        found |= dict.fromkeys(supernets)
+        if any(SYSTEMS[part.name].distilled for part in models):
+            found[Part("teacher", "teacher")] = None
+        # What a limit of FLOPs is comes from a search under one of latency.
+        limited = [part for part in searched if part.name == "automoe_flops"]
+        found |= dict.fromkeys(part._replace(kind="search", name="automoe") for part in limited)
+        found |= dict.fromkeys(map(search_of, searched))
+        found |= dict.fromkeys(models)
+        found |= dict.fromkeys(part._replace(kind="latency") for part in models)
+        yield from (part for part in found if part not in done)
+        done |= set(found)
+
+
+def _budgets(corpus: Corpus, system: System) -> tuple[float, ...]:
+    if not system.space:
+        return (0.0,)
+    return corpus.budgets if system.claim else (corpus.middle,)

@@ -1,0 +1,115 @@
+"""The paper's systems, trained alike on one corpus at a scaled-down size, side by side.
+
+python benchmarks/paper_tables.py --corpus=multi30k --list
+python benchmarks/paper_tables.py --corpus=msdocs --json         # many hours; goes on where it was
+python benchmarks/paper_tables.py --corpus=msdocs --json --only=automoe,hat --seeds=1
+
+Systems stand in configs/systems.py (searched spaces) and configs/systems/ (architectures made by
+hand). Each model is trained from scratch with the same text, a teacher's translations beside it,
+updates and recipe; scored on test text in fp32 and int8; and timed in turns with the largest dense
+Transformer, of whose latency the budgets are shares. Trainings run one on each core; what is timed
+runs alone. Every finished part is a line of benchmarks/results/paper_CORPUS.jsonl, and is not done
+again; unfinished trainings and searches go on from what is in --workdir.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import measure
+import trainings
+from paper_study import Study
+from paper_systems import CORPORA, SYSTEMS, Part, parts
+from trainings import ROOT
+
+from automoe_jax.system import files
+
+# Parts that run one on each core; others run alone, on all.
+PARALLEL = ("supernet", "teacher", "model")
+
+
+def key(line: dict[str, Any]) -> Part:
+    """The part that a line is of."""
+    return Part(line["kind"], line["name"], line["budget"], line["seed"])
+
+
+def read(path: Path) -> dict[Part, dict[str, Any]]:
+    """The lines of all finished parts."""
+    return {key(line): line for line in files.read_json_lines(path)} if path.exists() else {}
+
+
+def run(study: Study, wanted: list[Part], results: Path):
+    """Does the parts that have no line yet, in order."""
+
+    def one(part: Part, core: int | None):
+        begin = time.monotonic()
+        found = study.do(part, core, read(results))
+        seconds = {"seconds": round(time.monotonic() - begin, 1)}
+        files.append_json_line(results, {**part._asdict(), **found, **seconds, **measure.machine()})
+        print(f"{part.title}: {time.monotonic() - begin:.0f} s", file=sys.stderr)
+
+    left = [part for part in wanted if part not in read(results)]
+    while left:
+        kind = left[0].kind
+        # Teachers beside supernets: neither needs the other.
+        together = PARALLEL if kind in ("supernet", "teacher") else (kind,)
+        n = next((i for i, part in enumerate(left) if part.kind not in together), len(left))
+        batch, left = left[:n], left[n:]
+        if kind in PARALLEL:
+            trainings.on_each_core(one, batch)
+        else:
+            for part in batch:
+                one(part, None)
+
+
+def show(wanted: list[Part], lines: dict[Part, dict[str, Any]]):
+    """All parts, what they took, and what is left."""
+    took: dict[str, list[float]] = {}
+    for part, line in lines.items():
+        took.setdefault(part.kind, []).append(line["seconds"])
+    missing = 0.0
+    for part in wanted:
+        usual = took.get(part.kind)
+        if part in lines:
+            state = f"done, {lines[part]['seconds'] / 60:.1f} min"
+        else:
+            missing += sum(usual) / len(usual) if usual else 0.0
+            state = f"to do, about {sum(usual) / len(usual) / 60:.0f} min" if usual else "to do"
+        print(f"{part.title:44} {state}")
+    done = sum(part in lines for part in wanted)
+    print(f"{done} of {len(wanted)} done; what is left and has been timed: {missing / 3600:.1f} h")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--json", action="store_true", help="accepted; the last line is JSON in any case"
+    )
+    parser.add_argument("--corpus", required=True, choices=CORPORA)
+    parser.add_argument("--list", action="store_true", help="list the parts and what is done")
+    parser.add_argument("--only", default=",".join(SYSTEMS), help="systems, with commas")
+    parser.add_argument("--seeds", type=int, default=3, help="of systems that a claim rests on")
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "paper")
+    parser.add_argument("--results", type=Path, help="file (default: benchmarks/results/)")
+    args = parser.parse_args()
+    names = args.only.split(",")
+    if unknown := set(names) - set(SYSTEMS):
+        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(SYSTEMS)}")
+    results = args.results or ROOT / "benchmarks" / "results" / f"paper_{args.corpus}.jsonl"
+    corpus = CORPORA[args.corpus]
+    wanted = list(parts(corpus, names, args.seeds))
+    if args.list:
+        show(wanted, read(results))
+        return
+    results.parent.mkdir(exist_ok=True)
+    run(Study(corpus, args.workdir.absolute() / args.corpus), wanted, results)
+    lines = read(results)
+    rows = [lines[part] for part in wanted]
+    print(json.dumps({"benchmark": "paper_tables", "corpus": args.corpus, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The systems that are compared, and the parts of their comparison."""
+
+import runpy
+
+import pytest
+from conftest import ROOT
+
+from automoe_jax.architecture.counts import count
+from automoe_jax.config import resolve
+from automoe_jax.published.subnet_files import load
+from automoe_jax.system.errors import UserError
+from benchmarks.paper_systems import ARCHITECTURES, CORPORA, SYSTEMS, Part, parts, search_of
+
+CONFIG = runpy.run_path(str(ROOT / "configs" / "systems.py"))
+
+
+def space_of(name: str):
+    return resolve(CONFIG["get_config"](name)).space
+
+
+@pytest.mark.parametrize("corpus", CONFIG["CORPORA"])
+def test_every_system_is_a_space_of_every_corpus(corpus):
+    spaces = {name: space_of(f"{corpus}:{name}") for name in CONFIG["SYSTEMS"]}
+    for space in spaces.values():
+        space.validate(space.largest())
+    assert spaces["hat"].size() < spaces["automoe_standard"].size() < spaces["automoe"].size()
+    assert {len(x.experts) for x in spaces["hat"].largest().encoder.layers} == {1}
+    assert max(spaces["experts_16"].decoder_experts) == 16
+    placed = spaces["placement_121212"].largest().encoder.layers
+    assert [len(layer.experts) for layer in placed] == [1, 2, 1, 2, 1, 2]
+    assert 0 in spaces["identity"].smallest().encoder.layers[0].experts
+    sizes = {*spaces["identity"].encoder_ffn_dims}
+    assert sizes == {max(spaces["automoe"].encoder_ffn_dims)}
+
+
+def test_architectures_by_hand_fit_their_space():
+    for corpus in ("msdocs", "multi30k", "quickstart"):
+        space = space_of(f"{corpus}:by_hand")
+        for path in ARCHITECTURES.glob("*.json"):
+            space.validate(load(path))
+    flops = {path.stem: count(load(path)).flops for path in ARCHITECTURES.glob("*.json")}
+    assert max(flops, key=flops.__getitem__) == "transformer_big"
+    # Experts of one size are used one at a time: the FLOPs of the dense model, but for the routers.
+    assert flops["switch_deep_2"] == pytest.approx(flops["transformer_deep_2"], rel=0.01)
+
+
+def test_an_unknown_system_is_named():
+    with pytest.raises(UserError, match="is not a corpus and a system"):
+        CONFIG["get_config"]("msdocs:hot")
+    with pytest.raises(UserError, match="msdocs, multi30k"):
+        CONFIG["get_config"]("")
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_parts_come_after_what_they_need(corpus):
+    found = list(parts(CORPORA[corpus], list(SYSTEMS), 3))
+    assert len(set(found)) == len(found)
+    place = {part: i for i, part in enumerate(found)}
+    for part in found:
+        if part.kind == "latency":
+            assert place[part._replace(kind="model")] < place[part]
+        if part.kind == "model" and SYSTEMS[part.name].space:
+            assert place[search_of(part)] < place[part]
+        if part.kind == "model" and SYSTEMS[part.name].distilled:
+            assert place[Part("teacher", "teacher")] < place[part]
+        if part.kind == "search":
+            space = "automoe" if part.name in ("random", "automoe_flops") else part.name
+            assert place[Part("supernet", space, seed=part.seed)] < place[part]
+            assert place[Part("largest", space)] < place[part]
+        if part.name == "automoe_flops":
+            assert place[part._replace(kind="search", name="automoe")] < place[part]
+
+
+def test_claims_have_seeds():
+    found = list(parts(CORPORA["msdocs"], list(SYSTEMS), 3))
+    models = [part for part in found if part.kind == "model"]
+    assert sum(part.name == "automoe" for part in models) == 9  # three seeds at three budgets
+    assert sum(part.name == "automoe_standard" for part in models) == 1
+    assert sum(part.name == "transformer_deep_1" for part in models) == 3
+    only = list(parts(CORPORA["msdocs"], ["automoe_flops"], 1))
+    assert Part("search", "automoe", 0.5) in only  # whose FLOPs are its limit
+    assert not [part for part in only if part.kind == "model" and part.name == "automoe"]
