@@ -1,5 +1,6 @@
 """A trained model that another one learns from: of a workdir, or an export."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,13 +59,23 @@ def load(path: Path, tokenizer: Tokenizer, progress: Progress) -> TrainedTeacher
             f"the teacher {path} has another tokenizer than the model that learns from it; give "
             "the model a new workdir, which takes the teacher's tokenizer"
         )
+    progress.note(f"teacher: {path} ({source.words})")
+    return _trained(source, tokenizer.vocab_sizes)
+
+
+def model_of_export(path: Path) -> TrainedTeacher:
+    """The stand-alone model in an export with a tokenizer, and its weights."""
+    return _trained(_of_export(path), read_manifest(path)["vocab_sizes"])
+
+
+def _trained(source: _Source, vocab_sizes: Sequence[int]) -> TrainedTeacher:
     names = {"embedding": "all", "output": "none"}
     sharing = next((kind for name, kind in names.items() if name in source.params), "decoder")
-    sizes = tokenizer.vocab_sizes
+    first, second = vocab_sizes
     module = Transformer(
-        source.subnet, sizes, *source.base_dims, share_embeddings=sharing, scales=source.scales
-    )
-    progress.note(f"teacher: {path} ({source.words})")
+        source.subnet, (first, second), *source.base_dims, share_embeddings=sharing,
+        scales=source.scales,
+    )  # fmt: skip
     return TrainedTeacher(module, source.params)
 
 

@@ -55,6 +55,22 @@ def test_text_comes_back(made):
     assert tokenizer.encode([""], "target") == [[2]]
 
 
+def test_pieces_make_the_words(made):
+    """Each side's tokens are those of its sentence, eos and unknown words apart."""
+    _, lowercase, tokenizer = made
+    for side, sentences in (("source", ENGLISH), ("target", GERMAN)):
+        ids = tokenizer.encode(sentences, side)
+        for own, sentence in zip(ids, sentences, strict=True):
+            pieces = tokenizer.pieces(own, side)
+            assert len(pieces) == len(own)
+            assert pieces[-1] == ""
+            language = {"source": "en", "target": "de"}[side]
+            dashes = tokenizer.splits_dashes
+            words = MosesTokenizer(language).tokenize(sentence, aggressive_dash_splits=dashes)
+            expected = " ".join(words).lower() if lowercase else " ".join(words)
+            assert "".join(pieces) == f" {expected}"
+
+
 def test_the_last_of_equal_symbols_counts(tmp_path):
     path = tmp_path / "dict.txt"
     path.write_text("a 3\nb 2\na 1\n")
@@ -107,6 +123,7 @@ def test_ids_as_text(tmp_path):
     assert tokenizer.encode(["4 9", "5 2", ""]) == [[4, 9, 2], [5, 2], [2]]
     assert tokenizer.encode(["11"], "target") == [[11, 2]]
     assert tokenizer.decode([[4, 11, 2, 1]]) == ["4 11"]
+    assert tokenizer.pieces([4, 11, 2, 1], "target") == [" 4", " 11", "", ""]
     for text in ("4 x", "10", "-4", "1", "٣", "4" * 5000):
         with pytest.raises(UserError, match=r"is not a token id; .* 0 to 9 except the pad 1"):
             tokenizer.encode([text])

@@ -25,7 +25,8 @@ class Tokenizer(Protocol):
     so that translations have none. `encode` puts eos at the end; `decode`
     takes target ids, drops special ones, and writes a mark for unknown ones. `word_borders` has
     two arrays (V,): the tokens that end a word, and those that start one; None where the vocabulary
-    is not known.
+    is not known. `pieces` has the text of each token, a blank before the first one of a word; that
+    of bos, pad and eos is empty.
     """
 
     @property
@@ -39,6 +40,7 @@ class Tokenizer(Protocol):
     def encode(self, sentences: Sequence[str], side: SideName = "source") -> list[list[int]]: ...
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
     def word_borders(self, side: SideName) -> WordBorders | None: ...
+    def pieces(self, ids: Sequence[int], side: SideName) -> list[str]: ...
 
 
 def write_folder(folder: Path, info: dict, fill: Callable[[Path], object]):

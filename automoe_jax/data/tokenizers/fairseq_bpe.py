@@ -109,6 +109,19 @@ class FairseqBpe:
         ends_V = np.array([not symbol.endswith(_SEPARATOR.strip()) for symbol in symbols])
         return ends_V, np.zeros_like(ends_V)
 
+    def pieces(self, ids: Sequence[int], side: SideName) -> list[str]:
+        symbols = self._dictionaries[0 if side == "source" else 1].symbols
+        found, blank = [], " "
+        for i in map(int, ids):
+            if i in (BOS_ID, PAD_ID, EOS_ID):
+                found.append("")
+                continue
+            symbol = UNKNOWN if i == UNK_ID else symbols[i]
+            piece = symbol.removesuffix(_SEPARATOR.strip())
+            found.append(blank + piece)
+            blank = " " if piece == symbol else ""
+        return found
+
     def tokenized(self, ids: Sequence[Sequence[int]], unknown: str = UNKNOWN) -> list[str]:
         """Target words of each, separated by blanks: BPE merged, but not detokenised.
 

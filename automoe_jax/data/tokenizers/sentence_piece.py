@@ -57,6 +57,12 @@ class SentencePiece:
         starts_V = np.array([piece.startswith(_BLANK) for piece in pieces])
         return np.zeros_like(starts_V), starts_V
 
+    def pieces(self, ids: Sequence[int], side: SideName) -> list[str]:
+        del side  # one vocabulary
+        special = (BOS_ID, PAD_ID, EOS_ID)
+        found = [self._processor.id_to_piece(int(i)).replace(_BLANK, " ") for i in ids]
+        return ["" if i in special else piece for i, piece in zip(ids, found, strict=True)]
+
     @classmethod
     def load(cls, folder: Path, info: dict[str, Any]) -> "SentencePiece":
         """Reads the folder that `train` wrote; `UserError` if it is missing or broken.

@@ -36,6 +36,9 @@ class TokenIds:
     def word_borders(self, side: SideName) -> None:
         """Unknown."""
 
+    def pieces(self, ids: Sequence[int], side: SideName) -> list[str]:
+        return ["" if i in (PAD_ID, EOS_ID) else f" {int(i)}" for i in ids]
+
     @classmethod
     def load(cls, folder: Path, info: dict[str, Any]) -> "TokenIds":
         """Reads the folder that `make` wrote."""

@@ -1,0 +1,43 @@
+"""Serves a page on this machine that translates what one types, with one export or several.
+
+python launch/demo.py --export=runs/quickstart/export
+python launch/demo.py --export=A --export=B        # side by side
+
+The page shows translations with scores, milliseconds, and which expert of each layer every token
+is sent to. Needs Flask and waitress: pip install '.[demo]'.
+"""
+
+from absl import flags
+
+from automoe_jax.cli import options, terminal
+from automoe_jax.decoding.translator import Translator
+from automoe_jax.demo import app as web
+from automoe_jax.demo.models import DemoModel
+from automoe_jax.system import files, malloc
+from automoe_jax.system.errors import UserError
+
+_EXPORTS = flags.DEFINE_multi_string(
+    "export", None, "export folder; may be given several times, or with commas between"
+)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on: this machine alone")
+_PORT = flags.DEFINE_integer("port", 8123, "port; 0 for any that is free", lower_bound=0,
+                             upper_bound=65535)  # fmt: skip
+_KERNELS = options.define_kernels()
+
+
+def main():
+    exports = [path for given in _EXPORTS.value or () for path in given.split(",") if path]
+    if not exports:
+        raise UserError("--export is missing; give an export folder")
+    web.check_installed()
+    malloc.return_large_blocks()
+    progress = terminal.TerminalProgress()
+    models = []
+    for path in exports:
+        progress.note(f"loading {path}")
+        folder = files.expanded(path)
+        translator = Translator.load(folder, kernels=_KERNELS.value, release_memory=malloc.trim)
+        models.append(DemoModel(path, translator))
+    server = web.listen(web.make_app(models), _HOST.value, _PORT.value)
+    print(f"http://{_HOST.value}:{server.effective_port} (Ctrl-C ends it)", flush=True)
+    server.run()
