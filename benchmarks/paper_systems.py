@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-REFERENCE = "transformer_big"  # latencies are shares of this one's
+REFERENCE = "mini_transformer_big"  # latencies are shares of this one's
 ARCHITECTURES = Path(__file__).resolve().parent.parent / "configs" / "systems"
 
 
@@ -74,7 +74,12 @@ class System:
     of: str = ""
 
 
-_CLAIMS = ("transformer_4_1", "transformer_deep_1", "transformer_deep_2", "switch_deep_2")
+_CLAIMS = (
+    "mini_transformer_4_1",
+    "mini_transformer_deep_1",
+    "mini_transformer_deep_2",
+    "mini_switch_deep_2",
+)
 SYSTEMS = {
     system.name: system
     for system in (

@@ -17,7 +17,7 @@ Behind the colon stand a config of this folder, for text, sizes and recipe, and 
   by_hand           holds the architectures of configs/systems/*.json, which are not searched
 
 Transformers and mixtures made by hand are subnet files: of the scaled-down sizes in
-configs/systems/, at full size in configs/subnets/.
+configs/systems/ (mini_...), at full size in configs/subnets/.
 """
 
 import runpy

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from automoe_jax.system import shipped
 from automoe_jax.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,21 @@ def define_beam() -> tuple[flags.FlagHolder[int | None], flags.FlagHolder[float]
     penalty = "power of the length that scores are divided by"
     beam = flags.DEFINE_integer("beam_size", None, size)
     return beam, flags.DEFINE_float("length_penalty", 0.6, penalty)
+
+
+def with_shipped(argv: list[str]) -> list[str]:
+    """The arguments with the names of shipped configs and architectures as paths."""
+    found = list(argv)
+    for flag, resolve in (("--config", shipped.config), ("--subnet", shipped.subnet)):
+        for i, argument in enumerate(found):
+            name, is_set, value = argument.partition("=")
+            if name != flag:
+                continue
+            if is_set:
+                found[i] = f"{flag}={resolve(value)}"
+            elif i + 1 < len(found):
+                found[i + 1] = resolve(found[i + 1])
+    return found
 
 
 def parse(argv: list[str], command: ModuleType):

@@ -44,7 +44,7 @@ def run(command: str):
         if {"--help", "-h", "-help"} & set(sys.argv[1:]):
             print(options.help_text(module))
             return
-        options.parse(sys.argv, module)
+        options.parse(options.with_shipped(sys.argv), module)
         module.main()
     except UserError as e:
         _fail(str(e))

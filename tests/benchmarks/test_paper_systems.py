@@ -39,9 +39,9 @@ def test_architectures_by_hand_fit_their_space():
         for path in ARCHITECTURES.glob("*.json"):
             space.validate(load(path))
     flops = {path.stem: count(load(path)).flops for path in ARCHITECTURES.glob("*.json")}
-    assert max(flops, key=flops.__getitem__) == "transformer_big"
+    assert max(flops, key=flops.__getitem__) == "mini_transformer_big"
     # Experts of one size are used one at a time: the FLOPs of the dense model, but for the routers.
-    assert flops["switch_deep_2"] == pytest.approx(flops["transformer_deep_2"], rel=0.01)
+    assert flops["mini_switch_deep_2"] == pytest.approx(flops["mini_transformer_deep_2"], rel=0.01)
 
 
 def test_an_unknown_system_is_named():
@@ -76,7 +76,7 @@ def test_claims_have_seeds():
     models = [part for part in found if part.kind == "model"]
     assert sum(part.name == "automoe" for part in models) == 9  # three seeds at three budgets
     assert sum(part.name == "automoe_standard" for part in models) == 1
-    assert sum(part.name == "transformer_deep_1" for part in models) == 3
+    assert sum(part.name == "mini_transformer_deep_1" for part in models) == 3
     only = list(parts(CORPORA["msdocs"], ["automoe_flops"], 1))
     assert Part("search", "automoe", 0.5) in only  # whose FLOPs are its limit
     assert not [part for part in only if part.kind == "model" and part.name == "automoe"]
