@@ -1,12 +1,16 @@
 """The project's own promises: one list of dependencies, light imports, no TensorFlow."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_requirements_and_metadata_agree():
@@ -83,7 +87,45 @@ def test_the_library_neither_prints_nor_reads_flags():
 
 def test_no_shared_data_is_in_the_project():
     for path in ROOT.rglob("*"):
-        if ".git" in path.parts or ".venv" in path.parts or "runs" in path.parts:
+        if {".git", ".venv", "runs", "site", "dist", "build"} & set(path.parts):
             continue
         if path.is_file() and path.suffix in (".gz", ".npz", ".csv"):
             raise AssertionError(f"{path} looks like shared data")
+
+
+def test_the_reference_is_what_the_code_says():
+    program = [sys.executable, "docs/make_reference.py", "--check"]
+    found = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not found.returncode, found.stderr
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in DOCS)]
+)
+def test_links_lead_somewhere(page):
+    """To files of the project, and to headings of its pages."""
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = path.parent / name if name else path
+        assert linked.exists(), f"{page}: {target}"
+        if anchor:
+            lines = linked.read_text(encoding="utf-8").splitlines()
+            headings = [line.lstrip("# ").lower() for line in lines if line.startswith("#")]
+            slugs = [re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings]
+            assert anchor in slugs, f"{page}: {target}"
+
+
+def test_names_in_the_docs_are_files():
+    """Programs, configs and benchmarks that the docs name exist."""
+    names = r"\b(?:launch|configs|benchmarks|tests|docs)/[\w/.-]+\.(?:py|json|jsonl|md)\b"
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]:
+        for name in re.findall(names, path.read_text(encoding="utf-8")):
+            named = name if Path(name).stem not in ("X", "COMMAND") else Path(name).parent
+            assert (ROOT / named).exists(), f"{path.name}: {name}"
