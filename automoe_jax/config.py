@@ -33,6 +33,8 @@ class PipelineConfig:
         or the folder of an export or a workdir; empty for none.
       distill: whose translations of the training text stand beside it for the finalists
         (sequence-level distillation): "supernet" or the folder of an export; empty for none.
+      train_random: whether the random subnet within the limits, which the report compares with, is
+        trained as the finalists are.
       valid_sentences, test_sentences: to choose among finalists, and to report BLEU on; 0 for all.
     """
 
@@ -40,6 +42,7 @@ class PipelineConfig:
     inherit: bool = False
     teacher: str = ""
     distill: str = ""
+    train_random: bool = False
     valid_sentences: int = 0
     test_sentences: int = 0
 

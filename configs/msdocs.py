@@ -62,4 +62,5 @@ def get_config():
     search.latency_runs = 200
     config.search.constraint.latency_ratio = 0.8
     config.pipeline.inherit = True
+    config.pipeline.train_random = True
     return config

@@ -66,4 +66,5 @@ def get_config():
     search.latency_runs = 200
     config.search.constraint.latency_ratio = 0.7
     config.pipeline.inherit = True
+    config.pipeline.train_random = True
     return config

@@ -65,5 +65,6 @@ def get_config():
 
     config.export.beam_sizes = (1, 5)
     config.pipeline.inherit = True
+    config.pipeline.train_random = True
     config.pipeline.valid_sentences = 150
     return config

@@ -6,7 +6,7 @@ python launch/pipeline.py --config configs/quickstart.py
 from automoe_jax.cli import options, terminal
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.pipeline import run_pipeline
-from automoe_jax.report.page import table_rows
+from automoe_jax.report.page import gain_text, table_rows
 
 CONFIG = RunFlags()
 _JSON = options.define_json("print the results as one JSON line")
@@ -23,6 +23,8 @@ def main():
     random, test = results["random"], results["test"]
     print(f"searched subnet, trained: test BLEU {test['bleu']:.2f}, chrF {test['chrf']:.2f}")
     print(f"  {test['bleu_signature']}")
+    if gain := gain_text(results):
+        print(f"  {gain}")
     if random["median_loss"] is not None:
         print(
             f"inherited validation loss {results['searched_loss']:.4f}; median of "

@@ -1,9 +1,11 @@
 """Translation quality: sacreBLEU and chrF with signatures, and the BLEU of HAT and AutoMoE."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -49,6 +51,64 @@ def score(
         chrf_signature=str(chrf.get_signature()),
         sentences=len(hypotheses),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How much more BLEU one system has than another, and the 95 % interval."""
+
+    bleu: float
+    low: float
+    high: float
+
+
+def paired_difference(
+    hypotheses: Sequence[str],
+    others: Sequence[str],
+    references: Sequence[str],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    lowercase: bool = False,
+) -> Difference:
+    """BLEU of `hypotheses` less that of `others`, with a paired bootstrap over sentences.
+
+    Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation": each sample
+    draws as many sentences, the same for both systems.
+    """
+    counts_SC, others_SC = (_counts(x, references, lowercase) for x in (hypotheses, others))
+    n = len(references)
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(samples):
+        drawn = rng.integers(0, n, n)
+        found.append(_bleu(counts_SC[drawn]) - _bleu(others_SC[drawn]))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Difference(_bleu(counts_SC) - _bleu(others_SC), float(low), float(high))
+
+
+def _counts(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool) -> np.ndarray:
+    """What BLEU is made of (S, C), sentence by sentence: n-grams that match, all, both lengths."""
+    metric = BLEU(lowercase=lowercase)
+    pairs = zip(hypotheses, references, strict=True)
+    scores = [metric.corpus_score([h], [[r]]) for h, r in pairs]
+    return np.array([[*x.counts, *x.totals, x.sys_len, x.ref_len] for x in scores])
+
+
+def _bleu(counts_SC: np.ndarray) -> float:
+    """Corpus BLEU of some sentences' counts, smoothed as `score` does."""
+    *ngrams, length, reference_length = map(int, counts_SC.sum(axis=0))
+    matches, totals = ngrams[: len(ngrams) // 2], ngrams[len(ngrams) // 2 :]
+    return BLEU.compute_bleu(matches, totals, length, reference_length, "exp").score
+
+
+def most_repeats(text: str) -> int:
+    """How often a word, or a sign, stands in a row: a sign of a model that was lost."""
+    runs = [
+        len(list(run)) for parts in (text.split(), text) for part, run in itertools.groupby(parts)
+        if part != " "
+    ]  # fmt: skip
+    return max(runs, default=0)
 
 
 def split_compounds(text: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture import counts as complexity
-from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.architecture.subnet import Subnet, from_json
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.decoding.translator import DEFAULT_BEAM, Translator
@@ -70,7 +70,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     with _timed(run, "finalists"):
         start = run.path if config.pipeline.inherit else None
         teacher = _folder(run, config.pipeline.teacher)
-        for out, subnet in finalists.items():
+        for out, subnet in {**finalists, **_random(run, found)}.items():
             train.train_subnet(run, subnet, start, out, teacher=teacher, text=text)
 
     note("phase 4 of 5: export")
@@ -87,6 +87,13 @@ def run_pipeline(run: Run) -> dict[str, Any]:
             results["routing"] = report.routing_of(run, data, chosen)
         report.write(run, {**results, "seconds": _seconds(run)}, found)
     return files.read_json(run.path / REPORT / report.RESULTS, "report")
+
+
+def _random(run: Run, found: dict[str, Any]) -> dict[str, Subnet]:
+    """The random subnet to train beside the finalists, by its folder, if there is one."""
+    first = found["random"]["first"]
+    wanted = run.config.pipeline.train_random and first is not None
+    return {report.RANDOM_SUBNET: from_json(first)} if wanted else {}
 
 
 def _folder(run: Run, teacher: str) -> Path | None:

@@ -16,9 +16,9 @@ from automoe_jax.latency.process import Timer
 from automoe_jax.latency.statistics import ratio, summarise
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import routing
-from automoe_jax.phases.export import SupernetExporter, add_scores
+from automoe_jax.phases.export import SupernetExporter, add_scores, export_params
 from automoe_jax.phases.prepare import corpus_split
-from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, Run
+from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, Run
 from automoe_jax.phases.search_history import ScoreHistory
 from automoe_jax.phases.weights import origin, subnet_params
 from automoe_jax.published.subnet_files import load
@@ -26,8 +26,11 @@ from automoe_jax.report import page
 from automoe_jax.search import sensitivity
 from automoe_jax.search.sensitivity import Worth
 from automoe_jax.system import files
+from automoe_jax.training.checkpoints import latest_step
 
 RESULTS = "results.json"
+RANDOM, RANDOM_SUBNET = "random within the limit", f"{SUBNET}/random"  # its name and folder
+MOST_REPEATS = 4  # of a word or a sign in a row
 N_EXAMPLES = 10
 ROUTED_PAIRS = 1000  # validation pairs whose tokens are counted by expert
 
@@ -47,20 +50,26 @@ def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -
     config = run.config
     subnets = {"largest": config.space.largest(), "smallest": config.space.smallest()}
     if found["random"]["first"] is not None:
-        subnets["random within the limit"] = from_json(found["random"]["first"])
+        subnets[RANDOM] = from_json(found["random"]["first"])
     subnets["searched"] = searched
     test = evaluation.read_split(corpus_split(run, "test"), config.pipeline.test_sentences)
     exports = run.path / REPORT / ".exports"
     rows, threads = _compare_inherited(run, params, subnets, test, exports)
-    shutil.rmtree(exports, ignore_errors=True)
     export = run.path / EXPORT
     scores, translations = evaluation.evaluate(Translator.load(export), *test, beam_size(config))
     add_scores(export, {"test": dataclasses.asdict(scores)})
+    trained = _compare_trained(run, scores, translations, test, exports)
+    for row in rows:
+        row["bleu_trained"] = trained["bleu"].get(row["name"])
+    shutil.rmtree(exports, ignore_errors=True)
+    repeating = sum(evaluation.most_repeats(text) > MOST_REPEATS for text in translations)
     examples = zip(*(texts[:N_EXAMPLES] for texts in (*test, translations)), strict=True)
     return {
         "version": 1,
         "rows": rows,
         "test": dataclasses.asdict(scores),
+        "gain_over_random": trained["gain"],
+        "repeating": repeating,
         "latency": {**dataclasses.asdict(config.latency), "threads_used": threads},
         "limits": found["limits"],
         "limit_ratio": config.search.constraint.latency_ratio or None,
@@ -72,6 +81,30 @@ def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -
         "random": {k: found["random"][k] for k in ("count", "median_loss", "best_loss")},
         "examples": [{"source": s, "reference": r, "translation": t} for s, r, t in examples],
     }
+
+
+def _compare_trained(
+    run: Run,
+    searched: evaluation.Scores,
+    translations: list[str],
+    test: tuple[list[str], list[str]],
+    folder: Path,
+) -> dict[str, Any]:
+    """BLEU of trained subnets by name, and the searched one's gain over the random one, if any."""
+    found: dict[str, Any] = {"bleu": {"searched": searched.bleu}, "gain": None}
+    trained = run.path / RANDOM_SUBNET
+    if not run.config.pipeline.train_random or latest_step(trained) is None:
+        return found
+    params, subnet, step = subnet_params(run, RANDOM_SUBNET)
+    kind = run.config.subnet_training.final_weights
+    source = origin(trained, "trained subnet", step, kind)
+    export_params(run, params, subnet, folder / "random_trained", source)
+    translator, beam = Translator.load(folder / "random_trained"), beam_size(run.config)
+    scores, others = evaluation.evaluate(translator, *test, beam)
+    lowercase = translator.tokenizer is not None and translator.tokenizer.lowercase
+    gain = evaluation.paired_difference(translations, others, test[1], lowercase=lowercase)
+    found["bleu"][RANDOM] = scores.bleu
+    return {**found, "gain": dataclasses.asdict(gain)}
 
 
 def _compare_inherited(

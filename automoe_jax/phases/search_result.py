@@ -85,6 +85,10 @@ def _as_json(result: SearchResult) -> dict[str, Any]:
             "first": to_json(result.samples[0].subnet) if losses else None,
         },
         "front": len(result.front),
+        "corners": {
+            name: {"sample_loss": f.sample_loss, "costs": f.costs}
+            for name, f in result.corners.items()
+        },
         "largest_loss": result.corners["largest"].loss,
         "smallest_loss": result.corners["smallest"].loss,
     }

@@ -12,31 +12,51 @@ from automoe_jax.search.sensitivity import Worth
 from automoe_jax.system import files
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1d2129; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #d6dae0; text-align: right; }
+:root { color-scheme: light dark; --text: light-dark(#1d2129, #e4e7ec);
+  --back: light-dark(#fff, #14171c); --line: light-dark(#d6dae0, #343a44);
+  --soft: light-dark(#5a6270, #9aa3b2); --card: light-dark(#f2f3f5, #1f242c);
+  --mark: light-dark(#eef6ee, #1d2b20); }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+  color: var(--text); background: var(--back); overflow-wrap: anywhere; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
+  overflow-wrap: normal; white-space: nowrap; }
 th:first-child, td:first-child, .text td { text-align: left; }
-.compared tr:last-child { background: #eef6ee; font-weight: 600; }
-img { max-width: 100%; }
-code { background: #f2f3f5; padding: .1rem .3rem; }
-small { color: #5a6270; }
+.text th { text-align: left; }
+.text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; min-width: 5.5rem; }
+.compared tr:last-child { background: var(--mark); font-weight: 600; }
+img { max-width: 100%; background: #fff; }
+code { background: var(--card); padding: .1rem .3rem; }
+small { color: var(--soft); }
 """
 
 
 def table_rows(results: dict[str, Any]) -> list[list[str]]:
     """The comparison as text: header, then a row per subnet, the searched one last."""
-    rows = [
-        ["subnet", "params M", "active M", "GFLOPs", "latency ms", "of largest", "BLEU inherited"]
-    ]
+    header = ["subnet", "params M", "active M", "GFLOPs", "latency ms", "of largest"]
+    rows = [[*header, "BLEU inherited", "BLEU trained"]]
     for row in results["rows"]:
         latency, (value, low, high) = row["latency"], row["latency_ratio"]
         params = [f"{row[name] / 1e6:.3f}" for name in ("params", "active_params")]
         flops = f"{row['flops'] / 1e9:.4f}"
         ms = f"{latency['mean_ms']:.2f} ± {latency['std_ms']:.2f}"
         of_largest = f"{value:.2f} [{low:.2f}, {high:.2f}]"
-        rows.append([row["name"], *params, flops, ms, of_largest, f"{row['bleu_inherited']:.1f}"])
+        trained = row.get("bleu_trained")  # earlier versions have none
+        bleus = (f"{row['bleu_inherited']:.1f}", "" if trained is None else f"{trained:.1f}")
+        rows.append([row["name"], *params, flops, ms, of_largest, *bleus])
     return rows
+
+
+def gain_text(results: dict[str, Any]) -> str:
+    """How much better than the random subnet the searched one is after training; "" if unknown."""
+    gain = results.get("gain_over_random")
+    if not gain:
+        return ""
+    return (
+        f"{gain['bleu']:+.1f} BLEU against the random subnet after the same training, 95 % "
+        f"interval {gain['low']:+.1f} to {gain['high']:+.1f} (paired bootstrap over sentences)"
+    )
 
 
 def write(
@@ -52,13 +72,23 @@ def write(
     of the search, `worths` what each choice is worth by the scored subnets.
     """
     limits, x_name, label = found["limits"], found["over"][0], found["objective"]["label"]
-    marked = {
-        f"best {i}": (best["costs"][x_name], best["sample_loss"])
-        for i, best in enumerate(found["best"][:3], 1)
-    }
+    marked = _marked(found, lines, x_name)
     limit = limits[x_name]["most"] if x_name in limits else None
     search_plot(lines, x_name, folder / "search.png", limit, marked, label)
     files.write_text(folder / "index.html", _page(results, found, worths, label))
+
+
+def _marked(
+    found: dict[str, Any], lines: list[dict[str, Any]], x_name: str
+) -> dict[str, tuple[float, float]]:
+    """Cost and loss of the subnets that the picture names."""
+    named = {f"searched, {i}": best for i, best in enumerate(found["best"][:2], 1)}
+    named |= found.get("corners", {})  # earlier versions have none
+    marked = {name: (x["costs"][x_name], x["sample_loss"]) for name, x in named.items()}
+    for line in lines:
+        if line["subnet"] == found["random"]["first"]:
+            marked["random within the limit"] = line["costs"][x_name], line["loss"]
+    return marked
 
 
 def _page(
@@ -72,16 +102,26 @@ def _page(
     random = results["random"]
     median = "none" if random["median_loss"] is None else f"{random['median_loss']:.4f}"
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
+    gain = f"{text}. " if (text := gain_text(results)) else ""
+    repeating = (
+        f"{results['repeating']} of its translations repeat a word or a sign more than four times."
+        if "repeating" in results
+        else ""
+    )
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>automoe_jax report</title><style>{STYLE}</style>
+<html lang="en"><meta charset="utf-8"><title>automoe_jax report</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>{STYLE}</style>
 <h1>Searched translator</h1>
 <p>Test BLEU of the searched and trained subnet: <b>{test["bleu"]:.1f}</b>, chrF {test["chrf"]:.1f}
-on {test["sentences"]:,} sentences.<br><small>{html.escape(test["bleu_signature"])}</small></p>
+on {test["sentences"]:,} sentences. {gain}{repeating}<br>
+<small>{html.escape(test["bleu_signature"])}</small></p>
 {html_table("compared", table_rows(results))}
 <p><small>Latency: batch 1, {latency["source_length"]} tokens in, {latency["target_length"]} out,
 beam {latency["beam_size"]}, {latency["runs"]} runs in turns, 10 % tails dropped, mean ± standard
 deviation; {latency["threads_used"]} thread(s), {latency["platform"]}. Ratios with 95 % intervals.
-BLEU inherited: with the supernet's weights, without further training.</small></p>
+BLEU inherited: with the supernet's weights, without further training; trained: after the same
+training of each.</small></p>
 <h2>Search</h2>
 <p>{found["scored"]} subnets scored. Validation loss of the searched subnet
 {results["searched_loss"]:.4f}; median of {random["count"]} random subnets within the limit
@@ -143,7 +183,7 @@ def html_table(css_class: str, rows: list[list[str]]) -> str:
         tag = "td" if i else "th"
         cells = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
         lines.append(f"<tr>{cells}</tr>")
-    return f"<table class={css_class}>{''.join(lines)}</table>"
+    return f"<div class=wide><table class={css_class}>{''.join(lines)}</table></div>"
 
 
 def _layers(subnet: dict[str, Any]) -> list[list[str]]:

@@ -80,7 +80,7 @@ def search_plot(
     _step(axes, best, color="tab:red", linewidth=1.2, label="Pareto front")
     if limit is not None:
         axes.axvline(limit, color="black", linestyle="--", linewidth=1, label="limit")
-    for (label, (x, y)), marker in zip((marked or {}).items(), "*sD^v", strict=False):
+    for (label, (x, y)), marker in zip((marked or {}).items(), "*sD^vPX", strict=False):
         axes.plot(
             x, y, marker, markersize=13 if marker == "*" else 8, markeredgecolor="black",
             label=label, linestyle="none",

@@ -185,6 +185,40 @@ class Scored:
         return [Translation((Hypothesis(text, 0.0, tuple(x)),)) for text, x in self._hypotheses]
 
 
+def test_the_difference_of_two_systems():
+    """Its value is that of corpus scores; the interval is a bootstrap's over sentences."""
+    references = [f"the {word} sat on the mat and slept" for word in ("cat", "dog", "cow", "hen")]
+    references *= 10
+    worse = [text.replace("mat and", "and") for text in references]
+    found = evaluate.paired_difference(references, worse, references)
+    scores = (evaluate.score(x, references).bleu for x in (references, worse))
+    assert found.bleu == pytest.approx(next(scores) - next(scores))
+    # All sentences lose as much: there is nothing to doubt.
+    assert found.low == pytest.approx(found.bleu)
+    assert found.high == pytest.approx(found.bleu)
+    other = evaluate.paired_difference(worse, references, references)
+    assert other.bleu == pytest.approx(-found.bleu)
+    mixed = [b if i % 2 else a for i, (a, b) in enumerate(zip(references, worse, strict=True))]
+    found = evaluate.paired_difference(mixed, worse, references)
+    assert 0 < found.low < found.bleu < found.high
+    same = evaluate.paired_difference(mixed, mixed, references)
+    assert (same.bleu, same.low, same.high) == (0, 0, 0)
+    shout = [text.upper() for text in references]
+    found = evaluate.paired_difference(shout, references, references, lowercase=True)
+    assert found.bleu == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ("", 0), ("a b", 1), ("der der der Hund", 3), ("im Jahr 200000 und 11", 5),
+        ("a   b    c", 1), ("Schifffahrt", 3),
+    ],
+)  # fmt: skip
+def test_repeats_in_a_row(text, times):
+    assert evaluate.most_repeats(text) == times
+
+
 def test_scores_without_regard_to_case():
     """Of a translator without a tokenizer of its own: words by Moses's rules."""
     translator = Scored(None, [(text.lower(), (4, 2)) for text in GERMAN])

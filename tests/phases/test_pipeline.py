@@ -34,7 +34,9 @@ def pipeline_of(config, folder, progress: Progress = SILENT):
 
 def test_pipeline_survives_kills(tmp_path):
     config = tiny_config()
-    taught = dataclasses.replace(config.pipeline, teacher="supernet", distill="supernet")
+    taught = dataclasses.replace(
+        config.pipeline, teacher="supernet", distill="supernet", train_random=True
+    )
     config = dataclasses.replace(config, pipeline=taught)
     kills = "train: ", "iteration 1", "of them translated", "finalist 2: validation", "measuring"
     for words in kills:
@@ -55,6 +57,18 @@ def test_pipeline_survives_kills(tmp_path):
     assert all(row["latency"]["runs"] == 6 for row in results["rows"])
     assert 0 <= results["test"]["bleu"] <= 100
     assert results["random"]["count"] == 6
+    # The random subnet was trained as the finalists were.
+    trained = [row["bleu_trained"] for row in results["rows"]]
+    assert trained[:2] == [None, None]
+    assert trained[3] == results["test"]["bleu"]
+    gain = results["gain_over_random"]
+    assert gain["bleu"] == pytest.approx(trained[3] - trained[2])
+    assert gain["low"] <= gain["bleu"] <= gain["high"]
+    assert 0 <= results["repeating"] <= results["test"]["sentences"]
+    theirs = json.loads((tmp_path / "subnet/random/manifest.json").read_text())["config"]
+    ours = json.loads((tmp_path / "subnet/1/manifest.json").read_text())["config"]
+    assert theirs["subnet"] != ours["subnet"]
+    assert theirs["subnet_training"] == ours["subnet_training"]
 
     # Each finalist learned from the largest subnet, and from its translations.
     finalist = json.loads((tmp_path / "subnet/1/manifest.json").read_text())["config"]
@@ -148,8 +162,8 @@ def test_search_under_a_measured_limit(prepared, tmp_path):
     assert not (tmp_path / "search" / ".timing").exists()
 
 
-# That of supertransformer.py comes from a file it is given.
-SHIPPED = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"supertransformer"}
+# The others need what stands behind a colon.
+SHIPPED = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"supertransformer", "systems"}
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))

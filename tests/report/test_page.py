@@ -1,0 +1,101 @@
+"""The page of a run, as a browser shows it."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import to_json
+from automoe_jax.report import page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SPACE = SearchSpace(encoder_experts=(1, 6), decoder_experts=(1, 6))
+LONG = "2" * 150
+
+
+def results(gain=True):
+    subnet = to_json(SPACE.largest())
+    row = {
+        "params": 2e6, "active_params": 1e6, "flops": 7e7, "subnet": subnet,
+        "latency": {"mean_ms": 20.0, "std_ms": 1.0}, "latency_ratio": [0.6, 0.59, 0.61],
+        "bleu_inherited": 60.0, "bleu_trained": None,
+    }  # fmt: skip
+    rows = [{**row, "name": n} for n in ("largest", "random within the limit", "searched")]
+    rows[-1]["bleu_trained"] = 71.6
+    examples = [{"source": "a <b>", "translation": f"den 28. {LONG}", "reference": "x " * 40}]
+    return {
+        "rows": rows, "examples": examples * 3, "seconds": {"supernet": 100.0, "search": 60.0},
+        "test": {"bleu": 71.6, "chrf": 80.0, "sentences": 200, "bleu_signature": "nrefs:1|" * 9},
+        "latency": {"source_length": 30, "target_length": 30, "beam_size": 5, "runs": 100,
+                    "threads_used": 2, "platform": "cpu"},
+        "searched_loss": 0.5, "random": {"count": 20, "median_loss": 0.6, "best_loss": 0.55},
+        "gain_over_random": {"bleu": 1.25, "low": -0.5, "high": 3.0} if gain else None,
+        "repeating": 3, "routing": [],
+    }  # fmt: skip
+
+
+def search():
+    """The result of a search and its lines."""
+    rng = np.random.default_rng(0)
+    subnets = [to_json(SPACE.sample(rng)) for _ in range(12)]
+    lines = [
+        {"costs": {"latency_ms": 5.0 + i}, "loss": 1.0 - 0.02 * i, "iteration": 0, "subnet": s}
+        for i, s in enumerate(subnets)
+    ]
+    corner = {"costs": {"latency_ms": 30.0}, "sample_loss": 0.4}
+    return {
+        "limits": {"latency_ms": {"most": 14.0}}, "over": ["latency_ms"], "scored": 12,
+        "objective": {"label": "validation loss"}, "random": {"first": subnets[3]},
+        "best": [{"costs": {"latency_ms": 12.0}, "sample_loss": 0.8}] * 3,
+        "corners": {"largest": corner, "smallest": {**corner, "costs": {"latency_ms": 4.0}}},
+    }, lines  # fmt: skip
+
+
+def test_the_gain_over_the_random_subnet_is_told():
+    assert page.gain_text(results()).startswith(
+        "+1.2 BLEU against the random subnet after the same training, 95 % interval -0.5 to +3.0"
+    )
+    assert page.gain_text(results(gain=False)) == ""
+    header, *rows = page.table_rows(results())
+    assert header[-1] == "BLEU trained"
+    assert [row[-1] for row in rows] == ["", "", "71.6"]
+
+
+def test_the_picture_names_the_compared_subnets():
+    found, lines = search()
+    marked = page._marked(found, lines, "latency_ms")
+    assert marked == {
+        "searched, 1": (12.0, 0.8), "searched, 2": (12.0, 0.8), "largest": (30.0, 0.4),
+        "smallest": (4.0, 0.4), "random within the limit": (8.0, 0.94),
+    }  # fmt: skip
+    del found["corners"]  # of an earlier version
+    assert "largest" not in page._marked(found, lines, "latency_ms")
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_nothing_is_outside_the_window(tmp_path, width):
+    """But for tables, which scroll by themselves; the examples wrap."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    found, lines = search()
+    page.write(tmp_path, results(), lines, found)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": width, "height": 900})
+        said = []
+        shown.on("console", lambda message: said.append(message.text))
+        shown.goto(f"file://{tmp_path}/index.html")
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        outside = shown.evaluate(
+            "[...document.querySelectorAll('body *')].filter(x => !x.closest('.wide table') &&"
+            " x.getBoundingClientRect().right > innerWidth + 1).length"
+        )
+        assert outside == 0
+        cells = "[...document.querySelectorAll('.text td')]"
+        assert shown.evaluate(f"{cells}.every(x => x.scrollWidth <= x.clientWidth + 1)")
+        right = f"Math.max(...{cells}.map(x => x.getBoundingClientRect().right))"
+        assert shown.evaluate(right) <= width
+        assert said == []
+        browser.close()
