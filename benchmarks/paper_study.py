@@ -31,6 +31,7 @@ from automoe_jax.system import files
 
 Lines = dict[Part, dict[str, Any]]
 GOLD_RUNS = 300
+EXAMPLES = 8  # test sentences whose translations are kept
 PEAK_RATE = 4e-3
 _CONFIG = "configs/systems.py"
 _REFERENCE = ARCHITECTURES / f"{REFERENCE}.json"
@@ -83,7 +84,10 @@ class Study:
         if not (self._distilled / "distilled.json").exists():
             more = f"--teacher={exported}", f"--out={self._distilled}"
             self._launch(core, "distill", "by_hand", folder, own, *more)
-        return {"bleu": trainings.test_bleu(folder, core, exported), "updates": updates}
+        bleu = trainings.test_bleu(folder, core, exported)
+        texts = evaluation.read_split(stored_split(folder, "test"), EXAMPLES)
+        examples = [{"source": s, "reference": r} for s, r in zip(*texts, strict=True)]
+        return {"bleu": bleu, "updates": updates, "examples": examples}
 
     def _search(self, part: Part, lines: Lines) -> dict[str, Any]:
         """The subnet of a system within a budget, by the latencies that the search measures."""
@@ -136,6 +140,7 @@ class Study:
             kind: self._scores(core, folder, self._export(core, space, folder, kind, own))
             for kind in QUANTIZED
         }
+        translations, _ = (own.pop("translations") for own in scores.values())
         subnet = load(path)
         counted = counts.count(subnet)
         return {
@@ -146,6 +151,7 @@ class Study:
             "active_params_m": counted.active_params / 1e6,
             "sparsity": counted.sparsity,
             "gflops": counted.flops / 1e9,
+            "translations": translations,
             **scores,
         }
 
@@ -165,7 +171,8 @@ class Study:
         score: Any = BLEU().corpus_score(hypotheses, [references], n_bootstrap=1000)
         # The interval has no public name in sacreBLEU, which prints it.
         interval = [score.score - score._ci, score.score + score._ci]
-        return {**found["test"], "bleu_95": interval, "tests": found}
+        return {**found["test"], "bleu_95": interval, "tests": found,
+                "translations": hypotheses[:EXAMPLES]}  # fmt: skip
 
     def _test_set(self, name: str) -> list[str]:
         """The flags of a further test set, unpacked where it is packed."""

@@ -13,6 +13,7 @@ from automoe_jax.system.version import __version__
 COMMANDS = (
     "pipeline", "configs", "prepare", "train", "fit_latency", "search", "rank", "sensitivity",
     "halving", "routing", "distill", "export", "translate", "evaluate", "benchmark", "demo",
+    "report",
     "watch", "describe", "convert",
 )  # fmt: skip
 

@@ -50,7 +50,7 @@ def with_shipped(argv: list[str]) -> list[str]:
 
 
 def parse(argv: list[str], command: ModuleType):
-    """Parses the flags of a command; raises `UserError` for any other argument."""
+    """Parses the flags of a command; others go to its `ARGUMENTS`, without it to a `UserError`."""
     config: ConfigFlag | None = getattr(command, "CONFIG", None)
     try:
         if config:
@@ -62,7 +62,9 @@ def parse(argv: list[str], command: ModuleType):
             raise
         text = str(e).removeprefix("FATAL Flags parsing error:").strip()
         raise UserError(line or f"{text} (--help lists the options)") from None
-    if rest:
+    if hasattr(command, "ARGUMENTS"):
+        command.ARGUMENTS[:] = rest
+    elif rest:
         raise UserError(f"unexpected argument {rest[0]!r}; options start with --")
 
 

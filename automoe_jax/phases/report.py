@@ -60,7 +60,9 @@ def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -
     add_scores(export, {"test": dataclasses.asdict(scores)})
     trained = _compare_trained(run, scores, translations, test, exports)
     for row in rows:
-        row["bleu_trained"] = trained["bleu"].get(row["name"])
+        scored = trained["scores"].get(row["name"])
+        row["bleu_trained"] = None if scored is None else scored.bleu
+        row["chrf_trained"] = None if scored is None else scored.chrf
     shutil.rmtree(exports, ignore_errors=True)
     repeating = sum(evaluation.most_repeats(text) > MOST_REPEATS for text in translations)
     examples = zip(*(texts[:N_EXAMPLES] for texts in (*test, translations)), strict=True)
@@ -90,8 +92,8 @@ def _compare_trained(
     test: tuple[list[str], list[str]],
     folder: Path,
 ) -> dict[str, Any]:
-    """BLEU of trained subnets by name, and the searched one's gain over the random one, if any."""
-    found: dict[str, Any] = {"bleu": {"searched": searched.bleu}, "gain": None}
+    """Scores of trained subnets by name; the searched one's gain over the random one, if any."""
+    found: dict[str, Any] = {"scores": {"searched": searched}, "gain": None}
     trained = run.path / RANDOM_SUBNET
     if not run.config.pipeline.train_random or latest_step(trained) is None:
         return found
@@ -103,7 +105,7 @@ def _compare_trained(
     scores, others = evaluation.evaluate(translator, *test, beam)
     lowercase = translator.tokenizer is not None and translator.tokenizer.lowercase
     gain = evaluation.paired_difference(translations, others, test[1], lowercase=lowercase)
-    found["bleu"][RANDOM] = scores.bleu
+    found["scores"][RANDOM] = scores
     return {**found, "gain": dataclasses.asdict(gain)}
 
 

@@ -76,11 +76,7 @@ def table(trainings: dict[str, Lines], totals: dict[str, int]) -> list[list[str]
 
 def page(title: str, trainings: dict[str, Lines], totals: dict[str, int]) -> str:
     """An HTML page without other files: the table, and the curves of each training."""
-    parts = []
-    for name, lines in trainings.items():
-        own = series(lines)
-        parts.append(f"<h2>{html.escape(name)}</h2>")
-        parts += [_svg(figure) for figure in _figures(own)]
+    parts = [f"<h2>{html.escape(n)}</h2>{figures(lines)}" for n, lines in trainings.items()]
     name = html.escape(title)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{name}</title><style>{STYLE}</style>
@@ -89,6 +85,11 @@ def page(title: str, trainings: dict[str, Lines], totals: dict[str, int]) -> str
 {"".join(parts)}
 </html>
 """
+
+
+def figures(lines: Lines) -> str:
+    """The curves of a training as SVG."""
+    return "".join(_svg(figure) for figure in _figures(series(lines)))
 
 
 def _figures(own: Series) -> list[Any]:

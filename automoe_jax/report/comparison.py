@@ -1,0 +1,339 @@
+"""One page that compares systems: quality against latency, a table, architectures, examples."""
+
+import base64
+import dataclasses
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from automoe_jax.report import curves
+from automoe_jax.report.architecture import SIDES, attention, statistics
+from automoe_jax.report.page import STYLE, html_table
+from automoe_jax.report.plots import save
+from automoe_jax.search.front import front
+from automoe_jax.system import files
+
+PAGE, PICTURE = "index.html", "systems"
+PRECISIONS = ("fp32", "int8")
+_MARKERS = "osD^vPX*<>p"
+Interval = tuple[float, float, float]  # a value and the ends of its 95 % interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Of one precision: BLEU, milliseconds, and share of the reference's latency, if measured."""
+
+    bleu: Interval
+    chrf: float
+    ms: float | None = None
+    of_reference: Interval | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One trained model."""
+
+    system: str
+    budget: str  # what limited its search; empty for none
+    seed: int
+    subnet: dict[str, Any]
+    params_m: float
+    active_params_m: float
+    gflops: float
+    precisions: dict[str, Measured]
+    hours: float | None = None  # of training and scoring
+    translations: tuple[str, ...] = ()  # of the examples
+
+    @property
+    def label(self) -> str:
+        """The system, and its budget where there is one."""
+        return f"{self.system} ({self.budget})" if self.budget else self.system
+
+    @property
+    def mixture(self) -> bool:
+        """Whether a layer has several experts."""
+        return any(len(x["experts"]) > 1 for side in SIDES for x in self.subnet[side]["layers"])
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the parameters that a token does not use."""
+        return 1 - self.active_params_m / self.params_m
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The seeds of a system at a budget."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def label(self) -> str:
+        return self.rows[0].label
+
+    def bleu(self, precision: str) -> Interval | None:
+        """Mean over seeds with the lowest and highest; of one seed its bootstrap interval."""
+        found = [r.precisions[precision].bleu for r in self.rows if precision in r.precisions]
+        if len(found) < 2:
+            return found[0] if found else None
+        values = [value for value, _, _ in found]
+        return float(np.mean(values)), min(values), max(values)
+
+    def ms(self, precision: str) -> float | None:
+        """Mean over seeds."""
+        return self._mean(lambda row: row.precisions[precision].ms, precision)
+
+    def share(self, precision: str) -> float | None:
+        """Of the reference's latency, mean over seeds."""
+
+        def value(row: Row) -> float | None:
+            share = row.precisions[precision].of_reference
+            return None if share is None else share[0]
+
+        return self._mean(value, precision)
+
+    def _mean(self, value: Any, precision: str) -> float | None:
+        found = [value(row) for row in self.rows if precision in row.precisions]
+        known = [x for x in found if x is not None]
+        return float(np.mean(known)) if known else None
+
+
+def grouped(rows: Sequence[Row]) -> list[Group]:
+    """The models of each system and budget together, in the order in which they come."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.label, []).append(row)
+    return [Group(tuple(own)) for own in found.values()]
+
+
+def write(
+    folder: Path,
+    title: str,
+    rows: Sequence[Row],
+    examples: Sequence[dict[str, str]] = (),
+    trainings: dict[str, curves.Lines] | None = None,
+):
+    """Writes `index.html`, which needs no other file, and its picture as PNG and SVG.
+
+    `examples` have "source" and "reference"; `trainings` are the metrics of runs by name.
+    """
+    groups = grouped(rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("svg", "png"):
+        save(_figure(groups), folder / f"{PICTURE}.{suffix}")
+    picture = base64.b64encode((folder / f"{PICTURE}.png").read_bytes()).decode()
+    shown = "".join(
+        f"<h3>{html.escape(name)}</h3>{curves.figures(lines)}"
+        for name, lines in (trainings or {}).items()
+    )
+    name = html.escape(title)
+    files.write_text(
+        folder / PAGE,
+        f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{name}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>{STYLE}{_STYLE}</style>
+<h1>{name}</h1>
+<img src="data:image/png;base64,{picture}" alt="BLEU against latency of every system">
+<p><small>BLEU on test text, cased, 13a. Vertical lines: lowest and highest of several seeds; of one
+seed the 95 % interval of a bootstrap over sentences. Horizontal lines: 95 % intervals of the share
+of the reference's latency, timed in turns. Steps: the best of dense models, and of mixtures, that
+are at least as fast.</small></p>
+<h2>All systems</h2>
+<p><small>A click on a column's name sorts by it.</small></p>
+{_sortable(table(groups))}
+{_shares(rows)}<h2>Architectures</h2>
+<div class=cards>{"".join(_card(row) for row in rows)}</div>
+{_examples(rows, examples)}{f"<h2>Trainings</h2>{shown}" if shown else ""}
+<script>{_SORT}</script>
+</html>
+""",
+    )
+
+
+def table(groups: Sequence[Group]) -> list[list[str]]:
+    """Header, then a row for each system and budget; means over its seeds."""
+    rows = [
+        ["system", "seeds", "params M", "active M", "sparsity", "GFLOPs", "ms fp32", "speed-up",
+         "BLEU fp32", "from", "to", "chrF", "ms int8", "BLEU int8", "hours"],
+    ]  # fmt: skip
+    for group in groups:
+        own = group.rows
+        share, bleu, int8 = group.share("fp32"), group.bleu("fp32"), group.bleu("int8")
+        known = [row.hours for row in own if row.hours is not None]
+        chrf = [row.precisions["fp32"].chrf for row in own if "fp32" in row.precisions]
+        rows.append([
+            group.label, str(len(own)), *(
+                f"{np.mean(x):.3f}" for x in (
+                    [row.params_m for row in own], [row.active_params_m for row in own])),
+            f"{np.mean([row.sparsity for row in own]):.1%}",
+            f"{np.mean([row.gflops for row in own]):.4f}",
+            _number(group.ms("fp32"), 2), _number(None if share is None else 1 / share, 2),
+            *(_number(x, 2) for x in bleu or (None,) * 3),
+            _number(float(np.mean(chrf)) if chrf else None, 2),
+            _number(group.ms("int8"), 2), _number(int8[0] if int8 else None, 2),
+            _number(float(np.sum(known)) if known else None, 1),
+        ])  # fmt: skip
+    return rows
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _figure(groups: Sequence[Group]) -> Any:
+    """BLEU against latency in each precision, with the fronts of dense models and mixtures."""
+    shown = [p for p in PRECISIONS if any(_point(group, p) for group in groups)] or ["fp32"]
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(5.6 * len(shown), 4.8), layout="constrained", sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    colors = plt.get_cmap("tab20")
+    systems = list(dict.fromkeys(group.rows[0].system for group in groups))
+    for precision, panel in zip(shown, axes[0], strict=True):
+        for kind, color in (("dense", "tab:gray"), ("mixture", "tab:red")):
+            own = [g for g in groups if g.rows[0].mixture == (kind == "mixture")]
+            points = [p for g in own if (p := _point(g, precision))]
+            best = sorted(points[i] for i in front([(x, -y) for x, y in points]))
+            panel.step(*zip(*best, strict=True) if best else ([], []), where="post", color=color,
+                       linewidth=1, label=f"best {kind}")  # fmt: skip
+        for group in groups:
+            nth = systems.index(group.rows[0].system)
+            if point := _point(group, precision):
+                _, low, high = group.bleu(precision) or (0.0, 0.0, 0.0)
+                panel.errorbar(
+                    *point, yerr=[[max(point[1] - low, 0)], [max(high - point[1], 0)]],
+                    xerr=_spread(group, precision), fmt=_MARKERS[nth % len(_MARKERS)],
+                    color=colors(nth % 20), markersize=6, linewidth=0.8,
+                    label=group.rows[0].system,
+                )  # fmt: skip
+        panel.set_xlabel(f"latency, {precision} (ms)")
+        panel.grid(alpha=0.3)
+    axes[0][0].set_ylabel("BLEU")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def _point(group: Group, precision: str) -> tuple[float, float] | None:
+    ms, bleu = group.ms(precision), group.bleu(precision)
+    return None if ms is None or bleu is None else (ms, bleu[0])
+
+
+def _spread(group: Group, precision: str) -> list[list[float]] | None:
+    """Below and above the latency: of one seed by the interval of its share, else by the seeds."""
+    ms, own = group.ms(precision), [row.precisions.get(precision) for row in group.rows]
+    known = [x.ms for x in own if x is not None and x.ms is not None]
+    if ms is None or not known:
+        return None
+    first = own[0]
+    if len(known) == 1 and first is not None and first.of_reference is not None:
+        value, low, high = first.of_reference
+        return [[max(ms - ms * low / value, 0)], [max(ms * high / value - ms, 0)]]
+    return [[ms - min(known)], [max(known) - ms]]
+
+
+def _shares(rows: Sequence[Row]) -> str:
+    """Where searched mixtures have their experts."""
+    searched = [row.subnet for row in rows if row.budget and row.mixture]
+    if not searched:
+        return ""
+    found = statistics(searched)
+    return f"""<p><small>Of the {len(searched)} searched mixtures: {found["encoder_share"]:.0%} of
+the experts are in encoders, {found["several_share"]:.0%} of the layers have several, and
+{found["mixed_share"]:.0%} of those have experts of different sizes.</small></p>
+"""
+
+
+def _card(row: Row) -> str:
+    """An architecture: a line for each layer, a bar for each expert."""
+    layers = [
+        (side, i, row.subnet[side]["embed_dim"], layer)
+        for side in SIDES
+        for i, layer in enumerate(row.subnet[side]["layers"], 1)
+    ]
+    largest = max(max(layer["experts"]) for *_, layer in layers) or 1
+    lines = []
+    for side, i, width, layer in layers:
+        heads, span = attention(layer)
+        title = html.escape(f"width {width}, {heads} heads {span}".strip())
+        bars = "".join(
+            f'<i style="flex:0 1 {max(5 * size / largest, 0.3):.2f}rem" title="FFN of {size}">{size}</i>'
+            for size in layer["experts"]
+        )
+        lines.append(f'<div class="{side}" title="{title}"><b>{side[0]}{i}</b>{bars}</div>')
+    seed = f", seed {row.seed}" if row.seed else ""
+    return (
+        f"<figure><figcaption>{html.escape(row.label)}{seed}</figcaption>{''.join(lines)}</figure>"
+    )
+
+
+def _examples(rows: Sequence[Row], examples: Sequence[dict[str, str]]) -> str:
+    """What each system makes of some sentences, with its first seed."""
+    shown = [group.rows[0] for group in grouped(rows) if group.rows[0].translations]
+    if not shown or not examples:
+        return ""
+    parts = []
+    for i, example in enumerate(examples):
+        lines = [["", example["source"]], ["reference", example["reference"]]]
+        lines += [[row.label, row.translations[i]] for row in shown if i < len(row.translations)]
+        parts.append(f"<details{' open' * (i == 0)}><summary>{html.escape(example['source'])}"
+                     f"</summary>{html_table('text', lines)}</details>")  # fmt: skip
+    return f"<h2>Examples</h2>{''.join(parts)}\n"
+
+
+def _sortable(rows: list[list[str]]) -> str:
+    """A table whose header cells sort it."""
+    header, *body = rows
+    cells = "".join(f"<th><button>{html.escape(text)}</button></th>" for text in header)
+    lines = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in body
+    )
+    return (
+        f"<div class=wide><table class=sortable><thead><tr>{cells}</tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+_STYLE = """
+.sortable button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
+  padding: 0; cursor: pointer; }
+.sortable th[aria-sort=ascending] button::after { content: " \\2191"; }
+.sortable th[aria-sort=descending] button::after { content: " \\2193"; }
+.sortable td { font-variant-numeric: tabular-nums; }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
+figure { margin: 0; padding: .6rem .7rem; background: var(--card); border-radius: .4rem; }
+figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .3rem; }
+figure div { display: flex; gap: 2px; font-size: .7rem; line-height: 1.35; margin: 1px 0; }
+figure b { width: 1.6rem; font-weight: 400; color: var(--soft); }
+figure i { font-style: normal; text-align: center; overflow: hidden; border-radius: 2px;
+  min-width: 1px; }
+figure .encoder i { background: hsl(210 65% 50% / 40%); }
+figure .decoder i { background: hsl(28 85% 50% / 40%); }
+details { margin: .5rem 0; }
+summary { cursor: pointer; }
+svg { max-width: 100%; height: auto; background: #fff; }
+"""
+_SORT = """
+for (const head of document.querySelectorAll(".sortable th")) {
+  head.querySelector("button").addEventListener("click", () => {
+    const table = head.closest("table"), column = [...head.parentNode.children].indexOf(head);
+    const falls = head.getAttribute("aria-sort") !== "descending" && column > 0 ||
+      head.getAttribute("aria-sort") === "ascending";
+    for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", falls ? "descending" : "ascending");
+    const value = row => row.children[column].textContent.replace("%", "");
+    const rows = [...table.tBodies[0].rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (!x || !y) return !x - !y;
+      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+      return falls ? -order : order;
+    });
+    table.tBodies[0].append(...rows);
+  });
+}
+"""

@@ -1,0 +1,167 @@
+"""The page that compares systems."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import to_json
+from automoe_jax.phases.comparison import compare
+from automoe_jax.report import comparison
+from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MIXTURES = SearchSpace(
+    encoder_experts=(2, 3), decoder_experts=(1, 2), encoder_depths=(2, 4), decoder_depths=(1, 2),
+    cross_spans=(1,),
+)  # fmt: skip
+DENSE = SearchSpace(
+    encoder_experts=(1,), decoder_experts=(1,), encoder_depths=(2, 4), decoder_depths=(1, 2),
+    cross_spans=(1,),
+)  # fmt: skip
+
+
+def model(name, budget, seed, ms, bleu, timed=True):
+    """The lines of one model of a study."""
+    space = MIXTURES if budget else DENSE
+    subnet = to_json(space.sample(np.random.default_rng(seed)))
+    scores = {"bleu": bleu, "bleu_95": [bleu - 0.7, bleu + 0.8], "chrf": bleu + 25}
+    about = {"name": name, "budget": budget, "seed": seed, "seconds": 1800.0}
+    lines = [{
+        **about, "kind": "model", "subnet": subnet, "params_m": 4.0, "active_params_m": 2.5,
+        "gflops": ms / 50, "fp32": scores, "int8": {**scores, "bleu": bleu - 0.2},
+        "translations": [f"{name} sagt {i}" for i in range(2)],
+    }]  # fmt: skip
+    if timed:
+        own = {
+            "fp32": {"ms": ms, "of_reference": [ms / 12, ms / 12.5, ms / 11.5]},
+            "int8": {"ms": ms / 2, "of_reference": [ms / 24, ms / 25, ms / 23]},
+        }
+        lines.append({**about, "kind": "latency", "reference_ms": 12.0, **own})
+    return lines
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "paper_test.jsonl"
+    lines = [
+        *model("automoe", 0.5, 0, 6.0, 33.0), *model("automoe", 0.5, 1, 6.2, 34.0),
+        *model("automoe", 0.7, 0, 8.2, 35.5), *model("hat", 0.5, 0, 6.1, 32.5),
+        *model("mini_transformer_deep_1", 0.0, 0, 5.0, 31.0),
+        *model("mini_transformer_big", 0.0, 0, 12.0, 36.0, timed=False),
+        {"kind": "teacher", "name": "teacher", "budget": 0.0, "seed": 0, "seconds": 5.0,
+         "examples": [{"source": f"say <{i}>", "reference": f"sage {i}"} for i in range(2)]},
+        {"kind": "supernet", "name": "automoe", "budget": 0.0, "seed": 0, "seconds": 9.0},
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_seeds_are_one_row(study, tmp_path):
+    rows = compare([study], tmp_path / "out", "a test")
+    groups = {group.label: group for group in comparison.grouped(rows)}
+    assert list(groups) == [
+        "automoe (0.5)", "automoe (0.7)", "hat (0.5)", "mini_transformer_deep_1",
+        "mini_transformer_big",
+    ]  # fmt: skip
+    own = groups["automoe (0.5)"]
+    assert own.bleu("fp32") == (33.5, 33.0, 34.0)  # of several seeds: their range
+    assert own.ms("fp32") == pytest.approx(6.1)
+    assert groups["hat (0.5)"].bleu("fp32") == (32.5, 31.8, 33.3)  # of one: its interval
+    assert groups["mini_transformer_big"].ms("fp32") is None
+    header, first, *_ = comparison.table(list(groups.values()))
+    found = dict(zip(header, first, strict=True))
+    assert (found["seeds"], found["BLEU fp32"], found["from"], found["to"]) == (
+        "2", "33.50", "33.00", "34.00",
+    )  # fmt: skip
+    assert found["speed-up"] == f"{12 / 6.1:.2f}"
+    assert found["sparsity"] == "37.5%"
+    assert found["hours"] == "1.0"
+    for name in ("index.html", "systems.png", "systems.svg"):
+        assert (tmp_path / "out" / name).stat().st_size > 1000
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "say &lt;1&gt;" in page
+    assert "hat sagt 1" in page
+
+
+def test_what_cannot_be_compared(tmp_path, study):
+    with pytest.raises(UserError, match="neither the workdir of a finished pipeline"):
+        compare([tmp_path], tmp_path / "out", "a test")
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"option": "plain"}\n')
+    with pytest.raises(UserError, match="is no result file of benchmarks/paper_tables"):
+        compare([other], tmp_path / "out", "a test")
+    other.write_text(json.dumps({"kind": "supernet", "name": "a", "budget": 0, "seed": 0}) + "\n")
+    with pytest.raises(UserError, match="no model is finished there yet"):
+        compare([other], tmp_path / "out", "a test")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipelines_run(tmp_path, study):
+    """Its trained subnets, and its trainings' curves."""
+    subnet = to_json(MIXTURES.largest())
+    row = {
+        "subnet": subnet, "params": 2e6, "active_params": 1e6, "flops": 7e7,
+        "latency": {"mean_ms": 20.0}, "latency_ratio": [0.6, 0.59, 0.61], "bleu_trained": None,
+    }  # fmt: skip
+    rows = [
+        {**row, "name": "largest"}, {**row, "name": "searched"},
+        {**row, "name": "random within the limit", "bleu_trained": 60.0, "chrf_trained": 70.0},
+    ]  # fmt: skip
+    run = tmp_path / "run"
+    results = {"version": 1, "rows": rows, "test": {"bleu": 61.5, "chrf": 72.0}}
+    (run / "report").mkdir(parents=True)
+    files.write_json(run / "report" / "results.json", results)
+    (run / "subnet" / "1").mkdir(parents=True)
+    lines = [
+        {"step": s, "wall_s": s, "name": "train/loss", "value": 5.0 - s / 10} for s in range(9)
+    ]
+    (run / "subnet/1/metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    found = compare([run, study], tmp_path / "out", "a test")
+    bleus = {row.label: row.precisions["fp32"].bleu[0] for row in found[:2]}
+    assert bleus == {"run: searched": 61.5, "run: random within the limit": 60.0}
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<svg" in page
+    assert "Trainings" in page
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_in_a_browser(study, tmp_path, width, scheme):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    compare([study], tmp_path / "out", "a test")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        said = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url)
+                if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
+        page.goto(f"file://{tmp_path}/out/index.html")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        outside = page.evaluate(
+            "[...document.querySelectorAll('body *')].filter(x => !x.closest('.wide table') &&"
+            " x.getBoundingClientRect().right > innerWidth + 1).length"
+        )
+        assert outside == 0
+
+        def column(nth):
+            return page.locator(f".sortable tbody td:nth-child({nth})").all_inner_texts()
+
+        page.click("text=BLEU fp32")
+        bleus = [float(x) for x in column(9)]
+        assert bleus == sorted(bleus, reverse=True)
+        page.click("text=BLEU fp32")
+        assert [float(x) for x in column(9)] == sorted(bleus)
+        page.click(".sortable th:first-child button")
+        assert column(1) == sorted(column(1))
+        page.click("text=ms fp32")
+        assert column(7)[-1] == ""  # what was not timed goes last
+        assert said == []
+        browser.close()
