@@ -1,7 +1,7 @@
 """Compares runs on one page: quality against latency, a table, architectures, trainings.
 
 python launch/report.py runs/a runs/b --out=report
-python launch/report.py benchmarks/results/paper_msdocs.jsonl --out=report
+python launch/report.py benchmarks/results/paper_CORPUS.jsonl --out=report
 
 Takes workdirs of finished pipelines, and result files of benchmarks/paper_tables.py. Writes
 index.html, which needs no other file and no network, and its picture as PNG and SVG.

@@ -262,8 +262,9 @@ def _card(row: Row) -> str:
         heads, span = attention(layer)
         title = html.escape(f"width {width}, {heads} heads {span}".strip())
         bars = "".join(
-            f'<i style="flex:0 1 {max(5 * size / largest, 0.3):.2f}rem" title="FFN of {size}">{size}</i>'
+            f'<i style="flex:0 1 {rem:.2f}rem" title="FFN of {size}">{size}</i>'
             for size in layer["experts"]
+            if (rem := max(5 * size / largest, 0.3))
         )
         lines.append(f'<div class="{side}" title="{title}"><b>{side[0]}{i}</b>{bars}</div>')
     seed = f", seed {row.seed}" if row.seed else ""
