@@ -112,7 +112,7 @@ QUESTIONS = {
         Training(experts, updates, 0.25, 0.5)
         for experts, updates in [
             *((e, u) for u in (600, 2400, 4800, 1200) for e in (1, 8)),
-            *itertools.product((2, 4), (2400, 4800)),
+            *itertools.product((2, 4), (1200, 2400, 4800)),
         ]
     ],
 }
