@@ -4,6 +4,7 @@ import gzip
 import json
 import runpy
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from paper_systems import (
     search_of,
     supernet_of,
 )
-from sacrebleu.metrics.bleu import BLEU
 from trainings import ROOT
 
 from automoe_jax import config as settings
 from automoe_jax.architecture import counts
 from automoe_jax.architecture.subnet import from_json, to_json
+from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.decoding import evaluation
 from automoe_jax.phases.prepare import stored_split
 from automoe_jax.phases.run import SUBNET, SUPERNET
@@ -42,7 +43,7 @@ class Study:
     """The parts of one corpus's comparison, in a folder."""
 
     def __init__(self, corpus: Corpus, folder: Path):
-        self._corpus, self._folder = corpus, folder
+        self._corpus, self._folder, self._lock = corpus, folder, threading.Lock()
         (folder / "architectures").mkdir(parents=True, exist_ok=True)
 
     def do(self, part: Part, core: int | None, lines: Lines) -> dict[str, Any]:
@@ -71,6 +72,7 @@ class Study:
         updates = self._corpus.updates[0]
         own = {"training.steps": updates, "training.eval_every": updates}
         folder = self._run(part)
+        self._take_tokenizer(folder)
         self._launch(core, "train", part.name, folder, {**own, "seed": part.seed})
         losses = trainings.values(folder / SUPERNET, "valid/loss_largest")
         return {"loss_largest": losses[updates], "updates": updates}
@@ -79,6 +81,7 @@ class Study:
         """A model of the reference's architecture, and its translations of the training text."""
         folder, updates = self._folder / "teacher", self._corpus.updates[2]
         own = self._training(updates)
+        self._take_tokenizer(folder)
         self._launch(core, "train", "by_hand", folder, own, f"--subnet={_REFERENCE}")
         exported = self._export(core, "by_hand", folder, "int8", own)
         if not (self._distilled / "distilled.json").exists():
@@ -135,6 +138,7 @@ class Study:
             own |= {"data.kind": "parallel_text", "data.path": self._distilled}
         if system.inherit:
             more.append(f"--init_from={self._run(supernet_of(system, part.seed))}")
+        self._take_tokenizer(folder)
         self._launch(core, "train", space, folder, own, *more)
         scores = {
             kind: self._scores(core, folder, self._export(core, space, folder, kind, own))
@@ -168,9 +172,7 @@ class Study:
             found[name] = {"bleu": scores["bleu"], "chrf": scores["chrf"]}
         hypotheses = files.lines(output.read_text(encoding="utf-8"))
         _, references = evaluation.read_split(stored_split(folder, "test"))
-        score: Any = BLEU().corpus_score(hypotheses, [references], n_bootstrap=1000)
-        # The interval has no public name in sacreBLEU, which prints it.
-        interval = [score.score - score._ci, score.score + score._ci]
+        interval = evaluation.bleu_interval(hypotheses, references)
         return {**found["test"], "bleu_95": interval, "tests": found,
                 "translations": hypotheses[:EXAMPLES]}  # fmt: skip
 
@@ -225,6 +227,16 @@ class Study:
             more = f"--out={out}", f"--quantize={QUANTIZED[kind]}"
             self._launch(core, "export", space, run, own, *more)
         return out
+
+    def _take_tokenizer(self, run: Path):
+        """Gives a new run the tokenizer of the corpus, so that all models have the same."""
+        prepared = self._folder / "prepared"
+        with self._lock:
+            if not (prepared / "tokens" / "valid").exists():
+                self._launch(None, "prepare", "by_hand", prepared, {})
+        if not (run / "tokenizer").exists():
+            run.mkdir(parents=True, exist_ok=True)
+            tokenizers.copy(prepared / "tokenizer", run / "tokenizer")
 
     @property
     def _distilled(self) -> Path:

@@ -59,7 +59,6 @@ class System:
     Attributes:
       space: of configs/systems.py, whose supernet it searches; empty for an architecture by hand.
       claim: a claim rests on it: several seeds, all budgets. Else one seed, the middle budget.
-      search: settings of its search.
       inherit: whether its subnet starts from the supernet's weights.
       distilled: whether the teacher's translations stand beside the text.
       of: the system whose found subnets it trains, in place of searching itself.
@@ -68,7 +67,6 @@ class System:
     name: str
     space: str = ""
     claim: bool = False
-    search: dict[str, Any] = dataclasses.field(default_factory=dict)
     inherit: bool = False
     distilled: bool = True
     of: str = ""
@@ -99,7 +97,8 @@ SYSTEMS = {
 }  # fmt: skip
 # Spaces that share a supernet.
 SAME_SPACE = {"random": "automoe"}
-KINDS = ("largest", "supernet", "teacher", "search", "model", "latency")
+# Parts that run one on each core, those of a group together; others run alone, on all.
+TOGETHER = (("supernet", "teacher"), ("model",))
 
 
 class Part(NamedTuple):
@@ -172,3 +171,14 @@ def _budgets(corpus: Corpus, system: System) -> tuple[float, ...]:
     if not system.space:
         return (0.0,)
     return corpus.budgets if system.claim else (corpus.middle,)
+
+
+def batches(parts: list[Part]) -> Iterator[list[Part]]:
+    """The parts in their order, together as long as none needs another of its batch."""
+    left = list(parts)
+    while left:
+        kind = left[0].kind
+        together = next((kinds for kinds in TOGETHER if kind in kinds), (kind,))
+        n = next((i for i, part in enumerate(left) if part.kind not in together), len(left))
+        yield left[:n]
+        left = left[n:]

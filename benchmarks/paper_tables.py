@@ -15,6 +15,7 @@ again; unfinished trainings and searches go on from what is in --workdir.
 import argparse
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,10 @@ from typing import Any
 import measure
 import trainings
 from paper_study import Study
-from paper_systems import CORPORA, SYSTEMS, Part, parts
+from paper_systems import CORPORA, SYSTEMS, TOGETHER, Part, batches, parts
 from trainings import ROOT
 
 from automoe_jax.system import files
-
-# Parts that run one on each core; others run alone, on all.
-PARALLEL = ("supernet", "teacher", "model")
 
 
 def key(line: dict[str, Any]) -> Part:
@@ -44,21 +42,22 @@ def read(path: Path) -> dict[Part, dict[str, Any]]:
 def run(study: Study, wanted: list[Part], results: Path):
     """Does the parts that have no line yet, in order."""
 
+    lines, lock = read(results), threading.Lock()
+
     def one(part: Part, core: int | None):
         begin = time.monotonic()
-        found = study.do(part, core, read(results))
+        with lock:
+            known = dict(lines)
+        found = study.do(part, core, known)
         seconds = {"seconds": round(time.monotonic() - begin, 1)}
-        files.append_json_line(results, {**part._asdict(), **found, **seconds, **measure.machine()})
+        line = {**part._asdict(), **found, **seconds, **measure.machine()}
+        with lock:
+            files.append_json_line(results, line)
+            lines[part] = line
         print(f"{part.title}: {time.monotonic() - begin:.0f} s", file=sys.stderr)
 
-    left = [part for part in wanted if part not in read(results)]
-    while left:
-        kind = left[0].kind
-        # Teachers beside supernets: neither needs the other.
-        together = PARALLEL if kind in ("supernet", "teacher") else (kind,)
-        n = next((i for i, part in enumerate(left) if part.kind not in together), len(left))
-        batch, left = left[:n], left[n:]
-        if kind in PARALLEL:
+    for batch in batches([part for part in wanted if part not in lines]):
+        if any(batch[0].kind in kinds for kinds in TOGETHER):
             trainings.on_each_core(one, batch)
         else:
             for part in batch:

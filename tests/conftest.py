@@ -18,6 +18,7 @@ os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import gc
 import runpy
+import shutil
 import signal
 from pathlib import Path
 
@@ -176,6 +177,19 @@ def prepared(tmp_path_factory):
     supernet = target(config, data.tokenizer.vocab_sizes)
     state = initial_state(supernet, config.training, config.seed)
     return run, data, supernet, jax.tree.map(np.asarray, state.params)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, through Playwright; tests skip where one is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
 @pytest.fixture

@@ -27,9 +27,10 @@ class ConfigFlag:
 
     @property
     def stem(self) -> str:
-        """Name of the config file, without folder and suffix."""
+        """Name of the config file, without folder and suffix, and what stands behind a colon."""
         flag: Any = flags.FLAGS["config"]
-        return Path(flag.config_filename).stem
+        file, _, rest = str(flag.config_filename).partition(":")
+        return "_".join([Path(file).stem, *(Path(part).stem for part in rest.split(":") if part)])
 
     def load(self) -> RunConfig:
         """The settings, checked."""

@@ -4,7 +4,7 @@ python launch/demo.py --export=runs/quickstart/export
 python launch/demo.py --export=A --export=B        # side by side
 
 The page shows translations with scores, milliseconds, and which expert of each layer every token
-is sent to. Needs Flask and waitress: pip install '.[demo]'.
+is sent to. Needs Flask and waitress: pip install flask waitress.
 """
 
 from absl import flags
@@ -34,10 +34,15 @@ def main():
     progress = terminal.TerminalProgress()
     models = []
     for path in exports:
-        progress.note(f"loading {path}")
         folder = files.expanded(path)
         translator = Translator.load(folder, kernels=_KERNELS.value, release_memory=malloc.trim)
+        progress.note(f"loaded {path}; compiling what a first sentence needs")
         models.append(DemoModel(path, translator))
-    server = web.listen(web.make_app(models), _HOST.value, _PORT.value)
-    print(f"http://{_HOST.value}:{server.effective_port} (Ctrl-C ends it)", flush=True)
+    if not set.intersection(*(set(model.about["beam_sizes"]) for model in models)):
+        raise UserError(f"{', '.join(exports)} have no beam size in common; export them alike")
+    host = _HOST.value
+    # Who listens to the network is called by names that nobody knows here.
+    hosts = web.LOCAL if host in web.LOCAL else ()
+    server = web.listen(web.make_app(models, hosts), host, _PORT.value)
+    print(f"{web.address(server)} (Ctrl-C ends it)", flush=True)
     server.run()

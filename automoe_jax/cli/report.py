@@ -1,7 +1,7 @@
 """Compares runs on one page: quality against latency, a table, architectures, trainings.
 
-python launch/report.py runs/a runs/b --out=report
-python launch/report.py benchmarks/results/paper_CORPUS.jsonl --out=report
+python launch/report.py runs/a runs/b --out=comparison
+python launch/report.py benchmarks/results/paper_CORPUS.jsonl --out=comparison
 
 Takes workdirs of finished pipelines, and result files of benchmarks/paper_tables.py. Writes
 index.html, which needs no other file and no network, and its picture as PNG and SVG.
@@ -11,6 +11,7 @@ from absl import flags
 
 from automoe_jax.cli import options, terminal
 from automoe_jax.phases.comparison import compare
+from automoe_jax.phases.report import RESULTS
 from automoe_jax.report.comparison import PAGE, grouped, table
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
@@ -18,7 +19,7 @@ from automoe_jax.system.errors import UserError
 # The runs, from the command line.
 ARGUMENTS: list[str] = []
 _SHOWN = ("system", "seeds", "GFLOPs", "ms fp32", "speed-up", "BLEU fp32", "ms int8", "BLEU int8")
-_OUT = flags.DEFINE_string("out", "report", "folder to write")
+_OUT = flags.DEFINE_string("out", "comparison", "folder to write")
 _TITLE = flags.DEFINE_string("title", "Systems side by side", "headline of the page")
 _JSON = options.define_json()
 
@@ -27,6 +28,8 @@ def main():
     if not ARGUMENTS:
         raise UserError("no run is given; name workdirs, or a result file of paper_tables.py")
     folder = files.expanded(_OUT.value)
+    if (folder / RESULTS).exists():
+        raise UserError(f"--out={_OUT.value} is the report of a pipeline; name another folder")
     rows = compare([files.expanded(path) for path in ARGUMENTS], folder, _TITLE.value)
     header, *cells = table(grouped(rows))
     if _JSON.value:

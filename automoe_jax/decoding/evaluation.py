@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
@@ -15,6 +15,7 @@ from automoe_jax.data.tokens import text_or_none
 from automoe_jax.decoding.translator import Translation, Translator
 from automoe_jax.system.errors import UserError
 
+_ENDS = 0.025, 0.975  # of a 95 % interval
 _COMPOUND = re.compile(r"(\S)-(\S)")
 
 
@@ -76,18 +77,33 @@ def paired_difference(
     Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation": each sample
     draws as many sentences, the same for both systems.
     """
-    counts_SC, others_SC = (_counts(x, references, lowercase) for x in (hypotheses, others))
-    n = len(references)
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(samples):
-        drawn = rng.integers(0, n, n)
-        found.append(_bleu(counts_SC[drawn]) - _bleu(others_SC[drawn]))
-    low, high = np.quantile(found, [0.025, 0.975])
+    sides = (_counts(x, references, lowercase=lowercase) for x in (hypotheses, others))
+    counts_SC, others_SC = sides
+    found = [
+        _bleu(counts_SC[drawn]) - _bleu(others_SC[drawn])
+        for drawn in _draws(len(references), samples, seed)
+    ]
+    low, high = np.quantile(found, _ENDS)
     return Difference(_bleu(counts_SC) - _bleu(others_SC), float(low), float(high))
 
 
-def _counts(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool) -> np.ndarray:
+def bleu_interval(
+    hypotheses: Sequence[str], references: Sequence[str], *, samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % interval of the BLEU of `score`, by a bootstrap over sentences."""
+    counts_SC = _counts(hypotheses, references, lowercase=False)
+    found = [_bleu(counts_SC[drawn]) for drawn in _draws(len(references), samples, seed)]
+    low, high = np.quantile(found, _ENDS)
+    return float(low), float(high)
+
+
+def _draws(n: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Sentences of the samples of a bootstrap."""
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, n, n) for _ in range(samples))
+
+
+def _counts(hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool) -> np.ndarray:
     """What BLEU is made of (S, C), sentence by sentence: n-grams that match, all, both lengths."""
     metric = BLEU(lowercase=lowercase)
     pairs = zip(hypotheses, references, strict=True)

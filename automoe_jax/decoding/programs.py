@@ -79,6 +79,11 @@ class Programs:
             raise UserError(f"program {path} is of other weights; load the export again")
         return exported.call
 
+    @property
+    def count(self) -> int:
+        """The number of programs that were compiled, or read from their files, so far."""
+        return len(self._compiled)
+
     def is_compiled(self, batch: Batch, beam_size: int) -> bool:
         return (beam_size, *batch.source_BS.shape, batch.time) in self._compiled
 

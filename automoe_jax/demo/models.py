@@ -20,11 +20,11 @@ from automoe_jax.system.errors import UserError
 # Longest sentence, in tokens, whose experts are shown.
 MOST_SHOWN = 256
 _SHORTEST = 16  # tokens that a pass is compiled for
-_SHAPE = 32  # characters by which a sentence may need another program
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class DemoModel:
-    """One export. Requests wait for each other: a translation uses all cores."""
+    """One export."""
 
     def __init__(self, name: str, translator: Translator):
         """Compiles what a first request needs; `UserError` for an export without a tokenizer."""
@@ -35,9 +35,8 @@ class DemoModel:
             )
         self.name, self._translator = name, translator
         self._tokenizer = translator.tokenizer
-        self._lock, self._seen = threading.Lock(), set[tuple[int, int, int]]()
         several = any(len(x.experts) > 1 for _, s in translator.subnet.stacks for x in s.layers)
-        self._routing = Routing(translator.folder, translator.subnet) if several else None
+        self._route = TokenRouter(translator.folder, translator.subnet) if several else None
         self.translate(["."], None, 1)
 
     @property
@@ -53,20 +52,20 @@ class DemoModel:
             "kernels": self._translator.kernels,
             "beam_sizes": manifest["beam_sizes"],
             "default_beam": self._translator.beam_size(),
-            "experts": self._routing is not None,
+            "experts": self._route is not None,
         }
 
     def translate(self, texts: list[str], beam: int | None, n: int) -> dict[str, Any]:
         """Translations of sentences one by one, as the page takes them."""
         beam = self._translator.beam_size(beam)
-        with self._lock:
+        # A translation uses all cores: those of several models would disturb each other's times.
+        with _ONE_AT_A_TIME:
             return {"name": self.name, "lines": [self._one(x, beam, min(n, beam)) for x in texts]}
 
     def _one(self, text: str, beam: int, n: int) -> dict[str, Any]:
+        programs = self._translator.programs.count
         found, ms = self._timed(text, beam, n)
-        lengths = len(text) // _SHAPE, len(found.text) // _SHAPE, beam
-        if lengths not in self._seen:  # it may have compiled: that is no latency
-            self._seen.add(lengths)
+        if self._translator.programs.count != programs:  # it compiled: that is no latency
             found, ms = self._timed(text, beam, n)
         return {
             "source": text,
@@ -83,7 +82,7 @@ class DemoModel:
 
     def _tokens(self, text: str, found: Translation) -> dict[str, Any]:
         """The tokens of a sentence and its translation, with their experts in each layer."""
-        if self._routing is None or not text.strip():
+        if self._route is None or not text.strip():
             return {}
         source = self._tokenizer.encode([text])[0]
         target = [*map(int, found.hypotheses[0].ids), EOS_ID]
@@ -93,10 +92,10 @@ class DemoModel:
             "encoder": self._tokenizer.pieces(source, "source"),
             "decoder": self._tokenizer.pieces(target, "target"),
         }
-        return {"tokens": tokens, "layers": self._routing(source, target)}
+        return {"tokens": tokens, "layers": self._route(source, target)}
 
 
-class Routing:
+class TokenRouter:
     """The expert that each token is sent to in each layer, by a pass of the model in an export.
 
     A decoder's token is the one that is written at a position, not the one that is read there.

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from automoe_jax.phases.run import REPORT
+from automoe_jax.decoding.manifest import read_manifest
+from automoe_jax.phases.report import RESULTS
+from automoe_jax.phases.run import EXPORT, REPORT
 from automoe_jax.report import comparison, curves
-from automoe_jax.report.comparison import Measured, Row
+from automoe_jax.report.comparison import PrecisionScores, Row
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import metrics
 
-_RESULTS = "results.json"  # of a pipeline
 _PART = ("name", "budget", "seed")
 
 
@@ -28,8 +29,8 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
             own, found = _of_study(source)
             rows += own
             examples = examples or found
-        elif (source / REPORT / _RESULTS).exists():
-            rows += _of_run(source)
+        elif (source / REPORT / RESULTS).exists():
+            rows += _of_run(source, _name(source, sources))
             for path in sorted(source.rglob(metrics.NAME)):
                 trainings[str(path.parent)] = metrics.read(path.parent)
         else:
@@ -43,17 +44,26 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
     return rows
 
 
+def _name(run: Path, others: Sequence[Path]) -> str:
+    """The last parts of a workdir's path that no other one has."""
+    parts, rest = run.resolve().parts, [other.resolve().parts for other in others]
+    n = 1
+    while n < len(parts) and sum(parts[-n:] == other[-n:] for other in rest) > 1:
+        n += 1
+    return "/".join(parts[-n:])
+
+
 def _of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
     """The models of a result file, and the sentences that they translated as examples."""
     parts: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
     try:
-        for line in files.read_json_lines(path):
+        for line in files.parse_json_lines(path):
             parts.setdefault(line["kind"], {})[tuple(line[name] for name in _PART)] = line
         rows = [
             _of_part(line, parts.get("latency", {}).get(key))
             for key, line in parts.get("model", {}).items()
         ]
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError) as e:
         raise UserError(
             f"{path} is no result file of benchmarks/paper_tables.py: {type(e).__name__} {e}"
         ) from None
@@ -66,7 +76,7 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
     for precision in comparison.PRECISIONS:
         scores, times = line[precision], (latency or {}).get(precision, {})
         share = times.get("of_reference")
-        measured[precision] = Measured(
+        measured[precision] = PrecisionScores(
             (scores["bleu"], *scores["bleu_95"]), scores["chrf"], times.get("ms"),
             None if share is None else (share[0], share[1], share[2]),
         )  # fmt: skip
@@ -77,21 +87,27 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
     )  # fmt: skip
 
 
-def _of_run(run: Path) -> list[Row]:
-    """The trained subnets in the report of a pipeline."""
-    results = files.read_json(run / REPORT / _RESULTS, "report")
+def _of_run(run: Path, name: str) -> list[Row]:
+    """The trained subnets in the report of a pipeline.
+
+    Without the share of the reference's latency: each run has a reference of its own, its largest
+    subnet.
+    """
+    results = files.read_json(run / REPORT / RESULTS, "report")
+    int8 = read_manifest(run / EXPORT)["quantization"] == "int8"
     rows = []
     for own in results["rows"]:
-        bleu = results["test"]["bleu"] if own["name"] == "searched" else own.get("bleu_trained")
+        searched = own["name"] == "searched"
+        bleu = results["test"]["bleu"] if searched else own.get("bleu_trained")
         if bleu is None:
             continue
-        chrf = results["test"]["chrf"] if own["name"] == "searched" else own["chrf_trained"]
-        ratio, ms = own["latency_ratio"], own["latency"]["mean_ms"]
-        measured = Measured((bleu, bleu, bleu), chrf, ms, (ratio[0], ratio[1], ratio[2]))
+        chrf = results["test"]["chrf"] if searched else own["chrf_trained"]
+        scores = PrecisionScores((bleu, None, None), chrf, own["latency"]["mean_ms"])
         rows.append(
             Row(
-                f"{run.name}: {own['name']}", "", 0, own["subnet"], own["params"] / 1e6,
-                own["active_params"] / 1e6, own["flops"] / 1e9, {"fp32": measured},
+                f"{name}: {own['name']}", "", 0, own["subnet"], own["params"] / 1e6,
+                own["active_params"] / 1e6, own["flops"] / 1e9,
+                {"int8" if int8 else "fp32": scores},
             )
         )  # fmt: skip
     return rows

@@ -47,7 +47,10 @@ def run_pipeline(run: Run) -> dict[str, Any]:
             )
     # The settings that no other manifest has.
     begun = (run.path / SUBNET).exists()
-    claim(run, REPORT, REPORT, config.groups("export", "pipeline", "latency"), begun=begun)
+    # A random subnet beside the finalists changes none of them.
+    settled = dataclasses.replace(config.pipeline, train_random=False)
+    content = {**config.groups("export", "latency"), "pipeline": settled}
+    claim(run, REPORT, REPORT, content, begun=begun)
 
     note("phase 1 of 5: supernet training")
     with _timed(run, "supernet"):
@@ -64,13 +67,15 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     best = found["best"][: config.pipeline.finalists]
     finalists = {f"{SUBNET}/{i}": load(folder / b["file"]) for i, b in enumerate(best, 1)}
 
-    note(f"phase 3 of 5: training {len(finalists)} finalist(s)")
+    beside = _random(run, found)
+    also = " and the random subnet" if beside else ""
+    note(f"phase 3 of 5: training {len(finalists)} finalist(s){also}")
     with _timed(run, "distillation"):
         text = _distilled(run, params, step)
     with _timed(run, "finalists"):
         start = run.path if config.pipeline.inherit else None
         teacher = _folder(run, config.pipeline.teacher)
-        for out, subnet in {**finalists, **_random(run, found)}.items():
+        for out, subnet in {**finalists, **beside}.items():
             train.train_subnet(run, subnet, start, out, teacher=teacher, text=text)
 
     note("phase 4 of 5: export")

@@ -72,6 +72,7 @@ def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -
         "test": dataclasses.asdict(scores),
         "gain_over_random": trained["gain"],
         "repeating": repeating,
+        "most_repeats": MOST_REPEATS,
         "latency": {**dataclasses.asdict(config.latency), "threads_used": threads},
         "limits": found["limits"],
         "limit_ratio": config.search.constraint.latency_ratio or None,

@@ -24,10 +24,10 @@ Interval = tuple[float, float, float]  # a value and the ends of its 95 % interv
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """Of one precision: BLEU, milliseconds, and share of the reference's latency, if measured."""
+class PrecisionScores:
+    """Of one precision: BLEU, with its interval if known, and latency, if measured."""
 
-    bleu: Interval
+    bleu: tuple[float, float | None, float | None]
     chrf: float
     ms: float | None = None
     of_reference: Interval | None = None
@@ -44,7 +44,7 @@ class Row:
     params_m: float
     active_params_m: float
     gflops: float
-    precisions: dict[str, Measured]
+    precisions: dict[str, PrecisionScores]
     hours: float | None = None  # of training and scoring
     translations: tuple[str, ...] = ()  # of the examples
 
@@ -74,7 +74,7 @@ class Group:
     def label(self) -> str:
         return self.rows[0].label
 
-    def bleu(self, precision: str) -> Interval | None:
+    def bleu(self, precision: str) -> tuple[float, float | None, float | None] | None:
         """Mean over seeds with the lowest and highest; of one seed its bootstrap interval."""
         found = [r.precisions[precision].bleu for r in self.rows if precision in r.precisions]
         if len(found) < 2:
@@ -138,9 +138,9 @@ def write(
 <style>{STYLE}{_STYLE}</style>
 <h1>{name}</h1>
 <img src="data:image/png;base64,{picture}" alt="BLEU against latency of every system">
-<p><small>BLEU on test text, cased, 13a. Vertical lines: lowest and highest of several seeds; of one
-seed the 95 % interval of a bootstrap over sentences. Horizontal lines: 95 % intervals of the share
-of the reference's latency, timed in turns. Steps: the best of dense models, and of mixtures, that
+<p><small>BLEU on test text, cased, 13a. Lines through points: lowest and highest of several
+seeds; of one seed 95 % intervals, where known: of BLEU by a bootstrap over sentences, of the share
+of the reference's latency as timed in turns. Steps: the best of dense models, and of mixtures, that
 are at least as fast.</small></p>
 <h2>All systems</h2>
 <p><small>A click on a column's name sorts by it.</small></p>
@@ -155,7 +155,7 @@ are at least as fast.</small></p>
 
 
 def table(groups: Sequence[Group]) -> list[list[str]]:
-    """Header, then a row for each system and budget; means over its seeds."""
+    """Header, then a row for each system and budget: means over its seeds, the sum of hours."""
     rows = [
         ["system", "seeds", "params M", "active M", "sparsity", "GFLOPs", "ms fp32", "speed-up",
          "BLEU fp32", "from", "to", "chrF", "ms int8", "BLEU int8", "hours"],
@@ -203,7 +203,8 @@ def _figure(groups: Sequence[Group]) -> Any:
         for group in groups:
             nth = systems.index(group.rows[0].system)
             if point := _point(group, precision):
-                _, low, high = group.bleu(precision) or (0.0, 0.0, 0.0)
+                _, low, high = group.bleu(precision) or (None, None, None)
+                low, high = (point[1] if end is None else end for end in (low, high))
                 panel.errorbar(
                     *point, yerr=[[max(point[1] - low, 0)], [max(high - point[1], 0)]],
                     xerr=_spread(group, precision), fmt=_MARKERS[nth % len(_MARKERS)],
@@ -239,12 +240,15 @@ def _spread(group: Group, precision: str) -> list[list[float]] | None:
 
 def _shares(rows: Sequence[Row]) -> str:
     """Where searched mixtures have their experts."""
-    searched = [row.subnet for row in rows if row.budget and row.mixture]
+    # Systems that train another's subnet have the same one.
+    subnets = [row.subnet for row in rows if row.budget and row.mixture]
+    searched = [x for i, x in enumerate(subnets) if x not in subnets[:i]]
     if not searched:
         return ""
     found = statistics(searched)
-    return f"""<p><small>Of the {len(searched)} searched mixtures: {found["encoder_share"]:.0%} of
-the experts are in encoders, {found["several_share"]:.0%} of the layers have several, and
+    return f"""<p><small>Of the {len(searched)} different searched mixtures:
+{found["encoder_share"]:.0%} of the experts are in encoders, {found["several_share"]:.0%} of the
+layers have several, and
 {found["mixed_share"]:.0%} of those have experts of different sizes.</small></p>
 """
 

@@ -104,7 +104,8 @@ def _page(
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
     gain = f"{text}. " if (text := gain_text(results)) else ""
     repeating = (
-        f"{results['repeating']} of its translations repeat a word or a sign more than four times."
+        f"{results['repeating']} of its translations repeat a word or a sign more than "
+        f"{results['most_repeats']} times."
         if "repeating" in results
         else ""
     )

@@ -65,7 +65,10 @@ def write_json(path: str | Path, obj: Any):
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; none where it is missing. Cuts off a torn last line."""
+    """The objects of a file that this process appends to, one a line; none where it is missing.
+
+    Cuts off a torn last line.
+    """
     if not path.exists():
         return []
     data = path.read_bytes()
@@ -74,6 +77,26 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as f:
             f.truncate(end)
     return [json.loads(line) for line in data[:end].splitlines()]
+
+
+def parse_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of somebody's file, one a line, which stays as it is; without a torn last line.
+
+    `UserError` if it cannot be read, or a line is no object.
+    """
+    whole = read_text(path, "JSON lines")
+    found = []
+    for i, line in enumerate(lines(whole), 1):
+        try:
+            content = json.loads(line)
+        except ValueError as e:
+            if i == len(lines(whole)) and not whole.endswith("\n"):
+                break
+            raise UserError(f"{path}, line {i}, is not JSON: {e}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path}, line {i}, is no JSON object")
+        found.append(content)
+    return found
 
 
 def append_json_line(path: Path, line: dict[str, Any]):

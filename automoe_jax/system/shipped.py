@@ -1,6 +1,7 @@
 """The configs and architectures that come with the project, found by name."""
 
 import difflib
+import os
 from pathlib import Path
 
 from automoe_jax.system.errors import UserError
@@ -39,11 +40,12 @@ def subnet(given: str) -> str:
 
 def _find(given: str, known: dict[str, Path], suffix: str, what: str) -> str | Path:
     path = Path(given)
-    if not given or path.exists():
+    # A folder of that name is no config: it may be the workdir of one.
+    if not given or os.path.isfile(given):
         return given
     # "configs/quickstart.py", where there is no clone.
     below = FOLDER.joinpath(*path.parts[1:]) if path.parts[0] == FOLDER.name else FOLDER / path
-    if path.suffix == suffix and below.is_file():
+    if path.suffix == suffix and os.path.isfile(below):
         return below
     if path.suffix or len(path.parts) > 1:
         return given

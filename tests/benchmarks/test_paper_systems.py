@@ -9,7 +9,15 @@ from automoe_jax.architecture.counts import count
 from automoe_jax.config import resolve
 from automoe_jax.published.subnet_files import load
 from automoe_jax.system.errors import UserError
-from benchmarks.paper_systems import ARCHITECTURES, CORPORA, SYSTEMS, Part, parts, search_of
+from benchmarks.paper_systems import (
+    ARCHITECTURES,
+    CORPORA,
+    SYSTEMS,
+    Part,
+    batches,
+    parts,
+    search_of,
+)
 
 CONFIG = runpy.run_path(str(ROOT / "configs" / "systems.py"))
 
@@ -69,6 +77,19 @@ def test_parts_come_after_what_they_need(corpus):
             assert place[Part("largest", space)] < place[part]
         if part.name == "automoe_flops":
             assert place[part._replace(kind="search", name="automoe")] < place[part]
+
+
+def test_no_batch_needs_a_part_of_its_own():
+    """Also where no search stands between the teacher and the models that learn from it."""
+    found = list(parts(CORPORA["msdocs"], ["mini_transformer_big", "mini_transformer_4_1"], 1))
+    made = list(batches(found))
+    assert [part for batch in made for part in batch] == found
+    assert [{part.kind for part in batch} for batch in made] == [
+        {"teacher"}, {"model"}, {"latency"},
+    ]  # fmt: skip
+    for batch in batches(list(parts(CORPORA["msdocs"], list(SYSTEMS), 3))):
+        kinds = {part.kind for part in batch}
+        assert len(kinds) == 1 or kinds == {"supernet", "teacher"}
 
 
 def test_claims_have_seeds():

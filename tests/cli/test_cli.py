@@ -200,6 +200,8 @@ def test_describe(tmp_path, shared):
         "evaluate",
         "describe",
         "pipeline",
+        "report",
+        "demo",
     ],
 )
 def test_help(program):

@@ -4,11 +4,12 @@ import concurrent.futures
 import contextlib
 import importlib.util
 import json
-import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
+from programs import mistake
 
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.demo import app as web
@@ -18,8 +19,6 @@ from automoe_jax.phases.export import export_params, export_random
 from automoe_jax.phases.prepare import open_splits
 from automoe_jax.phases.routing import analyse
 from automoe_jax.system.errors import UserError
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_the_models_are_described(client):
 )
 def test_bad_requests_are_one_line(client, given, status, words):
     body = given if isinstance(given, bytes) else json.dumps(given).encode()
-    answer = client.post("/translate", data=body)
+    answer = client.post("/translate", data=body, content_type="application/json")
     assert answer.status_code == status
     assert words in answer.get_json()["error"]
 
@@ -144,28 +143,82 @@ def test_a_failure_is_told(models, monkeypatch):
     assert "terminal" in answer.get_json()["error"]
 
 
+def test_pages_from_elsewhere_are_refused(models):
+    """They cannot send JSON without asking, and their names do not lead here."""
+    client = web.make_app(models[1:]).test_client()
+    plain = client.post("/translate", data=b'{"text": "a"}', content_type="text/plain")
+    assert plain.status_code == 400
+    elsewhere = client.get("/models", headers={"Host": "elsewhere.example:8123"})
+    assert elsewhere.status_code == 400
+    assert "does not answer to the name elsewhere.example" in elsewhere.get_json()["error"]
+    for name in ("127.0.0.1:8123", "localhost", "[::1]:80"):
+        assert client.get("/models", headers={"Host": name}).status_code == 200
+    to_all = web.make_app(models[1:], hosts=()).test_client()
+    assert to_all.get("/models", headers={"Host": "anything"}).status_code == 200
+
+
 def test_many_requests_at_once(models, monkeypatch):
-    """As many as may wait are answered, all of them right; more are told to come again."""
-    monkeypatch.setattr(web, "MOST_WAITING", 4)
+    """As many as may wait are answered; more are told to come again."""
+    monkeypatch.setattr(web, "MAX_WAITING", 4)
+    begin, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(self, texts, beam, n):
+        begin.release()
+        go_on.wait(30)
+        return {"name": self.name, "lines": texts}
+
+    monkeypatch.setattr(DemoModel, "translate", slow)
     app = web.make_app(models[1:])
-    texts = [f"The meeting is on {i} May." for i in range(8)]
-    alone = {x: app.test_client().post("/translate", json={"text": x}).get_json() for x in texts}
-    begin = threading.Barrier(len(texts))
 
     def ask(text):
-        begin.wait()
-        answer = app.test_client().post("/translate", json={"text": text})
-        return answer.status_code, answer.get_json()
+        return app.test_client().post("/translate", json={"text": text})
 
-    with concurrent.futures.ThreadPoolExecutor(len(texts)) as pool:
-        found = list(pool.map(ask, texts))
-    assert {status for status, _ in found} <= {200, 503}
-    assert sum(status == 200 for status, _ in found) >= 4
-    for text, (status, content) in zip(texts, found, strict=True):
-        if status == 200:
-            assert content[0]["lines"][0]["hypotheses"] == alone[text][0]["lines"][0]["hypotheses"]
-        else:
-            assert "try again" in content["error"]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(ask, f"text {i}") for i in range(4)]
+        for _ in waiting:
+            assert begin.acquire(timeout=30)
+        refused = [ask("one more") for _ in range(4)]
+        go_on.set()
+        answered = [own.result() for own in waiting]
+    assert [own.status_code for own in refused] == [503] * 4
+    assert "try again" in refused[0].get_json()["error"]
+    assert [own.get_json()[0]["lines"] for own in answered] == [[f"text {i}"] for i in range(4)]
+    assert ask("later").status_code == 200
+
+
+def test_translations_of_several_models_do_not_overlap(models, monkeypatch):
+    """Else they would disturb each other's milliseconds."""
+    running, most = [0], [0]
+
+    def one(self, text, beam, n):
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.05)
+        running[0] -= 1
+        return {}
+
+    monkeypatch.setattr(DemoModel, "_one", one)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda model: model.translate(["a"], None, 1), models * 2))
+    assert most == [1]
+
+
+def test_compilation_is_no_latency(models, monkeypatch):
+    """A sentence of another length is translated again where that compiled a program."""
+    calls = []
+    own = models[1]._translator
+    translate = type(own).translate
+
+    def counted(self, texts, *rest, **named):
+        calls.append(texts)
+        return translate(self, texts, *rest, **named)
+
+    monkeypatch.setattr(type(own), "translate", counted)
+    text = "one two three four five six seven eight nine ten " * 6
+    models[1].translate([text], None, 1)
+    assert len(calls) == 2
+    models[1].translate([text], None, 1)
+    assert len(calls) == 3
 
 
 def test_an_export_without_tokenizer_is_refused(prepared, tmp_path):
@@ -177,7 +230,7 @@ def test_an_export_without_tokenizer_is_refused(prepared, tmp_path):
 
 def test_missing_libraries_are_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"flask and waitress.*pip install '.\[demo\]'"):
+    with pytest.raises(UserError, match=r"flask and waitress.*pip install flask"):
         web.check_installed()
 
 
@@ -188,7 +241,7 @@ def served(app):
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.effective_port}/"
+        yield web.address(server)
     finally:
         server.close()
         thread.join(10)
@@ -198,17 +251,19 @@ def test_a_taken_port_is_one_line(models):
     app = web.make_app(models[1:])
     with served(app) as address, pytest.raises(UserError, match="give another --port"):
         web.listen(app, "127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))
+    with pytest.raises(UserError, match="cannot be listened on"):
+        web.listen(app, "no such host", 0)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+def test_a_name_of_several_addresses(models):
+    server = web.listen(web.make_app(models[1:]), "localhost", 0)
+    assert web.address(server).startswith(("http://127.0.0.1:", "http://[::1]:"))
+    server.close()
+
+
+def test_mistakes_of_the_command(tmp_path):
+    assert "--export is missing" in mistake("demo")
+    assert "manifest" in mistake("demo", f"--export={tmp_path}")
 
 
 @pytest.mark.parametrize("width", [400, 1400])

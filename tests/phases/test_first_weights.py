@@ -70,6 +70,12 @@ def test_a_subnet_keeps_the_most_used_experts(prepared, tmp_path, monkeypatch, k
     loads = [routing.load_E for routing in routings]
     expected = pruned(weights, full, smallest, loads, merge=kind == "merged")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    first = inherited(params, smallest, config.space)
-    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), first, found)
-    assert any(jax.tree.leaves(changed)) or all(load.argmax() == 0 for load in loads)
+    if kind == "merged":
+        return
+    # The only expert of the encoder's layer is the one that most tokens go to.
+    routing = routings[0]
+    used = np.bincount(routing.expert_N, minlength=len(routing.sizes)).argmax()
+    theirs = weights["encoder"]["layer_0"]["experts"]["fc1"]
+    theirs = theirs.reshape(len(routing.sizes), -1, theirs.shape[-1])[used]
+    ours = found["encoder"]["layer_0"]["experts"]["fc1"]
+    np.testing.assert_array_equal(ours, theirs[: len(ours)])

@@ -5,15 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
+from programs import launch, mistake
 
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import to_json
+from automoe_jax.phases import comparison as phase
 from automoe_jax.phases.comparison import compare
 from automoe_jax.report import comparison
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MIXTURES = SearchSpace(
     encoder_experts=(2, 3), decoder_experts=(1, 2), encoder_depths=(2, 4), decoder_depths=(1, 2),
     cross_spans=(1,),
@@ -94,13 +95,19 @@ def test_what_cannot_be_compared(tmp_path, study):
     other.write_text('{"option": "plain"}\n')
     with pytest.raises(UserError, match="is no result file of benchmarks/paper_tables"):
         compare([other], tmp_path / "out", "a test")
-    other.write_text(json.dumps({"kind": "supernet", "name": "a", "budget": 0, "seed": 0}) + "\n")
+    # The last line has no end: it counts, and the file stays as it is.
+    text = json.dumps({"kind": "supernet", "name": "a", "budget": 0, "seed": 0})
+    other.write_text(text)
     with pytest.raises(UserError, match="no model is finished there yet"):
+        compare([other], tmp_path / "out", "a test")
+    assert other.read_text() == text
+    other.write_text(f"{text}\nnothing\n")
+    with pytest.raises(UserError, match="line 2, is not JSON"):
         compare([other], tmp_path / "out", "a test")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pipelines_run(tmp_path, study):
+def test_a_pipelines_run(tmp_path, study, monkeypatch):
     """Its trained subnets, and its trainings' curves."""
     subnet = to_json(MIXTURES.largest())
     row = {
@@ -115,6 +122,7 @@ def test_a_pipelines_run(tmp_path, study):
     results = {"version": 1, "rows": rows, "test": {"bleu": 61.5, "chrf": 72.0}}
     (run / "report").mkdir(parents=True)
     files.write_json(run / "report" / "results.json", results)
+    monkeypatch.setattr(phase, "read_manifest", lambda path: {"quantization": "none"})
     (run / "subnet" / "1").mkdir(parents=True)
     lines = [
         {"step": s, "wall_s": s, "name": "train/loss", "value": 5.0 - s / 10} for s in range(9)
@@ -126,42 +134,58 @@ def test_a_pipelines_run(tmp_path, study):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<svg" in page
     assert "Trainings" in page
+    # Its interval, and its share of another run's reference, are not known.
+    header, row, *_ = comparison.table(comparison.grouped(found))
+    known = dict(zip(header, row, strict=True))
+    assert (known["from"], known["to"], known["speed-up"]) == ("", "", "")
+    # Runs of the same name are told apart, not averaged.
+    shutil.copytree(run, tmp_path / "other" / "run")
+    found = compare([run, tmp_path / "other" / "run"], tmp_path / "out", "a test")
+    assert found[0].label == f"{tmp_path.name}/run: searched"
+    assert found[2].label == "other/run: searched"
+    assert len(comparison.grouped(found)) == 4
+
+
+def test_the_command(study, tmp_path):
+    found = launch("report", str(study), f"--out={tmp_path / 'out'}", "--json")
+    rows = json.loads(found.stdout)
+    assert rows[0]["system"] == "automoe (0.5)"
+    assert (tmp_path / "out" / "index.html").exists()
+    assert "no run is given" in mistake("report")
+    assert "neither the workdir" in mistake("report", str(tmp_path))
+    (tmp_path / "results.json").write_text("{}")
+    assert "is the report of a pipeline" in mistake("report", str(study), f"--out={tmp_path}")
 
 
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_in_a_browser(study, tmp_path, width, scheme):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
+def test_the_page_in_a_browser(study, tmp_path, browser, width, scheme):
     compare([study], tmp_path / "out", "a test")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        said = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url)
-                if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
-        page.goto(f"file://{tmp_path}/out/index.html")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        outside = page.evaluate(
-            "[...document.querySelectorAll('body *')].filter(x => !x.closest('.wide table') &&"
-            " x.getBoundingClientRect().right > innerWidth + 1).length"
-        )
-        assert outside == 0
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url)
+            if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
+    page.goto(f"file://{tmp_path}/out/index.html")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    outside = page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(x => !x.closest('.wide table') &&"
+        " x.getBoundingClientRect().right > innerWidth + 1).length"
+    )
+    assert outside == 0
 
-        def column(nth):
-            return page.locator(f".sortable tbody td:nth-child({nth})").all_inner_texts()
+    def column(nth):
+        return page.locator(f".sortable tbody td:nth-child({nth})").all_inner_texts()
 
-        page.click("text=BLEU fp32")
-        bleus = [float(x) for x in column(9)]
-        assert bleus == sorted(bleus, reverse=True)
-        page.click("text=BLEU fp32")
-        assert [float(x) for x in column(9)] == sorted(bleus)
-        page.click(".sortable th:first-child button")
-        assert column(1) == sorted(column(1))
-        page.click("text=ms fp32")
-        assert column(7)[-1] == ""  # what was not timed goes last
-        assert said == []
-        browser.close()
+    page.click("text=BLEU fp32")
+    bleus = [float(x) for x in column(9)]
+    assert bleus == sorted(bleus, reverse=True)
+    page.click("text=BLEU fp32")
+    assert [float(x) for x in column(9)] == sorted(bleus)
+    page.click(".sortable th:first-child button")
+    assert column(1) == sorted(column(1))
+    page.click("text=ms fp32")
+    assert column(7)[-1] == ""  # what was not timed goes last
+    assert said == []
+    page.close()

@@ -1,7 +1,5 @@
 """The page of a run, as a browser shows it."""
 
-import shutil
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,6 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import to_json
 from automoe_jax.report import page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SPACE = SearchSpace(encoder_experts=(1, 6), decoder_experts=(1, 6))
 LONG = "2" * 150
 
@@ -31,7 +28,7 @@ def results(gain=True):
                     "threads_used": 2, "platform": "cpu"},
         "searched_loss": 0.5, "random": {"count": 20, "median_loss": 0.6, "best_loss": 0.55},
         "gain_over_random": {"bleu": 1.25, "low": -0.5, "high": 3.0} if gain else None,
-        "repeating": 3, "routing": [],
+        "repeating": 3, "most_repeats": 4, "routing": [],
     }  # fmt: skip
 
 
@@ -74,28 +71,23 @@ def test_the_picture_names_the_compared_subnets():
 
 
 @pytest.mark.parametrize("width", [400, 1400])
-def test_nothing_is_outside_the_window(tmp_path, width):
+def test_nothing_is_outside_the_window(tmp_path, browser, width):
     """But for tables, which scroll by themselves; the examples wrap."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
     found, lines = search()
     page.write(tmp_path, results(), lines, found)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        shown = browser.new_page(viewport={"width": width, "height": 900})
-        said = []
-        shown.on("console", lambda message: said.append(message.text))
-        shown.goto(f"file://{tmp_path}/index.html")
-        assert shown.evaluate("document.documentElement.scrollWidth") <= width
-        outside = shown.evaluate(
-            "[...document.querySelectorAll('body *')].filter(x => !x.closest('.wide table') &&"
-            " x.getBoundingClientRect().right > innerWidth + 1).length"
-        )
-        assert outside == 0
-        cells = "[...document.querySelectorAll('.text td')]"
-        assert shown.evaluate(f"{cells}.every(x => x.scrollWidth <= x.clientWidth + 1)")
-        right = f"Math.max(...{cells}.map(x => x.getBoundingClientRect().right))"
-        assert shown.evaluate(right) <= width
-        assert said == []
-        browser.close()
+    shown = browser.new_page(viewport={"width": width, "height": 900})
+    said = []
+    shown.on("console", lambda message: said.append(message.text))
+    shown.goto(f"file://{tmp_path}/index.html")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    outside = shown.evaluate(
+        "[...document.querySelectorAll('body *')].filter(x => !x.closest('.wide table') &&"
+        " x.getBoundingClientRect().right > innerWidth + 1).length"
+    )
+    assert outside == 0
+    cells = "[...document.querySelectorAll('.text td')]"
+    assert shown.evaluate(f"{cells}.every(x => x.scrollWidth <= x.clientWidth + 1)")
+    right = f"Math.max(...{cells}.map(x => x.getBoundingClientRect().right))"
+    assert shown.evaluate(right) <= width
+    assert said == []
+    shown.close()
