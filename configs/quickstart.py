@@ -21,12 +21,14 @@ def get_config():
 
     space = config.space
     space.qkv_dim = 128
-    space.encoder_embed_dims = (96, 128)
+    space.encoder_embed_dims = (128,)
     space.decoder_embed_dims = (96, 128)
     space.encoder_depths = (2,)
     space.decoder_depths = (1, 2, 3)
-    space.encoder_heads = space.decoder_self_heads = space.decoder_cross_heads = (2, 4)
-    space.cross_spans = (1, 2)
+    space.encoder_heads = space.decoder_self_heads = space.decoder_cross_heads = (4,)
+    space.cross_spans = (1,)
+    space.ffn_scale = 0.25
+    space.attention_scale = 0.5
     space.encoder_experts = space.decoder_experts = (1, 2, 3)
     space.encoder_ffn_dims = space.decoder_ffn_dims = (128, 256, 384)
 
@@ -35,7 +37,7 @@ def get_config():
     training = config.training
     training.steps = 1200
     training.warmup_steps = 100
-    training.peak_rate = 2e-3
+    training.peak_rate = 4e-3
     training.tokens_per_batch = 320  # many small steps learn this corpus soonest
     training.batches_per_step = 1
     training.buckets = 2
