@@ -2,7 +2,7 @@
 
 python launch/pipeline.py --config configs/quickstart.py
 
-Two CPU cores take 6 to 7 minutes; the searched subnet then has a test BLEU of about 70.
+Two CPU cores take 6 to 7 minutes.
 """
 
 from automoe_jax.config import base
@@ -48,9 +48,9 @@ def get_config():
 
     subnet = config.subnet_training
     subnet.update(training)
-    subnet.steps = 200
-    subnet.warmup_steps = 20
-    subnet.peak_rate = 1.5e-3
+    subnet.steps = 1000  # 20 ms each
+    subnet.warmup_steps = 50
+    subnet.peak_rate = 3e-3
 
     search = config.search
     search.iterations = 1
