@@ -82,12 +82,12 @@ def tried(python: str, folder: Path) -> dict[str, Any]:
 
 def _smallest() -> dict[str, Any]:
     """A subnet of the quickstart's space."""
-    encoder = {"heads": 2, "experts": [128, 256]}
-    decoder = {"self_heads": 2, "cross_heads": 2, "cross_span": 1, "experts": [128]}
+    encoder = {"heads": 4, "experts": [128, 256]}
+    decoder = {"self_heads": 4, "cross_heads": 4, "cross_span": 1, "experts": [128]}
     return {
         "version": 1,
         "qkv_dim": 128,
-        "encoder": {"embed_dim": 96, "layers": [encoder] * 2},
+        "encoder": {"embed_dim": 128, "layers": [encoder] * 2},
         "decoder": {"embed_dim": 96, "layers": [decoder]},
     }
 

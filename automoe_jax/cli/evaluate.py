@@ -5,6 +5,7 @@ python launch/evaluate.py --export=DIR --source=test.en --reference=test.de
 """
 
 import dataclasses
+import os
 from pathlib import Path
 
 from absl import flags
@@ -39,6 +40,9 @@ def main():
         raise UserError(f"--limit is {_LIMIT.value}; it cannot be negative")
     if _OUTPUT.value and Path(_OUTPUT.value).is_dir():
         raise UserError(f"--output {_OUTPUT.value} is a folder; name a file")
+    for given in (_SOURCE.value, _REFERENCE.value):
+        if given and _OUTPUT.value and os.path.realpath(given) == os.path.realpath(_OUTPUT.value):
+            raise UserError(f"--output {_OUTPUT.value} is read here; name another file")
     malloc.return_large_blocks()
     translator = Translator.load(_EXPORT.value, kernels=_KERNELS.value, release_memory=malloc.trim)
     if _WORKDIR.value is None:

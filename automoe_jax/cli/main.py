@@ -23,7 +23,11 @@ def main():
     program, *arguments = sys.argv
     name = arguments[0].replace("-", "_") if arguments else "__help"
     if name in ("__help", "_h", "help"):
-        print(help_text())
+        try:
+            print(help_text(), flush=True)
+        except BrokenPipeError:  # as process.run does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
     elif name == "__version":
         print(f"automoe_jax {__version__}")
     elif name in COMMANDS:

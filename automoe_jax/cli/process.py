@@ -20,6 +20,11 @@ from automoe_jax.system.errors import UserError
 
 # Commands whose steps allocate hundreds of megabytes, and compile programs as large.
 _COMPILING = {"train", "pipeline", "search", "rank", "fit_latency"}
+# Commands that go on, given again, from where they stopped.
+_RESUMABLE = {
+    "pipeline", "prepare", "train", "fit_latency", "search", "rank", "sensitivity", "halving",
+    "distill",
+}  # fmt: skip
 # New objects before Python collects garbage. Tracing makes millions that live on; with the default,
 # collecting among them takes a quarter of the time.
 _GC_THRESHOLDS = (200_000, 50, 50)
@@ -54,12 +59,13 @@ def run(command: str):
         sys.exit(1)
     except Exception as e:
         if _disk_is_full(e):
-            _fail(_FULL_DISK)
+            _fail(_FULL_DISK if command in _RESUMABLE else "the disk is full; free some space")
         if isinstance(e, OSError) and e.filename is not None:
             _fail(f"{e.filename}: {e.strerror}")
         raise
     except KeyboardInterrupt as e:
-        terminal.note("interrupted; the same command goes on from where this one stopped")
+        goes_on = "; the same command goes on from where this one stopped"
+        terminal.note(f"interrupted{goes_on if command in _RESUMABLE else ''}")
         _exit(e.exit_code if isinstance(e, interrupt.Interrupted) else 130)
 
 

@@ -54,8 +54,12 @@ def _ends(path: Path) -> str:
 
 
 def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, FilePair]:
-    """The splits of a folder: train and valid, which must exist, and every test* of two sides."""
-    wanted = f"train.{source_lang}, train.{target_lang}, valid.{source_lang} ... (or .gz)"
+    """The splits of a folder: train and valid, which must exist, and every test* of two sides.
+
+    `UserError` where one is missing, or one side of `test`.
+    """
+    sides = f"{source_lang} and .{target_lang}"
+    wanted = f"train.{sides}, valid.{sides}, and to be scored test.{sides} (each plain or .gz)"
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"corpus folder {folder} {what}; data.path must hold {wanted}")
@@ -64,7 +68,7 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
         paths = (folder / f"{name}.{lang}{suffix}" for suffix in ("", ".gz"))
         return next((path for path in paths if path.is_file()), None)
 
-    names = {"train", "valid"}
+    names = {"train", "valid", "test"}
     for path in folder.iterdir():
         name, _, lang = path.name.removesuffix(".gz").rpartition(".")
         if lang == source_lang and _TEST.fullmatch(name):
@@ -74,7 +78,7 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
         source, target = find(name, source_lang), find(name, target_lang)
         if source and target:
             splits[name] = FilePair(source, target)
-        elif name in ("train", "valid"):
+        elif name in ("train", "valid") or (name == "test" and (source or target)):
             missing = f"{name}.{target_lang if source else source_lang}"
             raise UserError(f"corpus folder {folder} has no {missing}; needed: {wanted}")
     return splits

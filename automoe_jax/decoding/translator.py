@@ -105,6 +105,8 @@ class Translator:
                 f"export {self.folder} has no tokenizer (its weights are "
                 f"{self.manifest['weights_from']}): it can be timed, not translated with"
             )
+        if isinstance(sentences, str) or not all(isinstance(s, str) for s in sentences):
+            raise UserError("sentences must be a list of strings, one for each sentence")
         texts = [s.strip() for s in sentences]
         full = [i for i, text in enumerate(texts) if text]
         ids = self.tokenizer.encode([texts[i] for i in full])

@@ -157,6 +157,8 @@ def test_export_and_translation_mistakes(tmp_path):
     assert "does not exist" in mistake("translate", f"--export={tmp_path}/none", stdin=b"a\n")
     assert "does not exist" in mistake("benchmark", f"--export={tmp_path}/none")
     assert "either --workdir, or --source" in mistake("evaluate", "--export=x", "--source=a")
+    files = "--source=a", "--reference=b"
+    assert "b is read here" in mistake("evaluate", "--export=x", *files, "--output=./b")
     assert "unexpected argument 'x'" in mistake("describe", "x")
     for text in ('{"version": ' + "1" * 5000 + "}", "[" * 200_000):
         (tmp_path / "bad.json").write_text(text)

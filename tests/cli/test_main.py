@@ -102,3 +102,14 @@ def test_all_packages_are_installed():
         for path in (ROOT / "configs").rglob(pattern)
     }
     assert listed == code | configs
+
+
+def test_a_closed_pipe_is_no_error():
+    """`automoe help | head -1`; and the package is the same command."""
+    command = f"{sys.executable} -m automoe_jax help | head -1; exit ${{PIPESTATUS[0]}}"
+    found = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert found.stdout.startswith("automoe COMMAND")
+    assert "Traceback" not in found.stderr
+    assert "BrokenPipe" not in found.stderr

@@ -103,8 +103,8 @@ def test_a_disk_that_fills_up_during_export_and_translate(small_disk, tmp_path):
     assert launch("train", *FLAGS, "--workdir", str(run)).returncode == 0
     subnet = tmp_path / "subnet.json"
     export = [*FLAGS, "--workdir", str(run), f"--subnet={subnet}"]
-    layer = {"heads": 2, "experts": [8, 16]}
-    decoder = {"self_heads": 2, "cross_heads": 2, "cross_span": 1, "experts": [8]}
+    layer = {"heads": 4, "experts": [8, 16]}
+    decoder = {"self_heads": 4, "cross_heads": 4, "cross_span": 1, "experts": [8]}
     subnet.write_text(json.dumps({
         "qkv_dim": 8, "encoder": {"embed_dim": 8, "layers": [layer] * 2},
         "decoder": {"embed_dim": 8, "layers": [decoder]},

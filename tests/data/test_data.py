@@ -122,6 +122,10 @@ def test_wrong_parallel_text(tmp_path):
     assert "has no valid.yy" in message(config)
     (tmp_path / "d" / "valid.yy.gz").write_bytes(b"\x1f\x8b\x08garbage")
     assert "valid.yy.gz is not a whole gzip file" in message(config)
+    config = write_corpus(tmp_path / "e")
+    (tmp_path / "e" / "test.xx").write_bytes(b"one side alone\n")
+    (tmp_path / "e" / "test.yy").unlink(missing_ok=True)
+    assert "has no test.yy; needed: train.xx and .yy, valid.xx and .yy" in message(config)
 
 
 def test_empty_and_strange_files(tmp_path):
@@ -250,6 +254,7 @@ def test_too_large_a_vocabulary_is_one_line(tmp_path):
     with pytest.raises(UserError) as e:
         train(["a b c", "d e"] * 10, tmp_path / "t", TokenizerConfig(vocab_size=32768))
     assert "tokenizer.vocab_size 32768 does not fit" in str(e.value)
+    assert "give --config.tokenizer.vocab_size=" in str(e.value)
     assert "Please set it to a value <=" in str(e.value)
     assert "\n" not in str(e.value)
 

@@ -198,6 +198,12 @@ def test_weights_are_mapped(folder, tmp_path):
     assert jax.device_put(x).unsafe_buffer_pointer() == x.ctypes.data
 
 
+@pytest.mark.parametrize("given", ["one sentence", [1], [None]])
+def test_what_are_no_sentences(translator, given):
+    with pytest.raises(UserError, match="must be a list of strings"):
+        translator.translate(given)
+
+
 def test_hypotheses_are_ranked(translator):
     for found in translator.translate_ids(sources(10), 3, max_length=20, num_hypotheses=3):
         scores = [h.score for h in found.hypotheses]

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -100,8 +101,11 @@ def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
         except RuntimeError as e:
             # "INTERNAL: file(line) [condition] Reason.", where the reason may be missing.
             reason = str(e).rpartition("] ")[2].strip() or str(e)
+            fits = re.search(r"<= (\d+)", reason)
+            advice = f"; give --config.tokenizer.vocab_size={fits[1]} or less" if fits else ""
             raise UserError(
-                f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: {reason}"
+                f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: "
+                f"{reason}{advice}"
             ) from None
 
     info = {
