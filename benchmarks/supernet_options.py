@@ -27,9 +27,10 @@ from trainings import ROOT
 from automoe_jax import config as settings
 from automoe_jax.architecture.subnet import from_json
 from automoe_jax.cli.terminal import TerminalProgress
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.phases import first_weights
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.run import SUPERNET, open_run
+from automoe_jax.phases.run import SUPERNET, Run, open_run
 from automoe_jax.phases.weights import supernet_params, target
 from automoe_jax.system import files, workdir
 from automoe_jax.training import sampling
@@ -72,11 +73,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def score(folder: Path) -> dict[str, Any]:
-    """Losses of the supernet in a workdir, with inherited weights, on all validation text."""
+def _opened(folder: Path) -> tuple[Run, PreparedData]:
+    """The run of a trained supernet, by its own settings, and its text."""
     groups = workdir.read(folder / SUPERNET, SUPERNET)["config"]
     run = open_run(settings.from_stored(groups), folder, TerminalProgress())
-    data = prepare(run)
+    return run, prepare(run)
+
+
+def score(folder: Path) -> dict[str, Any]:
+    """Losses of the supernet in a workdir, with inherited weights, on all validation text."""
+    run, data = _opened(folder)
     params, _ = supernet_params(run, data.tokenizer.vocab_sizes)
     space = run.config.space
     counts = [n for n in COUNTS if n in space.encoder_experts]
@@ -94,9 +100,7 @@ def score(folder: Path) -> dict[str, Any]:
 
 def kept(folder: Path) -> dict[str, Any]:
     """Losses of standard subnets by which of the supernet's experts they keep."""
-    groups = workdir.read(folder / SUPERNET, SUPERNET)["config"]
-    run = open_run(settings.from_stored(groups), folder, TerminalProgress())
-    data = prepare(run)
+    run, data = _opened(folder)
     losses: dict[str, dict[str, float]] = {}
     for n in COUNTS:
         subnet = from_json(trainings.architecture([FFN] * n))

@@ -21,9 +21,7 @@ from automoe_jax.system import files, machine
 from automoe_jax.system.errors import UserError
 
 _DEFAULT = LatencyConfig()
-_EXPORTS = flags.DEFINE_multi_string(
-    "export", None, "export folder; may be given several times, or with commas between"
-)
+_EXPORTS = options.define_exports()
 # Flags of the fields of `LatencyConfig`.
 _SETTINGS = (
     flags.DEFINE_integer("runs", _DEFAULT.runs, "timed runs per export; 300 gold, 100 partially"),
@@ -41,9 +39,7 @@ _JSON = options.define_json()
 
 
 def main():
-    exports = [path for given in _EXPORTS.value or () for path in given.split(",") if path]
-    if not exports:
-        raise UserError("--export is missing; give an export folder")
+    exports = options.exports(_EXPORTS)
     settings: dict[str, Any] = {flag.name: flag.value for flag in _SETTINGS}
     config = LatencyConfig(**settings)
     manifests = [read_manifest(path) for path in exports]

@@ -5,8 +5,6 @@ automoe configs
 `--config quickstart` and `--subnet transformer_base` find them by name, with or without a clone.
 """
 
-import ast
-
 from automoe_jax.architecture import counts
 from automoe_jax.cli import options, terminal
 from automoe_jax.published import subnet_files
@@ -16,9 +14,7 @@ _JSON = options.define_json()
 
 
 def main():
-    configs = {
-        path.stem: _first_line(path.read_text(encoding="utf-8")) for path in shipped.configs()
-    }
+    configs = {path.stem: shipped.first_line(path) for path in shipped.configs()}
     subnets = {}
     for path in shipped.subnets():
         counted = counts.count(subnet_files.load(path))
@@ -35,8 +31,3 @@ def main():
     rows = ((name, *(f"{x:.4g}" for x in row.values())) for name, row in subnets.items())
     terminal.print_table(header, rows)
     print(f"files: {shipped.FOLDER}")
-
-
-def _first_line(program: str) -> str:
-    """The first line of a module's docstring."""
-    return (ast.get_docstring(ast.parse(program)) or "").partition("\n")[0]

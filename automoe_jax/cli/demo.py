@@ -16,9 +16,7 @@ from automoe_jax.demo.models import DemoModel
 from automoe_jax.system import files, malloc
 from automoe_jax.system.errors import UserError
 
-_EXPORTS = flags.DEFINE_multi_string(
-    "export", None, "export folder; may be given several times, or with commas between"
-)
+_EXPORTS = options.define_exports()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on: this machine alone")
 _PORT = flags.DEFINE_integer("port", 8123, "port; 0 for any that is free", lower_bound=0,
                              upper_bound=65535)  # fmt: skip
@@ -26,9 +24,7 @@ _KERNELS = options.define_kernels()
 
 
 def main():
-    exports = [path for given in _EXPORTS.value or () for path in given.split(",") if path]
-    if not exports:
-        raise UserError("--export is missing; give an export folder")
+    exports = options.exports(_EXPORTS)
     web.check_installed()
     malloc.return_large_blocks()
     progress = terminal.TerminalProgress()

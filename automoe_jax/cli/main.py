@@ -1,20 +1,19 @@
 """The console command `automoe`: all commands of the project behind one name."""
 
-import ast
 import difflib
 import os
 import sys
 from pathlib import Path
 
-from automoe_jax.cli.process import run
+from automoe_jax.cli.process import leave_closed_pipe, run
+from automoe_jax.system import shipped
 from automoe_jax.system.version import __version__
 
 # In the order in which one meets them; `automoe --help` lists them so.
 COMMANDS = (
     "pipeline", "configs", "prepare", "train", "fit_latency", "search", "rank", "sensitivity",
     "halving", "routing", "distill", "export", "translate", "evaluate", "benchmark", "demo",
-    "report",
-    "watch", "describe", "convert",
+    "report", "watch", "describe", "convert",
 )  # fmt: skip
 
 
@@ -25,9 +24,8 @@ def main():
     if name in ("__help", "_h", "help"):
         try:
             print(help_text(), flush=True)
-        except BrokenPipeError:  # as process.run does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        except BrokenPipeError:
+            leave_closed_pipe()
     elif name == "__version":
         print(f"automoe_jax {__version__}")
     elif name in COMMANDS:
@@ -54,5 +52,4 @@ def help_text() -> str:
 
 def summary(name: str) -> str:
     """The first sentence of a command's module, which is not imported for it."""
-    program = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(program)) or "").partition("\n")[0].rstrip(".")
+    return shipped.first_line(Path(__file__).with_name(f"{name}.py")).rstrip(".")

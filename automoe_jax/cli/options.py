@@ -20,6 +20,20 @@ def define_json(about: str = "print one JSON line instead of a table") -> flags.
     return flags.DEFINE_bool("json", False, about)
 
 
+def define_exports() -> flags.FlagHolder[list[str] | None]:
+    """Defines `--export` of a command that takes several."""
+    about = "export folder; may be given several times, or with commas between"
+    return flags.DEFINE_multi_string("export", None, about)
+
+
+def exports(given: flags.FlagHolder[list[str] | None]) -> list[str]:
+    """The folders of `define_exports`; `UserError` if there is none."""
+    found = [path for own in given.value or () for path in own.split(",") if path]
+    if not found:
+        raise UserError("--export is missing; give an export folder")
+    return found
+
+
 def define_kernels() -> flags.FlagHolder[str]:
     """Defines `--kernels`."""
     kinds, about = ["auto", "native", "xla"], "native needs a CPU and a C compiler"

@@ -54,9 +54,7 @@ def run(command: str):
     except UserError as e:
         _fail(str(e))
     except BrokenPipeError:
-        # The reader of our output has closed it; Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        leave_closed_pipe()
     except Exception as e:
         if _disk_is_full(e):
             _fail(_FULL_DISK if command in _RESUMABLE else "the disk is full; free some space")
@@ -67,6 +65,13 @@ def run(command: str):
         goes_on = "; the same command goes on from where this one stopped"
         terminal.note(f"interrupted{goes_on if command in _RESUMABLE else ''}")
         _exit(e.exit_code if isinstance(e, interrupt.Interrupted) else 130)
+
+
+def leave_closed_pipe() -> NoReturn:
+    """Ends the process whose output's reader has closed it."""
+    # Python would complain when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def _disk_is_full(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """The configs and architectures that come with the project, found by name."""
 
+import ast
 import difflib
 import os
 from pathlib import Path
@@ -36,6 +37,12 @@ def config(given: str) -> str:
 def subnet(given: str) -> str:
     """As `config`, of a subnet file."""
     return str(_find(given, {path.stem: path for path in subnets()}, ".json", "architecture"))
+
+
+def first_line(program: Path) -> str:
+    """The first line of the docstring of a Python file, which is not run for it."""
+    module = ast.parse(program.read_text(encoding="utf-8"))
+    return (ast.get_docstring(module) or "").partition("\n")[0]
 
 
 def _find(given: str, known: dict[str, Path], suffix: str, what: str) -> str | Path:

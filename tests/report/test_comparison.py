@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from pages import assert_fits
 from programs import launch, mistake
 
 from automoe_jax.architecture.space import SearchSpace
@@ -168,12 +169,7 @@ def test_the_page_in_a_browser(study, tmp_path, browser, width, scheme):
     page.on("request", lambda request: said.append(request.url)
             if not request.url.startswith(("file:", "data:")) else None)  # fmt: skip
     page.goto(f"file://{tmp_path}/out/index.html")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    outside = page.evaluate(
-        "[...document.querySelectorAll('body *')].filter(x => !x.closest('.wide table') &&"
-        " x.getBoundingClientRect().right > innerWidth + 1).length"
-    )
-    assert outside == 0
+    assert_fits(page, width)
 
     def column(nth):
         return page.locator(f".sortable tbody td:nth-child({nth})").all_inner_texts()

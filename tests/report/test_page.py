@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pages import assert_fits
 
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import to_json
@@ -79,12 +80,7 @@ def test_nothing_is_outside_the_window(tmp_path, browser, width):
     said = []
     shown.on("console", lambda message: said.append(message.text))
     shown.goto(f"file://{tmp_path}/index.html")
-    assert shown.evaluate("document.documentElement.scrollWidth") <= width
-    outside = shown.evaluate(
-        "[...document.querySelectorAll('body *')].filter(x => !x.closest('.wide table') &&"
-        " x.getBoundingClientRect().right > innerWidth + 1).length"
-    )
-    assert outside == 0
+    assert_fits(shown, width)
     cells = "[...document.querySelectorAll('.text td')]"
     assert shown.evaluate(f"{cells}.every(x => x.scrollWidth <= x.clientWidth + 1)")
     right = f"Math.max(...{cells}.map(x => x.getBoundingClientRect().right))"
