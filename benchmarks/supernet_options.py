@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import trainings
 from trainings import ROOT
 
 from automoe_jax import config as settings
-from automoe_jax.architecture.subnet import from_json
+from automoe_jax.architecture.subnet import Subnet, from_json
 from automoe_jax.cli.terminal import TerminalProgress
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.phases import first_weights
@@ -73,25 +74,33 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def stored_config(folder: Path) -> settings.RunConfig:
+    """The config of the supernet in a workdir."""
+    return settings.from_stored(workdir.read(folder / SUPERNET, SUPERNET)["config"])
+
+
 def _opened(folder: Path) -> tuple[Run, PreparedData]:
     """The run of a trained supernet, by its own settings, and its text."""
-    groups = workdir.read(folder / SUPERNET, SUPERNET)["config"]
-    run = open_run(settings.from_stored(groups), folder, TerminalProgress())
+    run = open_run(stored_config(folder), folder, TerminalProgress())
     return run, prepare(run)
 
 
-def score(folder: Path) -> dict[str, Any]:
-    """Losses of the supernet in a workdir, with inherited weights, on all validation text."""
+def inherited(folder: Path, subnets: Sequence[Subnet]) -> list[float]:
+    """Losses of subnets of the supernet in a workdir, on all validation text."""
     run, data = _opened(folder)
     params, _ = supernet_params(run, data.tokenizer.vocab_sizes)
-    space = run.config.space
-    counts = [n for n in COUNTS if n in space.encoder_experts]
-    standard = [from_json(trainings.architecture([FFN] * n)) for n in counts]
-    subnets = [*standard, *sampling.fixed_set(space, 0, RANDOM)]
     scorer = PopulationScorer(
         target(run.config, data.tokenizer.vocab_sizes), run.config.training, params
     )
-    losses = scorer.losses(scorer.prepare(data.valid), subnets)
+    return scorer.losses(scorer.prepare(data.valid), subnets)
+
+
+def score(folder: Path) -> dict[str, Any]:
+    """Losses of the standard and the random subnets of the supernet in a workdir."""
+    space = stored_config(folder).space
+    counts = [n for n in COUNTS if n in space.encoder_experts]
+    standard = [from_json(trainings.architecture([FFN] * n)) for n in counts]
+    losses = inherited(folder, [*standard, *sampling.fixed_set(space, 0, RANDOM)])
     random = float(np.mean(losses[len(counts) :]))
     by_count = dict(zip(map(str, counts), losses[: len(counts)], strict=True))
     gain = {"gain": by_count["1"] - by_count["8"]} if "8" in by_count else {}
