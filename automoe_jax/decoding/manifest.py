@@ -57,6 +57,11 @@ def find_device(folder: Path, manifest: dict[str, Any], platform: str) -> Any:
             f"export {folder} was made for {', '.join(manifest['platforms'])}; export it "
             f"again with --config.export.platforms=cpu,{name}"
         )
+    return device(platform)
+
+
+def device(platform: str) -> Any:
+    """The first device of a platform; `UserError` where there is none."""
     try:
         return jax.local_devices(backend=platform)[0]
     except RuntimeError:

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+from automoe_jax.config import RunConfig
 from automoe_jax.latency.records import MEASUREMENTS
 from automoe_jax.phases.export import SupernetExporter
 from automoe_jax.phases.run import LATENCY_MODEL, Run, claim
@@ -24,9 +25,16 @@ def latency_model(
     path = Path(config.search.latency_model or run.path / LATENCY_MODEL)
     if not path.exists() and not config.search.latency_model:
         fit_latency_model(run, exporter, vocab_sizes, path)
-    model = predictor_model.load(path)
+    model = read(path, config, vocab_sizes)
     for line in model.warnings(fit.made_for(config.latency)):
         run.progress.note(f"warning: {line}")
+    run.progress.note(f"latency model {path}: {model.how}")
+    return model
+
+
+def read(path: Path, config: RunConfig, vocab_sizes: tuple[int, int]) -> LatencyModel:
+    """The latency model in a file; `UserError` if it is for another protocol than the config's."""
+    model = predictor_model.load(path)
     wanted = fit.task_of(config.latency, vocab_sizes[1], config.export.quantize)
     # The cache size belongs to the machine; a different machine is only warned about.
     found = model.task and dataclasses.replace(model.task, cache_bytes=wanted.cache_bytes)
@@ -35,7 +43,6 @@ def latency_model(
             f"{path} is a latency model of {model.task}, and the config asks for {wanted}; fit "
             "another one with launch/fit_latency.py"
         )
-    run.progress.note(f"latency model {path}: {model.how}")
     return model
 
 

@@ -15,11 +15,21 @@ from typing import Any
 
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet, from_json
+from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.decoding.translator import DEFAULT_BEAM, Translator
+from automoe_jax.latency.process import check_timing
 from automoe_jax.model.extract import Params, inherited
-from automoe_jax.phases import distill, report, search_result, train, weights
+from automoe_jax.phases import (
+    distill,
+    report,
+    search_context,
+    search_result,
+    teachers,
+    train,
+    weights,
+)  # fmt: skip
 from automoe_jax.phases.distill import Distillation
 from automoe_jax.phases.export import add_scores, export_params, measure_approximation
 from automoe_jax.phases.prepare import corpus_split, open_splits, prepare
@@ -28,6 +38,7 @@ from automoe_jax.phases.search import claim_search, run_search
 from automoe_jax.published.subnet_files import load
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
+from automoe_jax.system.progress import Silent
 
 SECONDS = "seconds.json"
 TEACHER, DISTILLED = "teacher", "distilled"  # folders: an export, and its translations
@@ -45,6 +56,8 @@ def run_pipeline(run: Run) -> dict[str, Any]:
                 f"the corpus {config.data.path} has no test split, which the pipeline reports on; "
                 "add test files, or run launch/train.py, search.py and export.py one by one"
             )
+    if not (run.path / REPORT / report.RESULTS).exists():
+        _check(run, data)
     # The settings that no other manifest has.
     begun = (run.path / SUBNET).exists()
     # A random subnet beside the finalists changes none of them.
@@ -94,6 +107,22 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     return files.read_json(run.path / REPORT / report.RESULTS, "report")
 
 
+def _check(run: Run, data: PreparedData):
+    """Raises what a later phase would, before hours of training, as far as it is known now."""
+    config = run.config
+    search_context.check(config, data.tokenizer.vocab_sizes)
+    check_timing(config.latency)
+    teacher, distilled = config.pipeline.teacher, config.pipeline.distill
+    if teacher not in ("", SUPERNET):
+        teachers.load(_path(teacher), data.tokenizer, Silent())
+    if distilled not in ("", SUPERNET):
+        read_manifest(_path(distilled))
+
+
+def _path(folder: str) -> Path:
+    return files.expanded(folder).absolute()
+
+
 def _random(run: Run, found: dict[str, Any]) -> dict[str, Subnet]:
     """The random subnet to train beside the finalists, by its folder, if there is one."""
     first = found["random"]["first"]
@@ -105,7 +134,7 @@ def _folder(run: Run, teacher: str) -> Path | None:
     """The folder of `pipeline.teacher`."""
     if not teacher:
         return None
-    return run.path / SUPERNET if teacher == SUPERNET else files.expanded(teacher).absolute()
+    return run.path / SUPERNET if teacher == SUPERNET else _path(teacher)
 
 
 def _distilled(run: Run, params: Params, step: int) -> Path | None:
@@ -113,7 +142,7 @@ def _distilled(run: Run, params: Params, step: int) -> Path | None:
     teacher, folder = run.config.pipeline.distill, run.path / DISTILLED
     if not teacher:
         return None
-    export = run.path / TEACHER if teacher == SUPERNET else files.expanded(teacher).absolute()
+    export = run.path / TEACHER if teacher == SUPERNET else _path(teacher)
     if teacher == SUPERNET and not (export / workdir.MANIFEST).exists():
         largest = run.config.space.largest()
         how = dataclasses.replace(run.config.export, quantize="int8", beam_sizes=(DEFAULT_BEAM,))

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture.subnet import Subnet, to_json
+from automoe_jax.config import RunConfig
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.latency.config import GOLD_RUNS
 from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.prober import Prober
+from automoe_jax.latency.process import check_timing
 from automoe_jax.latency.records import LATENCY, MEASUREMENTS, ReplayLog
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import latency_model
@@ -86,10 +88,15 @@ class SearchContext:
         return self.latency.policy.reserve
 
 
-def open_search(run: Run, folder: Path, data: PreparedData, params: Params) -> SearchContext:
-    """Reads what the search starts from, and times nothing; `UserError` if no limit is given."""
-    config = run.config
-    search, space = config.search, config.space
+def check(config: RunConfig, vocab_sizes: tuple[int, int]):
+    """Checks all of a search that is known before a supernet is trained.
+
+    Raises:
+      UserError: no limit is given, or a file that the config names cannot be used, or latency
+        cannot be measured here as it says.
+      InfeasibleError: the smallest subnet exceeds a limit that is counted.
+    """
+    search = config.search
     if not (search.constraint.any or search.algorithm == "nsga2"):
         raise UserError(
             "no limit for the search: set one of search.constraint, as "
@@ -97,18 +104,38 @@ def open_search(run: Run, folder: Path, data: PreparedData, params: Params) -> S
             "params_m and size_mb are the others), or draw a front with "
             "--config.search.algorithm=nsga2"
         )
-    start = subnet_files.load(search.start) if search.start else None
-    if start is not None:
-        space.validate(start)
-    vocab_sizes = data.tokenizer.vocab_sizes
+    _start(config)
+    if search.needs_latency:
+        if search.latency_model and search.latency in ("verified", "predicted"):
+            latency_model.read(Path(search.latency_model), config, vocab_sizes)
+        if search.latency != "predicted":
+            check_timing(config.latency)
+    counted = CountedCosts(config.space, config.export, vocab_sizes)
+    Limits(_counted_limits(config, counted)).require(config.space.smallest())
+
+
+def _start(config: RunConfig) -> Subnet | None:
+    """The subnet that a local search starts from."""
+    if not config.search.start:
+        return None
+    start = subnet_files.load(config.search.start)
+    config.space.validate(start)
+    return start
+
+
+def open_search(run: Run, folder: Path, data: PreparedData, params: Params) -> SearchContext:
+    """Reads what the search starts from, and times nothing; `UserError` as `check` says."""
+    config = run.config
+    search, vocab_sizes = config.search, data.tokenizer.vocab_sizes
+    check(config, vocab_sizes)
     exporter = SupernetExporter(run, params, "supernet")
     scorer = PopulationScorer(target(config, vocab_sizes), config.training, params)
     log = ReplayLog(folder / MEASUREMENTS)
     latency = _search_latency(run, folder, exporter, log) if search.needs_latency else None
-    history, counted = ScoreHistory(folder), CountedCosts(space, config.export, vocab_sizes)
+    history, counted = ScoreHistory(folder), CountedCosts(config.space, config.export, vocab_sizes)
     objective = make_objective(run, folder, scorer, exporter, data.valid)
     return SearchContext(
-        run, folder, history, log, counted, exporter, scorer, objective, latency, start
+        run, folder, history, log, counted, exporter, scorer, objective, latency, _start(config)
     )
 
 
@@ -159,19 +186,23 @@ def begin(search: SearchContext) -> SearchContext:
 
 def limits_of(search: SearchContext) -> Limits:
     """The limits of the config: counted costs first, since what they reject is never timed."""
-    constraint = search.config.constraint
-
-    def counted(name: str, how: str) -> Limit:
-        bound = getattr(constraint, name)
-        return Limit(name, name, lambda: bound, lambda s: search.counted(s)[name], lambda _: how)
-
-    limits = [counted(name, how) for name, how in HOW.items() if getattr(constraint, name)]
+    limits = list(_counted_limits(search.run.config, search.counted))
     latency = search.latency
     if latency is not None and search.config.limits_latency:
         in_ms = latency.upper_bound() == latency.limit_ms
         field = "latency_ms" if in_ms else "latency_ratio"
         limits.append(Limit(LATENCY, field, latency.upper_bound, latency.ms, latency.how))
     return Limits(tuple(limits))
+
+
+def _counted_limits(config: RunConfig, counted: CountedCosts) -> tuple[Limit, ...]:
+    constraint = config.search.constraint
+
+    def limit(name: str, how: str) -> Limit:
+        bound = getattr(constraint, name)
+        return Limit(name, name, lambda: bound, lambda s: counted(s)[name], lambda _: how)
+
+    return tuple(limit(name, how) for name, how in HOW.items() if getattr(constraint, name))
 
 
 def describe(search: SearchContext, limits: Limits, candidate: Candidate) -> dict[str, Any]:

@@ -43,6 +43,12 @@ class ConstraintConfig:
                     "needed, or 0 for none"
                 )
 
+        if self.latency_ratio > 1:
+            raise UserError(
+                f"constraint.latency_ratio is {self.latency_ratio}; a share of the largest "
+                "subnet's latency is needed, above 0 up to 1, or 0 for none"
+            )
+
     @property
     def any(self) -> bool:
         """Whether there is a limit at all."""
@@ -115,6 +121,11 @@ class SearchConfig:
             raise UserError(
                 f"search.mutation_probability is {self.mutation_probability}; allowed: above 0 "
                 "up to 1"
+            )
+        if self.algorithm in ("evolution", "local") and self.parents > self.population:
+            raise UserError(
+                f"search.parents is {self.parents} and search.population {self.population}; "
+                "parents are the best of the population, so give at most as many"
             )
         for name in self.front:
             if name not in COSTS:

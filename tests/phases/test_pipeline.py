@@ -19,6 +19,8 @@ from automoe_jax.phases.run import Run, open_run
 from automoe_jax.phases.search import run_search
 from automoe_jax.phases.weights import subnet_params, trained_folder
 from automoe_jax.published import subnet_files
+from automoe_jax.search.candidates import InfeasibleError
+from automoe_jax.search.config import ConstraintConfig
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress, Silent
@@ -124,6 +126,31 @@ def test_pipeline_survives_kills(tmp_path):
     moved = tmp_path.with_name(f"{tmp_path.name}_moved")
     tmp_path.rename(moved)
     assert pipeline_of(config, moved, KillAt("step ")) == results
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "words"),
+    [
+        ("search", {"constraint": ConstraintConfig()}, "no limit for the search"),
+        ("search", {"constraint": ConstraintConfig(gflops=1e-9)}, "no subnet can meet gflops"),
+        (
+            "search",
+            {"constraint": ConstraintConfig(latency_ms=9), "latency_model": "no.json"},
+            "no.json",
+        ),
+        ("search", {"algorithm": "local", "start": "no.json"}, "no.json"),
+        ("latency", {"threads": 99}, "threads is 99"),
+        ("latency", {"platform": "gpu"}, "JAX finds no gpu"),
+        ("pipeline", {"teacher": "nowhere"}, "neither a workdir nor an export"),
+        ("pipeline", {"distill": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_a_later_phase_would_refuse_is_said_before_training(tmp_path, group, fields, words):
+    config = tiny_config()
+    changed = {group: dataclasses.replace(getattr(config, group), **fields)}
+    with pytest.raises((UserError, InfeasibleError), match=words):
+        pipeline_of(dataclasses.replace(config, **changed), tmp_path)
+    assert not (tmp_path / "supernet").exists()
 
 
 @pytest.mark.parametrize("stored", [{"folder": "subnet/2"}, {"chosen": 1}], ids=["name", "index"])

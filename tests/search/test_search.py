@@ -285,6 +285,10 @@ def test_wrong_settings():
         SearchConfig(algorithm="x")
     with pytest.raises(ValueError, match=r"constraint\.size_mb is -1"):
         ConstraintConfig(size_mb=-1)
+    with pytest.raises(ValueError, match=r"constraint\.latency_ratio is 5; a share"):
+        ConstraintConfig(latency_ratio=5)
+    with pytest.raises(ValueError, match=r"search\.parents is 9 and search\.population 8"):
+        SearchConfig(population=8, parents=9)
     with pytest.raises(ValueError, match=r"search\.latency is 'guess'; allowed: verified"):
         SearchConfig(latency="guess")
     with pytest.raises(ValueError, match=r"search\.front has 'x'"):
