@@ -76,7 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def stored_config(folder: Path) -> settings.RunConfig:
     """The config of the supernet in a workdir."""
-    return settings.from_stored(workdir.read(folder / SUPERNET, SUPERNET)["config"])
+    return settings.from_stored(workdir.settings(folder / SUPERNET, SUPERNET))
 
 
 def _opened(folder: Path) -> tuple[Run, PreparedData]:

@@ -14,6 +14,7 @@ from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases import halving
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.rank import spread
+from automoe_jax.phases.run import check_out
 from automoe_jax.published import subnet_files
 from automoe_jax.system.errors import UserError
 
@@ -37,6 +38,7 @@ def main():
             config.space.validate(subnet)
     else:
         subnets = spread(config.space, _SUBNETS.value, config.seed)
+    check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)
     data = prepare(run)
     result = halving.halve(run, _OUT.value, data, subnets, _STEPS.value)

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -60,6 +61,9 @@ def run(command: str):
             _fail(_FULL_DISK if command in _RESUMABLE else "the disk is full; free some space")
         if isinstance(e, OSError) and e.filename is not None:
             _fail(f"{e.filename}: {e.strerror}")
+        if traceback.extract_tb(e.__traceback__)[-1].filename.endswith("xla_bridge.py"):
+            asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(e) or "no such device here"
+            _fail(f"JAX cannot start with JAX_PLATFORMS={asked!r}: {reason}")
         raise
     except KeyboardInterrupt as e:
         goes_on = "; the same command goes on from where this one stopped"

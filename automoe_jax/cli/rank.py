@@ -15,6 +15,7 @@ from automoe_jax.cli import options, terminal
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.rank import FEWEST, rank
+from automoe_jax.phases.run import check_out
 from automoe_jax.phases.weights import supernet_params
 from automoe_jax.system.errors import UserError
 
@@ -28,6 +29,7 @@ def main():
     config = CONFIG.load()
     if _SUBNETS.value < FEWEST:
         raise UserError(f"--subnets is {_SUBNETS.value}; give at least {FEWEST}")
+    check_out(CONFIG.run(config), _OUT.value)
     # Only the loss at the end is used.
     training = dataclasses.replace(config.subnet_training, eval_every=0)
     run = CONFIG.open_run(dataclasses.replace(config, subnet_training=training))

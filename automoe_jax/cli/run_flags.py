@@ -25,7 +25,8 @@ class RunFlags(ConfigFlag):
     @property
     def given_path(self) -> str:
         """The workdir as the command line names it; runs/<name of the config file> by default."""
-        return self._workdir.value or f"runs/{self.stem}"
+        given = self._workdir.value
+        return f"runs/{self.stem}" if given is None else given
 
     @property
     def path(self) -> Path:

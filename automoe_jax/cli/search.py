@@ -21,7 +21,7 @@ from absl import flags
 from automoe_jax.cli import options, terminal
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.run import Run
+from automoe_jax.phases.run import Run, check_out
 from automoe_jax.phases.search import claim_search, run_search
 from automoe_jax.phases.search_result import RESULT
 from automoe_jax.phases.search_seeds import compare
@@ -45,6 +45,7 @@ _JSON = options.define_json("print the result as one JSON line")
 def main():
     config = CONFIG.load()
     seeds = _seeds()
+    check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)
     data = prepare(run)
     vocab_sizes = data.tokenizer.vocab_sizes

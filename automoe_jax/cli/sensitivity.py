@@ -32,7 +32,7 @@ def main():
     folder = files.expanded(_WORKDIR.value).absolute()
     if not (folder / SUPERNET / workdir.MANIFEST).exists():
         raise UserError(f"--workdir={_WORKDIR.value} has no supernet; train one first")
-    groups = workdir.read(folder / SUPERNET, SUPERNET)["config"]
+    groups = workdir.settings(folder / SUPERNET, SUPERNET)
     run = open_run(settings.from_stored(groups), folder, TerminalProgress())
     compile_cache.enable(run.path / CACHE)
     analysis = sensitivity.analyse(run, _SUBNETS.value, _PAIRS.value)

@@ -9,6 +9,7 @@ from absl import flags
 
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases import dry_run, train
+from automoe_jax.phases.run import check_out
 from automoe_jax.published import subnet_files
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
@@ -62,6 +63,8 @@ def main():
         for line in dry_run.describe(CONFIG.run(config), subnet):
             print(line)
         return
+    if subnet is not None:
+        check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)
     init_from, teacher = (
         files.expanded(flag.value).absolute() if flag.value else None
@@ -87,9 +90,16 @@ def _profiled() -> Span | None:
 
 def _join():
     """Joins a pod's other processes; must come before JAX is asked for devices."""
-    if not (_DISTRIBUTED.value or _COORDINATOR.value):
-        return
-    given = {bool(_COORDINATOR.value), _PROCESSES.value is not None, _PROCESS.value is not None}
-    if len(given) > 1:
+    address, count, number = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    if len({address is None, count is None, number is None}) > 1:
         raise UserError("--coordinator, --processes and --process go together")
-    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if address is None and not _DISTRIBUTED.value:
+        return
+    if address is not None and not address.rpartition(":")[2].isdecimal():
+        raise UserError(f"--coordinator is {address!r}; give HOST:PORT of process 0")
+    if count is not None and number is not None and not 0 <= number < count:
+        raise UserError(f"--process is {number} of --processes {count}; allowed: 0 to {count - 1}")
+    try:
+        jax.distributed.initialize(address, count, number)
+    except (RuntimeError, ValueError) as e:
+        raise UserError(f"joining the other processes failed: {e}") from None

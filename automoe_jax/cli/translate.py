@@ -43,11 +43,15 @@ _SCORES = flags.DEFINE_bool("scores", False, "write the score and a tab before e
 # Lines translated together: sorted by length, written in the order of the input.
 CHUNK = 2048
 READ_BYTES = 1 << 16
+GZIP = b"\x1f\x8b"  # the first bytes of such a file
 
 
 def main():
     if not _EXPORT.value:
         raise UserError("--export is missing; give an export folder")
+    for stream, flag in ((sys.stdin, _INPUT), (sys.stdout, _OUTPUT)):
+        if stream is None and flag.value is None:
+            raise UserError(f"the standard stream is closed; give a file, as --{flag.name}=FILE")
     malloc.return_large_blocks()
     progress = terminal.TerminalProgress()
     with contextlib.ExitStack() as stack:
@@ -109,6 +113,9 @@ class _Source:
             )
         except OSError as e:
             raise UserError(f"--input {self.name} cannot be read: {e.strerror}") from None
+        a_file = path is not None and Path(path).is_file()
+        if a_file and os.pread(self.file.fileno(), len(GZIP), 0) == GZIP:
+            raise UserError(f"--input {path} is compressed; give its text, as from: zcat {path}")
 
     def lines(self) -> int:
         """Number of lines of a file; 0 if it cannot be known beforehand."""

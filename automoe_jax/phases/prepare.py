@@ -76,7 +76,7 @@ def corpus_split(run: Run, name: str) -> Split:
 
 def stored_split(path: Path, name: str) -> Split:
     """One split of a workdir's corpus, by the settings in the workdir's manifest."""
-    data = DataConfig(**workdir.read(path, "run")["config"]["data"])
+    data = DataConfig(**workdir.settings(path, "run")["data"])
     _check_corpus(data, path)
     return _split(open_corpus(data, path / "corpus"), name)
 

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from automoe_jax.config import RunConfig
 from automoe_jax.system import locks, workdir
+from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress
 
 # Folders and files of a workdir.
@@ -55,16 +56,29 @@ def open_run(config: RunConfig, folder: str | Path, progress: Progress) -> Run:
     `UserError` if another config made it, or another process holds its lock.
     """
     run = Run(config, workdir.resolve(folder), progress)
+    if (run.path / workdir.MANIFEST).exists():
+        workdir.read(run.path, "run")  # refuses an export, for example, before it is touched
     hold(run)
     begun = run.tokenizer.exists()
     if is_converted(run.path) and not run.tokens.is_dir():
         # The tokenizer came with the weights: the corpus may still be changed.
         begun = False
-        stored = workdir.read(run.path, "run")["config"]["data"]
+        stored = workdir.settings(run.path, "run")["data"]
         if not workdir.same(stored, config.data) and jax.process_index() == 0:
             shutil.rmtree(run.corpus, ignore_errors=True)
     claim(run, run.path, "run", config.groups("seed", "data", "tokenizer"), begun=begun)
     return run
+
+
+def check_out(run: Run, name: str):
+    """`UserError` unless the name that a user gave is that of a folder for results in a run."""
+    kept = [path.name for path in (run.corpus, run.tokenizer, run.tokens)]
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or parts[0] in (*kept, CACHE):
+        raise UserError(
+            f"--out is {name!r}; give the name of a folder in the workdir, other than "
+            f"{', '.join(kept)}"
+        )
 
 
 def hold(run: Run):

@@ -48,6 +48,7 @@ def claim_search(run: Run, folder: Path, step: int | None):
     except UserError:
         if scored:
             raise
+        workdir.read(folder, SEARCH)  # refuses the measurements of anything else
         (folder / MEASUREMENTS).unlink()  # of a search that scored nothing
         workdir.claim(folder, SEARCH, about, begun=False)
 

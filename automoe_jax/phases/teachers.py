@@ -94,14 +94,14 @@ def _of_export(path: Path) -> _Source:
 
 def _of_workdir(path: Path, progress: Progress) -> _Source:
     of_supernet, path = path.name == SUPERNET, home(path)
-    groups = workdir.read(path, "run")["config"]
+    groups = workdir.settings(path, "run")
     run = Run(settings.from_stored(groups), path, progress)
     trained = trained_folder(run)
     of_supernet = of_supernet or not (path / trained / workdir.MANIFEST).exists()
     kind, folder = (SUPERNET, SUPERNET) if of_supernet else (SUBNET, trained)
     if latest_step(path / folder) is None:
         raise UserError(f"the workdir {path} has no trained model to learn from; train one first")
-    groups |= workdir.read(path / folder, kind)["config"]
+    groups |= workdir.settings(path / folder, kind)
     run = Run(settings.from_stored(groups), path, progress)
     space = run.config.space
     if of_supernet:

@@ -62,7 +62,7 @@ def train_supernet(run: Run, init_from: Path | None = None, profile: Span | None
     if source is not None:
         content |= config.subnet_training.weights_for("init_weights")
     elif step:  # goes on, wherever it started
-        stored = workdir.read(run.supernet, SUPERNET)["config"]
+        stored = workdir.settings(run.supernet, SUPERNET)
         content |= {k: stored[k] for k in ("init_from", "init_weights") if k in stored}
     claim(run, SUPERNET, SUPERNET, content, begun=bool(step))
     data = prepare(run, init_from)

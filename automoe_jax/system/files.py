@@ -76,7 +76,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if end < len(data):
         with path.open("r+b") as f:
             f.truncate(end)
-    return [json.loads(line) for line in data[:end].splitlines()]
+    found = []
+    for i, line in enumerate(data[:end].splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as e:
+            raise UserError(f"{path}, line {i}, is damaged: {e}; remove that line") from None
+    return found
 
 
 def parse_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -46,8 +46,8 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     folder = resolve(folder)
     origin = {}
     if (folder / MANIFEST).exists():
-        manifest = read(folder, kind)
-        stored = {k: with_defaults(v, config.get(k)) for k, v in manifest["config"].items()}
+        manifest, made = read(folder, kind), settings(folder, kind)
+        stored = {k: with_defaults(v, config.get(k)) for k, v in made.items()}
         difference = _first_difference(stored, _as_json(config), "")
         if not difference:
             return
@@ -89,6 +89,14 @@ def read(folder: Path, kind: str) -> dict[str, Any]:
         inside = f"; look at {folder / kind}" if (folder / kind / MANIFEST).exists() else ""
         raise UserError(f"{folder} is of kind {found}, not {kind}{inside}")
     return manifest
+
+
+def settings(folder: Path, kind: str) -> dict[str, Any]:
+    """The settings in the manifest of a folder, by group; `UserError` as `read`."""
+    config = read(folder, kind).get("config")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / MANIFEST} is damaged: it has no settings")
+    return config
 
 
 def with_defaults(stored: Any, like: Any) -> Any:

@@ -139,6 +139,7 @@ def test_searching_before_training(tmp_path):
 def test_search_and_ranking_mistakes(tmp_path):
     assert "--seeds has 'a'; give integers" in mistake("search", *QUICK, "--seeds=1,a")
     assert "--subnets is 2; give at least 4" in mistake("rank", *QUICK, "--subnets=2")
+    assert "--out is '../a'; give the name of a folder" in mistake("search", *QUICK, "--out=../a")
     one = "--candidates=configs/subnets/transformer_base.json"
     assert "--candidates names fewer than 2" in mistake("halving", *QUICK, one)
     assert "none.json" in mistake("routing", *QUICK, "--subnet=none.json")
@@ -160,6 +161,9 @@ def test_export_and_translation_mistakes(tmp_path):
     files = "--source=a", "--reference=b"
     assert "b is read here" in mistake("evaluate", "--export=x", *files, "--output=./b")
     assert "unexpected argument 'x'" in mistake("describe", "x")
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"a\n"))
+    packed = mistake("translate", "--export=x", f"--input={tmp_path}/a.gz")
+    assert "is compressed; give its text, as from: zcat" in packed
     for text in ('{"version": ' + "1" * 5000 + "}", "[" * 200_000):
         (tmp_path / "bad.json").write_text(text)
         assert "is not JSON" in mistake("describe", f"--subnet={tmp_path}/bad.json")

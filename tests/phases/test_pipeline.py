@@ -15,13 +15,13 @@ from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.manifest import WEIGHTS
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.phases.pipeline import run_pipeline
-from automoe_jax.phases.run import Run, open_run
+from automoe_jax.phases.run import Run, check_out, open_run
 from automoe_jax.phases.search import run_search
 from automoe_jax.phases.weights import subnet_params, trained_folder
 from automoe_jax.published import subnet_files
 from automoe_jax.search.candidates import InfeasibleError
 from automoe_jax.search.config import ConstraintConfig
-from automoe_jax.system import files
+from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress, Silent
 from automoe_jax.training.config import ModelConfig
@@ -151,6 +151,21 @@ def test_what_a_later_phase_would_refuse_is_said_before_training(tmp_path, group
     with pytest.raises((UserError, InfeasibleError), match=words):
         pipeline_of(dataclasses.replace(config, **changed), tmp_path)
     assert not (tmp_path / "supernet").exists()
+
+
+def test_an_export_is_no_workdir(tmp_path):
+    workdir.write(tmp_path, "export", {})
+    with pytest.raises(UserError, match="is of kind export, not run"):
+        open_run(tiny_config(), tmp_path, SILENT)
+    assert [path.name for path in tmp_path.iterdir()] == [workdir.MANIFEST]
+
+
+@pytest.mark.parametrize("name", ["", ".", "/abs", "a/../../b", "tokens", "corpus/x"])
+def test_results_go_into_a_folder_of_the_workdir(tmp_path, name):
+    run = Run(tiny_config(), tmp_path, SILENT)
+    check_out(run, "search_60ms")
+    with pytest.raises(UserError, match="give the name of a folder in the workdir"):
+        check_out(run, name)
 
 
 @pytest.mark.parametrize("stored", [{"folder": "subnet/2"}, {"chosen": 1}], ids=["name", "index"])

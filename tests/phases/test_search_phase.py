@@ -32,7 +32,7 @@ from automoe_jax.predictor.scores import agreement
 from automoe_jax.published import subnet_files
 from automoe_jax.search.candidates import InfeasibleError
 from automoe_jax.search.front import front
-from automoe_jax.system import files
+from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 
@@ -413,6 +413,15 @@ def test_what_was_measured_before_the_first_score_is_kept(prepared, tmp_path):
     int8 = dataclasses.replace(config, export=dataclasses.replace(config.export, quantize="int8"))
     with pytest.raises(UserError, match="made with another config: quantize is 'none' there"):
         program(int8)
+
+
+def test_a_folder_of_anything_else_is_left_alone(prepared, tmp_path):
+    run, _, _, _ = prepared
+    workdir.claim(tmp_path, "latency measurements", {}, begun=False)
+    (tmp_path / MEASUREMENTS).write_text("{}\n")
+    with pytest.raises(UserError, match="is of kind latency measurements, not search"):
+        claim_search(run, tmp_path, 1)
+    assert (tmp_path / MEASUREMENTS).exists()
 
 
 def test_limits_together(prepared, tmp_path):
