@@ -34,6 +34,9 @@ _OUT = flags.DEFINE_string("out", "subnet", "folder in the workdir for a trained
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "compile the step on abstract inputs and print its size; no data is read"
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "with --dry_run, TPUs to compile for, as v5e:2x4; none need be here"
+)
 _PROFILE = flags.DEFINE_string(
     "profile", None, "FROM:TO, steps to trace for XProf, into plugins/profile/ of the folder"
 )
@@ -59,8 +62,12 @@ def main():
         raise UserError("--teacher needs --subnet: a supernet's subnets learn from its largest")
     if _DRY_RUN.value and _TEACHER.value:
         raise UserError("--dry_run counts the model alone; leave --teacher out")
+    if _TOPOLOGY.value and not _DRY_RUN.value:
+        raise UserError("--topology compiles for TPUs that are not here; it goes with --dry_run")
+    if _TOPOLOGY.value:
+        jax.config.update("jax_platforms", "cpu")  # libtpu would be asked for a TPU of this machine
     if _DRY_RUN.value:
-        for line in dry_run.describe(CONFIG.run(config), subnet):
+        for line in dry_run.describe(CONFIG.run(config), subnet, _TOPOLOGY.value or ""):
             print(line)
         return
     if subnet is not None:

@@ -26,6 +26,9 @@ from automoe_jax.model.layers import compiled_widths, cut
 from automoe_jax.ops import grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights
 
+# Names a loop over layers, for who counts what a program does: the side, and the compiled width.
+LAYERS = "{}_layers_of_width_{}"
+
 
 class StackOutput(NamedTuple):
     """Zeros beyond the active depth and width."""
@@ -213,16 +216,20 @@ def _forward(static: StackStatic, params, x_BTD, memory_PBSD, context, buffers: 
 
     bodies = {width: functools.partial(one, width) for width in _widths(static, x_BTD)}
     carry = x_BTD, zero_output(static, x_BTD), buffers
-    _, output, buffers = _each_layer(context, bodies, carry)
+    _, output, buffers = _each_layer(static, context, bodies, carry)
     return output, buffers
 
 
-def _each_layer(context: Context, bodies: dict[_Width, Any], carry: Any) -> Any:
+def _each_layer(
+    static: StackStatic, context: Context, bodies: dict[_Width, Any], carry: Any
+) -> Any:
     """Loops over the active layers with the body of the least width that holds the active one."""
     active, narrower = context.active, 0
+    side = "decoder" if static.memory_dims else "encoder"
     for width, body in bodies.items():
         runs = (narrower < active.embed_dim) & (active.embed_dim <= width.dim)
-        carry = lax.fori_loop(0, jnp.where(runs, active.depth, 0), body, carry)
+        with jax.named_scope(LAYERS.format(side, width.dim)):
+            carry = lax.fori_loop(0, jnp.where(runs, active.depth, 0), body, carry)
         narrower = width.dim
     return carry
 
@@ -295,7 +302,7 @@ def _run_bwd(static, residuals, cotangents):
     d_params = zeros(elastic_layer.without_experts(params))
     d_experts = zeros(elastic_layer.experts_of(params))
     carry = _Gradients(dx_BTD, d_memory, d_params, d_experts)
-    carry = _each_layer(context, bodies, carry)
+    carry = _each_layer(static, context, bodies, carry)
     gradients = elastic_layer.with_experts(carry.d_params, carry.d_experts), carry.d_memory
     to_dtype = functools.partial(jax.tree.map, lambda d, a: d.astype(a.dtype))
     d_params, d_memory = to_dtype(gradients, (params, memory_PBSD))

@@ -119,7 +119,9 @@ class Experts(nn.Module):
             y_AD = jnp.where(real_N[:, None], y_AD, 0)
         else:
             x_AD = jnp.repeat(x_ND, self.top_k, axis=0)
-            if weights is not None:
+            if self.is_initializing():  # weights are wanted, not outputs
+                y_AD = jnp.zeros_like(x_AD)
+            elif weights is not None:
                 y_AD = grouped_ffn(x_AD, expert_A, weights, sizes_E, self.sizes)
             else:
                 y_AD = jnp.where((expert_A < n_experts)[:, None], x_AD, 0)

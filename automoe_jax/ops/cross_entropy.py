@@ -12,10 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from automoe_jax.architecture.active import Array
+from automoe_jax.system.platforms import platform
 
 # Each chunk reads and writes the table's gradient (V x D) once and its logits several times: from
 # 256 to 1,024 tokens the time differs by 5 % on 2 cores, the memory by a factor of 4.
 CHUNK_CPU, CHUNK_ACCELERATOR = 512, 4096
+# Names the loop over the chunks, for who counts what a program does: their number, and the width.
+CHUNKS = "{}_chunks_of_width_{}"
 
 
 class Teacher(NamedTuple):
@@ -70,7 +73,7 @@ def chunked_cross_entropy(
     Returns loss and nll, []; nll has no gradient.
     """
     n, d = h_ND.shape
-    chunk = CHUNK_CPU if jax.default_backend() == "cpu" else CHUNK_ACCELERATOR
+    chunk = CHUNK_CPU if platform() == "cpu" else CHUNK_ACCELERATOR
     # Chunks of one size, each a multiple of 8 rows.
     n_chunks = max(math.ceil(n / chunk), 1)
     chunk = math.ceil(n / n_chunks / 8) * 8
@@ -166,9 +169,11 @@ def _dot(a, b):
 
 def _each_chunk(static: _Static, h_ND, dim, one, carry):
     """Runs `one(width, chunk index, carry)` for each chunk, at the active width."""
+    most = h_ND.shape[0] // static.chunk
     for w in static.dims:
-        n_chunks = jnp.where(dim == w, h_ND.shape[0] // static.chunk, 0)
-        carry = lax.fori_loop(0, n_chunks, functools.partial(one, w), carry)
+        n_chunks = jnp.where(dim == w, most, 0)
+        with jax.named_scope(CHUNKS.format(most, w)):
+            carry = lax.fori_loop(0, n_chunks, functools.partial(one, w), carry)
     return carry
 
 

@@ -14,16 +14,16 @@ import numpy as np
 from automoe_jax.architecture.active import Array
 from automoe_jax.ops import grouped_loop, grouped_ragged
 from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, group, put_back
+from automoe_jax.system.platforms import platform
 
 BACKENDS = ("loop", *grouped_ragged.PRODUCTS)
 
 
 def default_backend() -> str:
-    """The fastest backend on the platform of the default device."""
-    platform = jax.default_backend()
-    if platform == "tpu":
+    """The fastest backend on the platform that programs are traced for."""
+    if platform() == "tpu":
         return "ragged_dot"
-    if platform == "gpu":
+    if platform() == "gpu":
         return "tokamax" if grouped_ragged.has_tokamax() else "blocked"
     return "loop"
 
@@ -145,29 +145,45 @@ def backward(
     return jnp.where(identity(expert_A, experts.sizes_E)[:, None], dy_AD, dx_AD), dw
 
 
-def _one_layer(weights: ExpertWeights, sizes_E: jax.Array, slots: tuple[int, ...]) -> LayerExperts:
+def _one_layer(
+    backend: str, weights: ExpertWeights, sizes_E: jax.Array, slots: tuple[int, ...]
+) -> LayerExperts:
+    if backend != "loop" and min(slots) < max(slots):  # ragged products read a whole slot of each
+        weights = _with_rows(weights, sum(slots) + max(slots))
     offsets_E = jnp.asarray(np.cumsum([0, *slots[:-1]]), jnp.int32)
     return LayerExperts(weights, offsets_E, jnp.int32(0), sizes_E, slots)
 
 
+def _with_rows(weights: ExpertWeights, n_rows: int) -> ExpertWeights:
+    """Weights of experts side by side with other rows at the end, zeros, or without the last."""
+
+    def resized(array: jax.Array) -> jax.Array:
+        more = max(n_rows - array.shape[0], 0)
+        return jnp.pad(array, ((0, more), *[(0, 0)] * (array.ndim - 1)))[:n_rows]
+
+    fc1_FD, fc1_bias_F, fc2_FD = map(resized, weights[:3])
+    return ExpertWeights(fc1_FD, fc1_bias_F, fc2_FD, weights.fc2_bias_ED)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _grouped_ffn(backend, slots, x_AD, expert_A, weights, sizes_E):
-    return forward(backend, x_AD, expert_A, _one_layer(weights, sizes_E, slots), None)[0]
+    return forward(backend, x_AD, expert_A, _one_layer(backend, weights, sizes_E, slots), None)[0]
 
 
 def _fwd(backend, slots, x_AD, expert_A, weights, sizes_E):
     shape = hidden_shape(x_AD.shape[0], len(slots), slots, backend)
     hidden = jax.lax.empty((1, *shape), x_AD.dtype)
-    experts = _one_layer(weights, sizes_E, slots)
+    experts = _one_layer(backend, weights, sizes_E, slots)
     y_AD, hidden = forward(backend, x_AD, expert_A, experts, hidden)
     return y_AD, (x_AD, expert_A, weights, sizes_E, hidden)
 
 
 def _bwd(backend, slots, residuals, dy_AD):
     x_AD, expert_A, weights, sizes_E, hidden = residuals
-    dw = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-    experts = _one_layer(weights, sizes_E, slots)
+    experts = _one_layer(backend, weights, sizes_E, slots)
+    dw = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), experts.weights)
     dx_AD, dw = backward(backend, x_AD, expert_A, experts, hidden, dy_AD, dw)
+    dw = _with_rows(dw, sum(slots))
     dw = jax.tree.map(lambda g, w: g.astype(w.dtype), dw, weights)
     return dx_AD, None, dw, None
 

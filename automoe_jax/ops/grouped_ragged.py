@@ -73,77 +73,113 @@ def largest_first(sizes_E: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(-sizes_E, stable=True))
 
 
-def _rows(experts: LayerExperts, low: int, columns: int) -> jax.Array:
-    """Rows `low` to `low + columns` of each expert's slot: (E, C)."""
-    return (experts.offsets_E[:, None] + low) + jnp.arange(columns)
+def _ffn(
+    product: Product, x_AD, slices: list[ExpertWeights], groups: Groups, sizes_E, rank_E
+) -> jax.Array:
+    """Sum over slices; each slice's weights are (E, C, D) and (E, C), the last bias (E, D).
 
-
-def _ffn(product: Product, x_AD, slices: list[ExpertWeights], groups: Groups, sizes_E) -> jax.Array:
-    """Sum over slices; each slice's weights are (E, C, D) and (E, C), the last bias (E, D)."""
+    Experts of the slices are in the order of `rank_E`, the largest first.
+    """
     n, n_experts = x_AD.shape[0], sizes_E.shape[0]
-    ranked_E = jnp.argsort(largest_first(sizes_E))
+    ranked_E = jnp.argsort(rank_E)
     computes_A = jnp.append(sizes_E > 0, False)[groups.expert_A]
     expert_A = jnp.minimum(groups.expert_A, n_experts - 1)
-    y_AD = jnp.where(computes_A[:, None], slices[0].fc2_bias_ED[expert_A], 0).astype(jnp.float32)
+    rank_A = rank_E[expert_A]
+    y_AD = jnp.where(computes_A[:, None], slices[0].fc2_bias_ED[rank_A], 0).astype(jnp.float32)
     low = 0
     for weights in slices:
         columns = weights.fc1_bias_F.shape[1]
         count_E = jnp.where(sizes_E > low, groups.count_E, 0)[ranked_E]
         own_AC = low + jnp.arange(columns) < sizes_E[expert_A][:, None]
-        h_AC = product(x_AD, weights.fc1_FD[ranked_E].transpose(0, 2, 1), count_E)
-        h_AC = jax.nn.relu(h_AC + weights.fc1_bias_F[expert_A])
+        h_AC = product(x_AD, weights.fc1_FD.transpose(0, 2, 1), count_E)
+        h_AC = jax.nn.relu(h_AC + weights.fc1_bias_F[rank_A])
         own_AC &= (jnp.arange(n) < jnp.sum(count_E))[:, None]
         h_AC = jnp.where(own_AC, h_AC, 0).astype(x_AD.dtype)
-        y_AD += product(h_AC, weights.fc2_FD[ranked_E], count_E)
+        y_AD += product(h_AC, weights.fc2_FD, count_E)
         low += columns
     return y_AD.astype(x_AD.dtype)
 
 
-def _slices(experts: LayerExperts, width: int) -> list[ExpertWeights]:
-    """The weights of each slice of columns, as `_ffn` takes them."""
-    weights, columns = experts.weights, slice_columns(experts.ffn_dims)
+class _Slices:
+    """Where the slices of each expert's columns lie among the weights; experts by rank.
 
-    def take(array: jax.Array, at: jax.Array) -> jax.Array:
-        return array[jnp.minimum(at, array.shape[0] - 1)]
+    An expert's rows lie one after the other: a slice of them is read and written as one piece.
+    """
 
-    row_E = experts.bias_row + jnp.arange(experts.sizes_E.shape[0])
-    bias_ED = take(weights.fc2_bias_ED, row_E)[:, :width]
-    slices = []
-    for low in range(0, max(experts.ffn_dims), columns):
-        at_EC = _rows(experts, low, columns)
-        fc1_ECD = take(weights.fc1_FD, at_EC)[..., :width]
-        fc1_bias_EC = take(weights.fc1_bias_F, at_EC)
-        fc2_ECD = take(weights.fc2_FD, at_EC)[..., :width]
-        slices.append(ExpertWeights(fc1_ECD, fc1_bias_EC, fc2_ECD, bias_ED))
-    return slices
+    def __init__(self, experts: LayerExperts):
+        self._experts = experts
+        self.rank_E = largest_first(experts.sizes_E)
+        self._ranked_E = jnp.argsort(self.rank_E)
+        most, columns = max(experts.ffn_dims), slice_columns(experts.ffn_dims)
+        self.ranges = [(low, min(columns, most - low)) for low in range(0, most, columns)]
+
+    def _at(self, low: int) -> list[tuple[Any, Any]]:
+        """First row and bias row of each expert in a slice."""
+        experts = self._experts
+        ranked = [self._ranked_E[i] for i in range(len(experts.sizes_E))]
+        return [(experts.offsets_E[e] + low, experts.bias_row + e) for e in ranked]
+
+    def read(self, width: int) -> list[ExpertWeights]:
+        """The weights of each slice, as `_ffn` takes them."""
+        return [self._read(low, columns, width) for low, columns in self.ranges]
+
+    def _read(self, low: int, columns: int, width: int) -> ExpertWeights:
+        weights, at = self._experts.weights, self._at(low)
+
+        def rows(array: jax.Array) -> jax.Array:
+            shape = (columns, width)[: array.ndim]
+            zeros = (0,) * (array.ndim - 1)
+            return jnp.stack([lax.dynamic_slice(array, (row, *zeros), shape) for row, _ in at])
+
+        bias = [lax.dynamic_slice(weights.fc2_bias_ED, (row, 0), (1, width))[0] for _, row in at]
+        return ExpertWeights(
+            rows(weights.fc1_FD), rows(weights.fc1_bias_F), rows(weights.fc2_FD), jnp.stack(bias)
+        )
+
+    def add(self, dw: ExpertWeights, nth: int, part: ExpertWeights) -> ExpertWeights:
+        """`dw` with the gradients of a slice."""
+        low, columns = self.ranges[nth]
+        for i, (row, bias_row) in enumerate(self._at(low)):
+            # Zero beyond the expert's size, where a neighbour's rows may be.
+            size = self._experts.sizes_E[self._ranked_E[i]]
+            own_C = low + jnp.arange(columns) < size
+            one = jax.tree.map(lambda x, i=i: x[i], part)
+            dw = ExpertWeights(
+                _add(dw.fc1_FD, jnp.where(own_C[:, None], one.fc1_FD, 0), row),
+                _add(dw.fc1_bias_F, jnp.where(own_C, one.fc1_bias_F, 0), row),
+                _add(dw.fc2_FD, jnp.where(own_C[:, None], one.fc2_FD, 0), row),
+                _add(dw.fc2_bias_ED, one.fc2_bias_ED[None], bias_row),
+            )
+        return dw
 
 
-def forward(product: Product, x_AD: jax.Array, groups: Groups, experts: LayerExperts) -> jax.Array:
-    """As `grouped_loop.forward`, but stores nothing: `backward` recomputes the hidden layer."""
-    return _ffn(product, x_AD, _slices(experts, x_AD.shape[1]), groups, experts.sizes_E)
+def _add(array: jax.Array, update: jax.Array, row: Any) -> jax.Array:
+    """Adds to rows of an array from `row` on."""
+    at = (row, *[0] * (array.ndim - 1))
+    old = lax.dynamic_slice(array, at, update.shape)
+    return lax.dynamic_update_slice(array, old + update.astype(array.dtype), at)
+
+
+def forward(product: Product, x_AD, groups: Groups, experts: LayerExperts) -> jax.Array:
+    """As `grouped_loop.forward`, but stores nothing: `backward` recomputes the hidden layer.
+
+    Every expert has at least `max(experts.ffn_dims)` rows from its first one on.
+    """
+    slices = _Slices(experts)
+    weights = slices.read(x_AD.shape[1])
+    return _ffn(product, x_AD, weights, groups, experts.sizes_E, slices.rank_E)
 
 
 def backward(
     product: Product, x_AD, groups: Groups, experts: LayerExperts, dy_AD, dw: ExpertWeights
 ) -> tuple[jax.Array, ExpertWeights]:
-    """As `grouped_loop.backward`."""
-    d, rest = x_AD.shape[1], (groups, experts.sizes_E)
-    _, pull = jax.vjp(lambda x, slices: _ffn(product, x, slices, *rest), x_AD, _slices(experts, d))
+    """As `grouped_loop.backward`; rows of weights as in `forward`."""
+    slices, rest = _Slices(experts), (groups, experts.sizes_E)
+    _, pull = jax.vjp(
+        lambda x, weights: _ffn(product, x, weights, *rest, slices.rank_E),
+        x_AD, slices.read(x_AD.shape[1]),
+    )  # fmt: skip
     dx_AD, d_slices = pull(dy_AD)
-    columns = slice_columns(experts.ffn_dims)
-    bias_E = experts.bias_row + jnp.arange(experts.sizes_E.shape[0])
-    for i, part in enumerate(d_slices):
-        own_EC = i * columns + jnp.arange(columns) < experts.sizes_E[:, None]
-        n_rows = experts.weights.fc1_FD.shape[0]
-        at_EC = jnp.where(own_EC, _rows(experts, i * columns, columns), n_rows)
-
-        def add(array: Any, at: Any, update: jax.Array, *width: slice) -> jax.Array:
-            return array.at[(at, *width)].add(update.astype(array.dtype), mode="drop")
-
-        dw = ExpertWeights(
-            add(dw.fc1_FD, at_EC, part.fc1_FD, slice(d)),
-            add(dw.fc1_bias_F, at_EC, part.fc1_bias_F),
-            add(dw.fc2_FD, at_EC, part.fc2_FD, slice(d)),
-            add(dw.fc2_bias_ED, bias_E, part.fc2_bias_ED, slice(d)),
-        )
+    for nth, part in enumerate(d_slices):
+        dw = slices.add(dw, nth, part)
     return dx_AD, dw

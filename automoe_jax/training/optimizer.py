@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from automoe_jax.architecture.active import Array
+from automoe_jax.system.platforms import platform
 from automoe_jax.training.config import OptimizerConfig
 
 
@@ -58,7 +59,7 @@ def apply(tx: Any, gradient: Any, opt_state: Any, params: Any, finite: Array) ->
     On a CPU Adam is bound by memory traffic. XLA would compute the new moments twice, once to store
     them and once for the weights, and copy the old ones first: three times the time.
     """
-    if not isinstance(tx, Adam) or jax.default_backend() != "cpu":
+    if not isinstance(tx, Adam) or platform() != "cpu":
         updates, new_state = tx.update(gradient, opt_state, params)
         updated = optax.apply_updates(params, updates), new_state
         choose = functools.partial(jnp.where, finite)

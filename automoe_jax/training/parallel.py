@@ -9,6 +9,7 @@ from typing import Any
 import flax.jax_utils
 import jax
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from automoe_jax.data.batches import Share
 from automoe_jax.training.step import AXIS
@@ -28,6 +29,23 @@ def map_train_step(step: Callable, *, taught: bool = False) -> Callable:
     """
     axes = (0, 0, 0, None, *[0] * taught)
     return jax.pmap(step, axis_name=AXIS, in_axes=axes, donate_argnums=(0,))
+
+
+def map_train_step_over(step: Callable, mesh: Mesh) -> Callable:
+    """`map_train_step` over the devices of a mesh of axis "data", which need not be here.
+
+    The same function on each device; `pmap` itself takes the devices that there are.
+    """
+
+    def one(state, batch, subnets, key):
+        own = (jax.tree.map(lambda x: x[0], tree) for tree in (state, batch, subnets))
+        return jax.tree.map(lambda x: x[None], step(*own, key))
+
+    each, all_of_them = PartitionSpec(AXIS), PartitionSpec()
+    mapped = jax.shard_map(
+        one, mesh=mesh, in_specs=(each, each, each, all_of_them), out_specs=each, check_vma=False
+    )
+    return jax.jit(mapped, donate_argnums=(0,))
 
 
 def map_eval_step(step: Callable) -> Callable:

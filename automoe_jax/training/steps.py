@@ -132,6 +132,17 @@ def mapped_step(
     teacher: Transformer | None = None,
 ) -> Callable[..., Any]:
     """The train step over all devices; with a teacher its weights are its last argument."""
+    step = per_device_step(target, config, sampling_config, teacher)
+    return parallel.map_train_step(step, taught=teacher is not None)
+
+
+def per_device_step(
+    target: TrainingTarget,
+    config: TrainingConfig,
+    sampling_config: SamplingConfig,
+    teacher: Transformer | None = None,
+) -> Callable[..., Any]:
+    """The train step of one device, under axis "data"."""
     tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
     model = None
     if teacher is not None:
@@ -144,8 +155,7 @@ def mapped_step(
         config.ema_decay,
         model,
     )
-    step = make_train_step(target.module(), tx, *rates, options)
-    return parallel.map_train_step(step, taught=model is not None)
+    return make_train_step(target.module(), tx, *rates, options)
 
 
 def _balance_weights(target: TrainingTarget, config: TrainingConfig) -> tuple[float, ...]:
@@ -171,10 +181,24 @@ def step_arguments(
 ) -> tuple[Any, ...]:
     """What stands for the arguments of the mapped step at a batch shape, with subnets of a step."""
     share = parallel.share()
+    n_micro = micro_batches(config, share.n_devices)
+    return abstract_arguments(target, config, seed, bucket, drawn, share, n_micro)
+
+
+def abstract_arguments(
+    target: TrainingTarget,
+    config: TrainingConfig,
+    seed: int,
+    bucket: Bucket,
+    drawn: Drawn,
+    share: Share,
+    n_micro: int,
+) -> tuple[Any, ...]:
+    """As `step_arguments`, for a process with these devices and batches for each of them."""
     devices = share.n_local_devices
     state = abstract_state(target, config, seed)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
-    rows = devices, micro_batches(config, share.n_devices), bucket.rows
+    rows = devices, n_micro, bucket.rows
     times = {"source": bucket.source, "target": bucket.target}
     batch = {side: jax.ShapeDtypeStruct((*rows, t), np.int32) for side, t in times.items()}
     return state, batch, _active(target, drawn, share), jax.random.key(seed)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import elastic_space, random_params, standalone_of, supernet_of, token_batch
+from jax.sharding import Mesh
 from small_training import CONFIG, DATA, TINY, KillAt, Killed, run_training
 
 from automoe_jax.architecture.active import to_active
@@ -138,6 +139,20 @@ def test_different_subnets_give_the_token_weighted_sum(params, four_devices, sin
             total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
             n_tokens += float(sums.tokens)
     assert_close(ours, jax.tree.map(lambda g: np.asarray(g) / n_tokens, total))
+
+
+def test_the_step_over_a_mesh_is_the_mapped_step(params, four_devices):
+    """What is compiled for TPUs that are not here computes what `pmap` does here."""
+    batch, rng = device_batches(2), np.random.default_rng(5)
+    drawn = [[SPACE.sample(rng) for _ in range(2)] for _ in range(4)]
+    subnets = sampling.stack(drawn, HULL, Share(0, 4, 4))
+    mesh = Mesh(np.array(jax.devices()), (parallel.AXIS,))
+    step = make_train_step(MODEL, gradients_only(), SMOOTHING, 0.0)
+    over_mesh = parallel.map_train_step_over(step, mesh)
+    ours, out = step_gradient(over_mesh, params, batch, subnets)
+    theirs, mapped = step_gradient(four_devices, params, batch, subnets)
+    assert_close(ours, theirs)
+    assert float(out.loss[3]) == pytest.approx(float(mapped.loss[3]), rel=1e-6)
 
 
 def test_a_step_that_is_not_finite_changes_nothing(params, four_devices):

@@ -1,0 +1,180 @@
+"""What a training step will need on TPUs that are not here, compiled ahead of time for them."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from automoe_jax.architecture.subnet import Subnet
+from automoe_jax.config import RunConfig
+from automoe_jax.data.batches import Share
+from automoe_jax.data.plan import Bucket
+from automoe_jax.system import chips, hlo
+from automoe_jax.system.chips import Chip
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.hlo import Costs
+from automoe_jax.system.platforms import traced_for
+from automoe_jax.training import parallel
+from automoe_jax.training.config import TrainingConfig
+from automoe_jax.training.steps import abstract_arguments, per_device_step
+from automoe_jax.training.target import TrainingTarget
+
+_LAYERS = re.compile(r"/(encoder|decoder)_layers_of_width_(\d+)/while$")
+_CHUNKS = re.compile(r"\b(\d+)_chunks_of_width_(\d+)\)?/while$")
+
+
+class Topology(NamedTuple):
+    """TPUs to compile for."""
+
+    name: str  # as "v5e:2x4"
+    devices: tuple[Any, ...]
+    chip: Chip
+
+
+class Compiled(NamedTuple):
+    """A step that was compiled for a topology."""
+
+    costs: Costs  # of one update of the largest subnet, on one chip
+    memory: Any  # XLA's `CompiledMemoryStats`, of one chip
+    seconds: float  # to compile
+    text: str
+    n_micro: int
+
+
+def find(name: str) -> Topology:
+    """The TPUs of a name that libtpu takes; `UserError` if it takes none such, or is missing."""
+    kind, _, shape = name.partition(":")
+    if kind not in chips.TPUS or not re.fullmatch(r"\d+(x\d+)*", shape):
+        raise UserError(
+            f"--topology is {name!r}; give a kind of TPU ({', '.join(chips.TPUS)}) and the shape "
+            "of a slice, as v5e:2x4 or v5p:2x2x1"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "--topology needs libtpu, the compiler for TPUs (no TPU is needed): "
+            "pip install 'automoe_jax[tpu]'"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would look for a TPU of this machine
+    try:
+        with _quiet():
+            described = topologies.get_topology_desc(name, platform="tpu")
+    except Exception as e:  # of libtpu's own kinds
+        raise UserError(f"--topology {name}: libtpu knows no such slice ({e})") from None
+    return Topology(name, tuple(described.devices), chips.TPUS[kind])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what libtpu writes about the missing machine from standard error."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        kept = os.dup(2)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def compile_step(
+    model: TrainingTarget, config: RunConfig, training: TrainingConfig, topology: Topology,
+    bucket: Bucket,
+) -> Compiled:  # fmt: skip
+    """Compiles the step of a model at a batch shape; costs are those of the largest subnet."""
+    n_devices = len(topology.devices)
+    n_micro = max(training.batches_per_step // n_devices, 1)
+    mesh = Mesh(np.array(topology.devices), (parallel.AXIS,))
+    largest = model.subnet or model.space.largest()
+    drawn = None
+    if model.subnet is None:
+        drawn = [[largest] * (n_micro * config.sampling.subnets(config.sampling.largest_first))]
+        drawn *= n_devices
+    with traced_for("tpu"):
+        step = per_device_step(model, training, config.sampling)
+        mapped = parallel.map_train_step_over(step, mesh)
+        share = Share(0, n_devices, n_devices)
+        arguments = abstract_arguments(model, training, config.seed, bucket, drawn, share, n_micro)
+        start = time.monotonic()
+        compiled = mapped.lower(*arguments).compile()
+    seconds = time.monotonic() - start
+    text = compiled.as_text()
+    costs = hlo.costs(text, _trips(largest))
+    return Compiled(costs, compiled.memory_analysis(), seconds, text, n_micro)
+
+
+def _trips(subnet: Subnet) -> hlo.Trips:
+    """How often the loops of a supernet's step run for its largest subnet."""
+    stacks = dict(subnet.stacks)
+
+    def trips(name: str) -> int | None:
+        if found := _LAYERS.search(name):
+            stack = stacks[found[1]]
+            return len(stack.layers) if stack.embed_dim == int(found[2]) else 0
+        if found := _CHUNKS.search(name):
+            return int(found[1]) if stacks["decoder"].embed_dim == int(found[2]) else 0
+        return None
+
+    return trips
+
+
+def describe(
+    compiled: Compiled, topology: Topology, bucket: Bucket, training: TrainingConfig
+) -> Iterator[str]:
+    """Lines of text: memory, costs, what bounds an update, and how long all updates take."""
+    chip, costs, n = topology.chip, compiled.costs, len(topology.devices)
+    batches = n * compiled.n_micro
+    pairs = f"{bucket.rows} pairs of {bucket.target} tokens"
+    yield f"step: {n} chips x {compiled.n_micro} micro-batch(es) of {pairs}"
+    if batches != training.batches_per_step:
+        yield f"batches_per_step is {training.batches_per_step}, which these chips make {batches}"
+    memory = compiled.memory
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "working": memory.temp_size_in_bytes,
+        "other output": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+    }
+    total = sum(parts.values())
+    yield f"compiled for {topology.name}, {n} chips, in {compiled.seconds:.0f} s"
+    words = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+    yield f"memory of a chip: {total / 1e9:.2f} of {chip.memory / 1e9:.1f} GB ({words})"
+    sent = sum(costs.sent.values())
+    collectives = ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in costs.sent.items())
+    yield (
+        f"an update of the largest subnet, on a chip: {costs.flops / 1e12:.3g} TFLOP, "
+        f"{costs.memory_bytes / 1e9:.3g} GB read and written, {sent / 1e9:.3g} GB sent"
+        + (f" ({collectives})" if collectives else "")
+    )
+    if costs.unknown_loops or costs.unknown_kernels:
+        yield (
+            f"not counted in full: {costs.unknown_loops} loops, of which one round counts, and "
+            f"{costs.unknown_kernels} kernels, of which only memory counts"
+        )
+    seconds = bounds(costs, chip)
+    bound = max(seconds, key=lambda name: seconds[name])
+    times = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in seconds.items())
+    tokens, updates = batches * bucket.rows * bucket.target, training.steps
+    most = seconds[bound]
+    yield f"at the chip's peaks ({chips.SOURCE}): {times}; bound by {bound}"
+    yield (
+        f"at that bound: {tokens / most:,.0f} tokens/s, {updates:,} updates of {tokens:,} tokens "
+        f"in {updates * most / 86400:.2g} days; no program reaches it"
+    )
+
+
+def bounds(costs: Costs, chip: Chip) -> dict[str, float]:
+    """Seconds that each part of an update takes at least, at the chip's peaks."""
+    return {
+        "compute": costs.flops / chip.flops,
+        "memory": costs.memory_bytes / chip.memory_bandwidth,
+        "network": sum(costs.sent.values()) / chip.network_bandwidth,
+    }

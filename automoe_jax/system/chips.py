@@ -1,0 +1,24 @@
+"""Public figures of accelerators, per chip."""
+
+from typing import NamedTuple
+
+# https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, read in November 2026. Of the
+# bandwidth between chips, one direction: what they list is of both.
+SOURCE = "docs.cloud.google.com/tpu/docs"
+
+
+class Chip(NamedTuple):
+    """Peaks of one chip; a program that reaches a tenth to a half of them does well."""
+
+    flops: float  # FLOP/s in bfloat16
+    memory_bandwidth: float  # bytes/s
+    memory: float  # bytes
+    network_bandwidth: float  # bytes/s that a chip sends to its neighbours
+
+
+TPUS = {
+    "v4": Chip(275e12, 1200e9, 32 * 2**30, 300e9),
+    "v5e": Chip(197e12, 819e9, 16e9, 200e9),
+    "v5p": Chip(459e12, 2765e9, 95e9, 600e9),
+    "v6e": Chip(918e12, 1638e9, 32e9, 400e9),
+}

@@ -1,0 +1,138 @@
+"""Costs of compiled programs, counted in their text, against products counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from automoe_jax.system import hlo, hlo_text
+
+N = 64
+PRODUCT = 2 * N**3
+
+
+def compiled(f, *arguments):
+    return jax.jit(f).lower(*arguments).compile()
+
+
+@pytest.fixture(scope="module")
+def square():
+    return jnp.ones((N, N))
+
+
+def test_a_product(square):
+    found = hlo.costs(compiled(jnp.matmul, square, square).as_text())
+    assert found.flops == PRODUCT
+    assert found.memory_bytes == 3 * 4 * N * N
+    assert not found.sent
+    assert (found.unknown_loops, found.unknown_kernels) == (0, 0)
+
+
+def test_a_loop_counts_as_often_as_it_runs(square):
+    def powers(n):
+        return compiled(lambda x: lax.fori_loop(0, n, lambda _, y: jnp.tanh(y @ x), x), square)
+
+    once, often = (hlo.costs(powers(n).as_text()) for n in (1, 10))
+    assert once.flops == pytest.approx(PRODUCT, rel=0.05)
+    assert often.flops == pytest.approx(10 * once.flops, rel=0.01)
+    # XLA's own count, which is why this one exists.
+    assert powers(10).cost_analysis()["flops"] < 2 * once.flops
+
+
+def test_a_loop_whose_rounds_only_the_caller_knows(square):
+    def powers(x, n):
+        with jax.named_scope("rounds"):
+            return lax.fori_loop(0, n, lambda _, y: jnp.tanh(y @ x), x)
+
+    text = compiled(powers, square, 3).as_text()
+    once = hlo.costs(text)
+    assert once.unknown_loops == 1
+    known = hlo.costs(text, lambda name: 7 if name.endswith("rounds/while") else None)
+    assert known.unknown_loops == 0
+    assert known.flops == pytest.approx(7 * PRODUCT, rel=0.05)
+    assert hlo.costs(text, lambda name: 0).flops < 10
+
+
+def test_a_fusion_reads_a_slice_and_updates_in_place():
+    text = """HloModule m
+
+%read (p: f32[100,64], i: s32[]) -> f32[1,64] {
+  %p = f32[100,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %s = f32[1,64]{1,0} dynamic-slice(%p, %i, %zero), dynamic_slice_sizes={1,64}
+}
+
+%write (p: f32[100,64], x: f32[1,64], i: s32[]) -> f32[100,64] {
+  %p = f32[100,64]{1,0} parameter(0)
+  %x = f32[1,64]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %u = f32[100,64]{1,0} dynamic-update-slice(%p, %x, %i, %zero)
+}
+
+ENTRY %main (p: f32[100,64], i: s32[]) -> f32[100,64] {
+  %p = f32[100,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = f32[1,64]{1,0} fusion(%p, %i), kind=kLoop, calls=%read
+  ROOT %y = f32[100,64]{1,0} fusion(%p, %x, %i), kind=kLoop, calls=%write
+}
+"""
+    # The slice out of the array, its index, the slice; and the slice, its index, the update.
+    assert hlo.costs(text).memory_bytes == 2 * (4 * 64 + 4 + 4 * 64)
+
+
+def test_what_devices_send():
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    each = PartitionSpec("data")
+    f = jax.shard_map(
+        lambda x: lax.psum(x, "data"), mesh=mesh, in_specs=each, out_specs=PartitionSpec()
+    )
+    found = hlo.costs(compiled(f, jnp.ones((4 * N, N))).as_text())
+    assert found.sent == {"all-reduce": 2 * 3 / 4 * 4 * N * N}
+
+
+def test_convolutions_are_products():
+    """As TPUs write products: of a batch, the dimension is a window with as many dilated steps."""
+    text = """HloModule m
+
+ENTRY %main (a: f32[8,4,16,32], b: f32[8,4,32,16]) -> f32[8,4,16,16] {
+  %a = f32[8,4,16,32]{3,2,1,0} parameter(0)
+  %b = f32[8,4,32,16]{3,2,1,0} parameter(1)
+  ROOT %c = f32[8,4,16,16]{3,2,1,0} convolution(%a, %b), window={size=8x4 stride=7x3 lhs_dilate=8x4}, dim_labels=01bf_01io->01bf
+}
+"""  # noqa: E501
+    assert hlo.costs(text).flops == 2 * 8 * 4 * 16 * 32 * 16
+
+
+def test_a_ragged_product_of_a_tpu():
+    text = """HloModule m
+
+ENTRY %main (n: s32[3], a: bf16[960,128], b: bf16[3,128,384]) -> f32[960,384] {
+  %n = s32[3]{0} parameter(0)
+  %a = bf16[960,128]{1,0:T(8,128)S(1)} parameter(1)
+  %b = bf16[3,128,384]{2,1,0:T(8,128)} parameter(2)
+  ROOT %c = f32[960,384]{1,0:T(8,128)S(1)} custom-call(%n, /*index=1*/%a, %b), custom_call_target="tpu_custom_call", frontend_attributes={ragged_dot_tiling="64,128,384"}
+}
+"""  # noqa: E501
+    found = hlo.costs(text)
+    assert found.flops == 2 * 960 * 128 * 384
+    # The rows and the result are in the core's own memory.
+    assert found.memory_bytes == 4 * 3 + 2 * 3 * 128 * 384
+    unknown = hlo.costs(text.replace("ragged_dot_tiling", "something"))
+    assert (unknown.flops, unknown.unknown_kernels) == (0, 1)
+
+
+def test_text_that_is_no_program():
+    with pytest.raises(ValueError, match="no entry computation"):
+        hlo.costs("nothing")
+
+
+def test_shapes():
+    shape = "(f32[2,3]{1,0:T(8,128)}, pred[5], bf16[4]{0:T(256)S(1)}, s32[])"
+    assert hlo_text.n_bytes(shape) == 24 + 5 + 4
+    assert hlo_text.n_bytes(shape, anywhere=True) == 24 + 5 + 8 + 4
+    assert hlo_text.elements(shape) == 6 + 5 + 4 + 1
+    assert hlo_text.dimensions("f32[2,3]{1,0}") == (2, 3)
