@@ -41,6 +41,7 @@ class Linear(nn.Module):
         """With `segments`, the leading axis of x is P and `dims` are the widths it can have."""
         kernel = self.param("kernel", xavier(*self.fans), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
         if segments is None:
             return x @ kernel + bias
         widths = compiled_widths(dims, math.prod(x.shape[1:-1]))
@@ -114,7 +115,7 @@ class Attention(nn.Module):
         q_BHTK = (q_BTHK * scale).transpose(0, 2, 1, 3)
         kv = (k_PBSHK, v_PBSHK)
         k_BHMK, v_BHMK = (x.transpose(1, 3, 0, 2, 4).reshape(b, n, -1, k) for x in kv)
-        scores_BHTM = jnp.einsum("BHTK,BHMK->BHTM", q_BHTK, k_BHMK)
+        scores_BHTM = jnp.einsum("BHTK,BHMK->BHTM", q_BHTK, k_BHMK).astype(jnp.float32)
         head_H = None
         if heads is not None:
             head_H = jnp.arange(n) // (n // heads)  # the head of each sub-head
@@ -123,7 +124,8 @@ class Attention(nn.Module):
             same_BHH = jnp.broadcast_to(same_HH, (b, n, n))
             scores_BHTM = jnp.einsum("BGH,BHTM->BGTM", same_BHH, scores_BHTM)
         scores_BHTM = jnp.where(mask_BTM[:, None], scores_BHTM, MASKED)
-        probs_BHTM = checkpoint_name(jax.nn.softmax(scores_BHTM, axis=-1), _PROBS)
+        probs_BHTM = jax.nn.softmax(scores_BHTM, axis=-1).astype(v_BHMK.dtype)
+        probs_BHTM = checkpoint_name(probs_BHTM, _PROBS)
         if bits_BHTM is not None:
             keep_BHTM = keep_mask(bits_BHTM, self.dropout_rate)
             if head_H is not None:  # the sub-heads of a head drop together

@@ -140,9 +140,9 @@ def attend(
 def route_tokens(static: StackStatic, context: Context, own: LayerContext, params, x_BTD):
     """The router: ((gates, losses), (experts, logits)), the second aux."""
     real_N = context.real_BT.reshape(-1)
-    logits_NE = jnp.zeros((real_N.shape[0], 1), x_BTD.dtype)
+    logits_NE = jnp.zeros((real_N.shape[0], 1))
     if params:
-        x_ND = x_BTD.reshape(len(real_N), -1)
+        x_ND = x_BTD.astype(jnp.float32).reshape(len(real_N), -1)
         x_ND = jittered(x_ND, static.router_jitter, own.bits.router)
         logits_NE = x_ND @ params["router"] + params["router_bias"]
     routing = route(logits_NE, real_N, static.top_k, static.scales.gate, own.row)
@@ -184,6 +184,16 @@ def with_experts(params: LayerParams, experts: ExpertWeights) -> Params:
 def experts_of(params: Params) -> ExpertWeights:
     """The experts of all layers."""
     return ExpertWeights(*(params["experts"][name] for name in stacked.FLAT))
+
+
+def of_dtype(params: Params, dtype: Any) -> Params:
+    """Stacked weights with the matrices of attention and of experts in a dtype."""
+
+    def cast(path, array):
+        name = path[-1].key
+        return array.astype(dtype) if name in ("kernel", "fc1", "fc2") else array
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def layer_params(params: Params, layer: Array, dim: int) -> LayerParams:

@@ -45,7 +45,7 @@ def zero_output(static: StackStatic, x_BTD: jax.Array) -> StackOutput:
     return StackOutput(
         outputs_LBTD=jnp.zeros((n_layers, *x_BTD.shape), x_BTD.dtype),
         losses_L=RouterLosses(jnp.zeros((n_layers,)), jnp.zeros((n_layers,))),
-        logits_LNE=jnp.zeros((n_layers, n_tokens, static.n_experts), x_BTD.dtype),
+        logits_LNE=jnp.zeros((n_layers, n_tokens, static.n_experts)),
         expert_LNK=jnp.zeros((n_layers, n_tokens, static.top_k), jnp.int32),
     )
 
@@ -236,13 +236,15 @@ def _each_layer(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(static, params, x_BTD, memory_PBSD, context):
+    params = elastic_layer.of_dtype(params, x_BTD.dtype)
     return _forward(static, params, x_BTD, memory_PBSD, context, None)[0]
 
 
 def _run_fwd(static, params, x_BTD, memory_PBSD, context):
-    inputs = (params, x_BTD, memory_PBSD, context)
+    # Cast here, and not before: gradients are summed in fp32.
+    inputs = (elastic_layer.of_dtype(params, x_BTD.dtype), x_BTD, memory_PBSD, context)
     output, buffers = _forward(static, *inputs, _empty_buffers(static, *inputs))
-    return output, (*inputs, output, buffers)
+    return output, (params, (*inputs, output, buffers))
 
 
 class _Gradients(NamedTuple):
@@ -290,7 +292,8 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_losses,
     return _Gradients(dx_BTD, d_memory, d_params, d_experts)
 
 
-def _run_bwd(static, residuals, cotangents):
+def _run_bwd(static, saved, cotangents):
+    given, residuals = saved
     params, x0_BTD, memory_PBSD, context, *_ = residuals
     d_outputs, d_losses = cotangents.outputs_LBTD, cotangents.losses_L
     bodies = {
@@ -305,7 +308,7 @@ def _run_bwd(static, residuals, cotangents):
     carry = _each_layer(static, context, bodies, carry)
     gradients = elastic_layer.with_experts(carry.d_params, carry.d_experts), carry.d_memory
     to_dtype = functools.partial(jax.tree.map, lambda d, a: d.astype(a.dtype))
-    d_params, d_memory = to_dtype(gradients, (params, memory_PBSD))
+    d_params, d_memory = to_dtype(gradients, (given, memory_PBSD))
     return d_params, carry.dx_BTD, d_memory, None
 
 

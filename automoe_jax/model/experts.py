@@ -63,7 +63,8 @@ def combine(
         y_AD = jnp.where(identity_A[:, None], y_AD, dropout(y_AD, dropout_rate, bits_AD))
     if ffn_scale != 1:
         gate_NK = jnp.where(identity_A.reshape(gate_NK.shape), gate_NK, ffn_scale * gate_NK)
-    return jnp.einsum("NK,NKD->ND", gate_NK, y_AD.reshape(*gate_NK.shape, -1))
+    y_NKD = y_AD.astype(jnp.float32).reshape(*gate_NK.shape, -1)
+    return jnp.einsum("NK,NKD->ND", gate_NK, y_NKD).astype(y_AD.dtype)
 
 
 class Experts(nn.Module):
@@ -101,12 +102,12 @@ class Experts(nn.Module):
                 self.param("fc1_bias", nn.initializers.zeros, (total,)),
                 self.param("fc2", xavier(largest, d), (total, d)),
                 self.param("fc2_bias", nn.initializers.zeros, (n_experts, d)),
-            )
+            ).of_dtype(x_ND.dtype)
         logits_NE = jnp.zeros((n, 1))
         if n_experts > 1:
             bound = uniform(d**-0.5)
             kernel_DE = self.param("router", bound, (d, n_experts))
-            seen_ND = jittered(x_ND, self.jitter, jitter_bits_ND)
+            seen_ND = jittered(x_ND.astype(jnp.float32), self.jitter, jitter_bits_ND)
             logits_NE = seen_ND @ kernel_DE + self.param("router_bias", bound, (n_experts,))
         routing = route(logits_NE, real_N, self.top_k, self.gate, None)
         sizes_E = np.array(self.sizes)
@@ -115,8 +116,8 @@ class Experts(nn.Module):
             y_AD = x_ND
             if weights is not None:
                 h_NF = jax.nn.relu(x_ND @ weights.fc1_FD.T + weights.fc1_bias_F)
-                y_AD = h_NF @ weights.fc2_FD + weights.fc2_bias_ED[0]
-            y_AD = jnp.where(real_N[:, None], y_AD, 0)
+                y_AD = h_NF.astype(x_ND.dtype) @ weights.fc2_FD + weights.fc2_bias_ED[0]
+            y_AD = jnp.where(real_N[:, None], y_AD, 0).astype(x_ND.dtype)
         else:
             x_AD = jnp.repeat(x_ND, self.top_k, axis=0)
             if self.is_initializing():  # weights are wanted, not outputs

@@ -80,11 +80,13 @@ def keep_mask(bits: jax.Array, rate: Array | float) -> jax.Array:
 
 def dropout(x: jax.Array, rate: Array | float, bits: jax.Array | None) -> jax.Array:
     """Inverted dropout; the identity without bits."""
-    return x if bits is None else jnp.where(keep_mask(bits, rate), x / (1.0 - rate), 0)
+    if bits is None:
+        return x
+    return jnp.where(keep_mask(bits, rate), x / (1.0 - rate), 0).astype(x.dtype)
 
 
 class AddNorm(nn.Module):
-    """LayerNorm(x + dropout(y)) over the active width; eps 1e-5.
+    """LayerNorm(x + dropout(y)) over the active width; eps 1e-5; computed in fp32.
 
     The backward pass stores x, y and the random bits and recomputes the rest, which is element-wise
     and cheaper to compute than to store.
@@ -105,13 +107,14 @@ class AddNorm(nn.Module):
         bias_D = self.param("bias", nn.initializers.zeros, (d,))
 
         def norm(x, y, scale_D, bias_D):
-            x = x + dropout(y, rate, bits)
+            dtype = x.dtype
+            x = x.astype(jnp.float32) + dropout(y.astype(jnp.float32), rate, bits)
             n = d if active_width is None else active_width.dim
             mean = jnp.sum(x, -1, keepdims=True) / n
             centred = cut(x - mean, active_width)
             variance = jnp.sum(centred * centred, -1, keepdims=True) / n
             inverse = jax.lax.rsqrt(variance + LAYER_NORM_EPS)
-            return cut(centred * inverse * scale_D + bias_D, active_width)
+            return cut(centred * inverse * scale_D + bias_D, active_width).astype(dtype)
 
         return jax.checkpoint(norm, prevent_cse=False)(x, y, scale_D, bias_D)
 

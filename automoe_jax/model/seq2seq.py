@@ -83,7 +83,7 @@ class Embedding(nn.Module):
 
     def logits(self, h_BTD: jax.Array) -> jax.Array:
         """Scores of all words: no bias, no scale."""
-        return h_BTD @ self.table_VD[:, : h_BTD.shape[-1]].T
+        return h_BTD @ self.table_VD[:, : h_BTD.shape[-1]].T.astype(h_BTD.dtype)
 
 
 class WordTables(NamedTuple):
@@ -121,8 +121,9 @@ def stack_input(
     rate: Array | float,
     key: jax.Array | None,
     active_dim: Array | None = None,
+    dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Word vectors plus positions at width `dim`; dropout only with a key.
+    """Word vectors plus positions at width `dim`, of a dtype; dropout only with a key.
 
     Positions depend on the supernet's width `base_dim`. In a supernet, the result is zero beyond
     `active_dim`, [].
@@ -132,7 +133,7 @@ def stack_input(
     rows = position_table(ids_BT.shape[1], base_dim)[:, :dim]
     x_BTD = table(ids_BT, dim, active_width)
     x_BTD = cut(x_BTD + jnp.asarray(rows)[positions(ids_BT)], active_width)
-    return dropout(x_BTD, rate, random_bits(key, [x_BTD.shape])[0])
+    return dropout(x_BTD, rate, random_bits(key, [x_BTD.shape])[0]).astype(dtype)
 
 
 def position_table(n_positions: int, dim: int) -> np.ndarray:

@@ -86,6 +86,7 @@ class Supernet(nn.Module):
     dropout: float = 0.0  # rate at the full width, scaled to the active one
     attention_dropout: float = 0.0
     router_jitter: float = 0.0
+    dtype: str = "float32"  # of activations and products; sums, norms and routers are fp32
     masked: bool = False  # make layers elastic by masks alone, see `elastic_stack.run_masked`
     backend: str = ""  # of the grouped FFN; empty for the platform's default
 
@@ -163,4 +164,6 @@ class Supernet(nn.Module):
     def _input(self, table, ids_BT, side: str, active: ActiveStack, keys: seq2seq.DropoutKeys):
         dim = getattr(self.space.hull(), side).embed_dim
         rate = self.dropout * active.embed_dim / dim
-        return seq2seq.stack_input(table, ids_BT, dim, dim, rate, keys.embedding, active.embed_dim)
+        return seq2seq.stack_input(
+            table, ids_BT, dim, dim, rate, keys.embedding, active.embed_dim, self.dtype
+        )

@@ -70,6 +70,7 @@ class Transformer(nn.Module):
     share_embeddings: str = "all"  # as in `SearchSpace`
     scales: Scales = Scales()
     router_jitter: float = 0.0
+    dtype: str = "float32"  # as in `Supernet`
 
     @nn.compact
     def __call__(
@@ -90,16 +91,18 @@ class Transformer(nn.Module):
 
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
         x_BSD = seq2seq.stack_input(
-            words.source, source_BS, d_e, self.encoder_base_dim, e_rate, encoder_keys.embedding
-        )
+            words.source, source_BS, d_e, self.encoder_base_dim, e_rate, encoder_keys.embedding,
+            dtype=self.dtype,
+        )  # fmt: skip
         encoder = Stack(arch.encoder.layers, *common, name="encoder")
         encoded, e_losses, e_logits = encoder(
             x_BSD, real_BS[:, None], real_BS, None, e_rate, encoder_keys.layers_L
         )
 
         x_BTD = seq2seq.stack_input(
-            words.target, target_in_BT, d_d, self.decoder_base_dim, d_rate, decoder_keys.embedding
-        )
+            words.target, target_in_BT, d_d, self.decoder_base_dim, d_rate, decoder_keys.embedding,
+            dtype=self.dtype,
+        )  # fmt: skip
         span = seq2seq.longest_span(arch)
         memory = CrossMemory(jnp.stack(encoded[::-1][:span]), jnp.tile(real_BS, (1, span)))
         decoder = Stack(arch.decoder.layers, *common, name="decoder")

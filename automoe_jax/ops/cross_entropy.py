@@ -64,6 +64,8 @@ def chunked_cross_entropy(
     in Hinton et al. 2015 (arXiv 1503.02531). The teacher's logits are computed again, chunk by
     chunk, from its hidden activations.
 
+    Products have the dtype of `h_ND`; logits, losses and the table's gradient are fp32.
+
     Tokens are processed in chunks. With a gradient, each chunk's gradient of the logits is turned
     into those of `h_ND` and `table_VD` at once, so logits are computed once and never stored.
 
@@ -95,6 +97,8 @@ def chunked_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
+    table_VD = table_VD.astype(h_ND.dtype)
+
     def one(w, i, sums):
         h_CD, table, target_C, real_C = _chunk(static, w, i, h_ND, table_VD, target_N, real_N)
         logits_CV = _dot(h_CD, table.T)
@@ -108,7 +112,8 @@ def _sums(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
 
 
 def _fwd(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
-    n_words = table_VD.shape[0]
+    n_words, given = table_VD.shape[0], table_VD.dtype
+    table_VD = table_VD.astype(h_ND.dtype)
     smoothing, chunk = static.smoothing, static.chunk
 
     def one(w, i, carry):
@@ -117,7 +122,7 @@ def _fwd(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
         logits_CV = _dot(h_CD, table.T)
         (loss, nll), p_CV = _logit_sums(logits_CV, target_C, real_C, smoothing)
         d_CV = jnp.where(real_C[:, None], p_CV - smoothing / n_words, 0)
-        d_CV = d_CV.at[jnp.arange(chunk), target_C].add(-(1 - smoothing) * real_C)
+        d_CV = _add_at(d_CV, target_C, -(1 - smoothing) * real_C)
         if soft is not None:
             targets_CV = _soft_targets(static, i, soft, table_VD)
             own, own_d_CV = _soft_sums(static, logits_CV, targets_CV, real_C)
@@ -131,22 +136,32 @@ def _fwd(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
     zeros = [jnp.zeros(x.shape, jnp.float32) for x in (h_ND, table_VD)]
     carry = ((jnp.float32(0), jnp.float32(0)), *zeros)
     sums, dh_ND, dtable_VD = _each_chunk(static, h_ND, dim, one, carry)
-    return sums, (dh_ND.astype(h_ND.dtype), dtable_VD.astype(table_VD.dtype))
+    return sums, (dh_ND.astype(h_ND.dtype), dtable_VD.astype(given))
 
 
 def _bwd(static: _Static, residuals, cotangents):
     loss, _ = cotangents
     dh_ND, dtable_VD = residuals
-    return dh_ND * loss, dtable_VD * loss, None, None, None, None
+    return (dh_ND * loss).astype(dh_ND.dtype), dtable_VD * loss, None, None, None, None
 
 
 _sums.defvjp(_fwd, _bwd)
+
+
+def _add_at(x_CV, at_C, value_C):
+    """Adds a value to one column of each row."""
+    if platform() == "cpu":
+        return x_CV.at[jnp.arange(x_CV.shape[0]), at_C].add(value_C)
+    # An accelerator would copy the whole array for it; a choice is part of the pass that makes x.
+    own_CV = jnp.arange(x_CV.shape[1]) == at_C[:, None]
+    return jnp.where(own_CV, x_CV + value_C[:, None], x_CV)
 
 
 def _soft_targets(static: _Static, i, soft: _Soft, table_VD):
     """The teacher's softmax at the temperature, of a chunk."""
     table_VD = table_VD if soft.table_VD is None else soft.table_VD
     h_CD = lax.dynamic_slice_in_dim(soft.h_ND, i * static.chunk, static.chunk)
+    table_VD = table_VD.astype(h_CD.dtype)
     return jax.nn.softmax(_dot(h_CD, table_VD[:, : h_CD.shape[1]].T) / static.temperature, axis=-1)
 
 

@@ -4,7 +4,7 @@ Letters: A rows (assignments of tokens to experts), E experts, F FFN columns, D 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,10 @@ class ExpertWeights(NamedTuple):
     fc1_bias_F: jax.Array
     fc2_FD: jax.Array
     fc2_bias_ED: jax.Array
+
+    def of_dtype(self, dtype: Any) -> "ExpertWeights":
+        """With matrices of a dtype, for products of it; biases are added to sums in fp32."""
+        return self._replace(fc1_FD=self.fc1_FD.astype(dtype), fc2_FD=self.fc2_FD.astype(dtype))
 
 
 @dataclasses.dataclass(frozen=True)

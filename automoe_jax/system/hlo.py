@@ -109,7 +109,10 @@ class _Counting:
             unknown = dataclasses.replace(once, unknown_loops=once.unknown_loops + 1)
             return unknown if n is None else once.times(n)
         if opcode == "conditional":
-            return max(map(self.of, one.called), key=lambda c: (c.flops, c.memory_bytes))
+            # What the compiler makes of a loop of one round at most, or a choice: of what is not
+            # known, the costliest.
+            pick = min if self._trips(_op_name(one)) == 0 else max
+            return pick(map(self.of, one.called), key=lambda c: (c.flops, c.memory_bytes))
         if opcode in ("call", "async"):
             return _total(map(self.of, one.called))
         moved = self._moved(one, own)

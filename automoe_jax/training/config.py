@@ -10,6 +10,7 @@ SCHEDULES = ("cosine", "inverse_sqrt", "linear")
 FINAL_WEIGHTS = ("last", "average", "ema", "best")
 SAMPLING_UNITS = ("micro_batch", "device", "update")
 RULES = ("random", "sandwich")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 INHERITED_EXPERTS = ("first", "used", "merged")
 
 
@@ -139,6 +140,8 @@ class TrainingConfig(OptimizerConfig):
 
     tokens_per_batch: int = 4096  # of one device and micro-batch: rows times the longer side
     batches_per_step: int = 128
+    # Of activations and products; weights, sums, norms, softmax, routers and losses are float32.
+    compute_dtype: str = "float32"
     buckets: int = 8  # most batch shapes; each compiles once
     label_smoothing: float = 0.1  # share of the target spread over all words
     load_balance: float = 0.01  # weight of the routers' load-balance loss, mean over layers
@@ -172,7 +175,8 @@ class TrainingConfig(OptimizerConfig):
                         "averaged_checkpoints")  # fmt: skip
         checks.at_least(0, self, "", "load_balance", "router_z", "eval_every", "eval_pairs",
                         "eval_subnets", "patience")  # fmt: skip
-        checks.one_of(self, "", final_weights=FINAL_WEIGHTS, inherited_experts=INHERITED_EXPERTS)
+        allowed = {"final_weights": FINAL_WEIGHTS, "inherited_experts": INHERITED_EXPERTS}
+        checks.one_of(self, "", compute_dtype=COMPUTE_DTYPES, **allowed)
         self._check_final_weights()
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")

@@ -196,7 +196,7 @@ def make_train_step(
         taught = None
         if each > 1 and options.distillation:
             table_VD = output_table(state.params)
-            taught = jnp.zeros((rows * time, table_VD.shape[1]), table_VD.dtype)
+            taught = jnp.zeros((rows * time, table_VD.shape[1]), model.dtype)
         total = _sum_passes(one_pass, (subnets, jnp.arange(n_passes)), taught)
         gradient, (sums, balance) = _sum_devices(total)
         gradient = reconciled(gradient) if projected else gradient

@@ -155,7 +155,7 @@ def per_device_step(
         config.ema_decay,
         model,
     )
-    return make_train_step(target.module(), tx, *rates, options)
+    return make_train_step(target.module(config.compute_dtype), tx, *rates, options)
 
 
 def _balance_weights(target: TrainingTarget, config: TrainingConfig) -> tuple[float, ...]:

@@ -10,12 +10,15 @@ from automoe_jax.ops import cross_entropy
 from automoe_jax.ops.cross_entropy import chunked_cross_entropy
 
 
+@pytest.mark.parametrize("traced_for", ["cpu", "tpu"])
 @pytest.mark.parametrize(
     ("n", "dim", "dims"),
     [(50, None, ()), (50, 8, (8, 12)), (50, 12, (8, 12)), (3, None, ()), (16, 8, (8,))],
 )
-def test_equals_the_plain_loss(monkeypatch, n, dim, dims):
+def test_equals_the_plain_loss(monkeypatch, n, dim, dims, traced_for):
     monkeypatch.setattr(cross_entropy, "CHUNK_CPU", 16)
+    monkeypatch.setattr(cross_entropy, "CHUNK_ACCELERATOR", 24)
+    monkeypatch.setattr(cross_entropy, "platform", lambda: traced_for)
     rng = np.random.default_rng(n)
     h = jnp.asarray(rng.normal(size=(n, 12)), jnp.float32).at[:, dim or 12 :].set(0)
     table = jnp.asarray(rng.normal(size=(37, 14)), jnp.float32)

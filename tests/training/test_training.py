@@ -167,6 +167,37 @@ def test_a_step_that_is_not_finite_changes_nothing(params, four_devices):
     assert all(np.all(x == 0) for x in jax.tree.leaves(finite))
 
 
+@pytest.mark.parametrize("backend", ["loop", "ragged_dot"])
+def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
+    """To the precision of bfloat16, 8 bits; gradients are summed in float32."""
+    source, target = token_batch(np.random.default_rng(6))
+    batch = {"source": source, "target": target}
+
+    def run(model, params, subnet):
+        def loss(params):
+            sums, _ = batch_loss(model, params, batch, subnet, None, SMOOTHING)
+            return sums.loss / sums.tokens
+
+        value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+        assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+        return float(value), np.concatenate([x.ravel() for x in jax.tree.leaves(gradient)])
+
+    def compare(model, params, subnet):
+        (value, gradient), (exact, exact_gradient) = (
+            run(model.clone(dtype=dtype), params, subnet) for dtype in ("bfloat16", "float32")
+        )
+        assert value != exact
+        assert value == pytest.approx(exact, rel=2e-3)
+        error = np.linalg.norm(gradient - exact_gradient) / np.linalg.norm(exact_gradient)
+        assert error < 0.03
+
+    for subnet in (SPACE.largest(), SPACE.smallest()):
+        compare(MODEL.clone(backend=backend), params, to_active(subnet, HULL))
+    if backend == "loop":
+        subnet = SPACE.largest()
+        compare(standalone_of(SPACE, subnet), extract(params, subnet, HULL), None)
+
+
 def test_one_compilation_for_a_thousand_subnets(params, compilations):
     """Invariant 2, for the train and evaluation steps."""
     step = parallel.map_train_step(make_train_step(MODEL, optax.adam(1e-3), SMOOTHING, 0.01))
