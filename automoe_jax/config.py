@@ -77,6 +77,12 @@ class RunConfig:
                 "leave one out"
             )
 
+        if self.sampling.project_conflicts and self.training.shard_optimizer:
+            raise UserError(
+                "config.sampling.project_conflicts and config.training.shard_optimizer are both "
+                "true: the former needs whole gradients on each device; leave one out"
+            )
+
     def groups(self, *names: str) -> dict[str, Any]:
         """The named groups, for a manifest."""
         return {name: getattr(self, name) for name in names}

@@ -156,6 +156,8 @@ class TrainingConfig(OptimizerConfig):
     # Which experts of a layer a subnet that starts from a supernet takes: the "first" ones, as it
     # has them there; the most "used" on training text; or these, the others "merged" in.
     inherited_experts: str = "first"
+    # Each device keeps and updates a part of the optimizer's state (ZeRO stage 1).
+    shard_optimizer: bool = False
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end the run
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps; 0 evaluates only at the end

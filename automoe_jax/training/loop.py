@@ -127,7 +127,8 @@ class _Training:
         """`before` is what `save` gave to the checkpoint of `state` for the log, or {}."""
         self._config, self._steps, self._store, self._clock = config, steps, store, clock
         self.done = int(state.step)
-        self._state = parallel.replicate(state, consume=True)
+        self._abstract = abstract_state(target, config, seed)
+        self._state = parallel.place(state, cut=config.shard_optimizer)
         self._evaluator = Evaluator(target, data.valid, config, config.eval_pairs)
         self._evaluated = _eval_set(target, seed, config)
         self._window = Window.restored(before.get("window", {}))
@@ -207,7 +208,9 @@ class _Training:
                 "skipped": self._skipped.total,
                 "lowest": dataclasses.asdict(self._lowest),
             }
-            self._store.save(parallel.one_copy(self._state), log_state)
+            cut = self._config.shard_optimizer
+            state = parallel.taken(self._state, self._abstract, cut=cut)
+            self._store.save(state, log_state)
 
 
 def _note_plan(steps: Steps, progress: Progress):

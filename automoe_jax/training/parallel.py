@@ -12,7 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from automoe_jax.data.batches import Share
-from automoe_jax.training.step import AXIS
+from automoe_jax.training import sharding
+from automoe_jax.training.sharding import AXIS
+from automoe_jax.training.step import TrainState
 
 
 def share() -> Share:
@@ -74,6 +76,22 @@ def replicate(tree: Any, *, consume: bool = False) -> Any:
         return copy
 
     return jax.tree.map(one, tree)
+
+
+def place(state: TrainState, *, cut: bool) -> TrainState:
+    """A state on each local device, consumed; with `cut` each has its part of the optimizer's."""
+    if not cut:
+        return replicate(state, consume=True)
+    rest = replicate(state._replace(opt_state=()), consume=True)
+    return rest._replace(opt_state=sharding.place(state.opt_state, share()))
+
+
+def taken(state: TrainState, like: TrainState, *, cut: bool) -> TrainState:
+    """One whole copy of a state that `place` made, as NumPy arrays; `like` has its shapes."""
+    if not cut:
+        return one_copy(state)
+    whole = sharding.collected(state.opt_state, like.opt_state, share())
+    return one_copy(state._replace(opt_state=()))._replace(opt_state=whole)
 
 
 def one_copy(tree: Any) -> Any:

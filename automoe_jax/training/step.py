@@ -15,9 +15,9 @@ from automoe_jax.model.seq2seq import Output, output_table
 from automoe_jax.model.supernet import Supernet
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.ops.cross_entropy import Teacher, chunked_cross_entropy
-from automoe_jax.training import optimizer
+from automoe_jax.training import optimizer, sharding
+from automoe_jax.training.sharding import AXIS
 
-AXIS = "data"
 Batch = dict[str, jax.Array]  # "source", "target"
 Model = Supernet | Transformer
 
@@ -119,6 +119,7 @@ class StepOptions(NamedTuple):
       project_conflicts: True for `reconciled` to join the gradients of first subnets and others.
       ema_decay: of the state's moving average; 0 for none.
       teacher: a trained model that a stand-alone model learns from.
+      shard_optimizer: True to spread the optimizer's state over the devices, see `sharding`.
     """
 
     distillation: float = 0.0
@@ -127,6 +128,7 @@ class StepOptions(NamedTuple):
     project_conflicts: bool = False
     ema_decay: float = 0.0
     teacher: TeacherModel | None = None
+    shard_optimizer: bool = False
 
 
 _PUBLISHED = StepOptions()
@@ -198,23 +200,35 @@ def make_train_step(
             table_VD = output_table(state.params)
             taught = jnp.zeros((rows * time, table_VD.shape[1]), model.dtype)
         total = _sum_passes(one_pass, (subnets, jnp.arange(n_passes)), taught)
-        gradient, (sums, balance) = _sum_devices(total)
+        gradient, sums = total
+        sums, balance = _sum_devices(sums)
+        cut = options.shard_optimizer and jax.lax.axis_size(AXIS) > 1
+        gradient = sharding.summed(gradient) if cut else _sum_devices(gradient)
         gradient = reconciled(gradient) if projected else gradient
         loss, nll, load_balance = (x / (tokens * each) for x in (sums.loss, sums.nll, balance))
-        norm = _norm(gradient)
+        if cut:
+            norm = jnp.sqrt(sharding.sum_of_squares(gradient, state.params))
+        else:
+            norm = _norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         skipped = 1 - finite.astype(jnp.float32)
         metrics = StepMetrics(loss, nll, load_balance, target_tokens, source_tokens, norm, skipped)
-        return _updated(tx, state, gradient, finite, options.ema_decay), metrics
+        return _updated(tx, state, gradient, finite, options.ema_decay, cut), metrics
 
     return step
 
 
 def _updated(
-    tx: Any, state: TrainState, gradient: Any, finite: jax.Array, ema_decay: float
+    tx: Any, state: TrainState, gradient: Any, finite: jax.Array, ema_decay: float, cut: bool
 ) -> TrainState:
-    """The state after an update, which changes nothing but the step where `finite` is false."""
-    params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params, finite)
+    """The state after an update, which changes nothing but the step where `finite` is false.
+
+    With `cut`, gradient and optimizer state are the device's parts.
+    """
+    params = sharding.own(state.params) if cut else state.params
+    params, opt_state = optimizer.apply(tx, gradient, state.opt_state, params, finite)
+    if cut:
+        params = sharding.whole(params, state.params)
     average = _moving_average(state, params, ema_decay, finite) if ema_decay else ()
     return TrainState(state.step + 1, params, opt_state, average)
 

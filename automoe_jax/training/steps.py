@@ -15,7 +15,7 @@ from automoe_jax.data.tokens import PreparedData
 from automoe_jax.model.transformer import Transformer
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.programs import Programs
-from automoe_jax.training import optimizer, parallel, sampling
+from automoe_jax.training import optimizer, parallel, sampling, sharding
 from automoe_jax.training.config import SamplingConfig, TrainingConfig
 from automoe_jax.training.step import (
     RouterWeights,
@@ -154,6 +154,7 @@ def per_device_step(
         sampling_config.project_conflicts,
         config.ema_decay,
         model,
+        config.shard_optimizer,
     )
     return make_train_step(target.module(config.compute_dtype), tx, *rates, options)
 
@@ -197,6 +198,10 @@ def abstract_arguments(
     """As `step_arguments`, for a process with these devices and batches for each of them."""
     devices = share.n_local_devices
     state = abstract_state(target, config, seed)
+    if config.shard_optimizer:
+        cut = functools.partial(sharding.part_shape, n_devices=share.n_devices)
+        parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(cut(x.shape), x.dtype), state.opt_state)
+        state = state._replace(opt_state=parts)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
     rows = devices, n_micro, bucket.rows
     times = {"source": bucket.source, "target": bucket.target}

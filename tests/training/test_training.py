@@ -24,7 +24,7 @@ from automoe_jax.model.extract import extract
 from automoe_jax.system import interrupt
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
-from automoe_jax.training import checkpoints, metrics, parallel, sampling
+from automoe_jax.training import checkpoints, metrics, parallel, sampling, sharding
 from automoe_jax.training.config import ModelConfig, SamplingConfig
 from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.monitor import Window
@@ -476,6 +476,36 @@ def test_a_killed_run_of_sandwiches_is_the_uninterrupted_one(tmp_path):
     assert run_training(tmp_path / "killed", rules=rules) == whole
     # What was drawn is what was trained: a sandwich has other losses than one subnet.
     assert whole != run_training(tmp_path / "random")
+
+
+def test_an_optimizer_over_four_devices_is_the_whole_one(uninterrupted, tmp_path, monkeypatch):
+    """Killed with its state in parts, the run goes on with a whole one, and the other way round."""
+    monkeypatch.setattr(sharding, "LEAST", 64)
+    _, whole = uninterrupted
+    parts = dataclasses.replace(CONFIG, shard_optimizer=True)
+    for first, second in ((parts, CONFIG), (CONFIG, parts)):
+        folder = tmp_path / f"{first.shard_optimizer}"
+        with pytest.raises(Killed):
+            run_training(folder, KillAt(4), config=first)
+        found = run_training(folder, config=second)
+        assert found.keys() == whole.keys()
+        for key, value in found.items():
+            assert value == pytest.approx(whole[key], rel=1e-4), key
+
+
+def test_parts_are_put_together_again(monkeypatch):
+    monkeypatch.setattr(sharding, "LEAST", 64)
+    rng = np.random.default_rng(0)
+    shapes = {"first": (8, 16), "second": (6, 20), "none": (9, 15), "small": (4,)}
+    tree = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    share = Share(0, 4, 4)
+    placed = sharding.place(tree, share)
+    assert {name: x.shape for name, x in placed.items()} == {
+        "first": (4, 2, 16), "second": (4, 6, 5), "none": (4, 9, 15), "small": (4, 4),
+    }  # fmt: skip
+    for name, x in placed.items():
+        assert x.shape[1:] == sharding.part_shape(shapes[name], 4)
+    jax.tree.map(np.testing.assert_array_equal, sharding.collected(placed, tree, share), tree)
 
 
 def test_what_a_run_writes(uninterrupted):
