@@ -75,9 +75,11 @@ def chunked_cross_entropy(
     Returns loss and nll, []; nll has no gradient.
     """
     n, d = h_ND.shape
-    chunk = CHUNK_CPU if platform() == "cpu" else CHUNK_ACCELERATOR
-    # Chunks of one size, each a multiple of 8 rows.
-    n_chunks = max(math.ceil(n / chunk), 1)
+    on_cpu = platform() == "cpu"
+    chunk = CHUNK_CPU if on_cpu else CHUNK_ACCELERATOR
+    # Chunks of one size, each a multiple of 8 rows. Of a single one of several widths, compilers
+    # for accelerators compute every width: nothing in it depends on the loop.
+    n_chunks = max(math.ceil(n / chunk), 1 if on_cpu or len(dims) < 2 else 2)
     chunk = math.ceil(n / n_chunks / 8) * 8
     pad = n_chunks * chunk - n
     h_ND = jnp.pad(h_ND, ((0, pad), (0, 0)))

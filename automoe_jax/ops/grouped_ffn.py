@@ -16,7 +16,7 @@ from automoe_jax.ops import grouped_loop, grouped_ragged
 from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, group, put_back
 from automoe_jax.system.platforms import platform
 
-BACKENDS = ("loop", *grouped_ragged.PRODUCTS)
+BACKENDS = ("loop", *grouped_ragged.KERNELS)
 
 
 def default_backend() -> str:
@@ -113,8 +113,8 @@ def forward(
     if backend == "loop":
         y_AD, hidden = grouped_loop.forward(x_sorted, groups, experts, hidden, layer)
     else:
-        product = grouped_ragged.PRODUCTS[backend]
-        y_AD = grouped_ragged.forward(product, x_sorted, groups, experts)
+        kernel = grouped_ragged.KERNELS[backend]
+        y_AD = grouped_ragged.forward(kernel, x_sorted, groups, experts)
     y_AD = put_back(y_AD, groups)
     return jnp.where(identity(expert_A, experts.sizes_E)[:, None], x_AD, y_AD), hidden
 
@@ -139,8 +139,8 @@ def backward(
     if backend == "loop":
         dx_AD, dw = grouped_loop.backward(x_sorted, groups, experts, hidden, dy_sorted, dw, layer)
     else:
-        product = grouped_ragged.PRODUCTS[backend]
-        dx_AD, dw = grouped_ragged.backward(product, x_sorted, groups, experts, dy_sorted, dw)
+        kernel = grouped_ragged.KERNELS[backend]
+        dx_AD, dw = grouped_ragged.backward(kernel, x_sorted, groups, experts, dy_sorted, dw)
     dx_AD = put_back(dx_AD, groups)
     return jnp.where(identity(expert_A, experts.sizes_E)[:, None], dy_AD, dx_AD), dw
 

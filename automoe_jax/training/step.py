@@ -206,10 +206,10 @@ def make_train_step(
         gradient = sharding.summed(gradient) if cut else _sum_devices(gradient)
         gradient = reconciled(gradient) if projected else gradient
         loss, nll, load_balance = (x / (tokens * each) for x in (sums.loss, sums.nll, balance))
+        squares = _dot(gradient, gradient)
         if cut:
-            norm = jnp.sqrt(sharding.sum_of_squares(gradient, state.params))
-        else:
-            norm = _norm(gradient)
+            squares = sharding.sum_of_squares(gradient, state.params)
+        norm = jnp.sqrt(squares)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         skipped = 1 - finite.astype(jnp.float32)
         metrics = StepMetrics(loss, nll, load_balance, target_tokens, source_tokens, norm, skipped)
@@ -274,11 +274,6 @@ def reconciled(gradients: Any) -> Any:
     product = _dot(first, others)
     along = jnp.where(product < 0, product / jnp.maximum(_dot(others, others), 1e-30), 0)
     return jax.tree.map(lambda a, b: a + (1 - along) * b, first, others)
-
-
-def _norm(gradient: Any) -> jax.Array:
-    """The norm of all gradients together, []."""
-    return jnp.sqrt(_dot(gradient, gradient))
 
 
 def _dot(a: Any, b: Any) -> jax.Array:
