@@ -42,6 +42,7 @@ class StackStatic:
     scales: Scales
     sharing: Sharing
     backend: str  # of the grouped FFN
+    remat: bool = False  # True to compute a layer again in its backward pass, and store its input
 
     @property
     def experts(self) -> list[tuple[int, ...]]:

@@ -149,10 +149,10 @@ class _Buffers(NamedTuple):
     residuals: list[jax.Array]  # leaves of the VJPs
 
 
-def _empty_hidden(static: StackStatic, x_BTD: jax.Array) -> jax.Array:
+def _empty_hidden(static: StackStatic, x_BTD: jax.Array, n_layers: int) -> jax.Array:
     n_rows = x_BTD.shape[0] * x_BTD.shape[1] * static.top_k
     shape = grouped_ffn.hidden_shape(n_rows, static.n_experts, static.ffn_dims, static.backend)
-    return lax.empty((len(static.layers), *shape), x_BTD.dtype)
+    return lax.empty((n_layers, *shape), x_BTD.dtype)
 
 
 def _abstract_vjps(static: StackStatic, params, x_BTD, memory_PBSD, context) -> dict[_Width, _Vjps]:
@@ -188,7 +188,7 @@ def _empty_buffers(static: StackStatic, params, x_BTD, memory_PBSD, context) -> 
         for shapes in zip(*map(jax.tree.leaves, vjps.values()), strict=True)
     ]
     x1_LBTD = lax.empty((n_layers, *x_BTD.shape), x_BTD.dtype)
-    return _Buffers(x1_LBTD, _empty_hidden(static, x_BTD), residuals)
+    return _Buffers(x1_LBTD, _empty_hidden(static, x_BTD, n_layers), residuals)
 
 
 # --- the loops ---------------------------------------------------------------------------------
@@ -243,7 +243,8 @@ def _run(static, params, x_BTD, memory_PBSD, context):
 def _run_fwd(static, params, x_BTD, memory_PBSD, context):
     # Cast here, and not before: gradients are summed in fp32.
     inputs = (elastic_layer.of_dtype(params, x_BTD.dtype), x_BTD, memory_PBSD, context)
-    output, buffers = _forward(static, *inputs, _empty_buffers(static, *inputs))
+    buffers = None if static.remat else _empty_buffers(static, *inputs)
+    output, buffers = _forward(static, *inputs, buffers)
     return output, (params, (*inputs, output, buffers))
 
 
@@ -256,19 +257,52 @@ class _Gradients(NamedTuple):
     d_experts: ExpertWeights
 
 
+class _Saved(NamedTuple):
+    """What a layer's backward pass needs of its forward pass."""
+
+    x1_BTD: jax.Array
+    hidden: jax.Array | None  # of the grouped FFN
+    at: Any  # the layer's index in it
+    vjps: _Vjps
+
+
+def _stored(buffers: _Buffers, vjps: _Vjps, shape: tuple[int, ...], layer) -> _Saved:
+    """From the buffers; `vjps` are the abstract ones of the width."""
+    leaves, treedef = jax.tree.flatten(vjps)
+    residuals = zip(buffers.residuals, leaves, strict=True)
+    own = treedef.unflatten([get(buffer, leaf.shape, layer) for buffer, leaf in residuals])
+    return _Saved(get(buffers.x1_LBTD, shape, layer), buffers.hidden, layer, own)
+
+
+def _again(
+    static: StackStatic, width: _Width, params, context, layer, x_BTD, memory_PBSD
+) -> _Saved:
+    """By computing the layer again."""
+
+    def feed_forward(backend, rows_AD, expert_A, experts, hidden, layer):
+        del layer  # the buffer has room for one
+        return grouped_ffn.forward(backend, rows_AD, expert_A, experts, hidden, 0)
+
+    hidden = _empty_hidden(static, x_BTD, 1)
+    inputs = params, context, layer, x_BTD, memory_PBSD, hidden
+    done = _round(static, width, *inputs, feed_forward)
+    return _Saved(done.x1_BTD, done.hidden, 0, done.vjps)
+
+
 def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_losses, nth, carry):
-    """One layer's backward pass; `vjps` are the abstract ones of the width."""
+    """One layer's backward pass; `vjps` are the abstract ones of the width; None: computed here."""
     dim = width.dim
     params, x0_BTD, memory_PBSD, context, output, buffers = residuals
     layer = context.active.depth - 1 - nth
     shape = (*x0_BTD.shape[:2], dim)
     before_BTD = get(output.outputs_LBTD, shape, jnp.maximum(layer - 1, 0))
     x_BTD = jnp.where(layer > 0, before_BTD, x0_BTD[..., :dim])
-    x1_BTD = get(buffers.x1_LBTD, shape, layer)
     weights = elastic_layer.layer_params(params, layer, dim)
-    leaves, treedef = jax.tree.flatten(vjps)
-    stored = zip(buffers.residuals, leaves, strict=True)
-    vjps = treedef.unflatten([get(buffer, leaf.shape, layer) for buffer, leaf in stored])
+    if vjps is None:
+        saved = _again(static, width, params, context, layer, x_BTD, memory_PBSD)
+    else:
+        saved = _stored(buffers, vjps, shape, layer)
+    x1_BTD, vjps = saved.x1_BTD, saved.vjps
 
     dx_BTD = carry.dx_BTD[..., :dim] + get(d_outputs, shape, layer)
     back = _with_arguments(vjps.finish, weights.finish, x1_BTD)
@@ -276,7 +310,7 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_losses,
     experts = static.layer_experts(params, layer_row(context.active, layer), layer)
     rows_AD, expert_A = _per_assignment(x1_BTD, static.top_k), output.expert_LNK[layer].reshape(-1)
     dx_AD, d_experts = grouped_ffn.backward(
-        static.backend, rows_AD, expert_A, experts, buffers.hidden, dy_AD, carry.d_experts, layer
+        static.backend, rows_AD, expert_A, experts, saved.hidden, dy_AD, carry.d_experts, saved.at
     )
     dx1_BTD += jnp.sum(dx_AD.reshape(-1, static.top_k, dim), axis=1).reshape(shape)
     back = _with_arguments(vjps.route, weights.route, x1_BTD)
@@ -296,9 +330,12 @@ def _run_bwd(static, saved, cotangents):
     given, residuals = saved
     params, x0_BTD, memory_PBSD, context, *_ = residuals
     d_outputs, d_losses = cotangents.outputs_LBTD, cotangents.losses_L
+    abstract: dict[_Width, Any] = dict.fromkeys(_widths(static, x0_BTD))
+    if not static.remat:
+        abstract |= _abstract_vjps(static, *residuals[:4])
     bodies = {
         width: functools.partial(_round_bwd, static, width, vjps, residuals, d_outputs, d_losses)
-        for width, vjps in _abstract_vjps(static, *residuals[:4]).items()
+        for width, vjps in abstract.items()
     }
     zeros = functools.partial(jax.tree.map, lambda a: jnp.zeros(a.shape, jnp.float32))
     dx_BTD, d_memory = jnp.zeros_like(x0_BTD), zeros(memory_PBSD)

@@ -87,6 +87,7 @@ class Supernet(nn.Module):
     attention_dropout: float = 0.0
     router_jitter: float = 0.0
     dtype: str = "float32"  # of activations and products; sums, norms and routers are fp32
+    remat: bool = False  # True to store of each layer its input alone, and compute it again
     masked: bool = False  # make layers elastic by masks alone, see `elastic_stack.run_masked`
     backend: str = ""  # of the grouped FFN; empty for the platform's default
 
@@ -159,6 +160,7 @@ class Supernet(nn.Module):
             scales=scales_of(self.space),
             sharing=sharing_of(self.space, side),
             backend=self.backend or grouped_ffn.default_backend(),
+            remat=self.remat,
         )
 
     def _input(self, table, ids_BT, side: str, active: ActiveStack, keys: seq2seq.DropoutKeys):

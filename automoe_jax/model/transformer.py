@@ -25,6 +25,7 @@ class Stack(nn.Module):
     attention_dropout: float
     scales: Scales
     router_jitter: float
+    remat: bool
 
     @nn.compact
     def __call__(
@@ -45,7 +46,8 @@ class Stack(nn.Module):
                 m = layer.cross_span * memory.outputs_PBSD.shape[2]
                 own = CrossMemory(memory.outputs_PBSD[: layer.cross_span], memory.real_BM[:, :m])
             fixed = self.attention_dropout, self.scales, self.router_jitter
-            block = Block(layer, self.qkv_dim, *fixed, name=f"layer_{i}")
+            kind = nn.remat(Block) if self.remat else Block
+            block = kind(layer, self.qkv_dim, *fixed, name=f"layer_{i}")
             key = None if keys_L is None else keys_L[i]
             x_BTD, routing = block(x_BTD, self_mask_BTT, real_BT, own, rate, key)
             outputs.append(x_BTD)
@@ -71,6 +73,7 @@ class Transformer(nn.Module):
     scales: Scales = Scales()
     router_jitter: float = 0.0
     dtype: str = "float32"  # as in `Supernet`
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -88,6 +91,7 @@ class Transformer(nn.Module):
         d_e, d_d = arch.encoder.embed_dim, arch.decoder.embed_dim
         e_rate, d_rate = self.rates()
         common = (arch.qkv_dim, self.attention_dropout, self.scales, self.router_jitter)
+        common = (*common, self.remat)
 
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
         x_BSD = seq2seq.stack_input(

@@ -18,7 +18,7 @@ CONVERTED = "converted_from"  # key of the published checkpoint that weights cam
 # Fields that change a run's output, not its results.
 _FREE = {
     "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped",
-    "final_weights", "averaged_checkpoints", "shard_optimizer",
+    "final_weights", "averaged_checkpoints", "shard_optimizer", "remat",
 }  # fmt: skip
 
 

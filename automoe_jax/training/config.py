@@ -10,6 +10,7 @@ SCHEDULES = ("cosine", "inverse_sqrt", "linear")
 FINAL_WEIGHTS = ("last", "average", "ema", "best")
 SAMPLING_UNITS = ("micro_batch", "device", "update")
 RULES = ("random", "sandwich")
+REMATS = ("none", "layer")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 INHERITED_EXPERTS = ("first", "used", "merged")
 
@@ -156,6 +157,8 @@ class TrainingConfig(OptimizerConfig):
     # Which experts of a layer a subnet that starts from a supernet takes: the "first" ones, as it
     # has them there; the most "used" on training text; or these, the others "merged" in.
     inherited_experts: str = "first"
+    # What is computed again in the backward pass, in place of being stored: nothing, or each layer.
+    remat: str = "none"
     # Each device keeps and updates a part of the optimizer's state (ZeRO stage 1).
     shard_optimizer: bool = False
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end the run
@@ -178,7 +181,7 @@ class TrainingConfig(OptimizerConfig):
         checks.at_least(0, self, "", "load_balance", "router_z", "eval_every", "eval_pairs",
                         "eval_subnets", "patience")  # fmt: skip
         allowed = {"final_weights": FINAL_WEIGHTS, "inherited_experts": INHERITED_EXPERTS}
-        checks.one_of(self, "", compute_dtype=COMPUTE_DTYPES, **allowed)
+        checks.one_of(self, "", compute_dtype=COMPUTE_DTYPES, remat=REMATS, **allowed)
         self._check_final_weights()
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")

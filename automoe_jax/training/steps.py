@@ -156,7 +156,8 @@ def per_device_step(
         model,
         config.shard_optimizer,
     )
-    return make_train_step(target.module(config.compute_dtype), tx, *rates, options)
+    module = target.module(config.compute_dtype, remat=config.remat == "layer")
+    return make_train_step(module, tx, *rates, options)
 
 
 def _balance_weights(target: TrainingTarget, config: TrainingConfig) -> tuple[float, ...]:

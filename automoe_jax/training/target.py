@@ -42,14 +42,20 @@ class TrainingTarget:
     def hull(self) -> Subnet:
         return self.space.hull()
 
-    def module(self, dtype: str = "float32") -> Supernet | Transformer:
-        """The Linen module, with activations and products of a dtype."""
+    def module(self, dtype: str = "float32", *, remat: bool = False) -> Supernet | Transformer:
+        """The Linen module, with activations and products of a dtype; `remat` as in `Supernet`."""
         model = self.model
         rates = model.dropout, model.attention_dropout
         if self.subnet is None:
-            return Supernet(self.space, self.vocab_sizes, *rates, model.router_jitter, dtype)
+            return Supernet(self.space, self.vocab_sizes, *rates, model.router_jitter, dtype, remat)
         base_dims = self.hull.encoder.embed_dim, self.hull.decoder.embed_dim
-        fixed = self.space.share_embeddings, scales_of(self.space), model.router_jitter, dtype
+        fixed = (
+            self.space.share_embeddings,
+            scales_of(self.space),
+            model.router_jitter,
+            dtype,
+            remat,
+        )
         return Transformer(self.subnet, self.vocab_sizes, *base_dims, *rates, *fixed)
 
     def active(self, subnet: Subnet) -> ActiveSubnet | None:

@@ -198,6 +198,26 @@ def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
         compare(standalone_of(SPACE, subnet), extract(params, subnet, HULL), None)
 
 
+def test_layers_computed_again_have_the_same_gradients(params):
+    """With dropout, whose masks must be the same again."""
+    source, target = token_batch(np.random.default_rng(6))
+    batch, key = {"source": source, "target": target}, jax.random.key(1)
+    subnet = SPACE.sample(np.random.default_rng(7))
+    alone = standalone_of(SPACE, subnet).clone(dropout=0.1)
+    active, own = to_active(subnet, HULL), extract(params, subnet, HULL)
+    for model, weights, which in ((MODEL.clone(dropout=0.1), params, active), (alone, own, None)):
+
+        def loss(weights, model, which):
+            sums, _ = batch_loss(model, weights, batch, which, key, SMOOTHING)
+            return sums.loss / sums.tokens
+
+        gradients = [
+            jax.jit(jax.grad(loss), static_argnums=1)(weights, model.clone(remat=remat), which)
+            for remat in (True, False)
+        ]
+        assert_close(*gradients)
+
+
 def test_one_compilation_for_a_thousand_subnets(params, compilations):
     """Invariant 2, for the train and evaluation steps."""
     step = parallel.map_train_step(make_train_step(MODEL, optax.adam(1e-3), SMOOTHING, 0.01))
