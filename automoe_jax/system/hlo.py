@@ -116,6 +116,8 @@ class _Counting:
         if opcode in ("call", "async"):
             return _total(map(self.of, one.called))
         moved = self._moved(one, own)
+        if opcode == "fusion":
+            return Costs(self._flops(one, own), moved, self._hidden_sums(one))
         if opcode in _SENT:
             result = n_bytes(one.shape, anywhere=True)
             if opcode != one.opcode:  # the shape of "-start" holds the operands too
@@ -125,6 +127,17 @@ class _Counting:
         if opcode == "custom-call":
             return _kernel(one, own, moved)
         return Costs(self._flops(one, own), moved)
+
+    def _hidden_sums(self, fusion: Instruction) -> Counter[str]:
+        """What a fusion sends: a sum over devices, of which each takes a part, may be one."""
+        body = self._computations[fusion.called[0]].values()
+        sums = [one for one in body if one.opcode == "all-reduce"]
+        if not sums:
+            return Counter()
+        return Counter(
+            {"reduce-scatter": _SENT["reduce-scatter"](_group_size(sums[0]))
+             * n_bytes(fusion.shape, anywhere=True)}
+        )  # fmt: skip
 
     def _runs(self, loop: Instruction) -> int | None:
         """How often a loop's body runs."""

@@ -38,7 +38,9 @@ def test_a_loop_counts_as_often_as_it_runs(square):
     assert once.flops == pytest.approx(PRODUCT, rel=0.05)
     assert often.flops == pytest.approx(10 * once.flops, rel=0.01)
     # XLA's own count, which is why this one exists.
-    assert powers(10).cost_analysis()["flops"] < 2 * once.flops
+    analysis = powers(10).cost_analysis()
+    assert analysis is not None
+    assert analysis["flops"] < 2 * once.flops
 
 
 def test_a_loop_whose_rounds_only_the_caller_knows(square):
@@ -92,6 +94,26 @@ def test_what_devices_send():
     )
     found = hlo.costs(compiled(f, jnp.ones((4 * N, N))).as_text())
     assert found.sent == {"all-reduce": 2 * 3 / 4 * 4 * N * N}
+
+
+def test_a_sum_of_which_each_device_keeps_a_part():
+    """A TPU's compiler hides it in a fusion."""
+    text = """HloModule m
+
+%fused (p: f32[800,64]) -> f32[100,64] {
+  %p = f32[800,64]{1,0} parameter(0)
+  %all = f32[800,64]{1,0} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%sum
+  %nth = u32[] partition-id()
+  %zero = s32[] constant(0)
+  ROOT %part = f32[100,64]{1,0} dynamic-slice(%all, %nth, %zero), dynamic_slice_sizes={100,64}
+}
+
+ENTRY %main (p: f32[800,64]) -> f32[100,64] {
+  %p = f32[800,64]{1,0} parameter(0)
+  ROOT %x = f32[100,64]{1,0} fusion(%p), kind=kCustom, calls=%fused
+}
+"""
+    assert hlo.costs(text).sent == {"reduce-scatter": 7 * 4 * 100 * 64}
 
 
 def test_convolutions_are_products():
