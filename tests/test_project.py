@@ -1,6 +1,7 @@
 """The project's own promises: one list of dependencies, light imports, no TensorFlow."""
 
 import ast
+import math
 import re
 import subprocess
 import sys
@@ -97,6 +98,32 @@ def test_the_reference_is_what_the_code_says():
     program = [sys.executable, "docs/make_reference.py", "--check"]
     found = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
     assert not found.returncode, found.stderr
+
+
+def test_examples_for_clusters_are_well_formed():
+    """The shell reads the script for SLURM; the JobSet has what its schema requires."""
+    script = ROOT / "launch/slurm/train.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
+    # JAX takes one GPU for each process.
+    assert options["ntasks-per-node"] == options["gpus-per-node"]
+    assert "launch/train.py" in text
+    yaml = pytest.importorskip("yaml", reason="PyYAML reads the manifest")
+    job = yaml.safe_load((ROOT / "launch/k8s/jobset.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (hosts,) = job["spec"]["replicatedJobs"]
+    one = hosts["template"]["spec"]
+    pod = one["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] + container["args"][-1:] == ["automoe", "train", "--distributed"]
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    shape = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    assert one["parallelism"] == one["completions"]
+    assert one["parallelism"] * chips == math.prod(map(int, shape.split("x")))
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    assert any(arg.startswith("--workdir=/runs") for arg in container["args"])
 
 
 def test_the_readme_is_short():

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from automoe_jax.decoding.manifest import device
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.system import malloc
 from automoe_jax.system.errors import UserError
@@ -31,12 +30,6 @@ def thread_count(threads: int) -> int:
     if threads > cpus:
         raise UserError(f"threads is {threads}; this machine lets us use {cpus} CPU(s)")
     return threads or cpus
-
-
-def check_timing(config: LatencyConfig):
-    """`UserError` if this machine lacks the CPUs or the platform to measure on."""
-    thread_count(config.threads)
-    device(config.platform)
 
 
 class Timer:

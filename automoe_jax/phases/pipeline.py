@@ -19,7 +19,6 @@ from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.decoding.translator import DEFAULT_BEAM, Translator
-from automoe_jax.latency.process import check_timing
 from automoe_jax.model.extract import Params, inherited
 from automoe_jax.phases import (
     distill,
@@ -111,7 +110,7 @@ def _check(run: Run, data: PreparedData):
     """Raises what a later phase would, before hours of training, as far as it is known now."""
     config = run.config
     search_context.check(config, data.tokenizer.vocab_sizes)
-    check_timing(config.latency)
+    search_context.check_timing(config.latency)
     teacher, distilled = config.pipeline.teacher, config.pipeline.distill
     if teacher not in ("", SUPERNET):
         teachers.load(_path(teacher), data.tokenizer, Silent())

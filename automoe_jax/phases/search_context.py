@@ -8,10 +8,11 @@ from typing import Any
 from automoe_jax.architecture.subnet import Subnet, to_json
 from automoe_jax.config import RunConfig
 from automoe_jax.data.tokens import PreparedData
-from automoe_jax.latency.config import GOLD_RUNS
+from automoe_jax.decoding.manifest import device
+from automoe_jax.latency.config import GOLD_RUNS, LatencyConfig
 from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.prober import Prober
-from automoe_jax.latency.process import check_timing
+from automoe_jax.latency.process import thread_count
 from automoe_jax.latency.records import LATENCY, MEASUREMENTS, ReplayLog
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import latency_model
@@ -112,6 +113,12 @@ def check(config: RunConfig, vocab_sizes: tuple[int, int]):
             check_timing(config.latency)
     counted = CountedCosts(config.space, config.export, vocab_sizes)
     Limits(_counted_limits(config, counted)).require(config.space.smallest())
+
+
+def check_timing(config: LatencyConfig):
+    """`UserError` if this machine lacks the CPUs or the platform to measure on."""
+    thread_count(config.threads)
+    device(config.platform)
 
 
 def _start(config: RunConfig) -> Subnet | None:

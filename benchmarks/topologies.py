@@ -1,0 +1,148 @@
+"""What the step of the paper's space needs on TPUs, compiled for them without any.
+
+pip install '.[tpu]'
+python benchmarks/topologies.py --json                      # 5 minutes for each case, on two cores
+python benchmarks/topologies.py --json --only=plain
+
+Each case compiles the step of configs/wmt14.py with some settings for a slice, and counts by
+`automoe_jax.system.hlo` what an update of the largest subnet computes, moves and sends on a chip.
+"""
+
+import argparse
+import json
+import runpy
+import sys
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+import measure
+from trainings import ROOT
+
+from automoe_jax.config import RunConfig, resolve
+from automoe_jax.data.plan import Bucket
+from automoe_jax.data.tokenizers.loading import vocab_sizes
+from automoe_jax.phases import topology as topologies
+from automoe_jax.phases.weights import target
+from automoe_jax.system import hlo, hlo_text
+
+CONFIG = "configs/wmt14.py"
+LENGTH = 30
+ZERO = {"training.shard_optimizer": True}
+BF16 = {"training.compute_dtype": "bfloat16"}
+
+
+class Case(NamedTuple):
+    """Settings beside the config's, the slice, and tokens of a chip."""
+
+    settings: dict[str, Any]
+    slice: str = "v5e:2x4"
+    tokens: int = 4096
+
+
+CASES = {
+    "plain": Case({}),
+    "bfloat16": Case(BF16),
+    "zero": Case(BF16 | ZERO),
+    "long": Case(BF16 | ZERO, tokens=16_384),
+    "pod": Case(BF16 | ZERO, "v5e:16x16"),
+    "experts_16": Case(
+        BF16 | ZERO | {"space.encoder_experts": (1, 16), "space.decoder_experts": (1, 16)},
+        "v5e:16x16",
+    ),
+}
+GOALS = {"gb_moved": 25, "compile_s": 120, "gb_6_experts": 6, "gb_16_experts": 12}
+
+
+def config_of(case: Case) -> RunConfig:
+    """The config of a case, with one batch for each chip."""
+    config = runpy.run_path(str(ROOT / CONFIG))["get_config"]()
+    for name, value in case.settings.items():
+        group, field = name.split(".")
+        config[group][field] = value
+    config.training.tokens_per_batch = case.tokens
+    config.training.batches_per_step = 1
+    return resolve(config)
+
+
+def moved_weights(text: str, config: RunConfig) -> Counter[str]:
+    """Gathers and scatters of rows of experts' weights, by kind."""
+    widths = set(config.space.encoder_embed_dims) | set(config.space.decoder_embed_dims)
+    sizes = set(config.space.encoder_ffn_dims) | set(config.space.decoder_ffn_dims)
+    found: Counter[str] = Counter()
+    for one in hlo.instructions(text):
+        if one.opcode in ("gather", "scatter"):
+            shape = hlo_text.dimensions(one.shape)
+            # (experts, columns, width), or all rows with a width.
+            matrix = len(shape) >= 3 and shape[-1] in widths and shape[-2] in sizes
+            rows = len(shape) == 2 and shape[-1] in widths and shape[0] % max(sizes) == 0
+            found[one.opcode] += matrix or rows
+    return +found
+
+
+def compile_case(case: Case) -> dict[str, Any]:
+    """What a case needs, and what bounds it."""
+    config = config_of(case)
+    topology = topologies.find(case.slice)
+    model = target(config, vocab_sizes(config.tokenizer))
+    bucket = Bucket(case.tokens // LENGTH, LENGTH, LENGTH)
+    compiled = topologies.compile_step(model, config, config.training, topology, bucket)
+    for line in topologies.describe(compiled, topology, bucket, config.training):
+        print(line, file=sys.stderr)
+    seconds = topologies.bounds(compiled.costs, topology.chip)
+    memory = compiled.memory
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    used += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "slice": case.slice,
+        "tokens_per_chip": case.tokens,
+        "settings": case.settings,
+        "compile_s": round(compiled.seconds, 1),
+        "gb": round(used / 1e9, 2),
+        "tflop": round(compiled.costs.flops / 1e12, 3),
+        "gb_moved": round(compiled.costs.memory_bytes / 1e9, 2),
+        "gb_sent": round(sum(compiled.costs.sent.values()) / 1e9, 3),
+        "ms_at_least": {name: round(1e3 * s, 2) for name, s in seconds.items()},
+        "compute_share": round(seconds["compute"] / max(seconds.values()), 3),
+        "weights_moved_by_rows": dict(moved_weights(compiled.text, config)),
+    }
+
+
+def goals_of(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The goals that the cases speak of."""
+    found = {}
+    if row := rows.get("zero"):
+        moved = row["gb_moved"]
+        found["GB moved, bfloat16, 4,096 tokens"] = measure.goal(moved, GOALS["gb_moved"])
+        found["seconds to compile"] = measure.goal(row["compile_s"], GOALS["compile_s"])
+        by_rows = sum(row["weights_moved_by_rows"].values())
+        found["gathers and scatters of experts' weights"] = measure.goal(by_rows, 0)
+    if row := rows.get("long"):
+        share = row["compute_share"]
+        found["share of compute, 16,384 tokens"] = measure.goal(share, 0.3, at_most=False)
+    for name, key in (("pod", "gb_6_experts"), ("experts_16", "gb_16_experts")):
+        if row := rows.get(name):
+            found[f"GB a chip, {name}"] = measure.goal(row["gb"], GOALS[key])
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--json", action="store_true", help="accepted; the last line is JSON in any case"
+    )
+    parser.add_argument("--only", default=",".join(CASES), help="cases, with commas")
+    args = parser.parse_args()
+    chosen = args.only.split(",")
+    if unknown := set(chosen) - set(CASES):
+        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(CASES)}")
+    jax.config.update("jax_platforms", "cpu")  # libtpu would be asked for a TPU of this machine
+    rows = {}
+    for name in chosen:
+        rows[name] = compile_case(CASES[name])
+        print(f"{name}: {json.dumps(rows[name])}", file=sys.stderr)
+    measure.finish({"benchmark": "topologies", "rows": rows, **measure.machine()}, goals_of(rows))
+
+
+if __name__ == "__main__":
+    main()
