@@ -65,10 +65,35 @@ def blocked(lhs_AK: jax.Array, rhs_EKN: jax.Array, count_E: jax.Array) -> jax.Ar
     return y_AN.at[row_BR].set(y_BRN, mode="drop", unique_indices=False)
 
 
+def contract_native(a_AK: jax.Array, b_AN: jax.Array, count_E: jax.Array) -> jax.Array:
+    """As `native`."""
+    numbers = lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(([0], [0]), ([], [])),
+        lhs_ragged_dimensions=[0],
+        rhs_group_dimensions=[],
+    )
+    return lax.ragged_dot_general(
+        a_AK, b_AN, count_E.astype(jnp.int32), numbers, preferred_element_type=jnp.float32
+    )
+
+
+def contraction_of(product: Product) -> Product:
+    """The contraction that is the gradient of a product by its matrices."""
+
+    def contract(a_AK: jax.Array, b_AN: jax.Array, count_E: jax.Array) -> jax.Array:
+        like = jnp.zeros((count_E.shape[0], a_AK.shape[1], b_AN.shape[1]), a_AK.dtype)
+        _, pull = jax.vjp(lambda rhs_EKN: product(a_AK, rhs_EKN, count_E), like)
+        return pull(b_AN.astype(jnp.float32))[0].astype(jnp.float32)
+
+    return contract
+
+
 class Kernel(NamedTuple):
-    """A ragged product, and how the columns of experts are given to it."""
+    """Ragged products, and how the columns of experts are given to them."""
 
     product: Product
+    # (a_AK, b_AN, count_E) -> (E, K, N), fp32: the sum over each group's rows of their products.
+    contract: Product
     # Whether experts are computed slice by slice, each for the experts that are so large, or all of
     # them at the largest size. A TPU waits for memory, not for products: compiled for v5e, the step
     # of the paper's space moves a seventh less in one piece, and compiles faster.
@@ -76,9 +101,9 @@ class Kernel(NamedTuple):
 
 
 KERNELS = {
-    "ragged_dot": Kernel(native, sliced=False),
-    "tokamax": Kernel(tokamax, sliced=True),
-    "blocked": Kernel(blocked, sliced=True),
+    "ragged_dot": Kernel(native, contract_native, sliced=False),
+    "tokamax": Kernel(tokamax, contraction_of(tokamax), sliced=True),
+    "blocked": Kernel(blocked, contraction_of(blocked), sliced=True),
 }
 
 
@@ -87,31 +112,44 @@ def largest_first(sizes_E: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(-sizes_E, stable=True))
 
 
-def _ffn(
-    product: Product, x_AD, slices: list[ExpertWeights], groups: Groups, sizes_E, rank_E
-) -> jax.Array:
-    """Sum over slices; each slice's weights are (E, C, D) and (E, C), the last bias (E, D).
+class _Rows:
+    """The rows of a layer, sorted by their experts' rank, and which columns are theirs."""
 
-    Experts of the slices are in the order of `rank_E`, the largest first.
-    """
-    n, n_experts = x_AD.shape[0], sizes_E.shape[0]
-    ranked_E = jnp.argsort(rank_E)
-    computes_A = jnp.append(sizes_E > 0, False)[groups.expert_A]
-    expert_A = jnp.minimum(groups.expert_A, n_experts - 1)
-    rank_A = rank_E[expert_A]
-    y_AD = jnp.where(computes_A[:, None], slices[0].fc2_bias_ED[rank_A], 0).astype(jnp.float32)
-    low = 0
-    for weights in slices:
-        columns = weights.fc1_bias_F.shape[1]
-        count_E = jnp.where(sizes_E > low, groups.count_E, 0)[ranked_E]
-        own_AC = low + jnp.arange(columns) < sizes_E[expert_A][:, None]
-        h_AC = product(x_AD, weights.fc1_FD.transpose(0, 2, 1), count_E)
-        h_AC = jax.nn.relu(h_AC + weights.fc1_bias_F[rank_A])
-        own_AC &= (jnp.arange(n) < jnp.sum(count_E))[:, None]
-        h_AC = jnp.where(own_AC, h_AC, 0).astype(x_AD.dtype)
-        y_AD += product(h_AC, weights.fc2_FD, count_E)
-        low += columns
-    return y_AD.astype(x_AD.dtype)
+    def __init__(self, groups: Groups, sizes_E: jax.Array, rank_E: jax.Array):
+        n_experts = sizes_E.shape[0]
+        self._sizes_E, self._count_E = sizes_E, groups.count_E
+        self._ranked_E = jnp.argsort(rank_E)
+        expert_A = jnp.minimum(groups.expert_A, n_experts - 1)
+        self._size_A = jnp.where(groups.expert_A < n_experts, sizes_E[expert_A], 0)
+        computes_A = self._size_A > 0
+        own_AE = rank_E[expert_A][:, None] == jnp.arange(n_experts)
+        # A product with it spreads rows of experts over their tokens, and sums them again: a
+        # gather of them would be written to memory.
+        self._own_AE = (own_AE & computes_A[:, None]).astype(jnp.float32)
+
+    def counts(self, low: int) -> jax.Array:
+        """Rows of each expert, by rank, that is larger than `low`."""
+        return jnp.where(self._sizes_E > low, self._count_E, 0)[self._ranked_E]
+
+    def own(self, low: int, columns: int) -> jax.Array:
+        """(A, C): true for the active columns of each row's expert in a slice."""
+        return low + jnp.arange(columns) < self._size_A[:, None]
+
+    def spread(self, of_experts: jax.Array) -> jax.Array:
+        """(A, ...) of (E, ...) by rank; zeros for rows that no expert computes."""
+        return jnp.dot(self._own_AE, of_experts, precision=lax.Precision.HIGHEST)
+
+    def sums(self, of_rows: jax.Array) -> jax.Array:
+        """(E, ...) by rank, of (A, ...)."""
+        rows = of_rows.astype(jnp.float32)
+        return jnp.dot(self._own_AE.T, rows, precision=lax.Precision.HIGHEST)
+
+
+def _hidden(kernel: Kernel, x_AD, weights: ExpertWeights, rows: _Rows, low: int) -> jax.Array:
+    """relu(fc1(x)) of a slice, of the dtype of x; zero beyond the active columns."""
+    h_AC = kernel.product(x_AD, weights.fc1_FD.transpose(0, 2, 1), rows.counts(low))
+    h_AC = jax.nn.relu(h_AC + rows.spread(weights.fc1_bias_F))
+    return jnp.where(rows.own(low, h_AC.shape[1]), h_AC, 0).astype(x_AD.dtype)
 
 
 class _Slices:
@@ -135,7 +173,7 @@ class _Slices:
         return [(experts.offsets_E[e] + low, experts.bias_row + e) for e in ranked]
 
     def read(self, width: int) -> list[ExpertWeights]:
-        """The weights of each slice, as `_ffn` takes them."""
+        """The weights of each slice: (E, C, D) and (E, C), the last bias (E, D)."""
         return [self._read(low, columns, width) for low, columns in self.ranges]
 
     def _read(self, low: int, columns: int, width: int) -> ExpertWeights:
@@ -181,20 +219,37 @@ def forward(kernel: Kernel, x_AD, groups: Groups, experts: LayerExperts) -> jax.
     Every expert has at least `max(experts.ffn_dims)` rows from its first one on.
     """
     slices = _Slices(experts, kernel)
-    weights = slices.read(x_AD.shape[1])
-    return _ffn(kernel.product, x_AD, weights, groups, experts.sizes_E, slices.rank_E)
+    rows = _Rows(groups, experts.sizes_E, slices.rank_E)
+    y_AD = jnp.zeros(x_AD.shape, jnp.float32)
+    for (low, _), weights in zip(slices.ranges, slices.read(x_AD.shape[1]), strict=True):
+        if not low:
+            y_AD += rows.spread(weights.fc2_bias_ED)
+        h_AC = _hidden(kernel, x_AD, weights, rows, low)
+        y_AD += kernel.product(h_AC, weights.fc2_FD, rows.counts(low))
+    return y_AD.astype(x_AD.dtype)
 
 
 def backward(
     kernel: Kernel, x_AD, groups: Groups, experts: LayerExperts, dy_AD, dw: ExpertWeights
 ) -> tuple[jax.Array, ExpertWeights]:
     """As `grouped_loop.backward`; rows of weights as in `forward`."""
-    slices, rest = _Slices(experts, kernel), (groups, experts.sizes_E)
-    _, pull = jax.vjp(
-        lambda x, weights: _ffn(kernel.product, x, weights, *rest, slices.rank_E),
-        x_AD, slices.read(x_AD.shape[1]),
-    )  # fmt: skip
-    dx_AD, d_slices = pull(dy_AD)
-    for nth, part in enumerate(d_slices):
+    slices = _Slices(experts, kernel)
+    rows = _Rows(groups, experts.sizes_E, slices.rank_E)
+    dx_AD = jnp.zeros(x_AD.shape, jnp.float32)
+    d_bias_ED = rows.sums(dy_AD)
+    for nth, weights in enumerate(slices.read(x_AD.shape[1])):
+        low, _ = slices.ranges[nth]
+        count_E = rows.counts(low)
+        h_AC = _hidden(kernel, x_AD, weights, rows, low)
+        dh_AC = kernel.product(dy_AD, weights.fc2_FD.transpose(0, 2, 1), count_E)
+        dh_AC = jnp.where(h_AC > 0, dh_AC, 0)
+        dh_in = dh_AC.astype(x_AD.dtype)
+        dx_AD += kernel.product(dh_in, weights.fc1_FD, count_E)
+        part = ExpertWeights(
+            kernel.contract(dh_in, x_AD, count_E),
+            rows.sums(dh_AC),
+            kernel.contract(h_AC, dy_AD, count_E),
+            d_bias_ED if not nth else jnp.zeros_like(d_bias_ED),
+        )
         dw = slices.add(dw, nth, part)
-    return dx_AD, dw
+    return dx_AD.astype(x_AD.dtype), dw

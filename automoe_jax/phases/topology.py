@@ -62,12 +62,14 @@ def find(name: str) -> Topology:
             "--topology needs libtpu, the compiler for TPUs (no TPU is needed): "
             "pip install 'automoe_jax[tpu]'"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # it would look for a TPU of this machine
+    # It would look for a TPU of this machine, and allow one process to have it.
+    for name_of in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        os.environ.setdefault(name_of, "1")
     try:
         with _quiet():
             described = topologies.get_topology_desc(name, platform="tpu")
     except Exception as e:  # of libtpu's own kinds
-        raise UserError(f"--topology {name}: libtpu knows no such slice ({e})") from None
+        raise UserError(f"--topology {name}: libtpu cannot compile for it: {e}") from None
     return Topology(name, tuple(described.devices), chips.TPUS[kind])
 
 

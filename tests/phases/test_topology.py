@@ -1,0 +1,86 @@
+"""Steps compiled for TPUs that are not here; most of it needs libtpu, the compiler."""
+
+import dataclasses
+import importlib.util
+from collections import Counter
+
+import pytest
+from tiny import tiny_config
+
+from automoe_jax.architecture import counts
+from automoe_jax.data.plan import Bucket
+from automoe_jax.phases import topology as topologies
+from automoe_jax.phases.weights import target
+from automoe_jax.system import hlo, hlo_text
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.hlo import Costs
+from automoe_jax.training import sharding
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'"
+)
+BUCKET = Bucket(16, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["", "v5e", "v9:2x2", "v5e:two", "v5e:2x", "gpu:8"])
+def test_names_that_are_none(name):
+    with pytest.raises(UserError, match=r"give a kind of TPU \(v4, v5e, v5p, v6e\)"):
+        topologies.find(name)
+
+
+def test_libtpu_is_asked_for(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'automoe_jax\[tpu\]'"):
+        topologies.find("v5e:2x4")
+
+
+def test_bounds():
+    """By hand, at the peaks of v5e: 197 TFLOP/s, 819 GB/s and 200 GB/s."""
+    costs = Costs(197e9, 819e6, Counter({"all-reduce": 1e8, "all-gather": 1e8}))
+    found = topologies.bounds(costs, topologies.chips.TPUS["v5e"])
+    assert found == pytest.approx({"compute": 1e-3, "memory": 1e-3, "network": 1e-3})
+
+
+@needs_libtpu
+def test_slices_that_do_not_exist():
+    with pytest.raises(UserError, match="libtpu cannot compile for it"):
+        topologies.find("v5e:3x5")
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    config = tiny_config()
+    training = dataclasses.replace(
+        config.training, batches_per_step=8, compute_dtype="bfloat16", shard_optimizer=True
+    )
+    topology = topologies.find("v5e:2x2")
+    model = target(config, (64, 64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "LEAST", 64)
+        found = topologies.compile_step(model, config, training, topology, BUCKET)
+    return found, topology, config
+
+
+@needs_libtpu
+def test_a_supernet_compiled_for_tpus(compiled):
+    found, topology, config = compiled
+    assert found.n_micro == 2
+    assert (found.costs.unknown_loops, found.costs.unknown_kernels) == (0, 0)
+    # Forward and backward, three times the forward pass, whose sentences have 8 tokens.
+    largest = counts.count(config.space.largest(), 8).flops * BUCKET.rows * found.n_micro
+    assert largest < found.costs.flops < 20 * largest
+    text = "\n".join(topologies.describe(found, topology, BUCKET, config.training))
+    for words in ("4 chips x 2 micro-batch(es)", "memory of a chip", "bound by", "no program"):
+        assert words in text
+    assert "all-gather" in found.costs.sent  # of the weights that each chip updates
+
+
+@needs_libtpu
+def test_rows_of_experts_are_sliced(compiled):
+    """No gather and no scatter makes an array of experts' rows."""
+    found, _, config = compiled
+    sizes, dims = set(config.space.encoder_ffn_dims), set(config.space.encoder_embed_dims)
+    for one in hlo.instructions(found.text):
+        if one.opcode in ("gather", "scatter"):
+            shape = hlo_text.dimensions(one.shape)
+            assert not (len(shape) >= 3 and shape[-2] in sizes and shape[-1] in dims), one
