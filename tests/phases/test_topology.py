@@ -19,7 +19,7 @@ from automoe_jax.training import sharding
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'"
 )
-BUCKET = Bucket(16, 8, 8)
+BUCKET = Bucket(16, 10, 10)
 
 
 @pytest.mark.parametrize("name", ["", "v5e", "v9:2x2", "v5e:two", "v5e:2x", "gpu:8"])
@@ -66,8 +66,8 @@ def test_a_supernet_compiled_for_tpus(compiled):
     found, topology, config = compiled
     assert found.n_micro == 2
     assert (found.costs.unknown_loops, found.costs.unknown_kernels) == (0, 0)
-    # Forward and backward, three times the forward pass, whose sentences have 8 tokens.
-    largest = counts.count(config.space.largest(), 8).flops * BUCKET.rows * found.n_micro
+    # Forward and backward, three times the forward pass, whose sentences have 10 tokens.
+    largest = counts.count(config.space.largest(), 10).flops * BUCKET.rows * found.n_micro
     assert largest < found.costs.flops < 20 * largest
     text = "\n".join(topologies.describe(found, topology, BUCKET, config.training))
     for words in ("4 chips x 2 micro-batch(es)", "memory of a chip", "bound by", "no program"):
