@@ -8,7 +8,7 @@ from automoe_jax.system.errors import UserError
 
 SCHEDULES = ("cosine", "inverse_sqrt", "linear")
 FINAL_WEIGHTS = ("last", "average", "ema", "best")
-SAMPLING_UNITS = ("micro_batch", "device", "update")
+SAMPLING_UNITS = ("micro_batch", "device", "update", "equal_compute")
 RULES = ("random", "sandwich")
 REMATS = ("none", "layer")
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -72,7 +72,9 @@ class SamplingConfig:
 
     Attributes:
       unit: what runs one subnet, or one sandwich: a "micro_batch" of a device, a "device" or the
-        whole "update" (the paper's).
+        whole "update" (the paper's). "equal_compute" draws one for each micro-batch of the update,
+        whose layers each device runs in an order of its own: all devices compute as much, so that
+        none waits for another, and each draws as uniformly as without it.
       rule: "random" draws one subnet. "sandwich" (Yu & Huang 2019, arXiv 1903.05134) runs each
         batch through several: the largest, the smallest, and random ones.
       sandwich: their number, 2 or more.

@@ -1,6 +1,8 @@
 """The subnets that a step trains: a pure function of seed, step, device and micro-batch."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,10 +11,11 @@ from automoe_jax.architecture.active import ActiveSubnet, to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
+from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import SamplingConfig
 
 # Separate these random streams from others with the same seed.
-_STREAM, _EXPERTS_STREAM = 0x5AB9E7, 0xE4BE27
+_STREAM, _EXPERTS_STREAM, _ORDER_STREAM = 0x5AB9E7, 0xE4BE27, 0x0E4DE7
 # The first subnets of a sandwich; the largest teaches the others.
 _ENDS = (SearchSpace.largest, SearchSpace.smallest)
 
@@ -25,8 +28,16 @@ def draw(
     n_micro: int,
     config: SamplingConfig,
 ) -> list[list[Subnet]]:
-    """The subnets of each device of all processes: those of each micro-batch after the other."""
+    """The subnets of each device of all processes: those of each micro-batch after the other.
+
+    `UserError` if they cannot be drawn as `config.unit` says.
+    """
     each = config.subnets(step)
+    if config.unit == "equal_compute" and (space.encoder_placement or space.decoder_placement):
+        raise UserError(
+            "sampling.unit is 'equal_compute', which exchanges layers, and the space has a "
+            "placement, which fixes them; use another unit"
+        )
 
     def one(device: int, micro: int, nth: int) -> Subnet:
         if step < config.largest_first:
@@ -37,7 +48,11 @@ def draw(
         own = (nth - len(_ENDS),) if nth > len(_ENDS) else ()
         rng = np.random.default_rng([_STREAM, seed, step, *_drawer(config, device, micro), *own])
         is_largest = config.largest_share > 0 and rng.random() < config.largest_share
-        return space.largest() if is_largest else space.sample(rng, config.experts_bias)
+        subnet = space.largest() if is_largest else space.sample(rng, config.experts_bias)
+        if config.unit == "equal_compute":
+            order = np.random.default_rng([_ORDER_STREAM, seed, step, device, micro, nth])
+            subnet = _reordered(subnet, order)
+        return subnet
 
     passes = [(m, nth) for m in range(n_micro) for nth in range(each)]
     return [[one(d, *own) for own in passes] for d in range(n_devices)]
@@ -80,8 +95,23 @@ def random_experts(
 
 def _drawer(config: SamplingConfig, device: int, micro: int) -> tuple[int, int]:
     """What is drawn once for its device and micro-batch, by `SamplingConfig.unit`."""
-    units = {"micro_batch": (device, micro), "device": (device, 0), "update": (0, 0)}
+    units = {
+        "micro_batch": (device, micro), "device": (device, 0), "update": (0, 0),
+        "equal_compute": (0, micro),
+    }  # fmt: skip
     return units[config.unit]
+
+
+def _reordered(subnet: Subnet, rng: np.random.Generator) -> Subnet:
+    """A subnet with the layers of each stack in another order: as many FLOPs, and as likely."""
+
+    def reordered(stack: Any) -> Any:
+        order = rng.permutation(len(stack.layers))
+        return dataclasses.replace(stack, layers=tuple(stack.layers[i] for i in order))
+
+    return dataclasses.replace(
+        subnet, encoder=reordered(subnet.encoder), decoder=reordered(subnet.decoder)
+    )
 
 
 def fixed_set(space: SearchSpace, seed: int, count: int) -> list[Subnet]:

@@ -17,6 +17,7 @@ from conftest import elastic_space, random_params, standalone_of, supernet_of, t
 from jax.sharding import Mesh
 from small_training import CONFIG, DATA, TINY, KillAt, Killed, run_training
 
+from automoe_jax.architecture import counts
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.data.batches import Share
@@ -252,6 +253,20 @@ def test_units_of_sampling():
     assert len({s for row in drawn("update") for s in row}) == 1
     assert drawn("micro_batch") == drawn("micro_batch")
     assert drawn("micro_batch", 6) != drawn("micro_batch")
+    equal = drawn("equal_compute")
+    for micro in zip(*equal, strict=True):
+        assert len({counts.count(subnet).flops for subnet in micro}) == 1
+        assert {(s.encoder.embed_dim, len(s.encoder.layers)) for s in micro} == {
+            (micro[0].encoder.embed_dim, len(micro[0].encoder.layers))
+        }
+    several = [drawn("equal_compute", step) for step in range(20)]
+    assert max(len({s for row in one for s in row}) for one in several) > 3
+    for row in equal:
+        for subnet in row:
+            SPACE.validate(subnet)
+    fixed = elastic_space(encoder_depths=(2,), encoder_experts=(1, 2), encoder_placement=(1, 2))
+    with pytest.raises(UserError, match="the space has a placement"):
+        sampling.draw(fixed, 1, 5, 4, 3, SamplingConfig("equal_compute"))
     with pytest.raises(UserError, match=r"sampling\.unit is 'gpu'"):
         SamplingConfig("gpu")
 
