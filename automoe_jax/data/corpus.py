@@ -38,12 +38,13 @@ class TfdsSplit:
         return [(row[self._langs[0]], row[self._langs[1]]) for row in rows]
 
 
-def open_corpus(config: DataConfig, folder: Path) -> dict[str, Split]:
+def open_corpus(config: DataConfig, folder: Path, *, unused: bool = False) -> dict[str, Split]:
     """Opens the splits of a corpus, "train" and "valid" among them.
 
-    Prepares it the first time: WMT in `config.data_dir`, others in `folder`, `corpus/` of a run.
-    Raises `UserError` if the text is missing, is not text, its sides differ in length, or has
-    changed since `folder` was prepared.
+    Prepares it the first time: WMT in `config.data_dir`, others in `folder`, `corpus/` of a run;
+    again if the text has changed since and is `unused`, as nothing was made from it. Raises
+    `UserError` if the text is missing, is not text, its sides differ in length, or has changed
+    since `folder` was prepared.
     """
     if config.kind == "tfds":
         # Saves 0.25 s of start-up (TFDS) where no corpus is opened.
@@ -57,12 +58,12 @@ def open_corpus(config: DataConfig, folder: Path) -> dict[str, Split]:
                 f"{config.target_lang}, but {config.name} has {' and '.join(sorted(languages))}"
             )
     else:
-        sources = _prepared_sources(config, folder)
+        sources = _prepared_sources(config, folder, unused=unused)
     pair = config.source_lang, config.target_lang
     return {name: TfdsSplit(source, *pair) for name, source in sources.items()}
 
 
-def _prepared_sources(config: DataConfig, folder: Path) -> dict[str, Any]:
+def _prepared_sources(config: DataConfig, folder: Path, *, unused: bool) -> dict[str, Any]:
     """Data sources of phrases or local text, prepared once in `folder`."""
     # Saves 0.25 s of start-up (TFDS) where no corpus is opened.
     from automoe_jax.data import tfds_pairs  # noqa: PLC0415
@@ -75,7 +76,7 @@ def _prepared_sources(config: DataConfig, folder: Path) -> dict[str, Any]:
         return tfds_pairs.sources(folder, languages, stored["splits"])
     splits, identity = _readers(config)
     fingerprint = hashlib.sha256(json.dumps([languages, *identity]).encode()).hexdigest()
-    if not stored:
+    if not stored or (unused and stored["fingerprint"] != fingerprint):
         shutil.rmtree(folder, ignore_errors=True)  # of a killed run
         tfds_pairs.write(folder, languages, splits)
         files.write_json(mark, {"version": 1, "fingerprint": fingerprint, "splits": list(splits)})

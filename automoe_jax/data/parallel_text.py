@@ -74,14 +74,15 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
         if lang == source_lang and _TEST.fullmatch(name):
             names.add(name)
     splits = {}
-    for name in sorted(names):
+    # What is needed first: of a folder in other languages, the training text is named.
+    for name in sorted(names, key=lambda name: (name.startswith("test"), name)):
         source, target = find(name, source_lang), find(name, target_lang)
         if source and target:
             splits[name] = FilePair(source, target)
         elif name in ("train", "valid") or (name == "test" and (source or target)):
             missing = f"{name}.{target_lang if source else source_lang}"
             raise UserError(f"corpus folder {folder} has no {missing}; needed: {wanted}")
-    return splits
+    return {name: splits[name] for name in sorted(splits)}
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

@@ -160,7 +160,7 @@ class Translator:
             raise UserError(
                 f"beam size {wanted} is not in export {self.folder}; it has "
                 f"{', '.join(map(str, sizes))}; for another, export again with "
-                f"--config.export.beam_sizes={wanted},"
+                f"--config.export.beam_sizes={','.join(map(str, sorted({*sizes, wanted})))}"
             )
         return wanted
 

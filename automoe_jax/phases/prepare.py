@@ -127,7 +127,8 @@ def _make(run: Run, tokenizer_from: Path | None):
     missing = [n for n in ("train", "valid") if not (run.tokens / n).is_dir()]
     if folder.is_dir() and not missing:
         return
-    corpus = open_splits(run)
+    unused = not folder.is_dir() and len(missing) == 2
+    corpus = open_corpus(data, run.corpus, unused=unused)
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in corpus.items())
     run.progress.note(f"corpus {data.name or data.path or data.kind}: {sizes} pairs")
     if not folder.is_dir() and tokenizer_from is not None:

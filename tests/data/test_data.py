@@ -153,6 +153,8 @@ def test_changed_text_is_refused(tmp_path):
     (tmp_path / "a" / "train.xx").write_text("other\n" * 6)
     with pytest.raises(UserError, match="has changed since"):
         open_corpus(config, tmp_path / "c")
+    # Unless nothing was made from it: the text was wrong, and is mended.
+    assert open_corpus(config, tmp_path / "c", unused=True)["train"].read([0])[0][0] == b"other"
 
 
 # --- WMT -----------------------------------------------------------------------------------------
