@@ -4,7 +4,8 @@ python launch/routing.py --config FILE --workdir DIR                        # th
 python launch/routing.py --config FILE --workdir DIR --subnet best_1.json   # inherited weights
 
 On validation text: entropy of each router, load of each expert, share of tokens by FFN size, and
-the experts of frequent and rare words, and of first, middle and last pieces of words.
+the experts of frequent and rare words, of first, middle and last pieces of words, and what is lost
+with other experts than the routers'.
 """
 
 import math
@@ -68,6 +69,11 @@ def main():
             f"{layer['layer']}: entropy {layer['entropy']:.2f} of at most "
             f"{math.log(len(layer['sizes'])):.2f} nats; tokens by FFN size {sizes}"
         )
+    losses = result["losses"]
+    print(
+        f"validation loss {losses['learned']:.4f} nats a token; with the same gates and random "
+        f"experts {losses['random']:.4f}, with the largest for all {losses['largest']:.4f}"
+    )
     print(f"picture: {run.path / routing.FOLDER / routing.PICTURE}")
 
 

@@ -64,6 +64,7 @@ class Block(nn.Module):
     attention_dropout: float
     scales: Scales = Scales()
     router_jitter: float = 0.0
+    routing: str = "learned"  # as in `Experts`
     memory_dims: tuple[int, ...] = ()  # in a supernet's decoder, the widths of the memory
 
     def setup(self):
@@ -76,8 +77,9 @@ class Block(nn.Module):
             self.cross_attention_norm = AddNorm()
         self.self_attention_norm = AddNorm()
         self.experts = Experts(
-            layer.experts, layer.top_k, self.scales.ffn, self.scales.gate, self.router_jitter
-        )
+            layer.experts, layer.top_k, self.scales.ffn, self.scales.gate, self.router_jitter,
+            self.routing,
+        )  # fmt: skip
         self.experts_norm = AddNorm()
 
     def __call__(

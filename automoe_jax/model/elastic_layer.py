@@ -65,7 +65,7 @@ class StackStatic:
             widest = max(self.layers, key=lambda layer: len(layer.experts))
             layer = dataclasses.replace(widest, top_k=self.top_k)
         fixed = self.attention_dropout, self.scales, self.router_jitter
-        return Block(layer, self.qkv_dim, *fixed, self.memory_dims)
+        return Block(layer, self.qkv_dim, *fixed, memory_dims=self.memory_dims)
 
     def layer_experts(self, params: Params, row: ActiveStack, layer: Array) -> LayerExperts:
         """The active experts of a layer among the stacked weights."""

@@ -4,6 +4,7 @@ Letters: N tokens, A assignments (tokens times top_k), D embedding, F columns of
 E experts, K experts per token.
 """
 
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -51,6 +52,19 @@ def route(
     return Routing(logits_NE, expert_NK, gate_NK)
 
 
+def rerouted(routing: Routing, sizes: tuple[int, ...], how: str, seed: int) -> Routing:
+    """The same gates, and another expert for each token: to see what the router's choice is worth.
+
+    "random" draws one by `seed`, whatever the token; "largest" takes the largest for all.
+    """
+    n_experts, shape = len(sizes), routing.expert_NK.shape
+    other_NK = np.full(shape, int(np.argmax(sizes)))
+    if how == "random":
+        other_NK = np.random.default_rng(seed).integers(n_experts, size=shape)
+    has_one = routing.expert_NK < n_experts
+    return routing._replace(expert_NK=jnp.where(has_one, other_NK, routing.expert_NK))
+
+
 def combine(
     y_AD, gate_NK, identity_A, ffn_scale: float, dropout_rate: Array | float, bits_AD
 ) -> jax.Array:
@@ -81,6 +95,7 @@ class Experts(nn.Module):
     ffn_scale: float
     gate: str = "probability"
     jitter: float = 0.0
+    routing: str = "learned"  # or how each token's expert is chosen instead, see `rerouted`
 
     @nn.compact
     def __call__(
@@ -110,6 +125,9 @@ class Experts(nn.Module):
             seen_ND = jittered(x_ND.astype(jnp.float32), self.jitter, jitter_bits_ND)
             logits_NE = seen_ND @ kernel_DE + self.param("router_bias", bound, (n_experts,))
         routing = route(logits_NE, real_N, self.top_k, self.gate, None)
+        if self.routing != "learned" and n_experts > 1:
+            seed = zlib.crc32("/".join(self.path).encode())
+            routing = rerouted(routing, self.sizes, self.routing, seed)
         sizes_E = np.array(self.sizes)
         expert_A = routing.expert_NK.reshape(-1)
         if n_experts == 1:

@@ -26,6 +26,7 @@ class Stack(nn.Module):
     scales: Scales
     router_jitter: float
     remat: bool
+    routing: str
 
     @nn.compact
     def __call__(
@@ -45,7 +46,7 @@ class Stack(nn.Module):
                 assert memory is not None
                 m = layer.cross_span * memory.outputs_PBSD.shape[2]
                 own = CrossMemory(memory.outputs_PBSD[: layer.cross_span], memory.real_BM[:, :m])
-            fixed = self.attention_dropout, self.scales, self.router_jitter
+            fixed = self.attention_dropout, self.scales, self.router_jitter, self.routing
             kind = nn.remat(Block) if self.remat else Block
             block = kind(layer, self.qkv_dim, *fixed, name=f"layer_{i}")
             key = None if keys_L is None else keys_L[i]
@@ -74,6 +75,7 @@ class Transformer(nn.Module):
     router_jitter: float = 0.0
     dtype: str = "float32"  # as in `Supernet`
     remat: bool = False
+    routing: str = "learned"  # as in `Experts`
 
     @nn.compact
     def __call__(
@@ -91,7 +93,7 @@ class Transformer(nn.Module):
         d_e, d_d = arch.encoder.embed_dim, arch.decoder.embed_dim
         e_rate, d_rate = self.rates()
         common = (arch.qkv_dim, self.attention_dropout, self.scales, self.router_jitter)
-        common = (*common, self.remat)
+        common = (*common, self.remat, self.routing)
 
         real_BS, real_BT = source_BS != PAD_ID, target_in_BT != PAD_ID
         x_BSD = seq2seq.stack_input(

@@ -101,7 +101,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
         with _timed(run, "report"):
             chosen = weights.chosen_finalist(run)
             results = report.compare(run, params, finalists[chosen], found)
-            results["routing"] = report.routing_of(run, data, chosen)
+            results |= report.routing_of(run, data, chosen)
         report.write(run, {**results, "seconds": _seconds(run)}, found)
     return files.read_json(run.path / REPORT / report.RESULTS, "report")
 

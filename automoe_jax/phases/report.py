@@ -151,15 +151,15 @@ def _compare_inherited(
     return rows, threads
 
 
-def routing_of(run: Run, data: PreparedData, trained: str) -> list[dict[str, Any]]:
-    """The layers of `routing.json` of the trained subnet in a folder, and the picture."""
+def routing_of(run: Run, data: PreparedData, trained: str) -> dict[str, Any]:
+    """Of `routing.json` of the trained subnet in a folder, layers and losses; and the picture."""
     params, subnet, step = subnet_params(run, trained)
     source = origin(
         run.path / trained, "trained subnet", step, run.config.subnet_training.final_weights
     )
     where = run.path / REPORT
     found = routing.analyse(run, data, params, subnet, source, where, ROUTED_PAIRS)
-    return found["layers"]
+    return {"routing": found["layers"], "routing_losses": found["losses"]}
 
 
 def _worths(lines: list[dict[str, Any]], cost: str) -> Sequence[Worth]:

@@ -15,7 +15,7 @@ from automoe_jax.phases.weights import target
 from automoe_jax.report import plots
 from automoe_jax.system import files
 from automoe_jax.training.evaluation import take_pairs
-from automoe_jax.training.routing import LayerRouting, routing_of
+from automoe_jax.training.routing import LayerRouting, losses_by_routing, routing_of
 
 _Classes = tuple[np.ndarray, tuple[str, ...]]  # of each token, and their names
 
@@ -45,9 +45,11 @@ def analyse(
     ids = {routing.side: routing.ids_N for routing in routings}
     classes = {side: _token_classes(data, ids_N, side) for side, ids_N in ids.items()}
     layers = [_described(routing, classes[routing.side]) for routing in routings]
+    routed = any(len(layer["sizes"]) > 1 for layer in layers)
+    losses = losses_by_routing(own, params, valid, config.training) if routed else None
     result = {
         "version": 1, "weights_from": origin, "pairs": len(valid), "subnet": to_json(subnet),
-        "layers": layers,
+        "losses": losses, "layers": layers,
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
     if several := [layer for layer in layers if len(layer["sizes"]) > 1]:

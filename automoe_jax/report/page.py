@@ -130,7 +130,7 @@ training of each.</small></p>
 <img src="search.png" alt="loss against cost of every scored subnet">
 {_choices(worths, loss, cost)}<h2>Architecture</h2>
 {html_table("layers", _layers(searched))}
-{_routing(results["routing"])}<h2>Examples</h2>
+{_routing(results["routing"], results.get("routing_losses"))}<h2>Examples</h2>
 {html_table("text", [columns, *examples])}
 <p><small>Phases: {seconds}.</small></p>
 </html>
@@ -157,7 +157,7 @@ subnets: launch/sensitivity.py scores random ones.</small></p>
 """
 
 
-def _routing(layers: list[dict[str, Any]]) -> str:
+def _routing(layers: list[dict[str, Any]], losses: dict[str, float] | None) -> str:
     """The section on routers; empty where every layer has one expert."""
     several = [layer for layer in layers if len(layer["sizes"]) > 1]
     if not several:
@@ -168,11 +168,18 @@ def _routing(layers: list[dict[str, Any]]) -> str:
         by_size = ", ".join(f"{n}: {share:.0%}" for n, share in layer["share_by_size"].items())
         most = math.log(len(layer["sizes"]))
         rows.append([layer["layer"], f"{layer['entropy']:.2f} of {most:.2f}", load, by_size])
+    choice = ""
+    if losses is not None:  # reports of earlier versions have none
+        choice = (
+            f" What the routers' choice is worth: a loss of {losses['learned']:.3f} nats a token; "
+            f"with the same gates and random experts {losses['random']:.3f}, with the largest "
+            f"expert of each layer {losses['largest']:.3f}."
+        )
     return f"""<h2>Routing</h2>
 {html_table("layers", rows)}
 <p><small>On validation text. Entropy of the router's probabilities in nats, and its maximum: there
 the router has no preference. Below, which share of the tokens of a class each expert gets: of
-frequent and rare ones, and by their place in a word.</small></p>
+frequent and rare ones, and by their place in a word.{choice}</small></p>
 <img src="routing.png" alt="share of the tokens of each expert, by class">
 """
 

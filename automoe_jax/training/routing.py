@@ -19,6 +19,8 @@ from automoe_jax.training.evaluation import validation_batches
 from automoe_jax.training.step import batch_loss, decoder_input
 from automoe_jax.training.target import TrainingTarget
 
+ROUTINGS = ("learned", "random", "largest")
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerRouting:
@@ -86,6 +88,29 @@ def routing_of(
             LayerRouting(side, number, layer.experts, ids_N, experts, float(entropies.mean()))
         )
     return routings
+
+
+def losses_by_routing(
+    target: TrainingTarget, params: Any, pairs: TokenPairs, config: TrainingConfig
+) -> dict[str, float]:
+    """Nats a token of a stand-alone model as it is, and with other experts for its tokens.
+
+    By `ROUTINGS`; the others have the same gates, see `model.experts.rerouted`.
+    """
+    share = Share(first_device=0, n_local_devices=1, n_devices=1)
+    batches = [jax.tree.map(lambda x: x[0], x) for x in validation_batches(pairs, config, share)]
+
+    def loss(how: str) -> float:
+        module = target.module().clone(routing=how)
+
+        @jax.jit
+        def sums(params, batch):
+            return batch_loss(module, params, batch, None, None, 0.0)[0]
+
+        found = [sums(params, batch) for batch in batches]
+        return float(sum(x.nll for x in found) / sum(x.tokens for x in found))
+
+    return {how: loss(how) for how in ROUTINGS}
 
 
 def _layers(subnet: Subnet) -> list[tuple[str, int, LayerSpec]]:

@@ -85,6 +85,9 @@ def test_pipeline_survives_kills(tmp_path):
 
     # All layers have experts here; the report shows where tokens go.
     assert [layer["layer"] for layer in results["routing"]] == ["encoder 1", "decoder 1"]
+    losses = results["routing_losses"]
+    assert set(losses) == {"learned", "random", "largest"}
+    assert f"random experts {losses['random']:.3f}" in (tmp_path / "report/index.html").read_text()
     for layer in results["routing"]:
         assert sum(layer["load"]) == pytest.approx(1)
         assert all(sum(own) == pytest.approx(1) for own in layer["place"].values() if any(own))

@@ -7,9 +7,10 @@ from conftest import VOCAB, elastic_space, random_params, standalone_of
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
 from automoe_jax.data.tokens import Side, TokenPairs
+from automoe_jax.model.experts import Routing, rerouted
 from automoe_jax.model.extract import extract
 from automoe_jax.training.config import ModelConfig, TrainingConfig
-from automoe_jax.training.routing import LayerRouting, routing_of
+from automoe_jax.training.routing import LayerRouting, losses_by_routing, routing_of
 from automoe_jax.training.target import TrainingTarget
 
 ROUTING = LayerRouting(
@@ -59,3 +60,44 @@ def test_routing_is_that_of_the_model():
             zip(ids[k], experts[k], strict=True)
         )
         assert found.entropy == pytest.approx(np.mean(entropy[k]), rel=1e-4)
+
+
+def test_other_experts_for_the_same_gates():
+    expert_NK = np.array([[0], [2], [1], [3]])  # the last is padding
+    gate_NK = np.array([[0.5], [0.6], [0.7], [0.8]])
+    routing = Routing(np.zeros((4, 3)), expert_NK, gate_NK)
+    largest = rerouted(routing, (8, 16, 8), "largest", 0)
+    assert np.asarray(largest.expert_NK).ravel().tolist() == [1, 1, 1, 3]
+    assert largest.gate_NK is gate_NK
+    random = np.asarray(rerouted(routing, (8, 16, 8), "random", 0).expert_NK)
+    assert random[3] == 3
+    many = Routing(np.zeros((3000, 3)), np.zeros((3000, 1), int), np.ones((3000, 1)))
+    counts = np.bincount(np.asarray(rerouted(many, (8, 8, 8), "random", 1).expert_NK).ravel())
+    np.testing.assert_allclose(counts, 1000, atol=100)
+
+
+def test_what_the_choice_of_experts_is_worth():
+    """Nothing, where all experts of a layer are one."""
+    space = elastic_space(
+        encoder_depths=(1,), decoder_depths=(1,), cross_spans=(1,), encoder_top_k=(1,),
+        decoder_top_k=(1,), encoder_experts=(2,), decoder_experts=(2,), encoder_ffn_dims=(8,),
+        decoder_ffn_dims=(8,),
+    )  # fmt: skip
+    subnet = space.largest()
+    params = extract(random_params(space), subnet, space.hull())
+    ids = np.random.default_rng(0).integers(4, VOCAB, 60).astype(np.uint16)
+    ids[9::10] = EOS_ID
+    side = Side(ids, np.arange(0, 61, 10))
+    target = TrainingTarget(space, (VOCAB, VOCAB), ModelConfig(), subnet)
+    inputs = TokenPairs(side, side, {}), TrainingConfig(tokens_per_batch=40)
+    found = losses_by_routing(target, params, *inputs)
+    assert len(set(found.values())) == 3
+    for stack in (params["encoder"], params["decoder"]):
+        experts = stack["layer_0"]["experts"]
+        for name in ("fc1", "fc1_bias", "fc2"):
+            first = experts[name][:8]
+            experts[name] = np.concatenate([first, first])
+        experts["fc2_bias"] = np.repeat(experts["fc2_bias"][:1], 2, axis=0)
+    alike = losses_by_routing(target, params, *inputs)
+    assert alike["random"] == pytest.approx(alike["learned"], rel=1e-6)
+    assert alike["largest"] == pytest.approx(alike["learned"], rel=1e-6)
