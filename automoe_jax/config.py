@@ -77,6 +77,12 @@ class RunConfig:
                 "leave one out"
             )
 
+        placed = self.space.encoder_placement or self.space.decoder_placement
+        if self.sampling.unit == "equal_compute" and placed:
+            raise UserError(
+                "config.sampling.unit is 'equal_compute', which exchanges layers, and config.space "
+                "has a placement, which fixes them; use another unit, or leave the placement out"
+            )
         if self.sampling.project_conflicts and self.training.shard_optimizer:
             raise UserError(
                 "config.sampling.project_conflicts and config.training.shard_optimizer are both "

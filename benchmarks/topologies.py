@@ -90,9 +90,7 @@ def compile_case(case: Case) -> dict[str, Any]:
     for line in topologies.describe(compiled, topology, bucket, config.training):
         print(line, file=sys.stderr)
     seconds = topologies.bounds(compiled.costs, topology.chip)
-    memory = compiled.memory
-    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    used += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    used, _ = topologies.memory_parts(compiled.memory)
     return {
         "slice": case.slice,
         "tokens_per_chip": case.tokens,

@@ -67,20 +67,20 @@ def test_the_text(tmp_path):
     """Step 2. The workdir of the mistakes takes the right text in the end."""
     here = [*CONFIG, f"--workdir={tmp_path / 'run'}"]
 
-    def told(words: str, folder: Path, *flags: str):
+    def refuses(words: str, folder: Path, *flags: str):
         assert words in mistake("prepare", *here, f"--config.data.path={folder}", *flags)
 
-    told("does not exist; data.path must hold", tmp_path / "nowhere")
-    told("has no train.de", corpus(tmp_path / "missing", train_de=None))
-    told("has no train.fr", corpus(tmp_path / "french"), "--config.data.source_lang=fr")
-    told("has 300 lines but", corpus(tmp_path / "uneven", train_de=b"eins\nzwei\n"))
-    told("line 1 has a zero byte", corpus(tmp_path / "zeros", train_en=b"a\0b\n" * 300))
-    told("is empty", corpus(tmp_path / "nothing", valid_en=b"", valid_de=b""))
+    refuses("does not exist; data.path must hold", tmp_path / "nowhere")
+    refuses("has no train.de", corpus(tmp_path / "missing", train_de=None))
+    refuses("has no train.fr", corpus(tmp_path / "french"), "--config.data.source_lang=fr")
+    refuses("has 300 lines but", corpus(tmp_path / "uneven", train_de=b"eins\nzwei\n"))
+    refuses("line 1 has a zero byte", corpus(tmp_path / "zeros", train_en=b"a\0b\n" * 300))
+    refuses("is empty", corpus(tmp_path / "nothing", valid_en=b"", valid_de=b""))
     torn = corpus(tmp_path / "torn", train_en=None)
     (torn / "train.en.gz").write_bytes(gzip.compress(b"the cat\n" * 300)[:-20])
-    told("is not a whole gzip file", torn)
+    refuses("is not a whole gzip file", torn)
     short = corpus(tmp_path / "short", 50)
-    told("tokenizer.vocab_size", short, "--config.tokenizer.vocab_size=4000")
+    refuses("tokenizer.vocab_size", short, "--config.tokenizer.vocab_size=4000")
     works("prepare", *here, f"--config.data.path={corpus(tmp_path / 'good')}")
 
 

@@ -61,7 +61,8 @@ def run(command: str):
             _fail(_FULL_DISK if command in _RESUMABLE else "the disk is full; free some space")
         if isinstance(e, OSError) and e.filename is not None:
             _fail(f"{e.filename}: {e.strerror}")
-        if traceback.extract_tb(e.__traceback__)[-1].filename.endswith("xla_bridge.py"):
+        where = traceback.extract_tb(e.__traceback__)[-1].filename
+        if os.environ.get("JAX_PLATFORMS") and where.endswith("xla_bridge.py"):
             asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(e) or "no such device here"
             _fail(f"JAX cannot start with JAX_PLATFORMS={asked!r}: {reason}")
         raise

@@ -41,12 +41,12 @@ class Linear(nn.Module):
         """With `segments`, the leading axis of x is P and `dims` are the widths it can have."""
         kernel = self.param("kernel", xavier(*self.fans), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
+        kernel = kernel.astype(x.dtype)
         if segments is None:
-            return x @ kernel + bias
+            return (x @ kernel + bias).astype(x.dtype)  # so that its gradient is summed in fp32
         widths = compiled_widths(dims, math.prod(x.shape[1:-1]))
         y: Any = gated_dot(widths, segments.span, segments.dim, x, kernel)
-        return y + bias
+        return (y + bias).astype(x.dtype)
 
 
 class Attention(nn.Module):

@@ -26,7 +26,7 @@ from automoe_jax.model.layers import compiled_widths, cut
 from automoe_jax.ops import grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights
 
-# Names a loop over layers, for who counts what a program does: the side, and the compiled width.
+# The name of a loop over layers in a compiled program: the side, and the compiled width.
 LAYERS = "{}_layers_of_width_{}"
 
 
@@ -258,20 +258,24 @@ class _Gradients(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What a layer's backward pass needs of its forward pass."""
+    """Parts of a layer's forward pass that its backward pass reads."""
 
     x1_BTD: jax.Array
+    expert_NK: jax.Array  # those that `hidden` and `vjps` are of
     hidden: jax.Array | None  # of the grouped FFN
     at: Any  # the layer's index in it
     vjps: _Vjps
 
 
-def _stored(buffers: _Buffers, vjps: _Vjps, shape: tuple[int, ...], layer) -> _Saved:
+def _stored(
+    output: StackOutput, buffers: _Buffers, vjps: _Vjps, shape: tuple[int, ...], layer
+) -> _Saved:
     """From the buffers; `vjps` are the abstract ones of the width."""
     leaves, treedef = jax.tree.flatten(vjps)
     residuals = zip(buffers.residuals, leaves, strict=True)
     own = treedef.unflatten([get(buffer, leaf.shape, layer) for buffer, leaf in residuals])
-    return _Saved(get(buffers.x1_LBTD, shape, layer), buffers.hidden, layer, own)
+    x1_BTD, expert_NK = get(buffers.x1_LBTD, shape, layer), output.expert_LNK[layer]
+    return _Saved(x1_BTD, expert_NK, buffers.hidden, layer, own)
 
 
 def _again(
@@ -286,7 +290,7 @@ def _again(
     hidden = _empty_hidden(static, x_BTD, 1)
     inputs = params, context, layer, x_BTD, memory_PBSD, hidden
     done = _round(static, width, *inputs, feed_forward)
-    return _Saved(done.x1_BTD, done.hidden, 0, done.vjps)
+    return _Saved(done.x1_BTD, done.expert_NK, done.hidden, 0, done.vjps)
 
 
 def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_losses, nth, carry):
@@ -301,14 +305,14 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_losses,
     if vjps is None:
         saved = _again(static, width, params, context, layer, x_BTD, memory_PBSD)
     else:
-        saved = _stored(buffers, vjps, shape, layer)
+        saved = _stored(output, buffers, vjps, shape, layer)
     x1_BTD, vjps = saved.x1_BTD, saved.vjps
 
     dx_BTD = carry.dx_BTD[..., :dim] + get(d_outputs, shape, layer)
     back = _with_arguments(vjps.finish, weights.finish, x1_BTD)
     d_finish, dx1_BTD, d_gate_NK, dy_AD = back(dx_BTD)
     experts = static.layer_experts(params, layer_row(context.active, layer), layer)
-    rows_AD, expert_A = _per_assignment(x1_BTD, static.top_k), output.expert_LNK[layer].reshape(-1)
+    rows_AD, expert_A = _per_assignment(x1_BTD, static.top_k), saved.expert_NK.reshape(-1)
     dx_AD, d_experts = grouped_ffn.backward(
         static.backend, rows_AD, expert_A, experts, saved.hidden, dy_AD, carry.d_experts, saved.at
     )

@@ -162,9 +162,9 @@ class _Slices:
         self._experts = experts
         self.rank_E = largest_first(experts.sizes_E)
         self._ranked_E = jnp.argsort(self.rank_E)
-        most = max(experts.ffn_dims)
-        columns = slice_columns(experts.ffn_dims) if kernel.sliced else most
-        self.ranges = [(low, min(columns, most - low)) for low in range(0, most, columns)]
+        slot = max(experts.ffn_dims)
+        columns = slice_columns(experts.ffn_dims) if kernel.sliced else slot
+        self.ranges = [(low, min(columns, slot - low)) for low in range(0, slot, columns)]
 
     def _at(self, low: int) -> list[tuple[Any, Any]]:
         """First row and bias row of each expert in a slice."""

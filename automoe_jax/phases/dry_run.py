@@ -79,9 +79,6 @@ def _corners(space: SearchSpace) -> Iterator[str]:
 def _memory(analysis: Any) -> str:
     if analysis is None:
         return "this platform does not say"
-    arguments, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-    output = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    total, *parts = (
-        f"{n / 1e9:.2f} GB" for n in (arguments + temporary + output, arguments, temporary, output)
-    )
-    return f"{total} (state and batch {parts[0]}, working {parts[1]}, other output {parts[2]})"
+    total, parts = topologies.memory_parts(analysis)
+    words = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+    return f"{total / 1e9:.2f} GB ({words})"

@@ -55,8 +55,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
                 f"the corpus {config.data.path} has no test split, which the pipeline reports on; "
                 "add test files, or run launch/train.py, search.py and export.py one by one"
             )
-    if not (run.path / REPORT / report.RESULTS).exists():
-        _check(run, data)
+    _check(run, data)
     # The settings that no other manifest has.
     begun = (run.path / SUBNET).exists()
     # A random subnet beside the finalists changes none of them.
@@ -109,8 +108,12 @@ def run_pipeline(run: Run) -> dict[str, Any]:
 def _check(run: Run, data: PreparedData):
     """Raises what a later phase would, before hours of training, as far as it is known now."""
     config = run.config
-    search_context.check(config, data.tokenizer.vocab_sizes)
-    search_context.check_timing(config.latency)
+    if not (run.path / SEARCH / search_result.RESULT).exists():
+        search_context.check(config, data.tokenizer.vocab_sizes)
+    if not (run.path / REPORT / report.RESULTS).exists():
+        search_context.check_timing(config.latency)
+    if (run.path / SUBNET / weights.CHOSEN).exists():
+        return
     teacher, distilled = config.pipeline.teacher, config.pipeline.distill
     if teacher not in ("", SUPERNET):
         teachers.load(_path(teacher), data.tokenizer, Silent())

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.experimental import topologies
+from jax.experimental import topologies as slices
 from jax.sharding import Mesh
 
 from automoe_jax.architecture.subnet import Subnet
@@ -67,7 +67,7 @@ def find(name: str) -> Topology:
         os.environ.setdefault(name_of, "1")
     try:
         with _quiet():
-            described = topologies.get_topology_desc(name, platform="tpu")
+            described = slices.get_topology_desc(name, platform="tpu")
     except Exception as e:  # of libtpu's own kinds
         raise UserError(f"--topology {name}: libtpu cannot compile for it: {e}") from None
     return Topology(name, tuple(described.devices), chips.TPUS[kind])
@@ -137,16 +137,12 @@ def describe(
     pairs = f"{bucket.rows} pairs of {bucket.target} tokens"
     yield f"step: {n} chips x {compiled.n_micro} micro-batch(es) of {pairs}"
     if batches != training.batches_per_step:
-        yield f"batches_per_step is {training.batches_per_step}, which these chips make {batches}"
-    memory = compiled.memory
-    parts = {
-        "arguments": memory.argument_size_in_bytes,
-        "working": memory.temp_size_in_bytes,
-        "other output": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "program": memory.generated_code_size_in_bytes,
-    }
-    total = sum(parts.values())
+        yield (
+            f"batches_per_step is {training.batches_per_step}, which training refuses here: it "
+            f"needs a multiple of {n}, as {batches}"
+        )
     yield f"compiled for {topology.name}, {n} chips, in {compiled.seconds:.0f} s"
+    total, parts = memory_parts(compiled.memory)
     words = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
     yield f"memory of a chip: {total / 1e9:.2f} of {chip.memory / 1e9:.1f} GB ({words})"
     sent = sum(costs.sent.values())
@@ -165,12 +161,23 @@ def describe(
     bound = max(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in seconds.items())
     tokens, updates = batches * bucket.rows * bucket.target, training.steps
-    most = seconds[bound]
+    longest = seconds[bound]
     yield f"at the chip's peaks ({chips.SOURCE}): {times}; bound by {bound}"
     yield (
-        f"at that bound: {tokens / most:,.0f} tokens/s, {updates:,} updates of {tokens:,} tokens "
-        f"in {updates * most / 86400:.2g} days; no program reaches it"
+        f"at that bound: {tokens / longest:,.0f} tokens/s, {updates:,} updates of {tokens:,} "
+        f"tokens in {updates * longest / 86400:.2g} days; no program reaches it"
     )
+
+
+def memory_parts(analysis: Any) -> tuple[int, dict[str, int]]:
+    """Bytes of a compiled program in all, and of its parts, from XLA's `CompiledMemoryStats`."""
+    parts = {
+        "state and batch": analysis.argument_size_in_bytes,
+        "working": analysis.temp_size_in_bytes,
+        "other output": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "program": analysis.generated_code_size_in_bytes,
+    }
+    return sum(parts.values()), parts
 
 
 def bounds(costs: Costs, chip: Chip) -> dict[str, float]:

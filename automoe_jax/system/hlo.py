@@ -1,4 +1,4 @@
-"""What a compiled program computes, moves and sends, counted in its text.
+"""FLOPs, memory traffic and messages of a compiled program, counted in its text.
 
 XLA's own analysis counts the body of a loop once, however often it runs. Here it counts as often as
 it runs, where that is a constant or the caller knows it. Memory is the device's large one: what the
@@ -27,9 +27,11 @@ _FREE = {
 }  # fmt: skip
 # "Custom calls" that tell the compiler something.
 _MARKERS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "TopK", "Sharding"}
-_MOVES = {"copy", "copy-start", "reshape", "transpose", "broadcast", "slice", "concatenate", "iota",
-          "dynamic-slice", "dynamic-update-slice", "gather", "pad", "reverse", "bitcast-convert",
-          "convert"}  # fmt: skip
+_MOVES = {
+    "copy", "copy-start", "slice", "slice-start", "reshape", "transpose", "broadcast", "iota",
+    "concatenate", "dynamic-slice", "dynamic-update-slice", "gather", "pad", "reverse",
+    "bitcast-convert", "convert",
+}  # fmt: skip
 # Bytes that each of n devices sends, for a byte of the operation's result.
 _SENT: dict[str, Callable[[int], float]] = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
@@ -73,7 +75,8 @@ class Costs:
 def costs(text: str, trips: Trips = lambda name: None) -> Costs:
     """The costs of a program from `Compiled.as_text()`; `ValueError` if it cannot be read."""
     computations, entry = hlo_text.parse(text)
-    return _Counting(computations, trips).of(entry)
+    found = re.search(r"^HloModule .*\b(?:num_partitions|replica_count)=(\d+)", text)
+    return _Counting(computations, trips, int(found[1]) if found else 1).of(entry)
 
 
 def instructions(text: str) -> Iterator[Instruction]:
@@ -89,8 +92,8 @@ def _total(parts: Iterable[Costs]) -> Costs:
 class _Counting:
     """Costs of computations, each counted once."""
 
-    def __init__(self, computations: dict[str, Computation], trips: Trips):
-        self._computations, self._trips = computations, trips
+    def __init__(self, computations: dict[str, Computation], trips: Trips, n_devices: int):
+        self._computations, self._trips, self._n_devices = computations, trips, n_devices
         self._known: dict[str, Costs] = {}
 
     def of(self, name: str) -> Costs:
@@ -120,9 +123,10 @@ class _Counting:
             return Costs(self._flops(one, own), moved, self._hidden_sums(one))
         if opcode in _SENT:
             result = n_bytes(one.shape, anywhere=True)
-            if opcode != one.opcode:  # the shape of "-start" holds the operands too
+            if one.opcode in ("all-gather-start", "collective-permute-start"):
+                # Their shapes hold the operands too.
                 result -= sum(n_bytes(own[name].shape, anywhere=True) for name in one.operands)
-            sent = Counter({opcode: _SENT[opcode](_group_size(one)) * result})
+            sent = Counter({opcode: _SENT[opcode](self._group_size(one)) * result})
             return Costs(memory_bytes=moved, sent=sent)
         if opcode == "custom-call":
             return _kernel(one, own, moved)
@@ -135,9 +139,16 @@ class _Counting:
         if not sums:
             return Counter()
         return Counter(
-            {"reduce-scatter": _SENT["reduce-scatter"](_group_size(sums[0]))
+            {"reduce-scatter": _SENT["reduce-scatter"](self._group_size(sums[0]))
              * n_bytes(fusion.shape, anywhere=True)}
         )  # fmt: skip
+
+    def _group_size(self, one: Instruction) -> int:
+        """Devices that a collective joins; empty groups stand for all."""
+        if found := re.search(r"replica_groups=\[\d+,(\d+)\]", one.attributes):
+            return int(found[1])
+        found = re.search(r"replica_groups=\{\{([\d,]*)\}", one.attributes)
+        return len(found[1].split(",")) if found and found[1] else self._n_devices
 
     def _runs(self, loop: Instruction) -> int | None:
         """How often a loop's body runs."""
@@ -189,14 +200,6 @@ class _Counting:
 def _op_name(one: Instruction) -> str:
     found = re.search(r'op_name="([^"]*)"', one.attributes)
     return found[1] if found else ""
-
-
-def _group_size(one: Instruction) -> int:
-    """Devices that a collective joins."""
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", one.attributes):
-        return int(found[1])
-    found = re.search(r"replica_groups=\{\{([\d,]*)\}", one.attributes)
-    return len(found[1].split(",")) if found and found[1] else 1
 
 
 def _kernel(one: Instruction, own: Computation, moved: float) -> Costs:

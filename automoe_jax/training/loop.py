@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,10 @@ def train(
                     else f"stopping at step {training.done:,}, which is saved"
                 )
             store.wait()
+        if training.done < config.steps and not training.ended:
+            # The processes of a pod, which take the notice of the first that gets one: whoever
+            # started them has to see that they are not done.
+            raise interrupt.Interrupted(signal.SIGTERM)
 
 
 def _checkpoints(folder: Path, config: TrainingConfig) -> Checkpoints:

@@ -11,7 +11,6 @@ from automoe_jax.architecture.active import ActiveSubnet, to_active
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
-from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import SamplingConfig
 
 # Separate these random streams from others with the same seed.
@@ -30,14 +29,9 @@ def draw(
 ) -> list[list[Subnet]]:
     """The subnets of each device of all processes: those of each micro-batch after the other.
 
-    `UserError` if they cannot be drawn as `config.unit` says.
+    With `config.unit` "equal_compute" the space must have no placement.
     """
     each = config.subnets(step)
-    if config.unit == "equal_compute" and (space.encoder_placement or space.decoder_placement):
-        raise UserError(
-            "sampling.unit is 'equal_compute', which exchanges layers, and the space has a "
-            "placement, which fixes them; use another unit"
-        )
 
     def one(device: int, micro: int, nth: int) -> Subnet:
         if step < config.largest_first:

@@ -88,16 +88,25 @@ def part_shape(shape: tuple[int, ...], n_devices: int) -> tuple[int, ...]:
 
 
 def place(tree: Any, share: Share) -> Any:
-    """Each local device's parts of a tree of whole arrays, with a leading device axis."""
+    """Each local device's parts of a tree of whole arrays, with a leading device axis.
+
+    Deletes each array of the tree as soon as it is cut: the whole state of a large optimizer does
+    not fit one device beside its part.
+    """
     placed = flax.jax_utils.replicate(jnp.zeros(()), axis_name=AXIS).sharding
     first, last = share.first_device, share.first_device + share.n_local_devices
 
     def one(x: Any) -> jax.Array:
         axis = cut_axis(x.shape, share.n_devices)
         if axis is None:
-            return flax.jax_utils.replicate(x, axis_name=AXIS)
-        parts = np.split(np.asarray(x), share.n_devices, axis)[first:last]
-        return jax.device_put(np.stack(parts), placed)
+            copy = flax.jax_utils.replicate(x, axis_name=AXIS)
+        else:
+            parts = np.split(np.asarray(x), share.n_devices, axis)[first:last]
+            copy = jax.device_put(np.stack(parts), placed)
+        if isinstance(x, jax.Array):
+            jax.block_until_ready(copy)
+            x.delete()
+        return copy
 
     return jax.tree.map(one, tree)
 

@@ -15,7 +15,13 @@ set -euo pipefail
 CONFIG=${CONFIG:-configs/wmt14.py}
 WORKDIR=${WORKDIR:-$PWD/runs/wmt14} # on a file system that all nodes share
 
-# A run that was stopped, or whose node was lost, goes on from its newest checkpoint: SLURM sends
-# SIGTERM two minutes before the end, the run saves, and a requeued job continues it.
+# SLURM sends SIGTERM two minutes before the end; the run saves and ends with 143, and the job is
+# queued again. After a lost node SLURM queues it itself, and the run goes on from its newest
+# checkpoint.
+code=0
 srun --kill-on-bad-exit=1 \
-  python launch/train.py --config "$CONFIG" --workdir "$WORKDIR" --distributed "$@"
+  python launch/train.py --config "$CONFIG" --workdir "$WORKDIR" --distributed "$@" || code=$?
+if [ "$code" -eq 143 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

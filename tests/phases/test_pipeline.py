@@ -142,7 +142,7 @@ def test_pipeline_survives_kills(tmp_path):
             "no.json",
         ),
         ("search", {"algorithm": "local", "start": "no.json"}, "no.json"),
-        ("latency", {"threads": 99}, "threads is 99"),
+        ("latency", {"threads": 10**6}, "threads is 1000000"),
         ("latency", {"platform": "gpu"}, "JAX finds no gpu"),
         ("pipeline", {"teacher": "nowhere"}, "neither a workdir nor an export"),
         ("pipeline", {"distill": "nowhere"}, "nowhere"),

@@ -116,6 +116,19 @@ ENTRY %main (p: f32[800,64]) -> f32[100,64] {
     assert hlo.costs(text).sent == {"reduce-scatter": 7 * 4 * 100 * 64}
 
 
+@pytest.mark.parametrize("groups", ["{{0,1,2,3}}", "[1,4]<=[4]", "{}"])
+def test_sums_that_begin_and_end(groups):
+    text = f"""HloModule m, is_scheduled=true, num_partitions=4
+
+ENTRY %main (p: f32[800,64]) -> f32[800,64] {{
+  %p = f32[800,64]{{1,0}} parameter(0)
+  %s = f32[800,64]{{1,0}} all-reduce-start(%p), replica_groups={groups}, to_apply=%sum
+  ROOT %x = f32[800,64]{{1,0}} all-reduce-done(%s)
+}}
+"""
+    assert hlo.costs(text).sent == {"all-reduce": 2 * 3 / 4 * 4 * 800 * 64}
+
+
 def test_convolutions_are_products():
     """As TPUs write products: of a batch, the dimension is a window with as many dilated steps."""
     text = """HloModule m

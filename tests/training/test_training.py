@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,10 @@ from small_training import CONFIG, DATA, TINY, KillAt, Killed, run_training
 from automoe_jax.architecture import counts
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.ids import PAD_ID
+from automoe_jax.config import RunConfig
 from automoe_jax.data.batches import Share
+from automoe_jax.model import elastic_stack
+from automoe_jax.model.attention import Linear
 from automoe_jax.model.extract import extract
 from automoe_jax.system import interrupt
 from automoe_jax.system.errors import UserError
@@ -199,24 +204,39 @@ def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
         compare(standalone_of(SPACE, subnet), extract(params, subnet, HULL), None)
 
 
-def test_layers_computed_again_have_the_same_gradients(params):
+def test_layers_computed_again_have_the_same_gradients(params, monkeypatch):
     """With dropout, whose masks must be the same again."""
     source, target = token_batch(np.random.default_rng(6))
     batch, key = {"source": source, "target": target}, jax.random.key(1)
     subnet = SPACE.sample(np.random.default_rng(7))
     alone = standalone_of(SPACE, subnet).clone(dropout=0.1)
     active, own = to_active(subnet, HULL), extract(params, subnet, HULL)
+
+    def loss(weights, model, which):
+        sums, _ = batch_loss(model, weights, batch, which, key, SMOOTHING)
+        return sums.loss / sums.tokens
+
     for model, weights, which in ((MODEL.clone(dropout=0.1), params, active), (alone, own, None)):
-
-        def loss(weights, model, which):
-            sums, _ = batch_loss(model, weights, batch, which, key, SMOOTHING)
-            return sums.loss / sums.tokens
-
         gradients = [
             jax.jit(jax.grad(loss), static_argnums=1)(weights, model.clone(remat=remat), which)
             for remat in (True, False)
         ]
         assert_close(*gradients)
+    stored = mock.Mock(side_effect=elastic_stack._empty_buffers)
+    monkeypatch.setattr(elastic_stack, "_empty_buffers", stored)
+    for remat, times in ((True, 0), (False, 2)):
+        model = MODEL.clone(remat=remat)
+        jax.eval_shape(jax.grad(functools.partial(loss, model=model)), params, which=active)
+        assert stored.call_count == times
+
+
+def test_biases_have_their_gradients_summed_in_float32():
+    """8 bits could not count the 4,096 tokens of a batch."""
+    layer = Linear(8, (8, 8))
+    x = jnp.ones((64, 64, 8), jnp.bfloat16)
+    params = layer.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda p: jnp.sum(layer.apply(p, x).astype(jnp.float32)))(params)
+    np.testing.assert_array_equal(gradient["params"]["bias"], 64 * 64)
 
 
 def test_one_compilation_for_a_thousand_subnets(params, compilations):
@@ -265,8 +285,8 @@ def test_units_of_sampling():
         for subnet in row:
             SPACE.validate(subnet)
     fixed = elastic_space(encoder_depths=(2,), encoder_experts=(1, 2), encoder_placement=(1, 2))
-    with pytest.raises(UserError, match="the space has a placement"):
-        sampling.draw(fixed, 1, 5, 4, 3, SamplingConfig("equal_compute"))
+    with pytest.raises(UserError, match=r"config\.space has a placement"):
+        RunConfig(space=fixed, sampling=SamplingConfig("equal_compute"))
     with pytest.raises(UserError, match=r"sampling\.unit is 'gpu'"):
         SamplingConfig("gpu")
 
@@ -517,6 +537,8 @@ def test_an_optimizer_over_four_devices_is_the_whole_one(uninterrupted, tmp_path
     """Killed with its state in parts, the run goes on with a whole one, and the other way round."""
     monkeypatch.setattr(sharding, "LEAST", 64)
     _, whole = uninterrupted
+    summed = mock.Mock(side_effect=sharding.summed)
+    monkeypatch.setattr(sharding, "summed", summed)
     parts = dataclasses.replace(CONFIG, shard_optimizer=True)
     for first, second in ((parts, CONFIG), (CONFIG, parts)):
         folder = tmp_path / f"{first.shard_optimizer}"
@@ -526,6 +548,7 @@ def test_an_optimizer_over_four_devices_is_the_whole_one(uninterrupted, tmp_path
         assert found.keys() == whole.keys()
         for key, value in found.items():
             assert value == pytest.approx(whole[key], rel=1e-4), key
+    assert summed.called
 
 
 def test_parts_are_put_together_again(monkeypatch):
