@@ -83,9 +83,14 @@ def test_a_task_is_learned(task, tmp_path):
         assert scores["bleu"] >= 95, name
 
 
-def test_two_processes_are_one_with_two_devices(tmp_path):
-    """A pod of two processes with a device each gives the losses of one process with two."""
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_two_processes_are_one_with_two_devices(tmp_path, cut):
+    """A pod of two processes with a device each gives the losses of one process with two.
+
+    Also with the optimizer's state cut: its checkpoints are put together over the processes.
+    """
     flags = [*small_run(tmp_path, "copy"), "--config.training.steps=150"]
+    flags.append(f"--config.training.shard_optimizer={cut}")
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"

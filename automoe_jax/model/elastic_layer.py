@@ -16,7 +16,13 @@ from automoe_jax.architecture.subnet import LayerSpec
 from automoe_jax.model import stacked
 from automoe_jax.model.attention import Segments
 from automoe_jax.model.block import Block, CrossMemory, DropoutBits, layer_bits
-from automoe_jax.model.experts import combine, jittered, route, router_losses
+from automoe_jax.model.experts import (
+    combine,
+    jittered,
+    route,
+    router_losses,
+    router_product,
+)  # fmt: skip
 from automoe_jax.model.layers import Width, width
 from automoe_jax.model.scales import Scales
 from automoe_jax.model.sharing import Sharing
@@ -145,7 +151,7 @@ def route_tokens(static: StackStatic, context: Context, own: LayerContext, param
     if params:
         x_ND = x_BTD.astype(jnp.float32).reshape(len(real_N), -1)
         x_ND = jittered(x_ND, static.router_jitter, own.bits.router)
-        logits_NE = x_ND @ params["router"] + params["router_bias"]
+        logits_NE = router_product(x_ND, params["router"]) + params["router_bias"]
     routing = route(logits_NE, real_N, static.top_k, static.scales.gate, own.row)
     losses = router_losses(routing, real_N)
     return (routing.gate_NK, losses), (routing.expert_NK, routing.logits_NE)

@@ -123,7 +123,9 @@ class Experts(nn.Module):
             bound = uniform(d**-0.5)
             kernel_DE = self.param("router", bound, (d, n_experts))
             seen_ND = jittered(x_ND.astype(jnp.float32), self.jitter, jitter_bits_ND)
-            logits_NE = seen_ND @ kernel_DE + self.param("router_bias", bound, (n_experts,))
+            logits_NE = router_product(seen_ND, kernel_DE) + self.param(
+                "router_bias", bound, (n_experts,)
+            )
         routing = route(logits_NE, real_N, self.top_k, self.gate, None)
         if self.routing != "learned" and n_experts > 1:
             seed = zlib.crc32("/".join(self.path).encode())
@@ -147,6 +149,11 @@ class Experts(nn.Module):
         identity_A = identity(expert_A, sizes_E)
         scales = self.ffn_scale, dropout_rate, bits_AD
         return combine(y_AD, routing.gate_NK, identity_A, *scales), routing
+
+
+def router_product(x_ND: jax.Array, router_DE: jax.Array) -> jax.Array:
+    """x @ router in fp32, which accelerators would else round to bfloat16."""
+    return jnp.matmul(x_ND, router_DE, precision=jax.lax.Precision.HIGHEST)
 
 
 class RouterLosses(NamedTuple):

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 from collections import Counter
 
+import jax
 import pytest
 from tiny import tiny_config
 
@@ -47,13 +48,18 @@ def test_slices_that_do_not_exist():
         topologies.find("v5e:3x5")
 
 
-@pytest.fixture(scope="module")
-def compiled():
+@pytest.fixture(scope="module", params=["here", pytest.param("v5e:2x2", marks=needs_libtpu)])
+def compiled(request):
+    """A step for TPUs; "here" for the CPU devices of this machine as if they were some."""
     config = tiny_config()
     training = dataclasses.replace(
         config.training, batches_per_step=8, compute_dtype="bfloat16", shard_optimizer=True
     )
-    topology = topologies.find("v5e:2x2")
+    if request.param == "here":
+        chip = topologies.chips.TPUS["v5e"]
+        topology = topologies.Topology("here", tuple(jax.devices()), chip)
+    else:
+        topology = topologies.find(request.param)
     model = target(config, (64, 64))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "LEAST", 64)
@@ -61,21 +67,20 @@ def compiled():
     return found, topology, config
 
 
-@needs_libtpu
 def test_a_supernet_compiled_for_tpus(compiled):
     found, topology, config = compiled
     assert found.n_micro == 2
-    assert (found.costs.unknown_loops, found.costs.unknown_kernels) == (0, 0)
-    # Forward and backward, three times the forward pass, whose sentences have 10 tokens.
     largest = counts.count(config.space.largest(), 10).flops * BUCKET.rows * found.n_micro
-    assert largest < found.costs.flops < 20 * largest
+    assert (found.costs.unknown_loops, found.costs.unknown_kernels) == (0, 0)
+    # Forward and backward pass make three; in such a tiny model the optimizer, norms and the output
+    # layer, which `counts` leaves out, are as much again. Measured: 6.9 and 7.2.
+    assert 3 * largest < found.costs.flops < 9 * largest
     text = "\n".join(topologies.describe(found, topology, BUCKET, config.training))
     for words in ("4 chips x 2 micro-batch(es)", "memory of a chip", "bound by", "no program"):
         assert words in text
     assert "all-gather" in found.costs.sent  # of the weights that each chip updates
 
 
-@needs_libtpu
 def test_rows_of_experts_are_sliced(compiled):
     """No gather and no scatter makes an array of experts' rows."""
     found, _, config = compiled
