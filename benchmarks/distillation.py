@@ -136,7 +136,7 @@ class Trainings:
 
 def finished() -> dict[Student, dict[str, Any]]:
     """The lines of all finished trainings."""
-    lines = files.read_json_lines(RESULTS) if RESULTS.exists() else []
+    lines = files.read_json_lines(RESULTS)
     return {Student(line["recipe"], line["seed"]): line for line in lines}
 
 
@@ -172,9 +172,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "distillation")
     args = parser.parse_args()
-    chosen = args.only.split(",")
-    if unknown := set(chosen) - set(RECIPES):
-        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(RECIPES)}")
+    chosen = measure.names(args.only, RECIPES)
     RESULTS.parent.mkdir(exist_ok=True)
     wanted = [Student(recipe, seed) for seed in range(args.seeds) for recipe in chosen]
     folder = args.workdir.absolute()

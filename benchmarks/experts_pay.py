@@ -146,7 +146,7 @@ def run(wanted: list[Training], workdir: Path) -> None:
 
 def lines() -> list[dict]:
     """The lines of all finished trainings."""
-    return list(files.read_json_lines(RESULTS)) if RESULTS.exists() else []
+    return files.read_json_lines(RESULTS)
 
 
 def training_of(line: dict) -> Training:
@@ -168,9 +168,7 @@ def main():
     parser.add_argument("--only", default=",".join(QUESTIONS), help="questions, with commas")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "experts_pay")
     args = parser.parse_args()
-    chosen = args.only.split(",")
-    if unknown := set(chosen) - set(QUESTIONS):
-        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(QUESTIONS)}")
+    chosen = measure.names(args.only, QUESTIONS)
     RESULTS.parent.mkdir(exist_ok=True)
     wanted = list(dict.fromkeys(t for name in chosen for t in QUESTIONS[name]))
     known = finished()

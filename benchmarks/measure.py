@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -92,6 +92,14 @@ def machine() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
+
+
+def names(given: str, allowed: Iterable[str], flag: str = "--only") -> list[str]:
+    """The names in a flag's value, with commas between; ends the program if one is not allowed."""
+    found, known = given.split(","), list(allowed)
+    if unknown := set(found) - set(known):
+        sys.exit(f"{flag} names {', '.join(sorted(unknown))}; allowed: {', '.join(known)}")
+    return found
 
 
 def goal(value: float, limit: float, *, at_most: bool = True) -> dict[str, Any]:

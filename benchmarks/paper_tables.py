@@ -36,7 +36,7 @@ def key(line: dict[str, Any]) -> Part:
 
 def read(path: Path) -> dict[Part, dict[str, Any]]:
     """The lines of all finished parts."""
-    return {key(line): line for line in files.read_json_lines(path)} if path.exists() else {}
+    return {key(line): line for line in files.read_json_lines(path)}
 
 
 def run(study: Study, wanted: list[Part], results: Path):
@@ -94,9 +94,7 @@ def main():
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "paper")
     parser.add_argument("--results", type=Path, help="file (default: benchmarks/results/)")
     args = parser.parse_args()
-    names = args.only.split(",")
-    if unknown := set(names) - set(SYSTEMS):
-        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(SYSTEMS)}")
+    names = measure.names(args.only, SYSTEMS)
     results = args.results or ROOT / "benchmarks" / "results" / f"paper_{args.corpus}.jsonl"
     corpus = CORPORA[args.corpus]
     wanted = list(parts(corpus, names, args.seeds))

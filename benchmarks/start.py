@@ -80,9 +80,7 @@ def main():
     parts = ("supernet", "warm", "experts", "dense", "quickstart")
     parser.add_argument("--only", default=",".join(parts), help="parts, with commas")
     args = parser.parse_args()
-    chosen = args.only.split(",")
-    if unknown := set(chosen) - set(parts):
-        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(parts)}")
+    chosen = measure.names(args.only, parts)
     seconds: dict[str, float] = {}
     losses: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:

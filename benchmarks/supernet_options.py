@@ -172,7 +172,7 @@ def key(line: dict[str, Any]) -> tuple[str, int, int]:
 
 def finished() -> dict[tuple[str, int, int], dict[str, Any]]:
     """The lines of all finished trainings."""
-    lines = files.read_json_lines(RESULTS) if RESULTS.exists() else []
+    lines = files.read_json_lines(RESULTS)
     return {key(line): line for line in lines}
 
 
@@ -196,9 +196,7 @@ def main():
     if args.score:
         print(json.dumps(score(args.score)))
         return
-    chosen = args.only.split(",")
-    if unknown := set(chosen) - set(OPTIONS):
-        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(OPTIONS)}")
+    chosen = measure.names(args.only, OPTIONS)
     RESULTS.parent.mkdir(exist_ok=True)
     wanted = [(option, args.updates, seed) for seed in range(args.seeds) for option in chosen]
 

@@ -35,7 +35,7 @@ SUPERNETS = ROOT / "runs" / "supernet_options"
 
 def lines(**wanted: Any) -> list[dict[str, Any]]:
     """The lines of the results file that have these values."""
-    found = files.read_json_lines(RESULTS) if RESULTS.exists() else ()
+    found = files.read_json_lines(RESULTS)
     return [x for x in found if all(x.get(name) == value for name, value in wanted.items())]
 
 
@@ -112,10 +112,7 @@ def main():
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "supernet_ranks")
     parser.add_argument("--supernets", type=Path, default=SUPERNETS, help="of supernet_options.py")
     args = parser.parse_args()
-    options = args.options.split(",")
-    if unknown := set(options) - set(supernet_options.OPTIONS):
-        allowed = ", ".join(supernet_options.OPTIONS)
-        sys.exit(f"--options names {', '.join(sorted(unknown))}; allowed: {allowed}")
+    options = measure.names(args.options, supernet_options.OPTIONS, "--options")
     RESULTS.parent.mkdir(exist_ok=True)
     workdir = args.workdir.absolute()
     workdir.mkdir(parents=True, exist_ok=True)

@@ -131,9 +131,7 @@ def main():
     )
     parser.add_argument("--only", default=",".join(CASES), help="cases, with commas")
     args = parser.parse_args()
-    chosen = args.only.split(",")
-    if unknown := set(chosen) - set(CASES):
-        sys.exit(f"--only names {', '.join(sorted(unknown))}; allowed: {', '.join(CASES)}")
+    chosen = measure.names(args.only, CASES)
     jax.config.update("jax_platforms", "cpu")  # libtpu would be asked for a TPU of this machine
     rows = {}
     for name in chosen:

@@ -62,8 +62,9 @@ def run(command: str):
         if isinstance(e, OSError) and e.filename is not None:
             _fail(f"{e.filename}: {e.strerror}")
         where = traceback.extract_tb(e.__traceback__)[-1].filename
-        if os.environ.get("JAX_PLATFORMS") and where.endswith("xla_bridge.py"):
-            asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(e) or "no such device here"
+        asked = os.environ.get("JAX_PLATFORMS")
+        if asked and where.endswith("xla_bridge.py"):
+            reason = str(e) or "no such device here"
             _fail(f"JAX cannot start with JAX_PLATFORMS={asked!r}: {reason}")
         raise
     except KeyboardInterrupt as e:

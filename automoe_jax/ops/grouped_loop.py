@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts
+from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, add_slice
 
 # Rows of a block: an expert's rows are split into blocks of the larger size, the rest into blocks
 # of the smaller one, and the last is padded. On 2 AVX-512 cores products of fewer than 256 rows
@@ -178,7 +178,7 @@ def backward(
 
         db_1D = jnp.sum(dy_RD, axis=0, keepdims=True, dtype=jnp.float32)
         at_bias = (experts.bias_row + expert, 0)
-        dw = dw._replace(fc2_bias_ED=_add(dw.fc2_bias_ED, db_1D, at_bias))
+        dw = dw._replace(fc2_bias_ED=add_slice(dw.fc2_bias_ED, db_1D, at_bias))
         dx_RD = jnp.zeros((n_rows, d), jnp.float32)
         dx_RD, dw = lax.fori_loop(0, slices.count(expert), one, (dx_RD, dw))
         return _write(dx_pad, dx_RD.astype(dx_pad.dtype), start, groups, expert), dw
@@ -195,9 +195,9 @@ def _slice_bwd(slices: _Slices, expert, j, x_RD, h_RC, dy_RD, carry):
     dh_RC = jnp.where(h_RC > 0, _dot(dy_RD, fc2_CD.T), 0)
     dh_in = dh_RC.astype(x_RD.dtype)
     dw = dw._replace(
-        fc1_FD=_add(dw.fc1_FD, _dot(dh_in.T, x_RD), (at, 0)),
-        fc1_bias_F=_add(dw.fc1_bias_F, jnp.sum(dh_RC, axis=0), (at,)),
-        fc2_FD=_add(dw.fc2_FD, _dot(h_RC.T, dy_RD), (at, 0)),
+        fc1_FD=add_slice(dw.fc1_FD, _dot(dh_in.T, x_RD), (at, 0)),
+        fc1_bias_F=add_slice(dw.fc1_bias_F, jnp.sum(dh_RC, axis=0), (at,)),
+        fc2_FD=add_slice(dw.fc2_FD, _dot(h_RC.T, dy_RD), (at, 0)),
     )
     return dx_RD + _dot(dh_in, fc1_CD), dw
 
@@ -213,8 +213,3 @@ def _write(array, block_RD, start, groups: Groups, expert):
     old_RD = lax.dynamic_slice(array, (start, 0), block_RD.shape)
     own = _own_rows(block_RD.shape[0], start, groups, expert)
     return lax.dynamic_update_slice(array, jnp.where(own, block_RD, old_RD), (start, 0))
-
-
-def _add(array, update, at):
-    old = lax.dynamic_slice(array, at, update.shape)
-    return lax.dynamic_update_slice(array, old + update, at)

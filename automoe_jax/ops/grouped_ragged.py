@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from automoe_jax.ops.grouped_loop import slice_columns
-from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts
+from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, add_slice
 
 # (lhs_AK, rhs_EKN, count_E) -> (A, N), fp32; rows past the last group give zeros.
 Product = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -198,19 +198,12 @@ class _Slices:
             own_C = low + jnp.arange(columns) < size
             one = jax.tree.map(lambda x, i=i: x[i], part)
             dw = ExpertWeights(
-                _add(dw.fc1_FD, jnp.where(own_C[:, None], one.fc1_FD, 0), row),
-                _add(dw.fc1_bias_F, jnp.where(own_C, one.fc1_bias_F, 0), row),
-                _add(dw.fc2_FD, jnp.where(own_C[:, None], one.fc2_FD, 0), row),
-                _add(dw.fc2_bias_ED, one.fc2_bias_ED[None], bias_row),
+                add_slice(dw.fc1_FD, jnp.where(own_C[:, None], one.fc1_FD, 0), (row, 0)),
+                add_slice(dw.fc1_bias_F, jnp.where(own_C, one.fc1_bias_F, 0), (row,)),
+                add_slice(dw.fc2_FD, jnp.where(own_C[:, None], one.fc2_FD, 0), (row, 0)),
+                add_slice(dw.fc2_bias_ED, one.fc2_bias_ED[None], (bias_row, 0)),
             )
         return dw
-
-
-def _add(array: jax.Array, update: jax.Array, row: Any) -> jax.Array:
-    """Adds to rows of an array from `row` on."""
-    at = (row, *[0] * (array.ndim - 1))
-    old = lax.dynamic_slice(array, at, update.shape)
-    return lax.dynamic_update_slice(array, old + update.astype(array.dtype), at)
 
 
 def forward(kernel: Kernel, x_AD, groups: Groups, experts: LayerExperts) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from automoe_jax.architecture.active import Array
 
@@ -63,3 +64,9 @@ def group(expert_A: jax.Array, n_experts: int, rank_E: Array | None = None) -> G
 def put_back(y_sorted_AD: jax.Array, groups: Groups) -> jax.Array:
     """Sorted rows in their original order."""
     return jnp.zeros_like(y_sorted_AD).at[groups.order_A].set(y_sorted_AD, unique_indices=True)
+
+
+def add_slice(array: jax.Array, update: jax.Array, at: tuple[Any, ...]) -> jax.Array:
+    """The array with `update` added from the indices `at` on."""
+    old = lax.dynamic_slice(array, at, update.shape)
+    return lax.dynamic_update_slice(array, old + update, at)

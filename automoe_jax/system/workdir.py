@@ -46,7 +46,7 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     folder = resolve(folder)
     origin = {}
     if (folder / MANIFEST).exists():
-        manifest, made = read(folder, kind), settings(folder, kind)
+        made = settings(folder, kind)
         stored = {k: with_defaults(v, config.get(k)) for k, v in made.items()}
         difference = _first_difference(stored, _as_json(config), "")
         if not difference:
@@ -56,6 +56,7 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
                 f"{folder} was made with another config: {difference}; use the same config, or "
                 "another --workdir"
             )
+        manifest = read(folder, kind)
         if CONVERTED in manifest:
             origin = {CONVERTED: manifest[CONVERTED]}
     write(folder, kind, {"config": config, **origin})

@@ -97,6 +97,12 @@ def _first(x: jax.Array) -> np.ndarray:
     return np.asarray(x.addressable_data(0), np.float64)[0]
 
 
+def plain_batches(pairs: TokenPairs, config: TrainingConfig) -> list[Any]:
+    """The batches of `validation_batches` for a single device, without the device axis."""
+    share = Share(first_device=0, n_local_devices=1, n_devices=1)
+    return [jax.tree.map(lambda x: x[0], x) for x in validation_batches(pairs, config, share)]
+
+
 def batch_shape(batch: Any) -> tuple[int, ...]:
     """What the programs of batches are kept under."""
     return batch["source"].shape + batch["target"].shape

@@ -4,11 +4,10 @@ from typing import Any
 
 import jax
 
-from automoe_jax.data.batches import Share
 from automoe_jax.data.tokens import TokenPairs
 from automoe_jax.model.importance import Importance, of_gradient
 from automoe_jax.training.config import TrainingConfig
-from automoe_jax.training.evaluation import validation_batches
+from automoe_jax.training.evaluation import plain_batches
 from automoe_jax.training.step import batch_loss
 from automoe_jax.training.target import TrainingTarget
 
@@ -27,7 +26,5 @@ def importance_of(
 
         return of_gradient(params, jax.grad(objective)(params))
 
-    share = Share(first_device=0, n_local_devices=1, n_devices=1)
-    batches = validation_batches(pairs, config, share)
-    found = [one(params, jax.tree.map(lambda x: x[0], batch)) for batch in batches]
+    found = [one(params, batch) for batch in plain_batches(pairs, config)]
     return jax.tree.map(lambda *xs: sum(xs) / len(xs), *found)

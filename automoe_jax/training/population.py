@@ -9,13 +9,12 @@ import numpy as np
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.subnet import Subnet
-from automoe_jax.data.batches import Share
 from automoe_jax.data.tokens import TokenPairs
 from automoe_jax.system.compile_cache import Compilations
 from automoe_jax.system.programs import Programs
 from automoe_jax.training import parallel
 from automoe_jax.training.config import TrainingConfig
-from automoe_jax.training.evaluation import batch_shape, take_pairs, validation_batches
+from automoe_jax.training.evaluation import batch_shape, plain_batches, take_pairs
 from automoe_jax.training.step import batch_loss
 from automoe_jax.training.target import TrainingTarget
 
@@ -46,11 +45,7 @@ class PopulationScorer:
 
     def prepare(self, pairs: TokenPairs) -> list[Any]:
         """The batches of some pairs, replicated."""
-        one = Share(first_device=0, n_local_devices=1, n_devices=1)
-        batches = [
-            parallel.replicate(jax.tree.map(lambda x: x[0], batch))
-            for batch in validation_batches(pairs, self._config, one)
-        ]
+        batches = [parallel.replicate(batch) for batch in plain_batches(pairs, self._config)]
         active = self._stack([self._target.hull] * self.at_once)
         for batch in batches:
             self._programs.schedule(batch_shape(batch), (self._params, batch, active))

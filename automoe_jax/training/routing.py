@@ -11,11 +11,10 @@ import numpy as np
 
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.subnet import LayerSpec, Subnet
-from automoe_jax.data.batches import Share
 from automoe_jax.data.tokens import TokenPairs
 from automoe_jax.model.experts import router_entropy
 from automoe_jax.training.config import TrainingConfig
-from automoe_jax.training.evaluation import validation_batches
+from automoe_jax.training.evaluation import plain_batches
 from automoe_jax.training.step import batch_loss, decoder_input
 from automoe_jax.training.target import TrainingTarget
 
@@ -69,10 +68,8 @@ def routing_of(
         _, output = batch_loss(module, params, batch, None, None, 0.0)
         return [(x_NE.argmax(axis=-1), router_entropy(x_NE)) for x_NE in output.router_logits]
 
-    share = Share(first_device=0, n_local_devices=1, n_devices=1)
     ids, found = [], []
-    for stacked in validation_batches(pairs, config, share):
-        batch = jax.tree.map(lambda x: x[0], stacked)
+    for batch in plain_batches(pairs, config):
         read = {"encoder": batch["source"], "decoder": np.asarray(decoder_input(batch["target"]))}
         ids.append(read)
         found.append(jax.tree.map(np.asarray, route(params, batch)))
@@ -97,8 +94,7 @@ def losses_by_routing(
 
     By `ROUTINGS`; the others have the same gates, see `model.experts.rerouted`.
     """
-    share = Share(first_device=0, n_local_devices=1, n_devices=1)
-    batches = [jax.tree.map(lambda x: x[0], x) for x in validation_batches(pairs, config, share)]
+    batches = plain_batches(pairs, config)
 
     def loss(how: str) -> float:
         module = target.module().clone(routing=how)

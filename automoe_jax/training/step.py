@@ -206,9 +206,10 @@ def make_train_step(
         gradient = sharding.summed(gradient) if cut else _sum_devices(gradient)
         gradient = reconciled(gradient) if projected else gradient
         loss, nll, load_balance = (x / (tokens * each) for x in (sums.loss, sums.nll, balance))
-        squares = _dot(gradient, gradient)
         if cut:
             squares = sharding.sum_of_squares(gradient, state.params)
+        else:
+            squares = _dot(gradient, gradient)
         norm = jnp.sqrt(squares)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         skipped = 1 - finite.astype(jnp.float32)
