@@ -5,7 +5,7 @@ python launch/convert.py --checkpoint=sub.pt --config=CONFIG --subnet=sub.yml --
 python launch/convert.py --write=super.npz --config=CONFIG --workdir=DIR     # and back
 
 CONFIG's space must be the supernet of the checkpoint: configs/supertransformer.py:FILE takes it from
-its YAML. Then launch/export.py, search.py and train.py with the same --config and --workdir.
+its YAML. Then launch/export.py, launch/search.py and launch/train.py with the same --config and --workdir.
 """  # noqa: E501
 
 from pathlib import Path

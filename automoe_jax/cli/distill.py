@@ -15,7 +15,7 @@ from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.phases import distill
 from automoe_jax.phases.prepare import open_splits
-from automoe_jax.system import malloc, workdir
+from automoe_jax.system import files, malloc, workdir
 from automoe_jax.system.errors import UserError
 
 CONFIG = RunFlags()
@@ -47,6 +47,6 @@ def main():
     )  # fmt: skip
     run = CONFIG.open_run(config)
     folder = workdir.resolve(_OUT.value)
-    splits, teacher = open_splits(run), workdir.resolve(_TEACHER.value)
+    splits, teacher = open_splits(run), files.expanded(_TEACHER.value).absolute()
     found = distill.distill(run, splits, teacher, how, folder, lambda: translator)
     print(f"{found.pairs:,} training pairs, {found.translated:,} of them translated: {folder}")

@@ -1,4 +1,4 @@
-"""Makes a latency model of this machine, which a search predicts latencies with.
+r"""Makes a latency model of this machine, which a search predicts latencies with.
 
 python launch/fit_latency.py --config configs/multi30k.py --workdir runs/multi30k
 python launch/fit_latency.py --config configs/wmt14.py --random_weights --vocab_size=32768 \

@@ -1,5 +1,7 @@
 """Flags that several commands share, their parsing, and the text of `--help`."""
 
+import re
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -86,5 +88,15 @@ def help_text(command: ModuleType) -> str:
     """What a command does, its flags, and the fields of its `--config`."""
     config: ConfigFlag | None = getattr(command, "CONFIG", None)
     options = flags.FLAGS.module_help(command).replace("\n\n", "\n")
-    parts = [(command.__doc__ or "").strip(), "Options:" + options.split(":", 1)[1]]
+    about = (command.__doc__ or "").strip()
+    if not sys.argv[0].endswith(".py"):
+        about = _installed(about)
+    parts = [about, "Options:" + options.split(":", 1)[1]]
     return "\n\n".join([*parts, config.help_text()] if config else parts)
+
+
+def _installed(about: str) -> str:
+    """A command's examples, written for a clone, as the installed `automoe` takes them."""
+    about = re.sub(r"(?:python )?launch/(\w+)\.py", r"automoe \1", about)
+    about = re.sub(r"(--config[= ])configs/(\w+)\.py", r"\1\2", about)
+    return re.sub(r"(--subnet[= ])configs/subnets/(\w+)\.json", r"\1\2", about)

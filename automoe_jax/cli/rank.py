@@ -1,4 +1,4 @@
-"""Measures how well a supernet ranks its subnets.
+r"""Measures how well a supernet ranks its subnets.
 
 python launch/rank.py --config configs/multi30k.py --workdir runs/multi30k --subnets=12 \
     --config.subnet_training.steps=600

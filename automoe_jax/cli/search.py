@@ -1,4 +1,4 @@
-"""Searches a supernet for the best subnet within limits, or for a whole front.
+r"""Searches a supernet for the best subnet within limits, or for a whole front.
 
 python launch/search.py --config configs/multi30k.py --workdir runs/multi30k
 python launch/search.py --config configs/multi30k.py --workdir runs/multi30k --out=search_60ms \

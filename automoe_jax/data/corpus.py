@@ -74,22 +74,37 @@ def _prepared_sources(config: DataConfig, folder: Path, *, unused: bool) -> dict
     if stored and config.path and not files.expanded(config.path).exists():
         # The text may be deleted once it is prepared.
         return tfds_pairs.sources(folder, languages, stored["splits"])
-    splits, identity = _readers(config)
-    fingerprint = hashlib.sha256(json.dumps([languages, *identity]).encode()).hexdigest()
+    splits, fingerprint = _readers(config)
     if not stored or (unused and stored["fingerprint"] != fingerprint):
         shutil.rmtree(folder, ignore_errors=True)  # of a killed run
         tfds_pairs.write(folder, languages, splits)
         files.write_json(mark, {"version": 1, "fingerprint": fingerprint, "splits": list(splits)})
-    elif stored["fingerprint"] != fingerprint:
+    else:
+        _refuse_changed(config, folder, stored["fingerprint"], fingerprint)
+    return tfds_pairs.sources(folder, languages, splits)
+
+
+def check_unchanged(config: DataConfig, folder: Path):
+    """`UserError` if `folder` was prepared from local text that has changed since.
+
+    Text that is gone, and TFDS datasets, which have versions, pass. Reads both ends of each file.
+    """
+    mark = folder / "corpus.json"
+    if config.kind == "parallel_text" and mark.exists() and files.expanded(config.path).exists():
+        stored = files.read_json(mark, "corpus")["fingerprint"]
+        _refuse_changed(config, folder, stored, _readers(config)[1])
+
+
+def _refuse_changed(config: DataConfig, folder: Path, stored: str, fingerprint: str):
+    if stored != fingerprint:
         raise UserError(
             f"the text of {config.path or config.kind} has changed since {folder} was made "
             "from it; use a new --workdir"
         )
-    return tfds_pairs.sources(folder, languages, splits)
 
 
-def _readers(config: DataConfig) -> tuple[Mapping[str, Callable[[], Iterable[LinePair]]], list]:
-    """A reader of each split, and JSON that changes when the text does."""
+def _readers(config: DataConfig) -> tuple[Mapping[str, Callable[[], Iterable[LinePair]]], str]:
+    """A reader of each split, and a fingerprint that changes when the text does."""
     languages = (config.source_lang, config.target_lang)
     if config.kind == "phrases":
         if set(languages) != {"en", "de"}:
@@ -97,10 +112,15 @@ def _readers(config: DataConfig) -> tuple[Mapping[str, Callable[[], Iterable[Lin
                 f"data.kind phrases has English (en) and German (de), not {' and '.join(languages)}"
             )
         sizes = {name: getattr(config, f"{name}_pairs") for name in ("train", "valid", "test")}
-        return {x: functools.partial(_phrases, x, n, languages) for x, n in sizes.items()}, [sizes]
+        readers = {x: functools.partial(_phrases, x, n, languages) for x, n in sizes.items()}
+        return readers, _fingerprint(languages, [sizes])
     found = parallel_text.find_splits(files.expanded(config.path), *languages)
-    fingerprints = [pair.fingerprint() for pair in found.values()]
-    return {name: pair.read for name, pair in found.items()}, fingerprints
+    identity = [pair.fingerprint() for pair in found.values()]
+    return {name: pair.read for name, pair in found.items()}, _fingerprint(languages, identity)
+
+
+def _fingerprint(languages: tuple[str, str], identity: list) -> str:
+    return hashlib.sha256(json.dumps([languages, *identity]).encode()).hexdigest()
 
 
 def _phrases(name: str, size: int, languages: tuple[str, str]) -> Iterable[LinePair]:

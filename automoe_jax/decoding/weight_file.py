@@ -50,7 +50,9 @@ def load(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
             RecursionError, MemoryError) as e:  # fmt: skip
         reason = str(e) or type(e).__name__
-        raise UserError(f"weights {path} cannot be read: {reason}") from None
+        raise UserError(
+            f"weights {path} cannot be read: {reason}; copy the export again, or make it again"
+        ) from None
 
 
 def _view(data: np.ndarray, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:

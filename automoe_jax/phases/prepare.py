@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 from automoe_jax.data import tokens
 from automoe_jax.data.config import DataConfig
-from automoe_jax.data.corpus import Split, open_corpus
+from automoe_jax.data.corpus import Split, check_unchanged, open_corpus
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import sentence_piece, token_ids
 from automoe_jax.data.tokenizers.config import TokenizerConfig
@@ -126,6 +126,7 @@ def _make(run: Run, tokenizer_from: Path | None):
             )
     missing = [n for n in ("train", "valid") if not (run.tokens / n).is_dir()]
     if folder.is_dir() and not missing:
+        check_unchanged(data, run.corpus)
         return
     unused = not folder.is_dir() and len(missing) == 2
     corpus = open_corpus(data, run.corpus, unused=unused)

@@ -1,5 +1,6 @@
 """The console command, and what comes with the project."""
 
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -40,6 +41,15 @@ def test_the_command_runs_commands(tmp_path):
     assert "multi30k" in found.stdout
     assert "44.14" in found.stdout
     assert automoe("--version").stdout.strip() == f"automoe_jax {__version__}"
+
+
+def test_help_shows_commands_as_one_would_type_them(monkeypatch):
+    command = importlib.import_module("automoe_jax.cli.train")
+    monkeypatch.setattr(sys, "argv", ["automoe train"])
+    installed = options.help_text(command)
+    assert "automoe train --config wmt14 --subnet best_1.json --init_from runs/wmt14" in installed
+    monkeypatch.setattr(sys, "argv", ["launch/train.py"])
+    assert "python launch/train.py --config configs/wmt14.py" in options.help_text(command)
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,18 @@ def test_a_foreign_tokenizer_is_not_mixed_in(tmp_path):
     assert inherited.tokenizer.vocab_sizes == (41, 41)
 
 
+def test_text_that_changed_after_tokenising_is_refused(tmp_path):
+    config = write_corpus(tmp_path / "text", n=30)
+    run = run_of(config, 40, tmp_path / "a")
+    prepare(run)
+    prepare(run)
+    (tmp_path / "text" / "train.xx").write_text("other\n" * 30)
+    with pytest.raises(UserError, match="has changed since"):
+        prepare(run)
+    (tmp_path / "text").rename(tmp_path / "moved")  # tokens are enough
+    prepare(run)
+
+
 def test_a_split_of_nothing_usable_says_so_every_time(tmp_path):
     config = write_corpus(tmp_path / "text", valid_xx=b"\n" * 6)
     for _ in range(2):

@@ -88,6 +88,17 @@ def test_the_exports_programs_are_not_read(exports, tmp_path):
         Translator.load(folder, trust=True).translate(SENTENCES, 1)
 
 
+def test_incomplete_weights_say_what_to_do(exports, tmp_path):
+    folder = shutil.copytree(exports["fp32"], tmp_path / "x")
+    weights = next(folder.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=r"cannot be read: .*copy the export again"):
+        Translator.load(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"cannot be read: .*copy the export again"):
+        Translator.load(folder)
+
+
 def test_compiled_programs_lie_in_the_users_own_cache(exports, tmp_path):
     """In a process without a compilation cache; the export stays as it was."""
     folder = shutil.copytree(exports["fp32"], tmp_path / "x")
