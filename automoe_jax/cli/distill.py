@@ -5,20 +5,20 @@ python launch/train.py --config configs/multi30k.py --config.data.path=DISTILLED
 
 Sequence-level distillation: the export translates the training text of the config's corpus; the
 original pairs stand beside its translations, unless --nooriginal. --out is a folder of parallel
-text with the same validation and test text. A killed run goes on where it was.
+text with the same validation and test text. A killed run goes on where it was. With --ray parts of
+the text are translated on the nodes of a Ray cluster.
 """
 
 from absl import flags
 
 from automoe_jax.cli import options
 from automoe_jax.cli.run_flags import RunFlags
-from automoe_jax.decoding.translator import Translator
 from automoe_jax.phases import distill
 from automoe_jax.phases.prepare import open_splits
 from automoe_jax.system import files, malloc, workdir
 from automoe_jax.system.errors import UserError
 
-CONFIG = RunFlags()
+CONFIG = RunFlags(parts=True, memory_gb=2.0)
 _TEACHER = flags.DEFINE_string("teacher", None, "export that translates")
 _OUT = flags.DEFINE_string("out", None, "folder for the corpus")
 _BEAM, _PENALTY = options.define_beam()
@@ -40,13 +40,12 @@ def main():
     if not _OUT.value:
         raise UserError("--out is missing; give a folder for the corpus")
     malloc.return_large_blocks()
-    translator = Translator.load(_TEACHER.value, kernels=_KERNELS.value, release_memory=malloc.trim)
+    teacher = distill.Teacher(files.expanded(_TEACHER.value).absolute(), _KERNELS.value)
     how = distill.Distillation(
-        translator.beam_size(_BEAM.value), _PENALTY.value, _CHOICE.value, _N_BEST.value,
+        teacher.load().beam_size(_BEAM.value), _PENALTY.value, _CHOICE.value, _N_BEST.value,
         original=_ORIGINAL.value,
     )  # fmt: skip
     run = CONFIG.open_run(config)
-    folder = workdir.resolve(_OUT.value)
-    splits, teacher = open_splits(run), files.expanded(_TEACHER.value).absolute()
-    found = distill.distill(run, splits, teacher, how, folder, lambda: translator)
+    folder, splits = workdir.resolve(_OUT.value), open_splits(run)
+    found = distill.distill(run, splits, teacher, how, folder)
     print(f"{found.pairs:,} training pairs, {found.translated:,} of them translated: {folder}")

@@ -4,7 +4,8 @@ python launch/halving.py --config configs/msdocs.py --workdir runs/msdocs --subn
 python launch/halving.py --config FILE --workdir DIR --candidates=best_1.json,best_2.json,dense.json
 
 Trains all candidates a little, from the workdir's supernet where there is one, then the better half
-for twice as long, and so on: for a choice that inherited losses do not tell.
+for twice as long, and so on: for a choice that inherited losses do not tell. With --ray the
+candidates of a round are trained on the nodes of a Ray cluster, all of which see the workdir.
 """
 
 from absl import flags
@@ -18,7 +19,7 @@ from automoe_jax.phases.run import check_out
 from automoe_jax.published import subnet_files
 from automoe_jax.system.errors import UserError
 
-CONFIG = RunFlags()
+CONFIG = RunFlags(parts=True)
 _OUT = flags.DEFINE_string("out", "halving", "folder in the workdir")
 _SUBNETS = flags.DEFINE_integer(
     "subnets", 8, "random candidates, spread over the range of FLOPs, in place of --candidates"
@@ -40,8 +41,8 @@ def main():
         subnets = spread(config.space, _SUBNETS.value, config.seed)
     check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)
-    data = prepare(run)
-    result = halving.halve(run, _OUT.value, data, subnets, _STEPS.value)
+    prepare(run)
+    result = halving.halve(run, _OUT.value, subnets, _STEPS.value)
     if _JSON.value:
         terminal.print_json(result)
         return

@@ -1,6 +1,9 @@
 """Runs all phases in one workdir: supernet, search, finalists, export, report.
 
 python launch/pipeline.py --config configs/quickstart.py
+
+With --ray the finalists are trained, and a text is distilled, on the nodes of a Ray cluster, all of
+which see the workdir; latencies are measured here.
 """
 
 from automoe_jax.cli import options, terminal
@@ -8,7 +11,7 @@ from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.pipeline import run_pipeline
 from automoe_jax.report.page import gain_text, table_rows
 
-CONFIG = RunFlags()
+CONFIG = RunFlags(parts=True)
 _JSON = options.define_json("print the results as one JSON line")
 
 

@@ -5,6 +5,7 @@ python launch/rank.py --config configs/multi30k.py --workdir runs/multi30k --sub
 
 Trains subnets from scratch, spread over the range of FLOPs, and compares their losses with those of
 inherited weights: rank correlation, offset, a scatter plot, and what each choice changes of both.
+With --ray the subnets are trained on the nodes of a Ray cluster, all of which see the workdir.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from automoe_jax.phases.run import check_out
 from automoe_jax.phases.weights import supernet_params
 from automoe_jax.system.errors import UserError
 
-CONFIG = RunFlags()
+CONFIG = RunFlags(parts=True)
 _OUT = flags.DEFINE_string("out", "rank", "folder in the workdir")
 _SUBNETS = flags.DEFINE_integer("subnets", 12, "how many to train")
 _JSON = options.define_json("print the result as one JSON line")

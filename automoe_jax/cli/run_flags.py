@@ -9,18 +9,24 @@ from automoe_jax.cli.terminal import TerminalProgress
 from automoe_jax.config import RunConfig
 from automoe_jax.phases.run import CACHE, Run, open_run
 from automoe_jax.system import compile_cache, workdir
+from automoe_jax.system.parts import HERE, Workers
+from automoe_jax.system.ray_workers import RayWorkers
 
 # `--help` lists a flag under the command that calls `RunFlags`, not under this module.
 flags.disclaim_key_flags()
 
 
 class RunFlags(ConfigFlag):
-    """`--config` and `--workdir` of one command, defined when this is constructed."""
+    """`--config` and `--workdir` of one command, defined when this is constructed.
 
-    def __init__(self):
+    With `parts`, `--ray` and what a part needs too: memory `memory_gb`, by default.
+    """
+
+    def __init__(self, *, parts: bool = False, memory_gb: float = 4.0):
         super().__init__()
         about = "folder of the run (default: runs/<config>)"
         self._workdir = flags.DEFINE_string("workdir", None, about)
+        self._ray = _define_ray(memory_gb) if parts else None
 
     @property
     def given_path(self) -> str:
@@ -39,6 +45,23 @@ class RunFlags(ConfigFlag):
 
     def open_run(self, config: RunConfig) -> Run:
         """Starts or continues the run; keeps programs that this process compiles in its folder."""
-        run = open_run(config, self.path, TerminalProgress())
+        run = open_run(config, self.path, TerminalProgress(), self._workers())
         compile_cache.enable(run.path / CACHE)
         return run
+
+    def _workers(self) -> Workers:
+        if self._ray is None:
+            return HERE
+        address, cores, memory_gb = (flag.value for flag in self._ray)
+        if not address:
+            return HERE
+        return RayWorkers(address, cores, memory_gb)
+
+
+def _define_ray(memory_gb: float) -> tuple[flags.FlagHolder, ...]:
+    about = "do independent parts on a Ray cluster: auto, or HOST:PORT of its head"
+    return (
+        flags.DEFINE_string("ray", "", about),
+        flags.DEFINE_integer("ray_cores", 1, "with --ray, CPU cores of a part"),
+        flags.DEFINE_float("ray_memory_gb", memory_gb, "with --ray, memory of a part, GiB"),
+    )

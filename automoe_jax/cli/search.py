@@ -9,10 +9,9 @@ python launch/search.py --config configs/multi30k.py --workdir runs/multi30k --o
     --seeds=1,2,3
 
 A latency limit needs a latency model of this machine (launch/fit_latency.py); where the workdir has
-none, it is made first.
+none, it is made first. Without one, --ray searches with the seeds on the nodes of a Ray cluster.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,12 @@ from absl import flags
 from automoe_jax.cli import options, terminal
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.run import Run, check_out
-from automoe_jax.phases.search import claim_search, run_search
-from automoe_jax.phases.search_result import RESULT
-from automoe_jax.phases.search_seeds import compare
-from automoe_jax.phases.weights import random_weights, supernet_params
-from automoe_jax.system import files
+from automoe_jax.phases.run import check_out
+from automoe_jax.phases.search import search
+from automoe_jax.phases.search_seeds import search_seeds
 from automoe_jax.system.errors import UserError
 
-CONFIG = RunFlags()
+CONFIG = RunFlags(parts=True)
 _OUT = flags.DEFINE_string(
     "out", "search", "folder in the workdir; another one for another limit or algorithm"
 )
@@ -47,29 +43,14 @@ def main():
     seeds = _seeds()
     check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)
+    if run.workers.remote and not seeds:
+        raise UserError("--ray searches with several --seeds at a time; give some, or leave it out")
     data = prepare(run)
-    vocab_sizes = data.tokenizer.vocab_sizes
-    if _RANDOM.value:
-        params, step = random_weights(config, vocab_sizes), None
-    else:
-        params, step = supernet_params(run, vocab_sizes)
-
-    def search(own: Run, folder: Path) -> dict[str, Any]:
-        claim_search(own, folder, step)
-        if not (folder / RESULT).exists():
-            run_search(own, folder, data, params)
-        return files.read_json(folder / RESULT, "search result")
-
     folder = run.path / _OUT.value
-    if not seeds:
-        result = search(run, folder)
+    if seeds:
+        result = search_seeds(run, _OUT.value, seeds, untrained=_RANDOM.value)
     else:
-        for seed in seeds:
-            run.progress.note(f"seed {seed}")
-            settings = dataclasses.replace(config.search, seed=seed)
-            own = dataclasses.replace(run, config=dataclasses.replace(config, search=settings))
-            search(own, folder / f"seed_{seed}")
-        result = compare(folder, seeds)
+        result = search(run, folder, data, untrained=_RANDOM.value)
     if _JSON.value:
         terminal.print_json(result)
     elif seeds:

@@ -38,6 +38,12 @@ class ReplayLog:
             files.append_json_line(self._path, line)
         return self._asked.setdefault(kind, {}).setdefault(subnet, self._stored[key])
 
+    def clear(self):
+        """Forgets all records: those of a machine that was busy, for example."""
+        self._path.unlink(missing_ok=True)
+        self._stored.clear()
+        self._asked.clear()
+
     def asked(self, kind: str) -> dict[Subnet, dict[str, Any]]:
         """Records of a kind that this process has asked for, in the order of the first requests."""
         return self._asked.get(kind, {})

@@ -4,6 +4,7 @@ The corpus is a folder of parallel text, which `data.path` takes.
 """
 
 import dataclasses
+import functools
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from automoe_jax.data.tokens import text_or_none
 from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.decoding.translator import Translation, Translator
 from automoe_jax.phases.run import Run
-from automoe_jax.system import files, workdir
+from automoe_jax.system import files, malloc, workdir
 from automoe_jax.system.errors import UserError
 
 KIND = "distilled corpus"
@@ -54,6 +55,17 @@ class Distillation:
             raise UserError("--choice=nearest takes one hypothesis; leave --n_best out")
 
 
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The export that translates; `kernels` as in `Translator.load`."""
+
+    folder: Path
+    kernels: str = "auto"
+
+    def load(self) -> Translator:
+        return Translator.load(self.folder, kernels=self.kernels, release_memory=malloc.trim)
+
+
 class Distilled(NamedTuple):
     """What a corpus has of training text."""
 
@@ -64,26 +76,26 @@ class Distilled(NamedTuple):
 def distill(
     run: Run,
     splits: dict[str, Split],
-    teacher: Path,
+    teacher: Teacher,
     how: Distillation,
     folder: Path,
-    load: Callable[[], Translator],
 ) -> Distilled:
     """Writes the corpus of a run with its training text translated by an export; resumable.
 
-    `load` loads the export `teacher`, if something is left to translate. Validation and test text
-    stay as they are. A training pair that is not UTF-8 or empty on a side has no translation.
+    The run's workers translate parts of it. Validation and test text stay as they are. A training
+    pair that is not UTF-8 or empty on a side has no translation.
     `UserError` if the folder has another corpus, or one of other settings.
     """
     languages = run.config.data.source_lang, run.config.data.target_lang
     _check_folder(folder)
-    named = {"teacher": run.stored(teacher), "weights": read_manifest(teacher)["weights_from"]}
+    origin = read_manifest(teacher.folder)["weights_from"]
+    named = {"teacher": run.stored(teacher.folder), "weights": origin}
     about = {**named, "data": run.config.data, **dataclasses.asdict(how)}
     parts, done = folder / _PARTS, folder / _COUNTS
     workdir.claim(folder, KIND, about, begun=parts.exists() or done.exists())
     if not done.exists():
         parts.mkdir(exist_ok=True)
-        _translate(run, splits["train"], load(), how, parts)
+        _translate(run, splits["train"], teacher, how, parts)
         for name, split in splits.items():
             pairs = _all_pairs(split)
             if name == "train":
@@ -103,31 +115,69 @@ def _check_folder(folder: Path):
         raise UserError(f"{folder} holds something else; name a new or empty folder with --out")
 
 
-def _translate(run: Run, split: Split, translator: Translator, how: Distillation, parts: Path):
+def _translate(run: Run, split: Split, teacher: Teacher, how: Distillation, parts: Path):
     """Writes the parts that are missing: pairs of source and translation."""
+    paths = {first: parts / f"{first:09d}.json" for first in range(0, len(split), _CHUNK)}
+    missing = [first for first, path in paths.items() if not path.exists()]
+    if not missing:
+        return
     task = run.progress.task("translating", len(split))
-    lowercase = translator.tokenizer is not None and translator.tokenizer.lowercase
-    n_hypotheses = how.beam_size if how.choice == "nearest" else how.n_best
-    for first in range(0, len(split), _CHUNK):
-        last = min(first + _CHUNK, len(split))
-        path = parts / f"{first:09d}.json"
-        if not path.exists():
-            texts = [tuple(map(text_or_none, pair)) for pair in split.read(range(first, last))]
-            usable = [(s, t) for s, t in texts if s and t]
-
-            def show(n: int, total: int, first: int = first):
-                task.update(first + n)
-
-            search = how.beam_size, how.length_penalty, n_hypotheses
-            found = translator.translate([s for s, _ in usable], *search, progress=show)
-            pairs = [
-                [source, hypothesis]
-                for (source, reference), translation in zip(usable, found, strict=True)
-                for hypothesis in _chosen(translation, reference, how, lowercase=lowercase)
-            ]
-            files.write_json(path, {"version": 1, "pairs": pairs})
-        task.update(last)
+    done = sum(_size(split, first) for first in paths.keys() - set(missing))
+    task.update(done)
+    if run.workers.remote:
+        work = functools.partial(_load_and_translate, teacher, how)
+    else:
+        work = functools.partial(
+            _translated_part, teacher.load(), how, progress=lambda n, _: task.update(done + n)
+        )
+    texts = (_usable(split, first) for first in missing)
+    for i, pairs in run.workers.each(work, texts):
+        files.write_json(paths[missing[i]], {"version": 1, "pairs": pairs})
+        done += _size(split, missing[i])
+        task.update(done)
     task.close()
+
+
+def _size(split: Split, first: int) -> int:
+    """Pairs of the part that begins with pair `first`."""
+    return min(_CHUNK, len(split) - first)
+
+
+def _usable(split: Split, first: int) -> list[tuple[str, str]]:
+    """The pairs of a part that are text."""
+    pairs = split.read(range(first, first + _size(split, first)))
+    texts = [tuple(map(text_or_none, pair)) for pair in pairs]
+    return [(s, t) for s, t in texts if s and t]
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(teacher: Teacher) -> Translator:
+    return teacher.load()
+
+
+def _load_and_translate(
+    teacher: Teacher, how: Distillation, pairs: list[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """As `_translated_part`, in a process that may translate several parts."""
+    return _translated_part(_loaded(teacher), how, pairs)
+
+
+def _translated_part(
+    translator: Translator,
+    how: Distillation,
+    pairs: list[tuple[str, str]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[tuple[str, str]]:
+    """Pairs of source and translation, of pairs of source and reference."""
+    n_hypotheses = how.beam_size if how.choice == "nearest" else how.n_best
+    search = how.beam_size, how.length_penalty, n_hypotheses
+    found = translator.translate([s for s, _ in pairs], *search, progress=progress)
+    lowercase = translator.tokenizer is not None and translator.tokenizer.lowercase
+    return [
+        (source, hypothesis)
+        for (source, reference), translation in zip(pairs, found, strict=True)
+        for hypothesis in _chosen(translation, reference, how, lowercase=lowercase)
+    ]
 
 
 def _chosen(

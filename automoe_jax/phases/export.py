@@ -130,9 +130,27 @@ class SupernetExporter:
     def export_for_timing(self, subnet: Subnet, folder: Path, beam_size: int):
         """Weights and one program, without a tokenizer."""
         config = self.run.config
-        settings = dataclasses.replace(config.export, beam_sizes=(beam_size,))
-        # Only the program that will be timed: a search writes hundreds of exports.
-        kernels = (kernels_used(config.latency),)
-        spec = model_spec(config, subnet)
         params = with_scales(self.params(subnet), scales_of(config.space))
-        export(params, spec, settings, folder, self.origin, kernels=kernels)
+        _export_for_timing(config, params, subnet, folder, beam_size, self.origin)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomExporter:
+    """Exports subnets with random weights, for timing before anything is trained."""
+
+    config: RunConfig
+    vocab_sizes: tuple[int, int]
+
+    def export_for_timing(self, subnet: Subnet, folder: Path, beam_size: int):
+        """As `SupernetExporter.export_for_timing`."""
+        params = random_weights(self.config, self.vocab_sizes, subnet)
+        _export_for_timing(self.config, params, subnet, folder, beam_size, "random")
+
+
+def _export_for_timing(
+    config: RunConfig, params: Params, subnet: Subnet, folder: Path, beam_size: int, origin: str
+):
+    settings = dataclasses.replace(config.export, beam_sizes=(beam_size,))
+    # Only the program that will be timed: a search writes hundreds of exports.
+    kernels = (kernels_used(config.latency),)
+    export(params, model_spec(config, subnet), settings, folder, origin, kernels=kernels)

@@ -11,9 +11,8 @@ from typing import Any
 
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet, short_name, to_json
-from automoe_jax.data.tokens import PreparedData
 from automoe_jax.phases.rank import trained_loss
-from automoe_jax.phases.run import Run, claim
+from automoe_jax.phases.run import Run, claim, each_part
 from automoe_jax.phases.train import SUBNET_GROUPS, train_subnet
 from automoe_jax.system import files
 from automoe_jax.training.checkpoints import latest_step
@@ -21,9 +20,7 @@ from automoe_jax.training.checkpoints import latest_step
 RESULT, BEST = "halving.json", "best.json"
 
 
-def halve(
-    run: Run, out: str, data: PreparedData, subnets: Sequence[Subnet], steps: int
-) -> dict[str, Any]:
+def halve(run: Run, out: str, subnets: Sequence[Subnet], steps: int) -> dict[str, Any]:
     """Trains candidates in rounds until two are left, and ranks all of them, best first.
 
     The first round trains each by `steps` updates, each later one the better half (rounded up) of
@@ -46,11 +43,14 @@ def halve(
         own = steps * 2**nth
         nth += 1
         run.progress.note(f"round {nth}: {len(alive)} candidates, {own:,} updates each")
+        rounds = [_Round(subnets[i], f"{out}/{i + 1}", nth, own, inherit) for i in alive]
+        found: dict[int, float] = {}
+        for place, loss in each_part(run, _trained, rounds):
+            found[alive[place]] = loss
+            run.progress.note(f"{short_name(subnets[alive[place]])}: loss {loss:.4f}")
         for i in alive:
-            at = f"{out}/{i + 1}", nth, own
-            losses[i].append(_trained(run, data, subnets[i], *at, inherit=inherit))
-            updates += own
-            run.progress.note(f"{short_name(subnets[i])}: loss {losses[i][-1]:.4f}")
+            losses[i].append(found[i])
+        updates += own * len(alive)
         if len(alive) <= 2:
             break
         alive = sorted(alive, key=lambda i: losses[i][-1])[: (len(alive) + 1) // 2]
@@ -68,17 +68,20 @@ def halve(
     return result
 
 
-def _trained(
-    run: Run,
-    data: PreparedData,
-    subnet: Subnet,
-    folder: str,
-    nth: int,
-    steps: int,
-    *,
-    inherit: bool,
-) -> float:
+@dataclasses.dataclass(frozen=True)
+class _Round:
+    """A candidate's training of one round, in a folder of the run."""
+
+    subnet: Subnet
+    folder: str
+    nth: int  # from 1
+    steps: int
+    inherit: bool
+
+
+def _trained(run: Run, own: _Round) -> float:
     """Validation loss of a candidate after a round."""
+    subnet, folder, nth, steps = own.subnet, own.folder, own.nth, own.steps
     done = run.path / folder / f"{nth}.json"
     if done.exists():
         return files.read_json(done, "loss")["loss"]
@@ -87,13 +90,13 @@ def _trained(
     training = dataclasses.replace(
         whole, steps=steps, warmup_steps=warmup, eval_every=0, patience=0, final_weights="last"
     )
-    own = dataclasses.replace(run, config=dataclasses.replace(run.config, subnet_training=training))
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, subnet_training=training))
     out, before = f"{folder}/round_{nth}", f"{folder}/round_{nth - 1}"
     if nth == 1:
-        train_subnet(own, subnet, run.path if inherit else None, out)
+        train_subnet(run, subnet, run.path if own.inherit else None, out)
     else:
-        train_subnet(own, subnet, out=out, after=before)
-    loss = trained_loss(own, out, data)
+        train_subnet(run, subnet, out=out, after=before)
+    loss = trained_loss(run, out)
     files.write_json(done, {"version": 1, "loss": loss})
     if nth > 1:
         shutil.rmtree(run.path / before)

@@ -32,12 +32,13 @@ from automoe_jax.phases import (
 from automoe_jax.phases.distill import Distillation
 from automoe_jax.phases.export import add_scores, export_params, measure_approximation
 from automoe_jax.phases.prepare import corpus_split, open_splits, prepare
-from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, SUPERNET, Run, claim
+from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, SUPERNET, Run, claim, each_part
 from automoe_jax.phases.search import claim_search, run_search
 from automoe_jax.published.subnet_files import load
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
+from automoe_jax.training.checkpoints import latest_step
 
 SECONDS = "seconds.json"
 TEACHER, DISTILLED = "teacher", "distilled"  # folders: an export, and its translations
@@ -84,10 +85,9 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     with _timed(run, "distillation"):
         text = _distilled(run, params, step)
     with _timed(run, "finalists"):
-        start = run.path if config.pipeline.inherit else None
-        teacher = _folder(run, config.pipeline.teacher)
-        for out, subnet in {**finalists, **beside}.items():
-            train.train_subnet(run, subnet, start, out, teacher=teacher, text=text)
+        trainings = {**finalists, **beside}
+        for _ in each_part(run, functools.partial(_train, text), list(trainings.items())):
+            pass
 
     note("phase 4 of 5: export")
     with _timed(run, "export"):
@@ -110,6 +110,8 @@ def _check(run: Run, data: PreparedData):
     config = run.config
     if not (run.path / SEARCH / search_result.RESULT).exists():
         search_context.check(config, data.tokenizer.vocab_sizes)
+        if latest_step(run.supernet) is None:
+            search_context.check_latency(run, data.tokenizer.vocab_sizes)
     if not (run.path / REPORT / report.RESULTS).exists():
         search_context.check_timing(config.latency)
     if (run.path / SUBNET / weights.CHOSEN).exists():
@@ -119,6 +121,14 @@ def _check(run: Run, data: PreparedData):
         teachers.load(_path(teacher), data.tokenizer, Silent())
     if distilled not in ("", SUPERNET):
         read_manifest(_path(distilled))
+
+
+def _train(text: Path | None, run: Run, part: tuple[str, Subnet]):
+    """Trains a finalist or the random subnet, on the corpus `text` in place of the run's."""
+    out, subnet = part
+    start = run.path if run.config.pipeline.inherit else None
+    teacher = _folder(run, run.config.pipeline.teacher)
+    train.train_subnet(run, subnet, start, out, teacher=teacher, text=text)
 
 
 def _path(folder: str) -> Path:
@@ -157,8 +167,7 @@ def _distilled(run: Run, params: Params, step: int) -> Path | None:
         )
     sizes = read_manifest(export)["beam_sizes"]
     beam = Distillation(DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes))
-    load = functools.partial(Translator.load, export)
-    found = distill.distill(run, open_splits(run), export, beam, folder, load)
+    found = distill.distill(run, open_splits(run), distill.Teacher(export), beam, folder)
     run.progress.note(f"{found.pairs:,} training pairs, {found.translated:,} of them translated")
     return folder
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet, short_name, to_json
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.model.extract import Params
-from automoe_jax.phases.run import Run, claim
+from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.run import Run, claim, each_part
 from automoe_jax.phases.train import SUBNET_GROUPS, train_subnet
 from automoe_jax.phases.weights import subnet_params, target
 from automoe_jax.predictor import scores
@@ -112,19 +114,7 @@ def rank(
     supernet = target(config, data.tokenizer.vocab_sizes)
     scorer = PopulationScorer(supernet, config.training, params)
     inherited = scorer.losses(scorer.prepare(data.valid), subnets)
-    trained = []
-    for i, subnet in enumerate(subnets, 1):
-        done = folder / f"{i}.json"
-        if not done.exists():
-            run.progress.note(f"subnet {i} of {count}: {short_name(subnet)}")
-            own = f"{out}/{i}"
-            train_subnet(run, subnet, None, own)
-            files.write_json(done, {"version": 1, "loss": trained_loss(run, own, data)})
-            shutil.rmtree(run.path / own)
-        trained.append(files.read_json(done, "loss")["loss"])
-        run.progress.note(
-            f"subnet {i}: inherited {inherited[i - 1]:.4f}, trained {trained[-1]:.4f}"
-        )
+    trained = _train_all(run, out, subnets)
     found = trust(np.array(inherited), np.array(trained))
     rows = [
         {"inherited": a, "trained": b, "gflops": complexity.count(s).flops / 1e9,
@@ -145,8 +135,34 @@ def rank(
     return result
 
 
-def trained_loss(run: Run, out: str, data: PreparedData) -> float:
+def _train_all(run: Run, out: str, subnets: list[Subnet]) -> list[float]:
+    """The losses of subnets trained from scratch: files N.json in the folder `out`."""
+    done = [run.path / out / f"{i}.json" for i in range(1, len(subnets) + 1)]
+    missing = [i for i, path in enumerate(done) if not path.exists()]
+    parts = ((f"{out}/{i + 1}", subnets[i]) for i in _noted(run, missing, subnets))
+    for nth, loss in each_part(run, _train_one, parts):
+        i = missing[nth]
+        files.write_json(done[i], {"version": 1, "loss": loss})
+        shutil.rmtree(run.path / out / str(i + 1))
+        run.progress.note(f"subnet {i + 1}: trained {loss:.4f}")
+    return [files.read_json(path, "loss")["loss"] for path in done]
+
+
+def _noted(run: Run, missing: list[int], subnets: list[Subnet]) -> Iterator[int]:
+    for i in missing:
+        run.progress.note(f"subnet {i + 1} of {len(subnets)}: {short_name(subnets[i])}")
+        yield i
+
+
+def _train_one(run: Run, part: tuple[str, Subnet]) -> float:
+    out, subnet = part
+    train_subnet(run, subnet, None, out)
+    return trained_loss(run, out)
+
+
+def trained_loss(run: Run, out: str) -> float:
     """Validation loss of the trained subnet in the folder `out` of the workdir."""
+    data = prepare(run)
     params, subnet, _ = subnet_params(run, out)
     own = target(run.config, data.tokenizer.vocab_sizes, subnet)
     evaluator = Evaluator(own, data.valid, run.config.subnet_training, 0)

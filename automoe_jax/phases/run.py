@@ -1,7 +1,9 @@
 """A run: its settings, its workdir and its progress; starting and continuing its folders."""
 
 import dataclasses
+import functools
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import jax
 from jax.experimental import multihost_utils
 
 from automoe_jax.config import RunConfig
-from automoe_jax.system import locks, workdir
+from automoe_jax.system import compile_cache, locks, workdir
 from automoe_jax.system.errors import UserError
-from automoe_jax.system.progress import Progress
+from automoe_jax.system.parts import HERE, P, R, Workers
+from automoe_jax.system.progress import Progress, Silent
 
 # Folders and files of a workdir.
 SUPERNET, SUBNET, SEARCH = "supernet", "subnet", "search"
@@ -22,11 +25,12 @@ CACHE = ".jax_cache"  # compiled programs
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All settings, the workdir, and the receiver of notes and progress bars."""
+    """All settings, the workdir, the receiver of notes and progress bars, and who does parts."""
 
     config: RunConfig
     path: Path
     progress: Progress
+    workers: Workers = HERE  # of trainings and other parts that do not depend on each other
 
     def stored(self, folder: Path) -> str:
         """A folder as manifests say it: relative if in the workdir, which may be moved."""
@@ -50,12 +54,14 @@ class Run:
         return self.path / SUPERNET
 
 
-def open_run(config: RunConfig, folder: str | Path, progress: Progress) -> Run:
+def open_run(
+    config: RunConfig, folder: str | Path, progress: Progress, workers: Workers = HERE
+) -> Run:
     """Starts or continues a workdir, and locks it until this process ends.
 
     `UserError` if another config made it, or another process holds its lock.
     """
-    run = Run(config, workdir.resolve(folder), progress)
+    run = Run(config, workdir.resolve(folder), progress, workers)
     if (run.path / workdir.MANIFEST).exists():
         workdir.read(run.path, "run")  # refuses an export, for example, before it is touched
     hold(run)
@@ -68,6 +74,22 @@ def open_run(config: RunConfig, folder: str | Path, progress: Progress) -> Run:
             shutil.rmtree(run.corpus, ignore_errors=True)
     claim(run, run.path, "run", config.groups("seed", "data", "tokenizer"), begun=begun)
     return run
+
+
+def each_part(run: Run, work: Callable[[Run, P], R], parts: Iterable[P]) -> Iterator[tuple[int, R]]:
+    """Has the run's workers do `work(run, part)`, as `Workers.each`.
+
+    All of them see the workdir at the same path.
+    """
+    if not run.workers.remote:
+        return run.workers.each(functools.partial(work, run), parts)
+    own = dataclasses.replace(run, progress=Silent(), workers=HERE)
+    return run.workers.each(functools.partial(_in_worker, work, own), parts)
+
+
+def _in_worker(work: Callable[[Run, P], R], run: Run, part: P) -> R:
+    compile_cache.enable(run.path / CACHE)
+    return work(run, part)
 
 
 def check_out(run: Run, name: str):

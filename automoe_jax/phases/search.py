@@ -22,13 +22,32 @@ from automoe_jax.phases.search_history import HISTORY, ScoreHistory
 from automoe_jax.phases.search_probing import measure_parents, measure_spread, round_share
 from automoe_jax.phases.search_result import Found, SearchResult
 from automoe_jax.phases.search_verify import verify
+from automoe_jax.phases.weights import random_weights, supernet_params
 from automoe_jax.predictor.estimates import predicted_and_measured
 from automoe_jax.search import algorithms
 from automoe_jax.search.candidates import Candidate, Scored, best_first
 from automoe_jax.search.drawing import Draws
 from automoe_jax.search.limits import Limits
-from automoe_jax.system import workdir
+from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
+
+
+def search(
+    run: Run, folder: Path, data: PreparedData, *, untrained: bool = False
+) -> dict[str, Any]:
+    """Starts or continues a search in `folder`; returns the content of its result file.
+
+    With `untrained`, the supernet has random weights.
+    """
+    vocab_sizes = data.tokenizer.vocab_sizes
+    if untrained:
+        params, step = random_weights(run.config, vocab_sizes), None
+    else:
+        params, step = supernet_params(run, vocab_sizes)
+    claim_search(run, folder, step)
+    if not (folder / search_result.RESULT).exists():
+        run_search(run, folder, data, params)
+    return files.read_json(folder / search_result.RESULT, "search result")
 
 
 def claim_search(run: Run, folder: Path, step: int | None):

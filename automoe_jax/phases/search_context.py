@@ -17,14 +17,14 @@ from automoe_jax.latency.records import LATENCY, MEASUREMENTS, ReplayLog
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import latency_model
 from automoe_jax.phases.costs import HOW, CountedCosts
-from automoe_jax.phases.export import SupernetExporter
+from automoe_jax.phases.export import RandomExporter, SupernetExporter
 from automoe_jax.phases.objectives import Objective, make_objective
 from automoe_jax.phases.run import Run
 from automoe_jax.phases.search_history import ScoreHistory
 from automoe_jax.phases.search_latency import SearchLatency
 from automoe_jax.phases.weights import target
 from automoe_jax.published import subnet_files
-from automoe_jax.search.candidates import Candidate
+from automoe_jax.search.candidates import Candidate, InfeasibleError
 from automoe_jax.search.config import ConstraintConfig, SearchConfig
 from automoe_jax.search.limits import Limit, Limits
 from automoe_jax.system.errors import UserError
@@ -121,6 +121,49 @@ def check_timing(config: LatencyConfig):
     device(config.platform)
 
 
+def check_latency(run: Run, vocab_sizes: tuple[int, int]):
+    """Times the smallest subnet, with random weights, under a limit in ms that a search verifies.
+
+    `InfeasibleError` where it exceeds the limit: no training would change that.
+    """
+    search = run.config.search
+    if not search.constraint.latency_ms or search.latency == "predicted":
+        return
+    run.progress.note("timing the smallest subnet")
+    exporter, folder = RandomExporter(run.config, vocab_sizes), run.path / ".timing"
+    prober, smallest = _prober(run.config, exporter, folder), run.config.space.smallest()
+    limit = search.constraint.latency_ms
+    try:
+        ms = prober.measure_reference(limit).ms
+    finally:
+        prober.close()
+    how = prober.how
+    bound = Limit(LATENCY, "latency_ms", lambda: limit, lambda _: ms, lambda _: how)
+    _require_latency(Limits((bound,)), smallest)
+
+
+def _require_latency(limits: Limits, smallest: Subnet):
+    """`InfeasibleError` if the smallest subnet, which was timed, exceeds a limit."""
+    try:
+        limits.require(smallest)
+    except InfeasibleError as e:
+        busy = "if other programs ran beside it, the same command measures again"
+        raise InfeasibleError(f"{e}; {busy}") from None
+
+
+def _prober(config: RunConfig, exporter: RandomExporter | SupernetExporter, folder: Path) -> Prober:
+    write, reference = exporter.export_for_timing, config.space.smallest()
+    return Prober(config.latency, _policy(config.search), write, reference, folder)
+
+
+def _policy(search: SearchConfig) -> MeasurementPolicy:
+    return MeasurementPolicy(
+        budget=search.measurements if search.latency == "verified" else math.inf,
+        keep=search.keep,
+        runs=GOLD_RUNS if search.latency == "gold" else search.latency_runs,
+    )
+
+
 def _start(config: RunConfig) -> Subnet | None:
     """The subnet that a local search starts from."""
     if not config.search.start:
@@ -150,21 +193,14 @@ def _search_latency(
     run: Run, folder: Path, exporter: SupernetExporter, log: ReplayLog
 ) -> SearchLatency:
     config, search, space = run.config, run.config.search, run.config.space
-    policy = MeasurementPolicy(
-        budget=search.measurements if search.latency == "verified" else math.inf,
-        keep=search.keep,
-        runs=GOLD_RUNS if search.latency == "gold" else search.latency_runs,
-    )
-    prober = None
-    if search.latency != "predicted":
-        write, reference = exporter.export_for_timing, space.smallest()
-        prober = Prober(config.latency, policy, write, reference, folder / ".timing")
+    measures = search.latency != "predicted"
+    prober = _prober(config, exporter, folder / ".timing") if measures else None
     limited = search.constraint if search.limits_latency else ConstraintConfig()
     return SearchLatency(
         mode=search.latency,
         log=log,
         prober=prober,
-        policy=policy,
+        policy=_policy(search),
         smallest=space.smallest(),
         largest=space.largest(),
         limit_ms=limited.latency_ms or math.inf,
@@ -182,7 +218,11 @@ def begin(search: SearchContext) -> SearchContext:
     if latency is not None:
         latency.begin()
         if latency.prober is not None:  # known without the model, which may take minutes
-            limits_of(search).require(smallest)
+            try:
+                _require_latency(limits_of(search), smallest)
+            except InfeasibleError:
+                latency.log.clear()
+                raise
         if latency.predicts:
             vocab_sizes = search.counted.vocab_sizes
             model = latency_model.latency_model(search.run, search.exporter, vocab_sizes)

@@ -1,14 +1,44 @@
 """How far searches with different seeds differ (the paper's Table 8)."""
 
+import dataclasses
+import functools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from automoe_jax.phases.prepare import prepare
+from automoe_jax.phases.run import Run, each_part
+from automoe_jax.phases.search import search
 from automoe_jax.phases.search_result import FRONT, RESULT
 from automoe_jax.report import plots
 from automoe_jax.search.front import hypervolume
 from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
+
+
+def search_seeds(
+    run: Run, out: str, seeds: Sequence[int], *, untrained: bool = False
+) -> dict[str, Any]:
+    """Searches once per seed, each in `seed_N` under the folder `out`, and compares the fronts.
+
+    The run's workers search; `UserError` if they are remote and the search measures latencies.
+    With `untrained`, the supernet has random weights.
+    """
+    if run.workers.remote and run.config.search.needs_latency:
+        raise UserError(
+            "--ray: this search measures latencies, which must be those of this machine; leave "
+            "--ray out, or limit FLOPs or parameters"
+        )
+    for i, _ in each_part(run, functools.partial(_search, out, untrained), seeds):
+        run.progress.note(f"seed {seeds[i]} is done")
+    return compare(run.path / out, seeds)
+
+
+def _search(out: str, untrained: bool, run: Run, seed: int):
+    settings = dataclasses.replace(run.config.search, seed=seed)
+    own = dataclasses.replace(run, config=dataclasses.replace(run.config, search=settings))
+    search(own, run.path / out / f"seed_{seed}", prepare(own), untrained=untrained)
 
 
 def compare(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A corpus of a teacher's translations, with a teacher that writes what it is told."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,16 @@ class Teacher:
         ]  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Export(distill.Teacher):
+    """The export of a `Teacher`."""
+
+    loaded: Any = None
+
+    def load(self):
+        return self.loaded
+
+
 class Lines:
     """A split of these pairs."""
 
@@ -60,10 +71,9 @@ def distilled(prepared, tmp_path, monkeypatch):
         counts = distill.distill(
             run,
             splits or SPLITS,
-            tmp_path / "teacher",
+            Export(tmp_path / "teacher", loaded=teacher),
             Distillation(**how),
             folder,
-            lambda: teacher,
         )
         data = dataclasses.replace(run.config.data, kind="parallel_text", path=str(folder))
         corpus = open_corpus(data, tmp_path / f"corpus_{folder.name}")

@@ -16,7 +16,7 @@ from automoe_jax.system.progress import Silent
 
 def test_the_better_half_is_trained_on(prepared, tmp_path, monkeypatch):
     """Rounds of 5, 3 and 2 candidates; a kill repeats nothing; the slow starter is lost."""
-    run, data, _, _ = prepared
+    run = prepared[0]
     run = dataclasses.replace(run, path=tmp_path)
     subnets = spread(run.config.space, 5, seed=0)
     calls = []
@@ -30,7 +30,7 @@ def test_the_better_half_is_trained_on(prepared, tmp_path, monkeypatch):
             assert (tmp_path / after).is_dir()
         (tmp_path / out).mkdir(parents=True)
 
-    def loss(own, out, data):
+    def loss(own, out):
         """Falls with updates; the last candidate starts badly and would end best."""
         i, nth, _ = calls[-1]
         return 5.0 - nth + 0.1 * i if i < 4 else 9.0 - 4 * nth
@@ -39,7 +39,7 @@ def test_the_better_half_is_trained_on(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(halving, "trained_loss", loss)
 
     def halve(progress):
-        return halving.halve(dataclasses.replace(run, progress=progress), "h", data, subnets, 100)
+        return halving.halve(dataclasses.replace(run, progress=progress), "h", subnets, 100)
 
     with pytest.raises(Killed):
         halve(KillAt("round 2"))

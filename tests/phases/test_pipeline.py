@@ -141,6 +141,7 @@ def test_pipeline_survives_kills(tmp_path):
             {"constraint": ConstraintConfig(latency_ms=9), "latency_model": "no.json"},
             "no.json",
         ),
+        ("search", {"constraint": ConstraintConfig(latency_ms=1e-3)}, "no subnet can meet latency"),
         ("search", {"algorithm": "local", "start": "no.json"}, "no.json"),
         ("latency", {"threads": 10**6}, "threads is 1000000"),
         ("latency", {"platform": "gpu"}, "JAX finds no gpu"),

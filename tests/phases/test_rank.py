@@ -99,7 +99,7 @@ def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
         begun.append(subnet)
         (run.path / out).mkdir(parents=True)
 
-    def loss(run, out, data):
+    def loss(run, out):
         assert (run.path / out).is_dir()
         return 10 - complexity.count(begun[-1]).flops / 1e5
 

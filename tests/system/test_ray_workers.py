@@ -1,0 +1,125 @@
+"""Parts on a Ray cluster of two nodes on this machine, one of which is lost on the way."""
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from automoe_jax.model.extract import inherited
+from automoe_jax.phases import distill
+from automoe_jax.phases.distill import Distillation, Teacher
+from automoe_jax.phases.export import export_params
+from automoe_jax.phases.prepare import open_splits
+from automoe_jax.phases.run import each_part
+from automoe_jax.system.errors import UserError
+from automoe_jax.system.ray_workers import RayWorkers, connect
+
+GB = 2**30
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of two nodes with a core and 2 GiB each, and a head without cores."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster  # noqa: PLC0415
+
+    # The nodes cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    node = {"memory": 2 * GB, "object_store_memory": 100_000_000}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else it writes a token to the home folder
+        found = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
+        for _ in range(2):
+            found.add_node(**node, num_cpus=1)
+        yield found
+        ray.shutdown()
+        found.shutdown()
+
+
+@pytest.fixture
+def workers(cluster):
+    return RayWorkers(cluster.address, cores=1, memory_gb=1.0)
+
+
+def square(part: int) -> tuple[int, str | None]:
+    return part * part, os.environ.get("NPROC")
+
+
+def refuse(part: int):
+    raise UserError(f"part {part} cannot be done")
+
+
+def first_waits(folder: Path, part: int) -> int:
+    """Part 0 waits for the end of the node, the first time that it runs."""
+    import ray  # noqa: PLC0415
+
+    node = ray.get_runtime_context().get_node_id()
+    try:
+        (folder / f"{part}").write_text(node)
+        with (folder / f"begun_{part}").open("x"):
+            pass
+    except FileExistsError:
+        return part + 100
+    while part == 0:
+        time.sleep(0.05)
+    return part + 100
+
+
+def test_every_part_comes_back_with_its_index(workers):
+    found = dict(workers.each(square, iter(range(9))))
+    assert found == {i: (i * i, "1") for i in range(9)}
+
+
+def test_mistakes_are_one_line(workers):
+    with pytest.raises(UserError, match=r"^part 3 cannot be done$"):
+        list(workers.each(refuse, [3]))
+    greedy = dataclasses.replace(workers, cores=2)
+    with pytest.raises(UserError, match=r"has 2 cores and 1 GB .*the largest: 1 cores, 2\.0 GB"):
+        list(greedy.each(square, [1]))
+    with pytest.raises(UserError, match="--ray_cores is 0"):
+        dataclasses.replace(workers, cores=0)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "localhost:1", "localhost:99999"])
+def test_a_wrong_address_is_told_in_seconds(address):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    ray.shutdown()  # what other tests connected
+    with pytest.raises(UserError, match=rf"--ray.*{address}"):
+        connect(address)
+
+
+def test_a_corpus_is_the_same_as_of_this_process(workers, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "_CHUNK", 200)
+    run, _, _, params = prepared
+    subnet, export = run.config.space.smallest(), tmp_path / "export"
+    export_params(run, inherited(params, subnet, run.config.space), subnet, export, "a test")
+    for name, own in (("here", run), ("there", dataclasses.replace(run, workers=workers))):
+        folder = tmp_path / name
+        distill.distill(own, open_splits(run), Teacher(export), Distillation(2), folder)
+    for path in (tmp_path / "here").glob("*.[de][en]"):
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
+        assert path.stat().st_size
+
+
+def test_a_run_is_for_the_workers_alone(workers, prepared):
+    run = dataclasses.replace(prepared[0], workers=workers)
+    [(_, found)] = each_part(run, functools.partial(getattr), ["workers"])
+    assert not found.remote
+
+
+def test_parts_of_a_lost_node_run_again(cluster, workers, tmp_path):
+    """Last: the cluster loses its second node."""
+    parts = workers.each(functools.partial(first_waits, tmp_path), range(6))
+    found = dict([next(parts)])
+    while not (tmp_path / "begun_0").exists():
+        found |= dict([next(parts)])
+    waiting = (tmp_path / "0").read_text()
+    lost = next(node for node in cluster.list_all_nodes() if node.node_id == waiting)
+    cluster.remove_node(lost, allow_graceful=False)
+    found |= dict(parts)
+    assert found == {i: i + 100 for i in range(6)}
+    assert (tmp_path / "0").read_text() != waiting
