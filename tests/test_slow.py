@@ -2,15 +2,12 @@
 
 import json
 import math
-import os
 import random
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pods
 import pytest
 from conftest import ROOT, config_file
 from programs import launch
@@ -19,7 +16,6 @@ from automoe_jax.data import tokens
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.published import subnet_files
 from automoe_jax.system import workdir
-from automoe_jax.training import metrics
 
 pytestmark = pytest.mark.slow
 
@@ -91,41 +87,12 @@ def test_two_processes_are_one_with_two_devices(tmp_path, cut):
     """
     flags = [*small_run(tmp_path, "copy"), "--config.training.steps=150"]
     flags.append(f"--config.training.shard_optimizer={cut}")
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        address = f"localhost:{s.getsockname()[1]}"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    env.pop("XLA_FLAGS", None)
-    pod = [
-        subprocess.Popen(
-            [
-                sys.executable, "launch/train.py", *flags, f"--workdir={tmp_path}/pod",
-                f"--coordinator={address}", "--processes=2", f"--process={i}",
-            ],
-            cwd=ROOT, env=env, stderr=subprocess.PIPE,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    for process in pod:
-        _, error = process.communicate(timeout=900)
-        assert process.returncode == 0, error.decode()
-    subprocess.run(
-        [sys.executable, "launch/train.py", *flags, f"--workdir={tmp_path}/one"],
-        cwd=ROOT, check=True, capture_output=True,
-        env={**env, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
-    )  # fmt: skip
-    values = [
-        {
-            (line["step"], line["name"]): line["value"]
-            for line in metrics.read(tmp_path / run / "supernet")
-            if "loss" in line["name"]
-        }
-        for run in ("pod", "one")
-    ]
-    assert values[0].keys() == values[1].keys()
-    assert (150, "valid/loss_largest") in values[0]
-    for key, value in values[0].items():
-        assert value == pytest.approx(values[1][key], rel=1e-3), key
+    pod = pods.train(flags, tmp_path / "pod", processes=2, devices=1)
+    one = pods.train(flags, tmp_path / "one", processes=1, devices=2)
+    assert pod.keys() == one.keys()
+    assert (150, "valid/loss_largest") in pod
+    for key, value in pod.items():
+        assert value == pytest.approx(one[key], rel=1e-3), key
 
 
 def results_of(run: Path) -> dict:

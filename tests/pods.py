@@ -1,0 +1,44 @@
+"""Trains in several processes, as the hosts of a pod do."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+from automoe_jax.training import metrics
+
+Losses = dict[tuple[int, str], float]
+
+
+def train(
+    flags: list[str], workdir: Path, *, processes: int, devices: int, xla: str = ""
+) -> Losses:
+    """The losses, by step and name, of a supernet trained by processes with so many devices each.
+
+    `xla` is more flags of XLA.
+    """
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    env["XLA_FLAGS"] = f"{xla} --xla_force_host_platform_device_count={devices}"
+    program = [sys.executable, "launch/train.py", *flags, f"--workdir={workdir}"]
+    pod = [f"--coordinator={address}", f"--processes={processes}"] if processes > 1 else []
+    started = [
+        subprocess.Popen(
+            [*program, *pod, *([f"--process={i}"] if pod else [])],
+            cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+    for process in started:
+        _, error = process.communicate(timeout=900)
+        assert process.returncode == 0, error.decode()
+    return {
+        (line["step"], line["name"]): line["value"]
+        for line in metrics.read(workdir / "supernet")
+        if "loss" in line["name"]
+    }
