@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pods
 import pytest
-from conftest import ROOT, config_file
+from conftest import config_file
 from programs import launch
 
 from automoe_jax.data import tokens
