@@ -75,7 +75,7 @@ class Trainings:
         for name, subnet in (("student", student), ("teacher", teacher)):
             files.write_json(folder / f"{name}.json", subnet)
 
-    def teacher(self, core: int) -> Path:
+    def teacher(self, core: trainings.Core) -> Path:
         """The teacher's export, int8, made by whoever needs it first."""
         run = self._folder / "teacher"
         with self._lock:
@@ -85,7 +85,7 @@ class Trainings:
                 self._export(core, run, "export", "average", COMMON, "int8")
         return run / "export"
 
-    def distilled(self, core: int) -> Path:
+    def distilled(self, core: trainings.Core) -> Path:
         """The corpus of the teacher's translations."""
         teacher, folder = self.teacher(core), self._folder / "distilled"
         with self._lock:
@@ -97,7 +97,7 @@ class Trainings:
                 )
         return folder
 
-    def student(self, student: Student, core: int) -> dict[str, Any]:
+    def student(self, student: Student, core: trainings.Core) -> dict[str, Any]:
         """A student's losses and scores."""
         settings = {**COMMON, "seed": student.seed, "subnet_training.steps": UPDATES}
         more = []
@@ -122,12 +122,20 @@ class Trainings:
             **measure.machine(),
         }  # fmt: skip
 
-    def _train(self, core: int, run: Path, subnet: str, settings: dict[str, Any], *more: str):
+    def _train(
+        self, core: trainings.Core, run: Path, subnet: str, settings: dict[str, Any], *more: str
+    ):
         flags = [f"--subnet={self._folder / subnet}.json", *trainings.flags(settings), *more]
         trainings.run_on_core(core, trainings.command(CONFIG, run, *flags))
 
     def _export(
-        self, core: int, run: Path, out: str, weights: str, settings: dict[str, Any], kind="none"
+        self,
+        core: trainings.Core,
+        run: Path,
+        out: str,
+        weights: str,
+        settings: dict[str, Any],
+        kind="none",
     ) -> Path:
         """The export of a run with these final weights, of a kind of quantisation."""
         own = {"export.quantize": kind, "subnet_training.final_weights": weights}
@@ -178,7 +186,7 @@ def main():
     folder = args.workdir.absolute()
     runs = Trainings(folder)
 
-    def one(student: Student, core: int) -> None:
+    def one(student: Student, core: trainings.Core) -> None:
         line = runs.student(student, core)
         files.append_json_line(RESULTS, line)
         scores = ", ".join(f"{kind} {bleu:.2f}" for kind, bleu in line["bleu"].items())

@@ -118,7 +118,7 @@ QUESTIONS = {
 }
 
 
-def train(training: Training, workdir: Path, core: int) -> dict:
+def train(training: Training, workdir: Path, core: trainings.Core) -> dict:
     """A training to its end on one core; its validation losses by update."""
     folder, subnet = workdir / training.name, workdir / f"{training.name}.json"
     files.write_json(subnet, trainings.architecture([training.ffn] * training.experts))
@@ -136,7 +136,7 @@ def train(training: Training, workdir: Path, core: int) -> dict:
 def run(wanted: list[Training], workdir: Path) -> None:
     """Trains what has no line in the results yet, one training per core."""
 
-    def one(training: Training, core: int) -> None:
+    def one(training: Training, core: trainings.Core) -> None:
         line = train(training, workdir, core)
         files.append_json_line(RESULTS, line)
         print(f"{training.name}: {line['losses'][training.updates]:.3f}", file=sys.stderr)

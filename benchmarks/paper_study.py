@@ -46,7 +46,7 @@ class Study:
         self._corpus, self._folder, self._lock = corpus, folder, threading.Lock()
         (folder / "architectures").mkdir(parents=True, exist_ok=True)
 
-    def do(self, part: Part, core: int | None, lines: Lines) -> dict[str, Any]:
+    def do(self, part: Part, core: trainings.Core | None, lines: Lines) -> dict[str, Any]:
         """Does a part, on one core or for None on all; returns what its line says.
 
         `lines` are those of the parts that are done.
@@ -68,7 +68,7 @@ class Study:
         _, own = self._timed(self._reference(), self._random(part.name, subnet))
         return {"ratio": own["ratio_to_first"][0], "ms": own["mean_ms"]}
 
-    def _supernet(self, part: Part, core: int | None) -> dict[str, Any]:
+    def _supernet(self, part: Part, core: trainings.Core | None) -> dict[str, Any]:
         updates = self._corpus.updates[0]
         own = {"training.steps": updates, "training.eval_every": updates}
         folder = self._run(part)
@@ -77,7 +77,7 @@ class Study:
         losses = trainings.values(folder / SUPERNET, "valid/loss_largest")
         return {"loss_largest": losses[updates], "updates": updates}
 
-    def _teacher(self, core: int | None) -> dict[str, Any]:
+    def _teacher(self, core: trainings.Core | None) -> dict[str, Any]:
         """A model of the reference's architecture, and its translations of the training text."""
         folder, updates = self._folder / "teacher", self._corpus.updates[2]
         own = self._training(updates)
@@ -127,7 +127,7 @@ class Study:
             self._launch(None, "fit_latency", supernet.name, self._run(supernet), own, *more)
         return path
 
-    def _model(self, part: Part, core: int | None, lines: Lines) -> dict[str, Any]:
+    def _model(self, part: Part, core: trainings.Core | None, lines: Lines) -> dict[str, Any]:
         """A model, trained and scored."""
         system, folder, updates = SYSTEMS[part.name], self._run(part), self._corpus.updates[1]
         space, path = "by_hand", ARCHITECTURES / f"{part.name}.json"
@@ -159,7 +159,7 @@ class Study:
             **scores,
         }
 
-    def _scores(self, core: int | None, folder: Path, exported: Path) -> dict[str, Any]:
+    def _scores(self, core: trainings.Core | None, folder: Path, exported: Path) -> dict[str, Any]:
         """BLEU and chrF of the test sets; of the first, BLEU's 95 % interval (bootstrap)."""
         output = folder / f"test_{exported.name}.txt"
         sets = {"test": [f"--workdir={folder}", f"--output={output}"]}
@@ -219,7 +219,7 @@ class Study:
         return out
 
     def _export(
-        self, core: int | None, space: str, run: Path, kind: str, own: dict[str, Any]
+        self, core: trainings.Core | None, space: str, run: Path, kind: str, own: dict[str, Any]
     ) -> Path:
         """The export of a run's subnet in a precision; `own` are its settings."""
         out = run / f"export_{kind}"
@@ -270,7 +270,7 @@ class Study:
 
     def _launch(
         self,
-        core: int | None,
+        core: trainings.Core | None,
         program: str,
         space: str,
         workdir: Path,

@@ -39,12 +39,15 @@ def read(path: Path) -> dict[Part, dict[str, Any]]:
     return {key(line): line for line in files.read_json_lines(path)}
 
 
-def run(study: Study, wanted: list[Part], results: Path):
-    """Does the parts that have no line yet, in order."""
+def run(study: Study, wanted: list[Part], results: Path, ray: str):
+    """Does the parts that have no line yet, in order; trainings on the Ray cluster `ray`, if any.
+
+    What measures latencies runs here.
+    """
 
     lines, lock = read(results), threading.Lock()
 
-    def one(part: Part, core: int | None):
+    def one(part: Part, core: trainings.Core | None):
         begin = time.monotonic()
         with lock:
             known = dict(lines)
@@ -58,7 +61,7 @@ def run(study: Study, wanted: list[Part], results: Path):
 
     for batch in batches([part for part in wanted if part not in lines]):
         if any(batch[0].kind in kinds for kinds in TOGETHER):
-            trainings.on_each_core(one, batch)
+            trainings.on_each_core(one, batch, ray)
         else:
             for part in batch:
                 one(part, None)
@@ -93,6 +96,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, help="of systems that a claim rests on")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "paper")
     parser.add_argument("--results", type=Path, help="file (default: benchmarks/results/)")
+    parser.add_argument("--ray", default="", help="cluster to train on: auto, or HOST:PORT")
     args = parser.parse_args()
     names = measure.names(args.only, SYSTEMS)
     results = args.results or ROOT / "benchmarks" / "results" / f"paper_{args.corpus}.jsonl"
@@ -102,7 +106,7 @@ def main():
         show(wanted, read(results))
         return
     results.parent.mkdir(exist_ok=True)
-    run(Study(corpus, args.workdir.absolute() / args.corpus), wanted, results)
+    run(Study(corpus, args.workdir.absolute() / args.corpus), wanted, results, args.ray)
     lines = read(results)
     rows = [lines[part] for part in wanted]
     print(json.dumps({"benchmark": "paper_tables", "corpus": args.corpus, "rows": rows}))

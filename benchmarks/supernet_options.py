@@ -125,7 +125,9 @@ def kept(folder: Path) -> dict[str, Any]:
     return losses
 
 
-def train(option: str, updates: int, seed: int, folder: Path, core: int) -> dict[str, Any]:
+def train(
+    option: str, updates: int, seed: int, folder: Path, core: trainings.Core
+) -> dict[str, Any]:
     """One supernet to its end on one core, and what its subnets reach."""
     own = {
         "seed": seed,
@@ -150,7 +152,7 @@ def train(option: str, updates: int, seed: int, folder: Path, core: int) -> dict
     return {**about, **found, **step, **measure.machine()}
 
 
-def train_dense(updates: int, seed: int, folder: Path, core: int) -> None:
+def train_dense(updates: int, seed: int, folder: Path, core: trainings.Core) -> None:
     """One FFN of 512 in each layer on its own, on one core."""
     own = {
         "seed": seed,
@@ -200,7 +202,7 @@ def main():
     RESULTS.parent.mkdir(exist_ok=True)
     wanted = [(option, args.updates, seed) for seed in range(args.seeds) for option in chosen]
 
-    def one(training: tuple[str, int, int], core: int) -> None:
+    def one(training: tuple[str, int, int], core: trainings.Core) -> None:
         name = "-".join(map(str, training))
         line = train(*training, args.workdir.absolute() / name, core)
         files.append_json_line(RESULTS, line)

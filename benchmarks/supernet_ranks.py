@@ -50,7 +50,7 @@ def supernet(option: str, updates: int, supernets: Path) -> Path:
     return folder
 
 
-def train(subnet: Subnet, updates: int, folder: Path, core: int) -> float:
+def train(subnet: Subnet, updates: int, folder: Path, core: trainings.Core) -> float:
     """The last validation loss of a subnet trained from scratch on one core."""
     settings = {
         "subnet_training.steps": updates,
@@ -69,7 +69,7 @@ def train_all(subnets: list[Subnet], updates: int, workdir: Path) -> None:
     """Trains what has no line in the results yet, one subnet per core."""
     done = [line["subnet"] for line in lines(updates=updates) if "trained" in line]
 
-    def one(i: int, core: int) -> None:
+    def one(i: int, core: trainings.Core) -> None:
         loss = train(subnets[i], updates, workdir / f"{i + 1}-{updates}", core)
         about = {"updates": updates, "subnet": to_json(subnets[i]), "trained": loss}
         files.append_json_line(RESULTS, {**about, **measure.machine()})

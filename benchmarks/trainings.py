@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from automoe_jax.system.ray_workers import RayWorkers
+
+Core = int | RayWorkers  # one of this machine, or any of a cluster
 ROOT = Path(__file__).resolve().parent.parent
 # Of configs/msdocs.py, what the benchmarks of experts vary: all else is fixed.
 EXPERTS_SPACE = {
@@ -55,7 +58,7 @@ def _subnet(experts: list[int], widths: tuple[int, int], depths: tuple[int, int]
     }
 
 
-def export(config: str, workdir: Path, core: int, out: str, *more: str) -> Path:
+def export(config: str, workdir: Path, core: Core, out: str, *more: str) -> Path:
     """The export, in folder `out` of a workdir, of its subnet.
 
     `more` are the flags of its space, and which weights are exported.
@@ -66,7 +69,7 @@ def export(config: str, workdir: Path, core: int, out: str, *more: str) -> Path:
     return folder
 
 
-def test_bleu(workdir: Path, core: int | None, exported: Path, *more: str) -> float:
+def test_bleu(workdir: Path, core: Core | None, exported: Path, *more: str) -> float:
     """BLEU (cased, 13a) of an export on the workdir's test text, beam 5."""
     program = [sys.executable, str(ROOT / "launch" / "evaluate.py"), "--json", *more]
     printed = run_on_core(core, [*program, f"--export={exported}", f"--workdir={workdir}"])
@@ -79,29 +82,38 @@ def values(folder: Path, name: str) -> dict[int, float]:
     return {line["step"]: line["value"] for line in lines if line["name"] == name}
 
 
-def run_on_core(core: int | None, command: list[str]) -> str:
+def run_on_core(core: Core | None, command: list[str]) -> str:
     """What a command prints, run on one core, or for None on all that there are.
 
     Ends this program with the command's last words if it fails.
     """
-    # Set from outside: this process has threads of JAX, and must not fork on its own.
-    where = [] if core is None else ["taskset", "-c", str(core)]
-    done = subprocess.run(
-        [*where, *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    return done.stdout
+    if isinstance(core, RayWorkers):
+        [(_, (code, printed, error))] = core.each(_run, [command])
+    else:
+        # Set from outside: this process has threads of JAX, and must not fork on its own.
+        where = [] if core is None else ["taskset", "-c", str(core)]
+        code, printed, error = _run([*where, *command])
+    if code:
+        sys.exit(f"{' '.join(command)} ended with {code}:\n{error[-3000:]}")
+    return printed
 
 
-def on_each_core(job: Callable[[Any, int], None], inputs: Sequence[Any]) -> None:
-    """Runs `job(input, core)` for every input, in order, one at a time on each core."""
-    cores: queue.Queue[int] = queue.Queue()
-    for core in sorted(os.sched_getaffinity(0)):
+def _run(command: list[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def on_each_core(job: Callable[[Any, Core], None], inputs: Sequence[Any], ray: str = "") -> None:
+    """Runs `job(input, core)` for every input, in order, one at a time on each core.
+
+    The cores are those of this machine, or of the Ray cluster at the address `ray`, whose nodes
+    have the project and the workdir at the same paths.
+    """
+    cores: queue.Queue[Core] = queue.Queue()
+    workers = RayWorkers(ray)
+    found = [workers] * workers.slots() if ray else sorted(os.sched_getaffinity(0))
+    for core in found:
         cores.put(core)
 
     def one(own: Any) -> None:

@@ -49,7 +49,7 @@ class RayWorkers:
             a part that was lost more than `RETRIES` times, or a `UserError` of `work`.
         """
         ray = connect(self.address)
-        self._slots(ray)
+        self.slots()
         options = {"num_cpus": self.cores, "memory": int(self.memory_gb * _GB)}
         task = ray.remote(max_retries=RETRIES, **options)(_in_task)
         shared = ray.put(work)
@@ -58,7 +58,7 @@ class RayWorkers:
         try:
             while True:
                 # Twice as many as can run: each node has its next part. Not all, which need memory.
-                room = max(2 * self._slots(ray) - len(unfinished), 0)
+                room = max(2 * self.slots() - len(unfinished), 0)
                 for i, part in itertools.islice(ahead, room):
                     unfinished[task.remote(shared, part, self.cores)] = i
                 if not unfinished:
@@ -70,8 +70,9 @@ class RayWorkers:
             for reference in unfinished if ray.is_initialized() else ():
                 ray.cancel(reference, force=True)
 
-    def _slots(self, ray: Any) -> int:
-        """How many parts the nodes can run at a time; `UserError` if none."""
+    def slots(self) -> int:
+        """How many parts the nodes can run at a time; `UserError` as `each`."""
+        ray = connect(self.address)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         slots = 0
         for node in nodes:
