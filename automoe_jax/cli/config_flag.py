@@ -44,6 +44,9 @@ class ConfigFlag:
             raise UserError("--config is missing; give a file, as --config configs/quickstart.py")
         return resolve(value)
 
+    def close(self):
+        """Ends what a command has begun; called when it ends, however."""
+
     def help_text(self) -> str:
         """The fields of a config and their defaults."""
         lines = [f"  --config.{name}={value}" for name, value in _fields(base()).items()]

@@ -14,7 +14,7 @@ from automoe_jax.cli import options, terminal
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.phases.prepare import stored_split
-from automoe_jax.system import files, malloc
+from automoe_jax.system import bucket, files, malloc
 from automoe_jax.system.errors import UserError
 
 _EXPORT = flags.DEFINE_string("export", None, "export folder")
@@ -56,7 +56,7 @@ def main():
         if _LIMIT.value:
             sources, references = sources[: _LIMIT.value], references[: _LIMIT.value]
     else:
-        split = stored_split(files.expanded(_WORKDIR.value), _SPLIT.value)
+        split = stored_split(bucket.folder_of(_WORKDIR.value), _SPLIT.value)
         sources, references = evaluation.read_split(split, _LIMIT.value)
     task = terminal.TerminalProgress().task("translating", len(sources))
     settings = _BEAM.value, _PENALTY.value, lambda done, total: task.update(done)

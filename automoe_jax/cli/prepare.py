@@ -4,14 +4,12 @@ python launch/prepare.py --config configs/wmt14.py --workdir runs/wmt14
 """
 
 from automoe_jax.cli.run_flags import RunFlags
-from automoe_jax.cli.terminal import TerminalProgress
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.run import open_run
 
 CONFIG = RunFlags()
 
 
 def main():
-    run = open_run(CONFIG.load(), CONFIG.path, TerminalProgress())
+    run = CONFIG.open_run(CONFIG.load())
     data = prepare(run)
     print(f"{run.path}: {len(data.train):,} training and {len(data.valid):,} validation pairs")

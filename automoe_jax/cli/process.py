@@ -51,7 +51,11 @@ def run(command: str):
             print(options.help_text(module))
             return
         options.parse(options.with_shipped(sys.argv), module)
-        module.main()
+        try:
+            module.main()
+        finally:
+            if hasattr(module, "CONFIG"):
+                module.CONFIG.close()
     except UserError as e:
         _fail(str(e))
     except BrokenPipeError:

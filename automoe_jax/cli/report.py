@@ -13,7 +13,7 @@ from automoe_jax.cli import options, terminal
 from automoe_jax.phases.comparison import compare
 from automoe_jax.phases.report import RESULTS
 from automoe_jax.report.comparison import PAGE, grouped, table
-from automoe_jax.system import files
+from automoe_jax.system import bucket, files
 from automoe_jax.system.errors import UserError
 
 # The runs, from the command line.
@@ -30,7 +30,7 @@ def main():
     folder = files.expanded(_OUT.value)
     if (folder / RESULTS).exists():
         raise UserError(f"--out={_OUT.value} is the report of a pipeline; name another folder")
-    rows = compare([files.expanded(path) for path in ARGUMENTS], folder, _TITLE.value)
+    rows = compare([bucket.folder_of(path) for path in ARGUMENTS], folder, _TITLE.value)
     header, *cells = table(grouped(rows))
     if _JSON.value:
         terminal.print_json([dict(zip(header, line, strict=True)) for line in cells])

@@ -1,7 +1,9 @@
 """`--config` and `--workdir` of a command that works on a run."""
 
+import contextlib
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from automoe_jax.cli.config_flag import ConfigFlag
@@ -9,6 +11,7 @@ from automoe_jax.cli.terminal import TerminalProgress
 from automoe_jax.config import RunConfig
 from automoe_jax.phases.run import CACHE, Run, open_run
 from automoe_jax.system import compile_cache, workdir
+from automoe_jax.system.bucket import Bucket, is_url
 from automoe_jax.system.parts import HERE, Workers
 from automoe_jax.system.ray_workers import RayWorkers
 
@@ -24,7 +27,8 @@ class RunFlags(ConfigFlag):
 
     def __init__(self, *, parts: bool = False, memory_gb: float = 4.0):
         super().__init__()
-        about = "folder of the run (default: runs/<config>)"
+        about = "folder or URL (gs://, s3://) of the run (default: runs/<config>)"
+        self._at_end = contextlib.ExitStack()
         self._workdir = flags.DEFINE_string("workdir", None, about)
         self._ray = _define_ray(memory_gb) if parts else None
 
@@ -37,17 +41,34 @@ class RunFlags(ConfigFlag):
     @property
     def path(self) -> Path:
         """The absolute path of the workdir."""
-        return workdir.resolve(self.given_path)
+        return workdir.resolve(self._bucket.copy if self._bucket else self.given_path)
+
+    @property
+    def _bucket(self) -> Bucket | None:
+        given = self.given_path
+        return Bucket.of(given) if is_url(given) else None
 
     def run(self, config: RunConfig) -> Run:
         """The run, whether it exists or not."""
         return Run(config, self.path, TerminalProgress())
 
     def open_run(self, config: RunConfig) -> Run:
-        """Starts or continues the run; keeps programs that this process compiles in its folder."""
-        run = open_run(config, self.path, TerminalProgress(), self._workers())
+        """Starts or continues the run; keeps programs that this process compiles in its folder.
+
+        A run in a bucket is fetched first, and sent there until `close`.
+        """
+        bucket, progress = self._bucket, TerminalProgress()
+        if bucket is not None:
+            bucket.pull()
+        run = open_run(config, self.path, progress, self._workers(), bucket)
+        if bucket is not None and jax.process_index() == 0:
+            self._at_end.enter_context(bucket.kept(progress.note))
         compile_cache.enable(run.path / CACHE)
         return run
+
+    def close(self):
+        """Sends what is new in a run to its bucket."""
+        self._at_end.close()
 
     def _workers(self) -> Workers:
         if self._ray is None:

@@ -13,7 +13,7 @@ from rich.live import Live
 
 from automoe_jax.cli import terminal
 from automoe_jax.report import curves
-from automoe_jax.system import files, workdir
+from automoe_jax.system import bucket, files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import metrics
 
@@ -28,7 +28,7 @@ _ONCE = flags.DEFINE_bool(
 def main():
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; name the folder of a run")
-    folder = files.expanded(_WORKDIR.value)
+    folder = bucket.folder_of(_WORKDIR.value)
     if not folder.is_dir():
         raise UserError(f"--workdir={folder} does not exist; name the folder of a run")
     found = _trainings(folder)

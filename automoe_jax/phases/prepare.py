@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
 from automoe_jax.data import tokens
 from automoe_jax.data.config import DataConfig
@@ -14,7 +13,7 @@ from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import sentence_piece, token_ids
 from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.data.tokens import PreparedData, TokenPairs
-from automoe_jax.phases.run import Run, is_converted
+from automoe_jax.phases.run import Run, after_first, is_converted
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 
@@ -32,8 +31,7 @@ def prepare(run: Run, init_from: Path | None = None) -> PreparedData:
     _check_corpus(run.config.data, run.path)
     if jax.process_index() == 0:
         _make(run, None if init_from is None else init_from / run.tokenizer.name)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("prepare")
+    after_first(run, "prepare")
     train, valid = (tokens.load(run.tokens / name) for name in ("train", "valid"))
     for name, pairs in (("train", train), ("valid", valid)):
         if not len(pairs):
@@ -51,8 +49,7 @@ def other_text(run: Run, corpus: Path) -> TokenPairs:
     if jax.process_index() == 0 and not (folder / "train").is_dir():
         data = dataclasses.replace(run.config.data, kind="parallel_text", path=str(corpus))
         _tokenize(run, "train", open_corpus(data, corpus / "corpus")["train"], folder)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"prepare {corpus}")
+    after_first(run, f"prepare {run.stored(corpus)}")
     found = tokens.load(folder / "train")
     if not len(found):
         raise UserError(f"no pair of {corpus} can be used")

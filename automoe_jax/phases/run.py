@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from automoe_jax.config import RunConfig
 from automoe_jax.system import compile_cache, locks, workdir
+from automoe_jax.system.bucket import Bucket
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.parts import HERE, P, R, Workers
 from automoe_jax.system.progress import Progress, Silent
@@ -31,6 +32,7 @@ class Run:
     path: Path
     progress: Progress
     workers: Workers = HERE  # of trainings and other parts that do not depend on each other
+    bucket: Bucket | None = None  # whose copy the workdir is
 
     def stored(self, folder: Path) -> str:
         """A folder as manifests say it: relative if in the workdir, which may be moved."""
@@ -55,13 +57,17 @@ class Run:
 
 
 def open_run(
-    config: RunConfig, folder: str | Path, progress: Progress, workers: Workers = HERE
+    config: RunConfig,
+    folder: str | Path,
+    progress: Progress,
+    workers: Workers = HERE,
+    bucket: Bucket | None = None,
 ) -> Run:
     """Starts or continues a workdir, and locks it until this process ends.
 
     `UserError` if another config made it, or another process holds its lock.
     """
-    run = Run(config, workdir.resolve(folder), progress, workers)
+    run = Run(config, workdir.resolve(folder), progress, workers, bucket)
     if (run.path / workdir.MANIFEST).exists():
         workdir.read(run.path, "run")  # refuses an export, for example, before it is touched
     hold(run)
@@ -124,5 +130,15 @@ def claim(run: Run, folder: str | Path, kind: str, content: dict[str, Any], *, b
     path = run.path / folder
     if jax.process_index() == 0:
         workdir.claim(path, kind, content, begun=begun)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"claim {path}")
+    after_first(run, f"claim {run.stored(path)}")
+
+
+def after_first(run: Run, what: str):
+    """The processes of a pod wait until the first has written `what`, and then see it."""
+    if jax.process_count() == 1:
+        return
+    if run.bucket is not None and jax.process_index() == 0:
+        run.bucket.push()
+    multihost_utils.sync_global_devices(what)
+    if run.bucket is not None and jax.process_index() > 0:
+        run.bucket.pull()

@@ -52,7 +52,9 @@ def write_bytes(path: str | Path, data: bytes):
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` expanded; `UserError` if there is no such user."""
+    """The path with `~` expanded; `UserError` if there is no such user, or for a URL."""
+    if "://" in str(path):
+        raise UserError(f"{path} is a URL, which only a workdir can be; copy it to a folder")
     try:
         return Path(path).expanduser()
     except RuntimeError as e:

@@ -97,9 +97,11 @@ class Checkpoints:
 
     def _check_space(self, arrays: Any):
         """Raises `UserError` if the disk has no room for them, before anything is written."""
+        if jax.process_index() > 0:  # writes nothing
+            return
         needed = sum(x.nbytes for x in jax.tree.leaves(arrays))
         free = shutil.disk_usage(self._folder).free
-        if jax.process_index() == 0 and free < needed:
+        if free < needed:
             raise UserError(
                 f"{self._folder} has {free / 1e6:,.0f} MB of disk left, and a checkpoint takes up "
                 f"to {needed / 1e6:,.0f} MB; earlier ones are good: free some space, and the same "

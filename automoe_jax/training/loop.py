@@ -110,7 +110,7 @@ def _best(folder: Path, done: int) -> Checkpoints:
     if jax.process_index() == 0:
         drop_best_beyond(folder, done)
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"best weights {folder}")
+        multihost_utils.sync_global_devices(f"best weights {folder.name}")
     return Checkpoints(folder / BEST, keep=2)
 
 
