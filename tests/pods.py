@@ -14,23 +14,35 @@ Losses = dict[tuple[int, str], float]
 
 
 def train(
-    flags: list[str], workdir: Path, *, processes: int, devices: int, xla: str = ""
+    flags: list[str],
+    workdir: Path,
+    *,
+    processes: int,
+    devices: int,
+    xla: str = "",
+    bucket: bool = False,
 ) -> Losses:
     """The losses, by step and name, of a supernet trained by processes with so many devices each.
 
-    `xla` is more flags of XLA.
+    `xla` is more flags of XLA. With `bucket` the workdir is a URL, of which each has a copy.
     """
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = f"{xla} --xla_force_host_platform_device_count={devices}"
-    program = [sys.executable, "launch/train.py", *flags, f"--workdir={workdir}"]
+    program = [
+        sys.executable,
+        "launch/train.py",
+        *flags,
+        f"--workdir={'file://' * bucket}{workdir}",
+    ]
     pod = [f"--coordinator={address}", f"--processes={processes}"] if processes > 1 else []
     started = [
         subprocess.Popen(
             [*program, *pod, *([f"--process={i}"] if pod else [])],
-            cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env={**env, "XDG_CACHE_HOME": f"{workdir}_{i}"} if bucket else env,
         )
         for i in range(processes)
     ]  # fmt: skip

@@ -87,7 +87,8 @@ def test_two_processes_are_one_with_two_devices(tmp_path, cut):
     """
     flags = [*small_run(tmp_path, "copy"), "--config.training.steps=150"]
     flags.append(f"--config.training.shard_optimizer={cut}")
-    pod = pods.train(flags, tmp_path / "pod", processes=2, devices=1)
+    # The processes share no folder, but a bucket.
+    pod = pods.train(flags, tmp_path / "pod", processes=2, devices=1, bucket=True)
     one = pods.train(flags, tmp_path / "one", processes=1, devices=2)
     assert pod.keys() == one.keys()
     assert (150, "valid/loss_largest") in pod
