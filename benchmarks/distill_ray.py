@@ -1,6 +1,6 @@
 """Distilling on a Ray cluster of two nodes with a core each, against one process on one core.
 
-python benchmarks/distill_ray.py --json --teacher=runs/quickstart/export --config=quickstart
+python benchmarks/distill_ray.py --json --teacher=runs/multi30k/export --text=DIR
 
 The nodes are processes of this machine, beside a head without cores. Each of --rounds rounds
 translates the first --sentences pairs of the config's training text three times, in turns: here, on

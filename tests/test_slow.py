@@ -96,6 +96,20 @@ def test_two_processes_are_one_with_two_devices(tmp_path, cut):
         assert value == pytest.approx(one[key], rel=1e-3), key
 
 
+def test_bfloat16_trains_like_float32(tmp_path):
+    """300 updates of quickstart: every loss that is logged is within 1 %."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        flags = ["--config", "configs/quickstart.py", "--config.training.steps=300"]
+        flags += ["--config.training.eval_every=100", f"--config.training.compute_dtype={dtype}"]
+        found.append(pods.train(flags, tmp_path / dtype, processes=1, devices=1))
+    exact, rounded = found
+    assert (300, "valid/loss_largest") in exact
+    assert exact.keys() == rounded.keys()
+    worst = max(abs(rounded[key] / value - 1) for key, value in exact.items())
+    assert worst <= 0.01, worst
+
+
 def results_of(run: Path) -> dict:
     return json.loads((run / "report" / "results.json").read_text())
 

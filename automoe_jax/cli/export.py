@@ -59,6 +59,7 @@ def main():
         print(f"exported with random weights: {out}")
         return
 
+    CONFIG.fetch()
     if not (CONFIG.path / workdir.MANIFEST).exists():
         raise UserError(
             f"--workdir {CONFIG.path} is not a run; train one with launch/train.py, or convert one "

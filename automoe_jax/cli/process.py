@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from automoe_jax.cli import options, terminal
@@ -53,9 +54,13 @@ def run(command: str):
         options.parse(options.with_shipped(sys.argv), module)
         try:
             module.main()
-        finally:
-            if hasattr(module, "CONFIG"):
-                module.CONFIG.close()
+        except BaseException:
+            try:
+                _close(module)
+            except UserError as e:  # what happened first decides how the process ends
+                terminal.note(str(e))
+            raise
+        _close(module)
     except UserError as e:
         _fail(str(e))
     except BrokenPipeError:
@@ -75,6 +80,12 @@ def run(command: str):
         goes_on = "; the same command goes on from where this one stopped"
         terminal.note(f"interrupted{goes_on if command in _RESUMABLE else ''}")
         _exit(e.exit_code if isinstance(e, interrupt.Interrupted) else 130)
+
+
+def _close(command: ModuleType):
+    """Ends what a command has begun, as sending a run to its bucket."""
+    if hasattr(command, "CONFIG"):
+        command.CONFIG.close()
 
 
 def leave_closed_pipe() -> NoReturn:

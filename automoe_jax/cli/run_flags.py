@@ -6,12 +6,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from automoe_jax.cli import terminal
 from automoe_jax.cli.config_flag import ConfigFlag
 from automoe_jax.cli.terminal import TerminalProgress
 from automoe_jax.config import RunConfig
 from automoe_jax.phases.run import CACHE, Run, open_run
-from automoe_jax.system import compile_cache, workdir
+from automoe_jax.system import compile_cache, locks, workdir
 from automoe_jax.system.bucket import Bucket, is_url
+from automoe_jax.system.errors import UserError
 from automoe_jax.system.parts import HERE, Workers
 from automoe_jax.system.ray_workers import RayWorkers
 
@@ -28,7 +30,7 @@ class RunFlags(ConfigFlag):
     def __init__(self, *, parts: bool = False, memory_gb: float = 4.0):
         super().__init__()
         about = "folder or URL (gs://, s3://) of the run (default: runs/<config>)"
-        self._at_end = contextlib.ExitStack()
+        self._at_end, self._fetched = contextlib.ExitStack(), False
         self._workdir = flags.DEFINE_string("workdir", None, about)
         self._ray = _define_ray(memory_gb) if parts else None
 
@@ -46,23 +48,37 @@ class RunFlags(ConfigFlag):
     @property
     def _bucket(self) -> Bucket | None:
         given = self.given_path
-        return Bucket.of(given) if is_url(given) else None
+        return Bucket.of(given, jax.process_index()) if is_url(given) else None
+
+    def fetch(self):
+        """Fetches a run that is in a bucket, locks its copy, and sends what changes until `close`.
+
+        Nothing for a folder, or the second time.
+        """
+        bucket = self._bucket
+        if bucket is None or self._fetched:
+            return
+        self._fetched, first = True, jax.process_index() == 0
+        locks.hold(bucket.copy)
+        bucket.pull(exact=not first)
+        if first:
+            self._at_end.enter_context(bucket.kept(terminal.note))
 
     def run(self, config: RunConfig) -> Run:
         """The run, whether it exists or not."""
+        self.fetch()
         return Run(config, self.path, TerminalProgress())
 
     def open_run(self, config: RunConfig) -> Run:
-        """Starts or continues the run; keeps programs that this process compiles in its folder.
-
-        A run in a bucket is fetched first, and sent there until `close`.
-        """
-        bucket, progress = self._bucket, TerminalProgress()
-        if bucket is not None:
-            bucket.pull()
-        run = open_run(config, self.path, progress, self._workers(), bucket)
-        if bucket is not None and jax.process_index() == 0:
-            self._at_end.enter_context(bucket.kept(progress.note))
+        """Starts or continues the run; keeps programs that this process compiles in its folder."""
+        workers, bucket = self._workers(), self._bucket
+        if workers.remote and bucket is not None:
+            raise UserError(
+                f"--workdir={bucket.url} and --ray do not go together: the nodes do not see this "
+                "machine's copy of the bucket; use a folder that all of them see"
+            )
+        self.fetch()
+        run = open_run(config, self.path, TerminalProgress(), workers, bucket)
         compile_cache.enable(run.path / CACHE)
         return run
 

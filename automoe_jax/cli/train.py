@@ -11,7 +11,7 @@ from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases import dry_run, train
 from automoe_jax.phases.run import check_out
 from automoe_jax.published import subnet_files
-from automoe_jax.system import files
+from automoe_jax.system import bucket
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.clock import Span
 
@@ -74,7 +74,7 @@ def main():
         check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)
     init_from, teacher = (
-        files.expanded(flag.value).absolute() if flag.value else None
+        bucket.folder_of(flag.value).absolute() if flag.value else None
         for flag in (_INIT_FROM, _TEACHER)
     )
     if subnet is None:

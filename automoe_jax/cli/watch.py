@@ -28,7 +28,7 @@ _ONCE = flags.DEFINE_bool(
 def main():
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; name the folder of a run")
-    folder = bucket.folder_of(_WORKDIR.value)
+    folder = _folder()
     if not folder.is_dir():
         raise UserError(f"--workdir={folder} does not exist; name the folder of a run")
     found = _trainings(folder)
@@ -45,7 +45,13 @@ def main():
     with contextlib.suppress(KeyboardInterrupt), Live(shown, auto_refresh=False) as live:
         while True:
             time.sleep(_EVERY.value)
-            live.update(terminal.table(*_rows(folder, _trainings(folder))), refresh=True)
+            live.update(terminal.table(*_rows(_folder(), _trainings(folder))), refresh=True)
+
+
+def _folder() -> Path:
+    """The run's folder; of one in a bucket a copy of what is shown, as new as the bucket is."""
+    shown = {metrics.NAME, workdir.MANIFEST}
+    return bucket.folder_of(_WORKDIR.value or "", lambda name: Path(name).name in shown)
 
 
 def _trainings(folder: Path) -> list[Path]:

@@ -31,7 +31,7 @@ from automoe_jax.phases import (
 )  # fmt: skip
 from automoe_jax.phases.distill import Distillation
 from automoe_jax.phases.export import add_scores, export_params, measure_approximation
-from automoe_jax.phases.prepare import corpus_split, open_splits, prepare
+from automoe_jax.phases.prepare import corpus_split, open_splits, other_text, prepare
 from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, SUPERNET, Run, claim, each_part
 from automoe_jax.phases.search import claim_search, run_search
 from automoe_jax.published.subnet_files import load
@@ -84,9 +84,13 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     note(f"phase 3 of 5: training {len(finalists)} finalist(s){also}")
     with _timed(run, "distillation"):
         text = _distilled(run, params, step)
+        if text is not None:
+            other_text(run, text)  # once, before several workers want it
     with _timed(run, "finalists"):
         trainings = {**finalists, **beside}
-        for _ in each_part(run, functools.partial(_train, text), list(trainings.items())):
+        teacher = _folder(run, config.pipeline.teacher)
+        work = functools.partial(_train, text, teacher)
+        for _ in each_part(run, work, list(trainings.items())):
             pass
 
     note("phase 4 of 5: export")
@@ -123,11 +127,10 @@ def _check(run: Run, data: PreparedData):
         read_manifest(_path(distilled))
 
 
-def _train(text: Path | None, run: Run, part: tuple[str, Subnet]):
+def _train(text: Path | None, teacher: Path | None, run: Run, part: tuple[str, Subnet]):
     """Trains a finalist or the random subnet, on the corpus `text` in place of the run's."""
     out, subnet = part
     start = run.path if run.config.pipeline.inherit else None
-    teacher = _folder(run, run.config.pipeline.teacher)
     train.train_subnet(run, subnet, start, out, teacher=teacher, text=text)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -94,6 +95,11 @@ def each_part(run: Run, work: Callable[[Run, P], R], parts: Iterable[P]) -> Iter
 
 
 def _in_worker(work: Callable[[Run, P], R], run: Run, part: P) -> R:
+    if not (run.path / workdir.MANIFEST).exists():
+        raise UserError(
+            f"{run.path} is not on {platform.node()}, a node of the Ray cluster; use a --workdir "
+            "that all nodes see"
+        )
     compile_cache.enable(run.path / CACHE)
     return work(run, part)
 
@@ -141,4 +147,4 @@ def after_first(run: Run, what: str):
         run.bucket.push()
     multihost_utils.sync_global_devices(what)
     if run.bucket is not None and jax.process_index() > 0:
-        run.bucket.pull()
+        run.bucket.pull(exact=True)

@@ -1,8 +1,10 @@
 """A workdir in a bucket (gs://, s3://, or another URL of fsspec): a copy here, kept the same.
 
-Programs work on the copy. An index in the bucket lists its files by size and time of change; it is
-written after the files that it names and before files are removed, so that a process that is
-killed at any point leaves a whole workdir, as of its last `push`.
+Programs work on the copy. An index in the bucket lists its files by size and time of change. It is
+written after the files that it names and before others are removed, so that a process that is
+killed at any point leaves the files of its last `push` (those that programs append to or replace
+may be newer). A file that differs here and there is that of the side which changed it since the
+last `push` or `pull`.
 """
 
 import contextlib
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from automoe_jax.system import files, user_cache
+from automoe_jax.system import files, locks, user_cache
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.locks import LOCK
 
@@ -29,6 +31,7 @@ _KEPT_HERE = (LOCK, INDEX, ".jax_cache", ".timing")
 _UNFINISHED = re.compile(r"\.tmp$|\.tmp/|orbax-checkpoint-tmp")
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
 
+_TRIES = 5  # of a push whose files are removed meanwhile
 _pushing = threading.Lock()  # one push at a time
 Entries = dict[str, list[int]]  # path in the workdir -> size in bytes, time of change in ns
 
@@ -46,48 +49,71 @@ class Bucket:
     copy: Path
 
     @classmethod
-    def of(cls, url: str) -> "Bucket":
-        """The copy is in the user's cache, and stays there: the next start fetches what differs."""
+    def of(cls, url: str, process: int = 0) -> "Bucket":
+        """The bucket with the copy of a process of a pod, which may share a machine with others.
+
+        It is in the user's cache, and stays there: the next start fetches what differs.
+        """
         url = url.rstrip("/")
         name = url.rpartition("/")[2] + "-" + hashlib.sha256(url.encode()).hexdigest()[:12]
+        name += f"-{process}" if process else ""
         return cls(url, user_cache.folder() / "workdirs" / name)
 
-    def pull(self):
-        """Fetches what is new in the bucket, and removes what is gone from it.
+    def pull(self, *, exact: bool = False, only: Callable[[str], bool] = lambda name: True):
+        """Fetches what has changed in the bucket, and removes what is gone from it.
 
-        What was never in the bucket stays. `UserError` if the bucket cannot be read.
+        What has changed here stays; with `exact` it is lost, and the copy holds the bucket's files
+        alone. `only` says which names to fetch.
+
+        Raises:
+          UserError: the bucket cannot be read, or is gone while the copy has files of it.
         """
         with _told(f"{self.url} cannot be read"):
+            before = {} if exact else _read(self.copy / INDEX)
             fs, root = _open(self.url)
             there = _index(fs, root)
-            before = _read(self.copy / INDEX)
-            for name in before.keys() - there.keys():
-                self._remove(self.copy / name)
+            if before and not there:
+                raise UserError(
+                    f"{self.url} is gone; its copy is {self.copy}: move it away to begin again"
+                )
             here = self._here()
+            for name, entry in here.items():
+                if name not in there and (exact or before.get(name) == entry):
+                    self._remove(self.copy / name)
+            synced = {name: entry for name, entry in before.items() if name in there}
             for name, entry in there.items():
+                if not only(name) or (name in before and before[name] == entry):
+                    continue
                 if here.get(name) != entry:
                     self._fetch(fs, f"{root}/{name}", name, entry)
-            if there:
-                files.write_json(self.copy / INDEX, {"version": 1, "files": there})
+                synced[name] = entry
+            if synced:
+                files.write_json(self.copy / INDEX, {"version": 1, "files": synced})
 
     def push(self):
-        """Sends what has changed here, and removes what is gone. `UserError` if it cannot."""
+        """Makes the bucket hold what the copy does. `UserError` if it cannot."""
         with _pushing, _told(f"{self.url} cannot be written to; the copy is {self.copy}"):
             fs, root = _open(self.url)
             there, here = _index(fs, root), self._here()
             if here == there:
                 return
-            sent: Entries = {}
-            for name, entry in here.items():
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    if there.get(name) != entry:
-                        self._send(fs, f"{root}/{name}", name, entry)
-                    sent[name] = entry
-            index = {"version": 1, "files": sent}
+            sent = dict(there)
+            for _ in range(_TRIES):
+                try:
+                    for name, entry in here.items():
+                        if sent.get(name) != entry:
+                            self._send(fs, f"{root}/{name}", name, entry)
+                            sent[name] = entry
+                    break
+                except FileNotFoundError:  # a checkpoint, say, was removed meanwhile: look again
+                    here = self._here()
+            else:
+                raise UserError("files are removed faster than they are sent")
+            index = {"version": 1, "files": here}
             fs.makedirs(root, exist_ok=True)
             fs.pipe_file(f"{root}/{INDEX}", json.dumps(index).encode())
             files.write_json(self.copy / INDEX, index)
-            for name in there.keys() - sent.keys():
+            for name in sent.keys() - here.keys():
                 with contextlib.suppress(FileNotFoundError):
                     fs.rm_file(f"{root}/{name}")
 
@@ -140,7 +166,7 @@ class Bucket:
     def _fetch(self, fs: Any, source: str, name: str, entry: list[int]):
         path = self.copy / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         fs.get_file(source, str(temporary))
         os.utime(temporary, ns=(entry[1], entry[1]))
         temporary.replace(path)
@@ -184,16 +210,21 @@ def _told(what: str) -> Iterator[None]:
     """Turns what a file system raises into a `UserError` that begins with `what`."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as e:
+        raise UserError(str(e) if "://" in str(e) else f"{what}: {e}") from None
     except Exception as e:  # of many libraries, with kinds of their own
         raise UserError(f"{what}: {type(e).__name__}: {e}") from None
 
 
-def folder_of(path: str) -> Path:
-    """The folder that a path names; for a URL its copy here, fetched."""
+def folder_of(path: str, only: Callable[[str], bool] = lambda name: True) -> Path:
+    """The folder that a path names; for a URL its copy here, fetched as `pull` does.
+
+    A copy that a program works on is what this program sees, as it is.
+    """
     if not is_url(path):
         return files.expanded(path)
     found = Bucket.of(path)
-    found.pull()
+    with locks.held_if_free(found.copy) as free:
+        if free:
+            found.pull(only=only)
     return found.copy

@@ -54,7 +54,7 @@ def write_bytes(path: str | Path, data: bytes):
 def expanded(path: str | Path) -> Path:
     """The path with `~` expanded; `UserError` if there is no such user, or for a URL."""
     if "://" in str(path):
-        raise UserError(f"{path} is a URL, which only a workdir can be; copy it to a folder")
+        raise UserError(f"{path} is a URL, and a folder of this machine is needed; copy it")
     try:
         return Path(path).expanduser()
     except RuntimeError as e:

@@ -1,10 +1,12 @@
 """Locks on folders, which end with the process that holds them."""
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from automoe_jax.system.errors import UserError
@@ -42,6 +44,23 @@ def hold(folder: Path):
     except OSError:
         pass  # no locks on this file system, or no room to say whose it is
     _held[inode] = file
+
+
+@contextlib.contextmanager
+def held_if_free(folder: Path) -> Iterator[bool]:
+    """Locks a folder within a `with`; False if it is locked already, by whatever process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        status = os.fstat(file.fileno())
+        free = (status.st_dev, status.st_ino) not in _held
+        if free:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+            except OSError:
+                pass  # no locks on this file system
+        yield free
 
 
 def _this_process() -> dict[str, str | int]:

@@ -1,12 +1,17 @@
 """Parts of a job as tasks of a Ray cluster (docs/pods.md)."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import jax
 
 from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
@@ -60,7 +65,7 @@ class RayWorkers:
                 # Twice as many as can run: each node has its next part. Not all, which need memory.
                 room = max(2 * self.slots() - len(unfinished), 0)
                 for i, part in itertools.islice(ahead, room):
-                    unfinished[task.remote(shared, part, self.cores)] = i
+                    unfinished[task.remote(shared, part, self.cores, os.getcwd())] = i
                 if not unfinished:
                     return
                 done, _ = ray.wait(list(unfinished), num_returns=1, timeout=WAIT_SECONDS)
@@ -104,12 +109,16 @@ def connect(address: str) -> Any:
     try:
         if address != "auto":  # Ray itself tries for two minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        handler = signal.getsignal(signal.SIGTERM)  # Ray replaces it
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
     except (OSError, OverflowError, ValueError, RuntimeError) as e:
         where = "on this machine" if address == "auto" else f"at {address}"
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(
-            f"--ray={address}: no Ray cluster can be reached {where}; start one with: ray start "
-            "--head"
+            f"--ray={address}: no Ray cluster can be joined {where} ({reason}); make this machine "
+            "a node of one: ray start --head, or ray start --address=HOST:PORT"
         ) from e
     return ray
 
@@ -135,7 +144,11 @@ def _result(ray: Any, reference: Any) -> Any:
         ) from None
 
 
-def _in_task(work: Callable[[P], R], part: P, cores: int) -> R:
+def _in_task(work: Callable[[P], R], part: P, cores: int, folder: str) -> R:
     # Read when thread pools start, with the first use of JAX in this process.
     os.environ["NPROC"] = str(cores)
+    if jax.config.values["jax_platforms"] != "cpu":  # no accelerator is set aside for a part
+        jax.config.update("jax_platforms", "cpu")
+    with contextlib.suppress(OSError):  # relative paths are those of the program that was started
+        os.chdir(folder)
     return work(part)

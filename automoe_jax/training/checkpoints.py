@@ -302,4 +302,4 @@ def drop_best_beyond(folder: Path, step: int):
     for path in (folder / BEST).glob("[0-9]*"):
         # Others are what is left of saves that were killed, which Orbax removes.
         if path.name.isdecimal() and (int(path.name) > step or step == 0):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # another process may be at it

@@ -107,8 +107,8 @@ def _checkpoints(folder: Path, config: TrainingConfig) -> Checkpoints:
 
 def _best(folder: Path, done: int) -> Checkpoints:
     """The store of the best weights; two, as a killed run may lose the newer one."""
-    if jax.process_index() == 0:
-        drop_best_beyond(folder, done)
+    # By every process: each may have a copy of the folder.
+    drop_best_beyond(folder, done)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"best weights {folder.name}")
     return Checkpoints(folder / BEST, keep=2)

@@ -7,7 +7,7 @@ import uuid
 import fsspec
 import pytest
 
-from automoe_jax.system import bucket
+from automoe_jax.system import bucket, locks
 from automoe_jax.system.bucket import INDEX, Bucket
 from automoe_jax.system.errors import UserError
 
@@ -26,7 +26,8 @@ def write(own: Bucket, name: str, text: str):
 
 
 def content(own: Bucket) -> dict[str, str]:
-    paths = (path for path in own.copy.rglob("*") if path.is_file() and path.name != INDEX)
+    ours = (INDEX, locks.LOCK)
+    paths = (path for path in own.copy.rglob("*") if path.is_file() and path.name not in ours)
     return {str(path.relative_to(own.copy)): path.read_text() for path in paths}
 
 
@@ -139,6 +140,82 @@ def test_it_is_pushed_while_a_program_runs_and_at_its_end(two, monkeypatch):
         program()
     b.pull()
     assert content(b) == {"early": "1", "late": "2"}
+
+
+def test_what_changed_here_is_newer_than_the_bucket(two):
+    """After a kill, before a push: neither set back nor fetched again."""
+    a, b = two
+    for name in ("metrics.jsonl", "4/x"):
+        write(a, name, "1")
+    a.push()
+    b.pull()
+    write(a, "metrics.jsonl", "12")
+    shutil.rmtree(a.copy / "4")
+    write(a, "8/x", "2")
+    a.pull()
+    assert content(a) == {"metrics.jsonl": "12", "8/x": "2"}
+    a.pull(exact=True)  # as other processes of a pod do
+    assert content(a) == content(b)
+
+
+def test_some_files_are_fetched(two):
+    a, b = two
+    for name in ("metrics.jsonl", "4/x"):
+        write(a, name, "1")
+    a.push()
+    b.pull(only=lambda name: name == "metrics.jsonl")
+    assert content(b) == {"metrics.jsonl": "1"}
+    b.pull()
+    assert content(b) == content(a)
+
+
+def test_a_bucket_that_is_gone_takes_nothing_with_it(two):
+    a, _ = two
+    write(a, "x", "1")
+    a.push()
+    fs, root = fsspec.core.url_to_fs(a.url)
+    fs.rm(root, recursive=True)
+    with pytest.raises(UserError, match=f"is gone; its copy is {a.copy}: move it away"):
+        a.pull()
+    assert content(a) == {"x": "1"}
+
+
+def test_a_checkpoint_that_is_removed_meanwhile_is_not_half_there(two, monkeypatch):
+    a, b = two
+    for name in ("4/x", "4/y"):
+        write(a, name, "old")
+    send = Bucket._send
+
+    def removes(self, fs, to, name, entry):
+        if name == "4/y":
+            shutil.rmtree(self.copy / "4")
+            write(self, "8/x", "new")
+        send(self, fs, to, name, entry)
+
+    monkeypatch.setattr(Bucket, "_send", removes)
+    a.push()
+    b.pull()
+    assert content(b) == {"8/x": "new"}
+    fs, root = fsspec.core.url_to_fs(a.url)
+    assert not [path for path in fs.find(root) if "/4/" in path]
+
+
+def test_a_copy_in_use_is_read_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = f"memory://{uuid.uuid4().hex}/run"
+    own, other = Bucket.of(url), Bucket(url, tmp_path / "other")
+    write(own, "x", "1")
+    own.push()
+    other.pull()
+    write(other, "x", "other")
+    other.push()
+    with locks.held_if_free(own.copy) as free:
+        assert free
+        assert bucket.folder_of(url) == own.copy
+        assert content(own)["x"] == "1"
+    bucket.folder_of(url)
+    assert content(own)["x"] == "other"
+    assert Bucket.of(url, process=1).copy != own.copy
 
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch):

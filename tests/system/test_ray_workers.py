@@ -8,14 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import tiny_config
 
 from automoe_jax.model.extract import inherited
 from automoe_jax.phases import distill
 from automoe_jax.phases.distill import Distillation, Teacher
 from automoe_jax.phases.export import export_params
 from automoe_jax.phases.prepare import open_splits
-from automoe_jax.phases.run import each_part
+from automoe_jax.phases.run import each_part, open_run
 from automoe_jax.system.errors import UserError
+from automoe_jax.system.progress import Silent
 from automoe_jax.system.ray_workers import RayWorkers, connect
 
 GB = 2**30
@@ -105,10 +107,13 @@ def test_a_corpus_is_the_same_as_of_this_process(workers, prepared, tmp_path, mo
         assert path.stat().st_size
 
 
-def test_a_run_is_for_the_workers_alone(workers, prepared):
-    run = dataclasses.replace(prepared[0], workers=workers)
-    [(_, found)] = each_part(run, functools.partial(getattr), ["workers"])
+def test_a_run_is_for_the_workers_alone(workers, tmp_path):
+    run = open_run(tiny_config(), tmp_path / "seen", Silent(), workers)
+    [(_, found)] = each_part(run, getattr, ["workers"])
     assert not found.remote
+    run = dataclasses.replace(run, path=tmp_path / "not there")
+    with pytest.raises(UserError, match="use a --workdir that all nodes see"):
+        list(each_part(run, getattr, ["workers"]))
 
 
 def test_parts_of_a_lost_node_run_again(cluster, workers, tmp_path):
