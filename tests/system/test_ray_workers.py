@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,10 @@ def cluster():
     node = {"memory": 2 * GB, "object_store_memory": 100_000_000}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else it writes a token to the home folder
-        found = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
-        for _ in range(2):
-            found.add_node(**node, num_cpus=1)
+        with warnings.catch_warnings(action="ignore"):  # JAX warns of the processes it starts
+            found = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
+            for _ in range(2):
+                found.add_node(**node, num_cpus=1)
         yield found
         ray.shutdown()
         found.shutdown()
