@@ -60,7 +60,7 @@ def get_config():
     search.crossovers = 3
     search.keep = 2
     search.eval_pairs = 150
-    search.latency_runs = 15
+    search.latency_runs = 30
     search.latency = "partially_gold"  # a latency model would take longer than the search
     config.search.constraint.latency_ratio = 0.7
     config.latency.runs = 100

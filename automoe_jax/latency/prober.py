@@ -63,25 +63,34 @@ class Prober:
             ms = min(ms, self._time_reference())
         return Measured(ms, ms, ms, ms, self.how)
 
-    def measure(self, subnet: Subnet, reference_ms: float, limit: float = math.inf) -> Measured:
+    def measure(
+        self,
+        subnet: Subnet,
+        reference_ms: float,
+        limit: float = math.inf,
+        *,
+        precise: bool = False,
+    ) -> Measured:
         """Latency of one subnet, any but the reference.
 
         `reference_ms` is the reference's latency when it was first measured. The runs end early if
-        the latency is clearly below or above the limit in ms.
+        the latency is clearly below or above the limit in ms. With `precise` there are as many as
+        of a final measurement.
         """
         policy = self._policy
+        runs_at_most = max(policy.runs, self._final.runs) if precise else policy.runs
         candidate = self._export(subnet, "candidate")
         own: list[float] = []
         reference: list[float] = []
         while True:
-            left = policy.runs - len(own)
+            left = runs_at_most - len(own)
             stops = limit < math.inf and left > policy.chunk_runs
             runs, warmup = policy.chunk_runs if stops else left, 0 if own else self._config.warmup
             config = dataclasses.replace(self._config, runs=runs, warmup=warmup)
             times = self._time(candidate, config=config)
             reference += times[0]
             own += times[1]
-            if len(own) < policy.runs:
+            if len(own) < runs_at_most:
                 _, low, high = ratio(own, reference, confidence=policy.stop_confidence)
                 clear = reference_ms * high < limit or reference_ms * low > limit
                 if len(own) < 2 * policy.chunk_runs or not clear:

@@ -107,9 +107,13 @@ class SearchLatency:
         if subnet == self.smallest:
             m = self.prober.measure_reference(self.limit_ms)
         else:
-            # The ratio limit is not known before the largest subnet is measured.
-            limit = self.limit_ms if subnet == self.largest else self.upper_bound()
-            m = self.prober.measure(subnet, self.reference_ms(), limit / self.known().scale)
+            # The ratio limit is not known before the largest subnet is measured; it is as wrong as
+            # that measurement, for every candidate.
+            is_largest = subnet == self.largest
+            limit = self.limit_ms if is_largest else self.upper_bound()
+            precise = is_largest and self.limit_ratio < math.inf
+            scaled = limit / self.known().scale
+            m = self.prober.measure(subnet, self.reference_ms(), scaled, precise=precise)
         predicted = None if self.model is None else self.model.predict(subnet)
         return dataclasses.replace(m, predicted=predicted)
 

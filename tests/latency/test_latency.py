@@ -120,6 +120,13 @@ def test_drift_is_corrected(tmp_path, monkeypatch):
     assert not (tmp_path / "t").exists()
 
 
+def test_a_precise_measurement_has_the_runs_of_a_final_one(tmp_path, monkeypatch):
+    prober = scripted(monkeypatch, tmp_path, [[[10.0] * 5, [20.0] * 5]], runs=2)
+    measured = prober.measure(SPACE.largest(), 10.0, precise=True)
+    assert measured.how.endswith("; 5 runs")  # of `QUICK`
+    assert measured.ms == pytest.approx(20.0)
+
+
 def test_a_prober_starts_nothing_before_it_measures(tmp_path):
     """Nor do its exports of an earlier process count: a measurement begins with new ones."""
 

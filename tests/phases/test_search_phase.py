@@ -76,6 +76,7 @@ class FakeProber:
 
     timed: ClassVar[list] = []
     finals: ClassVar[list] = []
+    precise: ClassVar[list] = []  # of `timed`, those that were timed as often as finals
     how = "measured (fake)"
     at_first = 1.0  # how much longer the smallest takes when the search begins
     slow = 1.0  # of the final measurements
@@ -87,8 +88,9 @@ class FakeProber:
     def measure_reference(self, limit):
         return self.measure(self.reference, None, limit)
 
-    def measure(self, subnet, reference_ms, limit):
+    def measure(self, subnet, reference_ms, limit, *, precise=False):
         self.timed.append(subnet)
+        self.precise += [subnet] * precise
         ms = 1.03 * true_ms(subnet) * self.at_first
         return Measured(ms, 0.99 * ms, 1.01 * ms, beside(), f"{self.how}; 20 runs")
 
@@ -126,7 +128,7 @@ def fake_latency(monkeypatch):
     policy = functools.partial(MeasurementPolicy, look_pause_s=0.0)
     monkeypatch.setattr(search_context, "MeasurementPolicy", policy)
     monkeypatch.setattr(latency_model, "latency_model", lambda *args: model)
-    FakeProber.timed, FakeProber.finals = [], []
+    FakeProber.timed, FakeProber.finals, FakeProber.precise = [], [], []
     FakeProber.slow = FakeProber.machine = FakeProber.at_first = 1.0
     return model
 
@@ -262,6 +264,8 @@ def test_a_ratio_does_not_mind_a_slower_machine(prepared, tmp_path):
         assert all(f.final and f.final.ratio_high <= 0.8 for f in found)
         ratios.append([f.final.ratio for f in found if f.final])
     assert ratios[1] == pytest.approx(ratios[0])
+    # The limit is as wrong as the largest subnet's latency: that is measured best.
+    assert FakeProber.precise == [config.space.largest()] * 2
     # Each failure rules out what lies as far beyond the limit: few are timed in vain.
     assert len(FakeProber.finals) <= 2 * (len(ratios[0]) + 3)
 
@@ -345,7 +349,7 @@ def test_the_smallest_is_the_last_resort(prepared, tmp_path, monkeypatch):
     smallest = tiny_config().space.smallest()
     most = 1.1 * true_ms(smallest)  # by the predictions, others are within the limit too
 
-    def measure(prober, subnet, reference_ms, limit):
+    def measure(prober, subnet, reference_ms, limit, *, precise=False):
         prober.timed.append(subnet)
         ms = (1.03 if subnet == smallest else 1.2) * true_ms(subnet)
         return Measured(ms, ms, ms, beside(), prober.how)
