@@ -10,6 +10,16 @@ from conftest import ROOT
 
 from automoe_jax.training import metrics
 
+# Of configs/quickstart.py; its space, with less to compile.
+SMALL = [
+    "--config", "configs/quickstart.py", "--config.data.train_pairs=400",
+    "--config.data.valid_pairs=40", "--config.tokenizer.vocab_size=300",
+    "--config.space.encoder_depths=1", "--config.space.decoder_depths=1",
+    "--config.training.steps=6", "--config.training.warmup_steps=2",
+    "--config.training.tokens_per_batch=256", "--config.training.batches_per_step=4",
+    "--config.training.buckets=1", "--config.training.eval_every=0",
+    "--config.training.log_every=1", "--config.training.eval_subnets=1",
+]  # fmt: skip
 Losses = dict[tuple[int, str], float]
 
 

@@ -23,6 +23,7 @@ from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.run import check_out
 from automoe_jax.phases.search import search
 from automoe_jax.phases.search_seeds import search_seeds
+from automoe_jax.phases.weights import searched_params
 from automoe_jax.system.errors import UserError
 
 CONFIG = RunFlags(parts=True)
@@ -50,7 +51,8 @@ def main():
     if seeds:
         result = search_seeds(run, _OUT.value, seeds, untrained=_RANDOM.value)
     else:
-        result = search(run, folder, data, untrained=_RANDOM.value)
+        params, step = searched_params(run, data.tokenizer.vocab_sizes, untrained=_RANDOM.value)
+        result = search(run, folder, data, params, step)
     if _JSON.value:
         terminal.print_json(result)
     elif seeds:

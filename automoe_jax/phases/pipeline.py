@@ -33,7 +33,7 @@ from automoe_jax.phases.distill import Distillation
 from automoe_jax.phases.export import add_scores, export_params, measure_approximation
 from automoe_jax.phases.prepare import corpus_split, open_splits, other_text, prepare
 from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, SUPERNET, Run, claim, each_part
-from automoe_jax.phases.search import claim_search, run_search
+from automoe_jax.phases.search import search
 from automoe_jax.published.subnet_files import load
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
@@ -72,10 +72,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     note("phase 2 of 5: search")
     folder = run.path / SEARCH
     with _timed(run, "search"):
-        claim_search(run, folder, step)
-        if not (folder / search_result.RESULT).exists():
-            run_search(run, folder, data, params)
-    found = files.read_json(folder / search_result.RESULT, "search result")
+        found = search(run, folder, data, params, step)
     best = found["best"][: config.pipeline.finalists]
     finalists = {f"{SUBNET}/{i}": load(folder / b["file"]) for i, b in enumerate(best, 1)}
 

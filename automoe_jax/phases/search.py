@@ -22,7 +22,6 @@ from automoe_jax.phases.search_history import HISTORY, ScoreHistory
 from automoe_jax.phases.search_probing import measure_parents, measure_spread, round_share
 from automoe_jax.phases.search_result import Found, SearchResult
 from automoe_jax.phases.search_verify import verify
-from automoe_jax.phases.weights import random_weights, supernet_params
 from automoe_jax.predictor.estimates import predicted_and_measured
 from automoe_jax.search import algorithms
 from automoe_jax.search.candidates import Candidate, Scored, best_first
@@ -33,17 +32,12 @@ from automoe_jax.system.errors import UserError
 
 
 def search(
-    run: Run, folder: Path, data: PreparedData, *, untrained: bool = False
+    run: Run, folder: Path, data: PreparedData, params: Params, step: int | None
 ) -> dict[str, Any]:
     """Starts or continues a search in `folder`; returns the content of its result file.
 
-    With `untrained`, the supernet has random weights.
+    `params` are the supernet's, as NumPy, of training step `step`; None for random weights.
     """
-    vocab_sizes = data.tokenizer.vocab_sizes
-    if untrained:
-        params, step = random_weights(run.config, vocab_sizes), None
-    else:
-        params, step = supernet_params(run, vocab_sizes)
     claim_search(run, folder, step)
     if not (folder / search_result.RESULT).exists():
         run_search(run, folder, data, params)

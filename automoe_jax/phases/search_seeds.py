@@ -11,6 +11,7 @@ from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.run import Run, each_part
 from automoe_jax.phases.search import search
 from automoe_jax.phases.search_result import FRONT, RESULT
+from automoe_jax.phases.weights import searched_params
 from automoe_jax.report import plots
 from automoe_jax.search.front import hypervolume
 from automoe_jax.system import files
@@ -38,7 +39,9 @@ def search_seeds(
 def _search(out: str, untrained: bool, run: Run, seed: int):
     settings = dataclasses.replace(run.config.search, seed=seed)
     own = dataclasses.replace(run, config=dataclasses.replace(run.config, search=settings))
-    search(own, run.path / out / f"seed_{seed}", prepare(own), untrained=untrained)
+    data = prepare(own)
+    params, step = searched_params(own, data.tokenizer.vocab_sizes, untrained=untrained)
+    search(own, run.path / out / f"seed_{seed}", data, params, step)
 
 
 def compare(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:

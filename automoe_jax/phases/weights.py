@@ -72,6 +72,15 @@ def supernet_params(run: Run, vocab_sizes: tuple[int, int]) -> tuple[Params, int
     )
 
 
+def searched_params(
+    run: Run, vocab_sizes: tuple[int, int], *, untrained: bool
+) -> tuple[Params, int | None]:
+    """What a search searches with: `supernet_params`, or random weights and no step."""
+    if untrained:
+        return random_weights(run.config, vocab_sizes), None
+    return supernet_params(run, vocab_sizes)
+
+
 def subnet_params(run: Run, out: str = SUBNET) -> tuple[Params, Subnet, int]:
     """The newest weights of a trained subnet, its architecture, and their step."""
     folder = run.path / out

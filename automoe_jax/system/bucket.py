@@ -108,7 +108,9 @@ class Bucket:
                 except FileNotFoundError:  # a checkpoint, say, was removed meanwhile: look again
                     here = self._here()
             else:
-                raise UserError("files are removed faster than they are sent")
+                raise UserError(
+                    f"{self.url}: files of {self.copy} vanish faster than they are sent"
+                )
             index = {"version": 1, "files": here}
             fs.makedirs(root, exist_ok=True)
             fs.pipe_file(f"{root}/{INDEX}", json.dumps(index).encode())
@@ -210,8 +212,8 @@ def _told(what: str) -> Iterator[None]:
     """Turns what a file system raises into a `UserError` that begins with `what`."""
     try:
         yield
-    except UserError as e:
-        raise UserError(str(e) if "://" in str(e) else f"{what}: {e}") from None
+    except UserError:
+        raise
     except Exception as e:  # of many libraries, with kinds of their own
         raise UserError(f"{what}: {type(e).__name__}: {e}") from None
 

@@ -1,19 +1,8 @@
 """Two processes with two devices each are one with four."""
 
 import pytest
-from pods import train
+from pods import SMALL, train
 from quick_compilation import FLAGS
-
-# Of configs/quickstart.py; its space, with less to compile.
-SMALL = [
-    "--config", "configs/quickstart.py", "--config.data.train_pairs=400",
-    "--config.data.valid_pairs=40", "--config.tokenizer.vocab_size=300",
-    "--config.space.encoder_depths=1", "--config.space.decoder_depths=1",
-    "--config.training.steps=6", "--config.training.warmup_steps=2",
-    "--config.training.tokens_per_batch=256", "--config.training.batches_per_step=4",
-    "--config.training.buckets=1", "--config.training.eval_every=0",
-    "--config.training.log_every=1", "--config.training.eval_subnets=1",
-]  # fmt: skip
 
 
 def test_two_processes_of_two_devices_are_one_of_four(tmp_path):
