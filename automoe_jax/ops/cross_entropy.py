@@ -38,6 +38,11 @@ class _Soft(NamedTuple):
     table_VD: jax.Array | None
 
 
+class _Softmax(NamedTuple):
+    p_CV: jax.Array
+    log_z_C: jax.Array  # logarithm of the sum of the exponentials
+
+
 class _Static(NamedTuple):
     smoothing: float
     dims: tuple[int, ...]
@@ -101,16 +106,17 @@ def chunked_cross_entropy(
 def _sums(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
     table_VD = table_VD.astype(h_ND.dtype)
 
-    def one(w, i, sums):
+    def one(w, soft, i, sums):
         h_CD, table, target_C, real_C = _chunk(static, w, i, h_ND, table_VD, target_N, real_N)
         logits_CV = _dot(h_CD, table.T)
-        (loss, nll), _ = _logit_sums(logits_CV, target_C, real_C, static.smoothing)
+        (loss, nll), softmax = _logit_sums(logits_CV, target_C, real_C, static.smoothing)
         if soft is not None:
-            own, _ = _soft_sums(static, logits_CV, _soft_targets(static, i, soft, table_VD), real_C)
+            targets_CV = _soft_targets(static, i, soft, table_VD)
+            own, _ = _soft_sums(static, logits_CV, softmax, targets_CV, real_C)
             loss = _mix(soft, loss, own)
         return jax.tree.map(jnp.add, sums, (loss, nll))
 
-    return _each_chunk(static, h_ND, dim, one, (jnp.float32(0), jnp.float32(0)))
+    return _each_chunk(static, h_ND, dim, soft, one, (jnp.float32(0), jnp.float32(0)))
 
 
 def _fwd(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
@@ -118,16 +124,16 @@ def _fwd(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
     table_VD = table_VD.astype(h_ND.dtype)
     smoothing, chunk = static.smoothing, static.chunk
 
-    def one(w, i, carry):
+    def one(w, soft, i, carry):
         sums, dh_ND, dtable_VD = carry
         h_CD, table, target_C, real_C = _chunk(static, w, i, h_ND, table_VD, target_N, real_N)
         logits_CV = _dot(h_CD, table.T)
-        (loss, nll), p_CV = _logit_sums(logits_CV, target_C, real_C, smoothing)
-        d_CV = jnp.where(real_C[:, None], p_CV - smoothing / n_words, 0)
+        (loss, nll), softmax = _logit_sums(logits_CV, target_C, real_C, smoothing)
+        d_CV = jnp.where(real_C[:, None], softmax.p_CV - smoothing / n_words, 0)
         d_CV = _add_at(d_CV, target_C, -(1 - smoothing) * real_C)
         if soft is not None:
             targets_CV = _soft_targets(static, i, soft, table_VD)
-            own, own_d_CV = _soft_sums(static, logits_CV, targets_CV, real_C)
+            own, own_d_CV = _soft_sums(static, logits_CV, softmax, targets_CV, real_C)
             loss, d_CV = _mix(soft, loss, own), _mix(soft, d_CV, own_d_CV)
         d_CV = d_CV.astype(h_CD.dtype)
         dh_ND = lax.dynamic_update_slice(dh_ND, _dot(d_CV, table), (i * chunk, 0))
@@ -137,7 +143,7 @@ def _fwd(static: _Static, h_ND, table_VD, target_N, real_N, dim, soft):
 
     zeros = [jnp.zeros(x.shape, jnp.float32) for x in (h_ND, table_VD)]
     carry = ((jnp.float32(0), jnp.float32(0)), *zeros)
-    sums, dh_ND, dtable_VD = _each_chunk(static, h_ND, dim, one, carry)
+    sums, dh_ND, dtable_VD = _each_chunk(static, h_ND, dim, soft, one, carry)
     return sums, (dh_ND.astype(h_ND.dtype), dtable_VD.astype(given))
 
 
@@ -164,14 +170,16 @@ def _soft_targets(static: _Static, i, soft: _Soft, table_VD):
     table_VD = table_VD if soft.table_VD is None else soft.table_VD
     h_CD = lax.dynamic_slice_in_dim(soft.h_ND, i * static.chunk, static.chunk)
     table_VD = table_VD.astype(h_CD.dtype)
-    return jax.nn.softmax(_dot(h_CD, table_VD[:, : h_CD.shape[1]].T) / static.temperature, axis=-1)
+    return _softmax(_dot(h_CD, table_VD[:, : h_CD.shape[1]].T) / static.temperature).p_CV
 
 
-def _soft_sums(static: _Static, logits_CV, targets_CV, real_C):
+def _soft_sums(static: _Static, logits_CV, softmax: _Softmax, targets_CV, real_C):
     """(sum of the loss under soft targets, its gradient by the logits)."""
-    log_p_CV = jax.nn.log_softmax(logits_CV / static.temperature, axis=-1)
-    loss_C = -jnp.sum(targets_CV * log_p_CV, axis=-1)
-    d_CV = static.temperature * (jnp.exp(log_p_CV) - targets_CV)
+    if static.temperature != 1:
+        logits_CV /= static.temperature
+        softmax = _softmax(logits_CV)
+    loss_C = softmax.log_z_C - jnp.sum(targets_CV * logits_CV, axis=-1)
+    d_CV = static.temperature * (softmax.p_CV - targets_CV)
     loss = static.temperature**2 * jnp.sum(loss_C * real_C)
     return loss, jnp.where(real_C[:, None], d_CV, 0)
 
@@ -184,13 +192,20 @@ def _dot(a, b):
     return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
-def _each_chunk(static: _Static, h_ND, dim, one, carry):
-    """Runs `one(width, chunk index, carry)` for each chunk, at the active width."""
+def _each_chunk(static: _Static, h_ND, dim, soft: _Soft | None, one, carry):
+    """Runs `one(width, teacher, chunk index, carry)` for each chunk, at the active width.
+
+    A teacher without weight, as that of a sandwich's first subnet, is None there, so not computed.
+    """
     all_chunks = h_ND.shape[0] // static.chunk
     for w in static.dims:
-        n_chunks = jnp.where(dim == w, all_chunks, 0)
-        with jax.named_scope(CHUNKS.format(all_chunks, w)):
-            carry = lax.fori_loop(0, n_chunks, functools.partial(one, w), carry)
+        for given in (None,) if soft is None else (None, soft):
+            active = dim == w
+            if soft is not None:
+                active &= (soft.weight == 0) == (given is None)
+            n_chunks = jnp.where(active, all_chunks, 0)
+            with jax.named_scope(CHUNKS.format(all_chunks, w)):
+                carry = lax.fori_loop(0, n_chunks, functools.partial(one, w, given), carry)
     return carry
 
 
@@ -201,13 +216,18 @@ def _chunk(static: _Static, w, i, h_ND, table_VD, target_N, real_N):
     return h_CD, table_VD[:, :w], target_C, real_C
 
 
-def _logit_sums(logits_CV, target_C, real_C, smoothing):
-    """((loss, nll) sums, softmax of the logits)."""
+def _softmax(logits_CV) -> _Softmax:
     most_C1 = jnp.max(logits_CV, axis=-1, keepdims=True)
     e_CV = jnp.exp(logits_CV - most_C1)
     z_C1 = jnp.sum(e_CV, axis=-1, keepdims=True)
-    log_z_C = (most_C1 + jnp.log(z_C1))[:, 0]
+    return _Softmax(e_CV * (1 / z_C1), (most_C1 + jnp.log(z_C1))[:, 0])
+
+
+def _logit_sums(logits_CV, target_C, real_C, smoothing):
+    """((loss, nll) sums, softmax of the logits)."""
+    softmax = _softmax(logits_CV)
+    log_z_C = softmax.log_z_C
     nll_C = log_z_C - jnp.take_along_axis(logits_CV, target_C[:, None], axis=-1)[:, 0]
     uniform_C = log_z_C - jnp.mean(logits_CV, axis=-1)
     loss_C = (1 - smoothing) * nll_C + smoothing * uniform_C
-    return (jnp.sum(loss_C * real_C), jnp.sum(nll_C * real_C)), e_CV * (1 / z_C1)
+    return (jnp.sum(loss_C * real_C), jnp.sum(nll_C * real_C)), softmax

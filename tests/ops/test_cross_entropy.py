@@ -7,7 +7,7 @@ import pytest
 from reference import smoothed_cross_entropy
 
 from automoe_jax.ops import cross_entropy
-from automoe_jax.ops.cross_entropy import chunked_cross_entropy
+from automoe_jax.ops.cross_entropy import Teacher, chunked_cross_entropy
 
 
 @pytest.mark.parametrize("traced_for", ["cpu", "tpu"])
@@ -39,6 +39,38 @@ def test_equals_the_plain_loss(monkeypatch, n, dim, dims, traced_for):
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     theirs = theirs[0].at[:, dim or 12 :].set(0), theirs[1].at[:, dim or 12 :].set(0)
     for a, b in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize("own_table", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_a_teacher_adds_its_softmax_as_targets(monkeypatch, weight, temperature, own_table):
+    monkeypatch.setattr(cross_entropy, "CHUNK_CPU", 16)
+    rng = np.random.default_rng(1)
+    arrays = [rng.normal(size=s) for s in ((40, 12), (37, 12), (40, 10), (37, 10))]
+    h, table, taught, other = (jnp.asarray(x, jnp.float32) for x in arrays)
+    target = jnp.asarray(rng.integers(4, 37, 40)).at[30:].set(1)
+    theirs = other if own_table else None
+
+    @jax.jit
+    def ours(h, table, weight):
+        teacher = Teacher(taught, weight, temperature, theirs)
+        return chunked_cross_entropy(h, table, target, target != 1, 0.1, teacher=teacher)[0]
+
+    def plain(h, table):
+        hard = smoothed_cross_entropy((h @ table.T)[None], target[None], 0.1).loss
+        given = other if own_table else jax.lax.stop_gradient(table[:, :10])
+        soft_NV = jax.nn.softmax(taught @ given.T / temperature)
+        log_p_NV = jax.nn.log_softmax(h @ table.T / temperature)
+        soft = -jnp.sum(soft_NV * log_p_NV * (target != 1)[:, None])
+        return (1 - weight) * hard + weight * temperature**2 * soft
+
+    value, gradients = jax.value_and_grad(ours, (0, 1))(h, table, weight)
+    expected, wanted = jax.value_and_grad(plain, (0, 1))(h, table)
+    assert float(ours(h, table, weight)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    for a, b in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max(), rtol=0)
 
 
