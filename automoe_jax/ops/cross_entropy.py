@@ -82,9 +82,10 @@ def chunked_cross_entropy(
     n, d = h_ND.shape
     on_cpu = platform() == "cpu"
     chunk = CHUNK_CPU if on_cpu else CHUNK_ACCELERATOR
-    # Chunks of one size, each a multiple of 8 rows. Of a single one of several widths, compilers
-    # for accelerators compute every width: nothing in it depends on the loop.
-    n_chunks = max(math.ceil(n / chunk), 1 if on_cpu or len(dims) < 2 else 2)
+    # Chunks of one size, each a multiple of 8 rows. Of a single one, compilers for accelerators
+    # compute all loops, every width and both kinds: nothing in it depends on the loop.
+    one_loop = len(dims) < 2 and teacher is None
+    n_chunks = max(math.ceil(n / chunk), 1 if on_cpu or one_loop else 2)
     chunk = math.ceil(n / n_chunks / 8) * 8
     pad = n_chunks * chunk - n
     h_ND = jnp.pad(h_ND, ((0, pad), (0, 0)))
@@ -204,7 +205,9 @@ def _each_chunk(static: _Static, h_ND, dim, soft: _Soft | None, one, carry):
             if soft is not None:
                 active &= (soft.weight == 0) == (given is None)
             n_chunks = jnp.where(active, all_chunks, 0)
-            with jax.named_scope(CHUNKS.format(all_chunks, w)):
+            # Counted in a compiled program as if each batch had the teacher.
+            counted = all_chunks if given is soft else 0
+            with jax.named_scope(CHUNKS.format(counted, w)):
                 carry = lax.fori_loop(0, n_chunks, functools.partial(one, w, given), carry)
     return carry
 
