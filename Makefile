@@ -43,8 +43,9 @@ format: $(DEV_STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(DEV_STAMP)  ## docs/reference.md, from the code
+docs: $(DEV_STAMP)  ## docs/reference.md from the code, tables and picture from the result files
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_results.py
 
 site: $(DEV_STAMP)  ## the pages of docs/, in site/
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'

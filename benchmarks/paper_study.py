@@ -130,7 +130,7 @@ class Study:
     def _model(self, part: Part, core: trainings.Core | None, lines: Lines) -> dict[str, Any]:
         """A model, trained and scored."""
         system, folder, updates = SYSTEMS[part.name], self._run(part), self._corpus.updates[1]
-        space, path = "by_hand", ARCHITECTURES / f"{part.name}.json"
+        space, path = system.holder, ARCHITECTURES / f"{part.name}.json"
         if system.space:
             space, path = system.space, self._file(part, lines[search_of(part)]["subnet"])
         own, more = {**self._training(updates), "seed": part.seed}, [f"--subnet={path}"]
@@ -194,7 +194,12 @@ class Study:
         own = [folder / f"export_{kind}" for kind in QUANTIZED]
         first, *rest = self._timed(self._reference(), *own)
         found = {
-            kind: {"ms": times["mean_ms"], "of_reference": times["ratio_to_first"]}
+            kind: {
+                "ms": times["mean_ms"],
+                "of_reference": times["ratio_to_first"],
+                "kernels": times["kernels"],
+                "parts_ms": times["parts_ms"],
+            }
             for kind, times in zip(QUANTIZED, rest, strict=True)
         }
         return {"reference_ms": first["mean_ms"], **found}
@@ -202,10 +207,11 @@ class Study:
     def _timed(self, *exports: Path) -> list[dict[str, Any]]:
         """The times of exports, in turns."""
         program = [sys.executable, str(ROOT / "launch" / "benchmark.py"), "--json"]
-        given = [f"--runs={GOLD_RUNS}", *(f"--export={path}" for path in exports)]
+        given = [f"--runs={GOLD_RUNS}", "--parts", *(f"--export={path}" for path in exports)]
         printed = trainings.run_on_core(None, [*program, *given])
         rows = json.loads(printed.splitlines()[-1])["exports"]
-        return [row["inputs"]["mixed words"] for row in rows]
+        more = "kernels", "parts_ms"
+        return [row["inputs"]["mixed words"] | {k: row[k] for k in more} for row in rows]
 
     def _reference(self) -> Path:
         return self._random("by_hand", _REFERENCE)

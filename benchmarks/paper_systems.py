@@ -58,6 +58,7 @@ class System:
 
     Attributes:
       space: of configs/systems.py, whose supernet it searches; empty for an architecture by hand.
+      holder: of configs/systems.py, the space that holds an architecture by hand.
       claim: a claim rests on it: several seeds, all budgets. Else one seed, the middle budget.
       inherit: whether its subnet starts from the supernet's weights.
       distilled: whether the teacher's translations stand beside the text.
@@ -70,6 +71,7 @@ class System:
     inherit: bool = False
     distilled: bool = True
     of: str = ""
+    holder: str = "by_hand"
 
 
 _CLAIMS = (
@@ -91,7 +93,8 @@ SYSTEMS = {
             "placement_111222", "placement_222111", "identity")),
         System("automoe_inherited", "automoe", inherit=True, of="automoe"),
         System("automoe_undistilled", "automoe", distilled=False, of="automoe"),
-        *(System(path.stem, claim=path.stem in _CLAIMS)
+        *(System(path.stem, claim=path.stem in _CLAIMS,
+                 holder="evolved" if "evolved" in path.stem else "by_hand")
           for path in sorted(ARCHITECTURES.glob("*.json"))),
     )
 }  # fmt: skip

@@ -15,6 +15,7 @@ Behind the colon stand a config of this folder, for text, sizes and recipe, and 
   identity          experts of the largest size or none: FFNs of 0
   random            automoe, searched by drawing at random as many subnets
   by_hand           holds the architectures of configs/systems/*.json, which are not searched
+  evolved           holds mini_evolved.json, or configs/subnets/evolved_*.json at full size
 
 Transformers and mixtures made by hand are subnet files: of the scaled-down sizes in
 configs/systems/ (mini_...), at full size in configs/subnets/.
@@ -84,6 +85,17 @@ def _by_hand(space):
         space.encoder_ffn_dims = space.decoder_ffn_dims = (256, 512, 1024)
 
 
+def _evolved(space):
+    _by_hand(space)
+    space.cell = "evolved"
+    space.encoder_experts = space.decoder_experts = (1,)
+    space.ffn_scale = space.attention_scale = 1.0  # these cells are normalised first
+    if space.qkv_dim != _SCALED_DOWN:
+        space.encoder_embed_dims = space.decoder_embed_dims = (512,)
+        space.encoder_heads = space.decoder_self_heads = space.decoder_cross_heads = (8,)
+        space.encoder_ffn_dims = space.decoder_ffn_dims = (2048,)
+
+
 SYSTEMS = {
     "automoe": _automoe,
     "automoe_standard": _standard,
@@ -97,6 +109,7 @@ SYSTEMS = {
     "identity": _identity,
     "random": _automoe,
     "by_hand": _by_hand,
+    "evolved": _evolved,
 }
 
 

@@ -32,8 +32,8 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model import stacked
 from automoe_jax.model.scales import scales_of
+from automoe_jax.model.stand_alone import StandAlone, stand_alone
 from automoe_jax.model.supernet import Supernet
-from automoe_jax.model.transformer import Transformer
 from automoe_jax.system import compile_cache
 
 # A shell that runs the tests in the background ignores Ctrl-C, which programs would inherit.
@@ -125,16 +125,34 @@ def layers_of(params, space: SearchSpace):
     }
 
 
-def standalone_of(space: SearchSpace, subnet: Subnet) -> Transformer:
+def standalone_of(space: SearchSpace, subnet: Subnet) -> StandAlone:
     hull = space.hull()
-    return Transformer(
+    return stand_alone(
         subnet,
         (VOCAB, VOCAB),
-        hull.encoder.embed_dim,
-        hull.decoder.embed_dim,
+        (hull.encoder.embed_dim, hull.decoder.embed_dim),
         share_embeddings=space.share_embeddings,
         scales=scales_of(space),
     )
+
+
+def evolved_space() -> SearchSpace:
+    """Cells of different widths in encoder and decoder, with 2 and 3 layers."""
+    return SearchSpace(
+        qkv_dim=16, encoder_embed_dims=(12,), decoder_embed_dims=(8,), encoder_depths=(2,),
+        decoder_depths=(3,), encoder_heads=(2,), decoder_self_heads=(2,), decoder_cross_heads=(4,),
+        cross_spans=(1,), encoder_experts=(1,), decoder_experts=(1,), encoder_ffn_dims=(20,),
+        decoder_ffn_dims=(24,), cell="evolved",
+    )  # fmt: skip
+
+
+def random_evolved(seed: int = 0, scale: float = 0.3):
+    """As `random_params`, of `evolved_space`'s one architecture."""
+    space, ids = evolved_space(), np.full((1, 2), 4, np.int32)
+    module = standalone_of(space, space.largest())
+    abstract = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, ids))["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(scale=scale, size=x.shape).astype("f4"), abstract)
 
 
 def random_params(space: SearchSpace, seed: int = 0, scale: float = 0.3):

@@ -94,8 +94,9 @@ def test_no_shared_data_is_in_the_project():
             raise AssertionError(f"{path} looks like shared data")
 
 
-def test_the_reference_is_what_the_code_says():
-    program = [sys.executable, "docs/make_reference.py", "--check"]
+@pytest.mark.parametrize("program", ["make_reference.py", "make_results.py"])
+def test_pages_are_what_code_and_results_say(program):
+    program = [sys.executable, f"docs/{program}", "--check"]
     found = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
     assert not found.returncode, found.stderr
 

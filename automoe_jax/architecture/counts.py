@@ -104,6 +104,15 @@ def _layer(
     """Costs of a layer; `supernet` is the experts of each of its layers and their largest size."""
     q, stack = subnet.qkv_dim, subnet.decoder if isinstance(layer, DecoderLayer) else subnet.encoder
     d = stack.embed_dim
+    if subnet.cell == "evolved":
+        params, macs = _evolved_cell(layer, d, subnet.encoder.embed_dim, q, n)
+        if name.endswith(f".{len(stack.layers) - 1}"):  # the LayerNorm after a stack
+            params, macs = params + 2 * d, macs + n * d
+        all_params = dict.fromkeys(("active_params_min", "active_params_max"), params)
+        return LayerCost(
+            name=name, params=params, active_params=params, **all_params, flops=2 * macs,
+            params_at_max_experts=params,
+        )  # fmt: skip
     params, macs = _attention(n, n, d, d, q)
     if isinstance(layer, DecoderLayer):
         cross = _attention(n, n * layer.cross_span, d, subnet.encoder.embed_dim, q)
@@ -127,6 +136,28 @@ def _layer(
         flops=2 * (macs + router_macs + k * expert_macs + n * d),
         params_at_max_experts=dense + router_at_max + sum(sizes) + further,
     )
+
+
+def _evolved_cell(layer: LayerSpec, d: int, d_e: int, q: int, n: int) -> tuple[int, int]:
+    """(parameters, multiply-adds) of a cell of `model.evolved`, as in `_attention`."""
+    (ffn,) = layer.experts
+    attention, maps, separable = [_attention(n, n, d, d, q)], [(d, ffn), (ffn, d)], []
+    if isinstance(layer, DecoderLayer):
+        attention += [_attention(n, n, d, d, q)] + 2 * [_attention(n, n, d, d_e, q)]
+        joined = 2 * d
+        separable = [(11, d, joined), (7, d, d // 2), (7, joined, d)]
+        # The first two attentions have one LayerNorm between them.
+        norms = (d, joined, d, -d)
+    else:
+        joined = 4 * d
+        maps += [(d, d), (d, d), (d, joined), (3 * d, d // 2)]
+        separable = [(9, joined, d // 2)]
+        norms = (d, d, joined, d)
+    maps += [(channels, out) for _, channels, out in separable]
+    depthwise = sum(width * channels for width, channels, _ in separable)
+    params = sum((k + 1) * out for k, out in maps) + depthwise + 2 * sum(norms)
+    macs = n * (sum(k * out for k, out in maps) + depthwise + sum(norms))
+    return params + sum(p for p, _ in attention), macs + sum(m for _, m in attention)
 
 
 def _expert(d: int, ffn_dim: int) -> int:

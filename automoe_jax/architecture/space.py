@@ -9,7 +9,7 @@ from typing import Any
 
 from automoe_jax.architecture import variation
 from automoe_jax.architecture.stack_space import Choices, SpaceError, StackSpace
-from automoe_jax.architecture.subnet import STACKS, Subnet, SubnetError
+from automoe_jax.architecture.subnet import CELLS, STACKS, Subnet, SubnetError
 from automoe_jax.architecture.variation import Rng
 
 GATES = ("probability", "count", "normalised")
@@ -21,6 +21,7 @@ _ALLOWED = {
     "sharing": ("front", "own", "means", "common"),
     "gate": GATES,
     "identity_experts": (True, False),
+    "cell": CELLS,
 }
 
 
@@ -57,6 +58,8 @@ class SearchSpace:
         1 where all are alike; "normalised" is p over the sum of the p of the token's experts, so 1
         with top_k 1, with the gradient of p over a constant. The last two have the scale of a dense
         FFN whatever the number of experts.
+      cell: "transformer", or "evolved" for the cells of the Evolved Transformer (So et al. 2019).
+        These have one FFN each, and no supernet: their architectures are trained by themselves.
     """
 
     qkv_dim: int = 512
@@ -83,6 +86,7 @@ class SearchSpace:
     attention_scale: float = 1.0
     sharing: str = "front"
     gate: str = "probability"
+    cell: str = "transformer"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -98,6 +102,8 @@ class SearchSpace:
         for name in ("ffn_scale", "attention_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SpaceError(f"space.{name} is {getattr(self, name)}; allowed: above 0")
+        if self.cell == "evolved":
+            self._check_evolved()
         for stack in self.stacks:
             stack.check(self.qkv_dim)
             if self.sharing != "front" and stack.placement:
@@ -110,6 +116,19 @@ class SearchSpace:
                 f"space.cross_spans starts at {self.cross_spans[0]}, but an encoder may have only "
                 f"{self.encoder_depths[0]} layer(s)"
             )
+
+    def _check_evolved(self):
+        """Raises `SpaceError` naming a field that evolved cells do not have."""
+        only: dict[str, Any] = {
+            "encoder_experts": (1,), "decoder_experts": (1,), "cross_spans": (1,),
+            "identity_experts": False, "ffn_scale": 1, "attention_scale": 1,
+        }  # fmt: skip
+        for name, allowed in only.items():
+            if getattr(self, name) != allowed:
+                raise SpaceError(
+                    f"space.cell is evolved and space.{name} is {getattr(self, name)}; evolved "
+                    f"cells have {allowed}"
+                )
 
     @functools.cached_property
     def stacks(self) -> tuple[StackSpace, StackSpace]:
@@ -140,7 +159,7 @@ class SearchSpace:
     def _corner(self, pick: Callable[..., int], pick_heads: Callable[..., int]) -> Subnet:
         encoder = self.stacks[0].corner(pick, pick_heads)
         decoder = self.stacks[1].corner(pick, pick_heads, len(encoder.layers))
-        return Subnet(encoder, decoder, self.qkv_dim)
+        return Subnet(encoder, decoder, self.qkv_dim, self.cell)
 
     def shapes(self) -> list["SearchSpace"]:
         """A space for each combination of embedding widths and depths, with these fixed."""
@@ -155,20 +174,27 @@ class SearchSpace:
 
     def sample(self, rng: Rng, experts_bias: float = 0.0) -> Subnet:
         """A subnet with every dimension drawn uniformly; `experts_bias` as in `SamplingConfig`."""
-        return variation.sample(self.stacks, self.qkv_dim, rng, experts_bias)
+        return self._of_cell(variation.sample(self.stacks, self.qkv_dim, rng, experts_bias))
 
     def mutate(self, subnet: Subnet, rng: Rng, probability: float) -> Subnet:
         """A copy with each dimension drawn anew with the given probability."""
-        return variation.mutate(self.stacks, subnet, rng, probability)
+        return self._of_cell(variation.mutate(self.stacks, subnet, rng, probability))
 
     def crossover(self, a: Subnet, b: Subnet, rng: Rng) -> Subnet:
         """A child that takes each dimension from one of its parents by a fair coin."""
-        return variation.crossover(self.stacks, a, b, rng)
+        return self._of_cell(variation.crossover(self.stacks, a, b, rng))
+
+    def _of_cell(self, drawn: Subnet) -> Subnet:
+        if drawn.cell == self.cell:
+            return drawn
+        return dataclasses.replace(drawn, cell=self.cell)
 
     def validate(self, subnet: Subnet):
         """Raises `SubnetError` naming the first field outside the space and the allowed values."""
         if subnet.qkv_dim != self.qkv_dim:
             raise SubnetError(f"qkv_dim is {subnet.qkv_dim}; the space allows {self.qkv_dim}")
+        if subnet.cell != self.cell:
+            raise SubnetError(f"cell is {subnet.cell}; the space has space.cell={self.cell}")
         for space, (_, stack) in zip(self.stacks, subnet.stacks, strict=True):
             space.validate(stack, len(subnet.encoder.layers))
 

@@ -7,6 +7,10 @@ from automoe_jax.system.errors import UserError
 
 VERSION = 1
 DEFAULT_QKV_DIM = 512
+# What layers are: the Transformer's, or the cells of the Evolved Transformer (`model.evolved`).
+CELLS = ("transformer", "evolved")
+# An evolved decoder cell doubles the heads of its first self-attention up to this number.
+MOST_DOUBLED_HEADS = 16
 
 
 class SubnetError(UserError):
@@ -65,14 +69,18 @@ class Subnet:
     """One architecture. Hashable, so that it can key a cache.
 
     Raises `SubnetError` if a size is not a positive integer, heads do not divide `qkv_dim`, a
-    cross-attention span is longer than the encoder, or `top_k` exceeds the experts.
+    cross-attention span is longer than the encoder, or `top_k` exceeds the experts. Evolved cells
+    have even widths, one FFN, and attend to the end of the encoder.
     """
 
     encoder: Encoder
     decoder: Decoder
     qkv_dim: int = DEFAULT_QKV_DIM
+    cell: str = CELLS[0]
 
     def __post_init__(self):
+        if self.cell not in CELLS:
+            raise SubnetError(f"cell is {self.cell!r}; allowed: {', '.join(CELLS)}")
         _check_int(self.qkv_dim, "qkv_dim", 1)
         for side, stack in self.stacks:
             _check_int(stack.embed_dim, f"{side}.embed_dim", 1)
@@ -80,6 +88,12 @@ class Subnet:
                 raise SubnetError(f"{side}.layers is empty; at least one layer is needed")
             for i, layer in enumerate(stack.layers):
                 self._check_layer(f"{side}.layers[{i}]", layer)
+                if self.cell == "evolved":
+                    self._check_evolved(f"{side}.layers[{i}]", layer)
+            if self.cell == "evolved" and stack.embed_dim % 2:
+                raise SubnetError(
+                    f"{side}.embed_dim is {stack.embed_dim}; evolved cells need an even one"
+                )
 
     @property
     def stacks(self) -> tuple[tuple[str, Encoder], tuple[str, Decoder]]:
@@ -113,6 +127,24 @@ class Subnet:
                     f"{len(self.encoder.layers)} layer(s); use at most that many"
                 )
 
+    def _check_evolved(self, where: str, layer: LayerSpec):
+        if len(layer.experts) != 1 or 0 in layer.experts:
+            raise SubnetError(f"{where}.experts is {layer.experts}; an evolved cell has one FFN")
+        if not isinstance(layer, DecoderLayer):
+            return
+        if layer.cross_span > 1:
+            raise SubnetError(f"{where}.cross_span is {layer.cross_span}; 1 in evolved cells")
+        if self.qkv_dim % doubled_heads(layer):
+            raise SubnetError(
+                f"{where}.self_heads is {layer.self_heads}, and an evolved cell also has attention "
+                f"of {doubled_heads(layer)} heads, which do not divide qkv_dim {self.qkv_dim}"
+            )
+
+
+def doubled_heads(layer: DecoderLayer) -> int:
+    """Heads of the first self-attention of an evolved decoder cell."""
+    return max(layer.self_heads, min(2 * layer.self_heads, MOST_DOUBLED_HEADS))
+
 
 def _check_int(value: Any, where: str, low: int):
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
@@ -121,7 +153,7 @@ def _check_int(value: Any, where: str, low: int):
 
 
 def to_json(subnet: Subnet) -> dict[str, Any]:
-    """The JSON form (version 1). `top_k` is written where it is not 1."""
+    """The JSON form (version 1). `top_k` is written where it is not 1, so is an evolved `cell`."""
 
     def layer_json(layer: LayerSpec) -> dict[str, Any]:
         fields = {**vars(layer), "experts": list(layer.experts)}
@@ -133,12 +165,13 @@ def to_json(subnet: Subnet) -> dict[str, Any]:
         side: {"embed_dim": stack.embed_dim, "layers": [layer_json(x) for x in stack.layers]}
         for side, stack in subnet.stacks
     }
-    return {"version": VERSION, "qkv_dim": subnet.qkv_dim, **stacks}
+    cell = {} if subnet.cell == CELLS[0] else {"cell": subnet.cell}
+    return {"version": VERSION, "qkv_dim": subnet.qkv_dim, **cell, **stacks}
 
 
 def from_json(obj: Any, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
     """The subnet of a JSON object; `SubnetError` names a missing, unknown or wrong field."""
-    _check_fields(obj, "", set(STACKS), {"version", "qkv_dim"})
+    _check_fields(obj, "", set(STACKS), {"version", "qkv_dim", "cell"})
     if obj.get("version", VERSION) != VERSION:
         raise SubnetError(f"version is {obj['version']!r}; this program reads version {VERSION}")
     stacks = {}
@@ -152,7 +185,8 @@ def from_json(obj: Any, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
             for i, layer in enumerate(stack["layers"])
         )
         stacks[side] = stack_type(stack["embed_dim"], layers)
-    return Subnet(qkv_dim=obj.get("qkv_dim", default_qkv_dim), **stacks)
+    own = {name: obj[name] for name in ("cell",) if name in obj}
+    return Subnet(qkv_dim=obj.get("qkv_dim", default_qkv_dim), **own, **stacks)
 
 
 def _layer_from_json(layer_type: type, obj: Any, where: str):
@@ -183,4 +217,4 @@ def short_name(subnet: Subnet) -> str:
     return " ".join(
         f"{side[0].upper()}{stack.embed_dim} {'-'.join(str(len(x.experts)) for x in stack.layers)}"
         for side, stack in subnet.stacks
-    )
+    ) + (" evolved" if subnet.cell == "evolved" else "")

@@ -5,18 +5,18 @@ python launch/benchmark.py --export=A,B --threads=1 --json
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from automoe_jax.cli import options, terminal
-from automoe_jax.decoding import native
-from automoe_jax.decoding.manifest import read_manifest
+from automoe_jax.decoding.manifest import choose_kernels, read_manifest
+from automoe_jax.decoding.parts import PARTS
 from automoe_jax.latency.config import LatencyConfig
-from automoe_jax.latency.kernels import kernels_used
 from automoe_jax.latency.process import Timer
-from automoe_jax.latency.statistics import ratio, summarise
+from automoe_jax.latency.statistics import added, ratio, summarise
 from automoe_jax.system import files, machine
 from automoe_jax.system.errors import UserError
 
@@ -35,6 +35,9 @@ _SETTINGS = (
 _SENTENCES = flags.DEFINE_string(
     "sentences", None, "text file of real sentences (default: those in the first export)"
 )
+_PARTS = flags.DEFINE_bool(
+    "parts", False, "also time what encoder, decoder layers, output layer and beam search take"
+)
 _JSON = options.define_json()
 
 
@@ -43,6 +46,7 @@ def main():
     settings: dict[str, Any] = {flag.name: flag.value for flag in _SETTINGS}
     config = LatencyConfig(**settings)
     manifests = [read_manifest(path) for path in exports]
+    used = [_used(*of, config) for of in zip(exports, manifests, strict=True)]
     sentences = _sentences(manifests)
     kinds: dict[str, tuple[LatencyConfig, list[str] | None]] = {
         "mixed words": (config, None),
@@ -62,16 +66,41 @@ def main():
         "themselves",
         "threads": timer.threads,
         "platform": config.platform,
-        "kernels": _used(config),
+        "kernels": "; ".join(dict.fromkeys(used)),
         "machine": machine.cpu_name(),
     }
-    rows = [_row(i, path, results) for i, path in enumerate(exports)]
+    parts = _parts(exports, config, progress) if _PARTS.value else None
+    rows = [{**_row(i, path, results), "kernels": used[i]} for i, path in enumerate(exports)]
+    if parts is not None:
+        rows = [{**row, "parts_ms": own} for row, own in zip(rows, parts, strict=True)]
     if _JSON.value:
         terminal.print_json({**about, "exports": rows})
         return
     header = ("export", "input", "mean ms", "std", "median", "min", "of the first [95 %]")
     terminal.print_table(header, _cells(rows))
+    if parts is not None:
+        header = ("export, ms [95 %]", *PARTS)
+        cells = [(row["export"], *map(_part, row["parts_ms"].values())) for row in rows]
+        terminal.print_table(header, cells)
     print("{protocol}; {threads} thread(s), {kernels} kernels, {machine}".format(**about))
+
+
+def _parts(
+    exports: Sequence[str], config: LatencyConfig, progress: terminal.TerminalProgress
+) -> list[dict[str, tuple[float, float, float]]]:
+    """For each export, the time of each part of a translation of mixed words."""
+    found = []
+    with Timer(config.threads, config.platform) as timer:
+        for path in exports:
+            progress.note(f"timing parts of {path}: {config.runs} runs each")
+            times = added(timer.parts(path, config))
+            found.append(dict(zip(PARTS, times, strict=True)))
+    return found
+
+
+def _part(times: tuple[float, float, float]) -> str:
+    value, low, high = times
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _sentences(manifests) -> list[str]:
@@ -101,9 +130,7 @@ def _cells(rows: list[dict]) -> Iterator[tuple[str, ...]]:
             yield row["export"], name, *ms, f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _used(config: LatencyConfig) -> str:
-    """The kernels that ran, with the reason where they are not the native ones."""
-    used = kernels_used(config)
-    if used == "native" or config.kernels == "xla" or config.platform != "cpu":
-        return used
-    return f"{used} ({native.reason()})"
+def _used(path: str, manifest: dict[str, Any], config: LatencyConfig) -> str:
+    """The kernels that ran an export, with the reason where they are not the native ones."""
+    chosen, why = choose_kernels(Path(path), manifest, config.platform, config.kernels)
+    return f"{chosen} ({why})" if why else chosen

@@ -23,7 +23,7 @@ from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.layout import COMMON, LISTED
 from automoe_jax.decoding.manifest import KIND, LAYOUT, WEIGHTS, mismatch
 from automoe_jax.decoding.programs import PROGRAM, search
-from automoe_jax.decoding.schema import KERNELS
+from automoe_jax.decoding.schema import KERNELS, KERNELS_OF
 from automoe_jax.decoding.weights import Weights, pack, prepare, quantize, tables, unpack
 from automoe_jax.model.extract import Params
 from automoe_jax.system import files, workdir
@@ -48,22 +48,23 @@ def export(
     An export in `folder` is replaced; `UserError` where it holds something else.
 
     Args:
-      params: of `Transformer(arch=spec.subnet)`.
+      params: of `stand_alone(spec.subnet, ...)`.
       origin: where the weights come from, in words, for the manifest.
       tokenizer: folder to copy; None for an export that is run on token ids.
       samples: source sentences for benchmarking on real text.
       made_by: the config of the run, seed and space included, for the manifest.
-      kernels: kinds of programs to write: "native", "xla".
+      kernels: kinds of programs to write: "native", "xla"; evolved cells have the latter alone.
       lexicon: restricts the output layer, sentence by sentence; None for all words.
     """
     check_target(folder)
     packed, about = _pack(params, spec, config.quantize, lexicon)
+    kernels = [k for k in KERNELS_OF[spec.subnet.cell] if k in kernels]
     on_cpu = "cpu" in config.platforms
     manifest = about | {
         "beam_sizes": list(config.beam_sizes),
         "source_buckets": list(batching.SOURCE_BUCKETS),
         "platforms": list(config.platforms),
-        "kernels": [k for k in KERNELS if k in kernels and (k == "xla" or on_cpu)],
+        "kernels": [k for k in kernels if k == "xla" or on_cpu],
         "layout": LAYOUT,
         "tokenizer": tokenizer and files.read_json(tokenizer / INFO, "tokenizer")["kind"],
         "languages": languages and list(languages),

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from automoe_jax.architecture.subnet import DecoderLayer, LayerSpec, Subnet
+from automoe_jax.decoding.evolved_layout import cell_layout
 
 # Columns of a panel; PANEL in native/kernels.c.
 PANEL = 32
@@ -72,7 +73,10 @@ class Layout:
         for side, stack in (("encoder", subnet.encoder), ("decoder", subnet.decoder)):
             dims = (stack.embed_dim, subnet.encoder.embed_dim, subnet.qkv_dim)
             for i, layer in enumerate(stack.layers):
-                yield f"{side}.{i}.", *_layer(layer, *dims, int8=int8)
+                of = _evolved_cell if subnet.cell == "evolved" else _layer
+                yield f"{side}.{i}.", *of(layer, *dims, int8=int8)
+            if subnet.cell == "evolved":
+                yield f"{side}.", *_sized(_norms({"norm": stack.embed_dim}))
 
     def _tables(self, *, int8: bool) -> Arrays:
         """Embeddings, output layer and shortlist."""
@@ -113,6 +117,14 @@ def _linear(name: str, inputs: int, outputs: int, *, int8: bool, bias: bool = Tr
     return arrays
 
 
+def _norms(dims: Mapping[str, int]) -> Arrays:
+    return {
+        f"{name}.{leaf}": Array((dim,), FLOAT)
+        for name, dim in dims.items()
+        for leaf in ("scale", "bias")
+    }
+
+
 def _sized(arrays: Arrays) -> tuple[Arrays, int]:
     return arrays, sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays.values())
 
@@ -123,11 +135,11 @@ def _layer(
     layer: LayerSpec, dim: int, encoder_dim: int, qkv_dim: int, *, int8: bool
 ) -> tuple[Arrays, int]:
     linears = {"qkv": (dim, 3 * qkv_dim), "self_out": (qkv_dim, dim)}
-    norms = ["self_attention_norm", "experts_norm"]
+    norms = {"self_attention_norm": dim, "experts_norm": dim}
     if isinstance(layer, DecoderLayer):
         cross = {"cross_q": (dim, qkv_dim), "cross_kv": (encoder_dim, 2 * qkv_dim)}
         linears |= cross | {"cross_out": (qkv_dim, dim)}
-        norms.append("cross_attention_norm")
+        norms["cross_attention_norm"] = dim
     for e, size in enumerate(layer.experts):
         if size:
             linears[f"expert_{e}.fc1"] = (dim, size)
@@ -135,8 +147,18 @@ def _layer(
     arrays: Arrays = {}
     for name, (inputs, outputs) in linears.items():
         arrays |= _linear(name, inputs, outputs, int8=int8)
-    for name in norms:
-        arrays |= {f"{name}.scale": Array((dim,), FLOAT), f"{name}.bias": Array((dim,), FLOAT)}
+    arrays |= _norms(norms)
     if (n := len(layer.experts)) > 1:
         arrays |= {"router.kernel": Array((dim, n), FLOAT), "router.bias": Array((n,), FLOAT)}
+    return _sized(arrays)
+
+
+def _evolved_cell(
+    layer: LayerSpec, dim: int, encoder_dim: int, qkv_dim: int, *, int8: bool
+) -> tuple[Arrays, int]:
+    maps, depthwise, norms = cell_layout(layer, dim, encoder_dim, qkv_dim)
+    arrays = _norms(norms)
+    for name, (inputs, outputs) in maps.items():
+        arrays |= _linear(name, inputs, outputs, int8=int8)
+    arrays |= {f"{name}.depthwise": Array(shape, FLOAT) for name, shape in depthwise.items()}
     return _sized(arrays)

@@ -142,6 +142,14 @@ def step(
     weights: Arrays, spec: ModelSpec, request: Request, caches: PackedCaches, memory: PackedMemory
 ) -> tuple[Candidates, PackedCaches]:
     """One step of the decoder; as `xla_engine.step`."""
+    x_RD, caches = decode(weights, spec, request, caches, memory)
+    return candidates(weights, x_RD, request, memory), caches
+
+
+def decode(
+    weights: Arrays, spec: ModelSpec, request: Request, caches: PackedCaches, memory: PackedMemory
+) -> tuple[jax.Array, PackedCaches]:
+    """A step of the decoder's layers; as `xla_engine.decode`."""
     subnet = spec.subnet
     b, j = request.ids_BJ.shape
     rows, q, d = b * j, subnet.qkv_dim, subnet.decoder.embed_dim
@@ -169,6 +177,15 @@ def step(
         )  # fmt: skip
         x_RD = scope.linear_add_norm("cross_out", "cross_attention_norm", x_RD, y_RQ)
         x_RD = scope.experts_add_norm(layer, spec.gate, x_RD)
+    return x_RD, PackedCaches(layers, caches.positions_TD)
+
+
+def candidates(
+    weights: Arrays, x_RD: jax.Array, request: Request, memory: PackedMemory
+) -> Candidates:
+    """The best next words by the output layer."""
+    b, j = request.ids_BJ.shape
+    rows, count = b * j, request.n_live * j
     c = min(request.n_candidates, request.n_words)
     results = [_floats((rows, c)), jax.ShapeDtypeStruct((rows, c), jnp.int32), _floats((rows,))]
     eos = (request.eos_barred.astype(jnp.int32), request.only_eos.astype(jnp.int32))
@@ -183,5 +200,4 @@ def step(
             "top_listed", results, count, request.sentence_B, x_RD, tables(weights).output,
             memory.listed_BL, *eos, beams=np.int64(j), **numbers,
         )  # fmt: skip
-    candidates = Candidates(*(x.reshape(b, j, *x.shape[1:]) for x in found))
-    return candidates, PackedCaches(layers, caches.positions_TD)
+    return Candidates(*(x.reshape(b, j, *x.shape[1:]) for x in found))

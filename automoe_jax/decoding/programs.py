@@ -10,13 +10,14 @@ import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 from jax import export as jax_export
 
-from automoe_jax.decoding import beam, native, native_engine, xla_engine
+from automoe_jax.decoding import beam, evolved_engine, native, native_engine, parts, xla_engine
 from automoe_jax.decoding.batching import Batch
 from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.system import program_files, user_cache
@@ -34,12 +35,17 @@ def search(kernels: str, spec: ModelSpec, n_words: int, beam_size: int) -> Calla
 
     `n_words` is the size of the target vocabulary.
     """
-    own = functools.partial(beam.search, _ENGINES[kernels], spec, n_words, beam_size)
+    engine = _engine(kernels, spec)
+    own = functools.partial(beam.search, engine, spec, n_words, beam_size)
 
     def run(*arguments):
         return own(*arguments)._asdict()
 
     return run
+
+
+def _engine(kernels: str, spec: ModelSpec) -> ModuleType:
+    return evolved_engine if spec.subnet.cell == "evolved" else _ENGINES[kernels]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,6 +84,11 @@ class Programs:
         if given != [(x.shape, x.dtype) for x in exported.in_avals[: len(given)]]:
             raise UserError(f"program {path} is of other weights; load the export again")
         return exported.call
+
+    def of_parts(self, beam_size: int) -> tuple[Callable[..., Any], ...]:
+        """Programs of parts of a translation, see `parts.programs`."""
+        engine = _engine(self.kernels, self.spec)
+        return parts.programs(engine, self.spec, self.n_words, beam_size)
 
     @property
     def count(self) -> int:

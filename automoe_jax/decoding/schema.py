@@ -15,6 +15,8 @@ from automoe_jax.decoding.config import PLATFORMS, QUANTIZATIONS
 from automoe_jax.system.errors import UserError
 
 KERNELS = ("native", "xla")
+# Kernels by the cells of a subnet.
+KERNELS_OF = {"transformer": KERNELS, "evolved": ("xla",)}
 # Far above any model of today, and low enough that no product of two overflows.
 MOST_WIDTH, MOST_FFN, MOST_LAYERS, MOST_EXPERTS = 1 << 16, 1 << 20, 256, 4096
 MOST_WORDS, MOST_BEAMS = 1 << 24, 256

@@ -82,6 +82,9 @@ def translate_ids(
         raise UserError(f"batch_tokens is {batch_tokens}; at least 1 is needed")
     # Keys and values of self-attention, for each sentence and step.
     step_bytes = 8 * settings.beam_size * subnet.qkv_dim * len(subnet.decoder.layers)
+    if subnet.cell == "evolved":  # of two, and what convolutions saw
+        width = 12 * subnet.decoder.embed_dim * len(subnet.decoder.layers)
+        step_bytes = 2 * step_bytes + settings.beam_size * width
     cut = [len(s) > MAX_SOURCE for s in sources]
     sources = [s if len(s) <= MAX_SOURCE else [*s[: MAX_SOURCE - 1], EOS_ID] for s in sources]
     results: list[Translation] = [EMPTY] * len(sources)

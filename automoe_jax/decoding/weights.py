@@ -5,11 +5,13 @@ dense, (K, N), for XLA's products, or packed in panels of columns for the native
 files (`decoding.layout`). Letters: V words, D embedding, K inputs, N outputs, P panels.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from automoe_jax.architecture.subnet import LayerSpec, Subnet
+from automoe_jax.decoding import evolved_weights
 from automoe_jax.decoding.layout import LISTED, PANEL, output_name
 from automoe_jax.model.extract import Params
 
@@ -30,7 +32,7 @@ INT8_MAX = 127
 
 
 def prepare(params: Params, subnet: Subnet) -> Weights:
-    """The dense fp32 weights that the inference program reads, of `Transformer(arch=subnet)`.
+    """The dense fp32 weights that the inference program reads, of `stand_alone(subnet, ...)`.
 
     Linear maps of the same input are joined (Q, K and V of self-attention; K and V of
     cross-attention), and every expert has matrices of its own, so that an expert without tokens is
@@ -40,10 +42,13 @@ def prepare(params: Params, subnet: Subnet) -> Weights:
     weights = {name: params[name]["table"] for name in TABLES if name in params}
     if "embedding" in params and subnet.decoder.embed_dim < params["embedding"]["table"].shape[1]:
         weights["output"] = params["embedding"]["table"][:, : subnet.decoder.embed_dim]
-    for side, stack in (("encoder", subnet.encoder), ("decoder", subnet.decoder)):
-        for i, layer in enumerate(stack.layers):
-            own = _layer(params[side][f"layer_{i}"], layer)
-            weights |= {f"{side}.{i}.{name}": w for name, w in own.items()}
+    if subnet.cell == "evolved":
+        weights |= evolved_weights.prepare(params, subnet)
+    else:
+        for side, stack in subnet.stacks:
+            for i, layer in enumerate(stack.layers):
+                own = _layer(params[side][f"layer_{i}"], layer)
+                weights |= {f"{side}.{i}.{name}": w for name, w in own.items()}
     return {name: np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
 
 
@@ -72,7 +77,7 @@ def _layer(params: Params, layer: LayerSpec) -> dict[str, Any]:
 
 
 def params_of(weights: Weights, subnet: Subnet) -> Params:
-    """Inverts `prepare`: params of `Transformer(arch=subnet)` from dense weights.
+    """Inverts `prepare`: params of `stand_alone(subnet, ...)` from dense weights.
 
     Int8 matrices come out as the fp32 ones that they stand for.
     """
@@ -81,6 +86,10 @@ def params_of(weights: Weights, subnet: Subnet) -> Params:
         params.pop("output", None)  # a part of the embeddings
     elif f"output{KERNEL}" in weights:
         params["output"] = {"table": _linear(weights, "output", subnet.decoder.embed_dim)[0].T}
+    if subnet.cell == "evolved":
+        return params | evolved_weights.params_of(
+            functools.partial(_linear, weights), weights, subnet
+        )
     for side, stack in subnet.stacks:
         params[side] = {
             f"layer_{i}": _layer_params(weights, f"{side}.{i}.", layer, subnet)

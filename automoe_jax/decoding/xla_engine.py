@@ -106,7 +106,10 @@ class DenseScope:
 
     def add_norm(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
         """LayerNorm(x + y)."""
-        x = x + y
+        return self.norm(name, x + y)
+
+    def norm(self, name: str, x: jax.Array) -> jax.Array:
+        """LayerNorm."""
         centred = x - jnp.mean(x, -1, keepdims=True)
         variance = jnp.mean(centred * centred, -1, keepdims=True)
         unit = centred * lax.rsqrt(variance + LAYER_NORM_EPS)
@@ -147,20 +150,14 @@ def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 def encode(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> list[jax.Array]:
     """Output (B, S, D) of every encoder layer."""
-    subnet = spec.subnet
-    d, q = subnet.encoder.embed_dim, subnet.qkv_dim
+    subnet, d = spec.subnet, spec.subnet.encoder.embed_dim
     real_BS = source_BS != PAD_ID
-    position_BS = jnp.cumsum(real_BS, axis=1) + PAD_ID
-    x_BSD = embed(tables(weights).source, source_BS, position_BS, spec.encoder_base_dim, d)
+    x_BSD = source_rows(weights, spec, source_BS)
     outputs = []
     for i, layer in enumerate(subnet.encoder.layers):
         scope = DenseScope(weights, f"encoder.{i}")
-        h, k = layer.heads, q // layer.heads
         b, s = source_BS.shape
-        qkv = scope.linear("qkv", x_BSD).reshape(b, s, 3, h, k)
-        scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", qkv[:, :, 0] * k**-0.5, qkv[:, :, 1])
-        probs_BHTS = _softmax(scores_BHTS, real_BS[:, None, None])
-        y_BSQ = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS, qkv[:, :, 2]).reshape(b, s, q)
+        y_BSQ = source_attention(scope, layer.heads, x_BSD, real_BS)
         x_BSD = scope.add_norm("self_attention_norm", x_BSD, scope.linear("self_out", y_BSQ))
         rows = x_BSD.reshape(b * s, d), real_BS.reshape(b * s)
         y_ND = experts_in_blocks(scope, layer, spec.gate, *rows)
@@ -169,24 +166,50 @@ def encode(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> list[jax.A
     return outputs
 
 
+def source_rows(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> jax.Array:
+    """The encoder's input (B, S, D)."""
+    position_BS = jnp.cumsum(source_BS != PAD_ID, axis=1) + PAD_ID
+    table_VD, d = tables(weights).source, spec.subnet.encoder.embed_dim
+    return embed(table_VD, source_BS, position_BS, spec.encoder_base_dim, d)
+
+
+def source_attention(scope: DenseScope, heads: int, x_BSD: jax.Array, real_BS: jax.Array):
+    """Self-attention (B, S, Q) of the encoder, without its output map."""
+    qkv = scope.linear("qkv", x_BSD)
+    b, s, k = *x_BSD.shape[:2], qkv.shape[-1] // 3 // heads
+    qkv = qkv.reshape(b, s, 3, heads, k)
+    scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", qkv[:, :, 0] * k**-0.5, qkv[:, :, 1])
+    probs_BHTS = _softmax(scores_BHTS, real_BS[:, None, None])
+    return jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS, qkv[:, :, 2]).reshape(b, s, heads * k)
+
+
 def start(weights: Arrays, spec: ModelSpec, source_BS: jax.Array) -> Encoded:
     """Runs the encoder, and the keys and values of cross-attention, once per sentence."""
     outputs, real_BS = encode(weights, spec, source_BS), source_BS != PAD_ID
     memory = []
     for i, layer in enumerate(spec.subnet.decoder.layers):
-        h, k = layer.cross_heads, spec.subnet.qkv_dim // layer.cross_heads
         memory_BMD = jnp.concatenate(outputs[::-1][: layer.cross_span], axis=1)
-        kv = DenseScope(weights, f"decoder.{i}").linear("cross_kv", memory_BMD)
-        kv = kv.reshape(*kv.shape[:2], 2, h, k)
         real_BM = jnp.tile(real_BS, (1, layer.cross_span))
-        memory.append(DenseMemory(kv[:, :, 0], kv[:, :, 1], real_BM))
+        kv = DenseScope(weights, f"decoder.{i}").linear("cross_kv", memory_BMD)
+        memory.append(dense_memory(kv, layer.cross_heads, real_BM))
+    return Encoded(memory, allowed_words(weights, source_BS))
+
+
+def dense_memory(kv_BMQ: jax.Array, heads: int, real_BM: jax.Array) -> DenseMemory:
+    """Cross-attention's memory of keys and values, joined."""
+    kv = kv_BMQ.reshape(*kv_BMQ.shape[:2], 2, heads, -1)
+    return DenseMemory(kv[:, :, 0], kv[:, :, 1], real_BM)
+
+
+def allowed_words(weights: Arrays, source_BS: jax.Array) -> jax.Array | None:
+    """Words that each sentence may use (B, V); None for all."""
     if LISTED not in weights:
-        return Encoded(memory, None)
+        return None
     listed_BL = listed(weights, source_BS)
     b, n_words = source_BS.shape[0], tables(weights).output.shape[0]
     place_BL = jnp.where(listed_BL < 0, n_words, listed_BL)  # out of range: dropped
     none_BV = jnp.zeros((b, n_words), bool)
-    return Encoded(memory, none_BV.at[jnp.arange(b)[:, None], place_BL].set(True, mode="drop"))
+    return none_BV.at[jnp.arange(b)[:, None], place_BL].set(True, mode="drop")
 
 
 def listed(weights: Arrays, source_BS: jax.Array) -> jax.Array:
@@ -201,17 +224,24 @@ def listed(weights: Arrays, source_BS: jax.Array) -> jax.Array:
 
 def empty_caches(spec: ModelSpec, rows, time) -> list[DenseCache]:
     """Zeroed caches of `rows` hypotheses and `time` steps (which may be symbolic)."""
-    heads = [layer.self_heads for layer in spec.subnet.decoder.layers]
-    shapes = [(rows, time, h, spec.subnet.qkv_dim // h) for h in heads]
-    return [DenseCache(jnp.zeros(s, jnp.float32), jnp.zeros(s, jnp.float32)) for s in shapes]
+    q = spec.subnet.qkv_dim
+    return [empty_cache(rows, time, x.self_heads, q) for x in spec.subnet.decoder.layers]
 
 
-def _self_attention(
-    scope: DenseScope, heads: int, x_RD: jax.Array, cache: DenseCache, step: jax.Array, row_RT
+def empty_cache(rows, time, heads: int, qkv_dim: int) -> DenseCache:
+    """A zeroed cache of one self-attention."""
+    shape = rows, time, heads, qkv_dim // heads
+    return DenseCache(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+
+
+def self_attention(
+    qkv: jax.Array, heads: int, cache: DenseCache, step: jax.Array, row_RT: jax.Array
 ) -> tuple[jax.Array, DenseCache]:
-    """Attention (R, Q) to the words so far; the cache with this step's keys and values."""
+    """Attention (R, Q) to the words so far; the cache with this step's keys and values.
+
+    qkv: (R, 3 Q). row_RT: the row of the cache that has each word's keys and values.
+    """
     rows, time = row_RT.shape
-    qkv = scope.linear("qkv", x_RD)
     k = qkv.shape[1] // 3 // heads
     qkv = qkv.reshape(rows, 3, heads, k)
     time_T = jnp.arange(time)
@@ -225,11 +255,8 @@ def _self_attention(
     return y_RHK.reshape(rows, heads * k), cache
 
 
-def _cross_attention(
-    scope: DenseScope, heads: int, beams: int, x_RD: jax.Array, memory: DenseMemory
-) -> jax.Array:
+def cross_attention(q_RQ: jax.Array, heads: int, beams: int, memory: DenseMemory) -> jax.Array:
     """Attention (R, Q) to the source."""
-    q_RQ = scope.linear("cross_q", x_RD)
     k = q_RQ.shape[1] // heads
     q_BJHK = q_RQ.reshape(-1, beams, heads, k) * k**-0.5
     scores_BHJM = jnp.einsum("BJHK,BMHK->BHJM", q_BJHK, memory.key)
@@ -237,40 +264,58 @@ def _cross_attention(
     return jnp.einsum("BHJM,BMHK->BJHK", probs_BHJM, memory.value).reshape(q_RQ.shape)
 
 
-def decode_step(
+def decode(
     weights: Arrays, spec: ModelSpec, request: Request, caches: list[DenseCache], encoded: Encoded
 ) -> tuple[jax.Array, list[DenseCache]]:
-    """Logits (B, J, V) of the next word, and the caches with this step."""
-    (b, j), step = request.ids_BJ.shape, request.step
-    rows = b * j
-    position = jnp.full((rows,), 1) * (step + PAD_ID + 1)
-    ids_R, d = request.ids_BJ.reshape(rows), spec.subnet.decoder.embed_dim
-    x_RD = embed(tables(weights).target, ids_R, position, spec.decoder_base_dim, d)
-    time = caches[0].key.shape[1]
-    ancestor_RT = request.ancestor_BJT.reshape(rows, time)
-    row_RT = jnp.where(jnp.arange(time) == step, jnp.arange(rows)[:, None], ancestor_RT)
+    """A step of the decoder's layers: their output (R, D), and the caches with this step."""
+    j, step = request.ids_BJ.shape[1], request.step
+    x_RD, row_RT = decoder_rows(weights, spec, request)
     new_caches = []
     for i, layer in enumerate(spec.subnet.decoder.layers):
         scope = DenseScope(weights, f"decoder.{i}")
-        y_RQ, cache = _self_attention(scope, layer.self_heads, x_RD, caches[i], step, row_RT)
+        qkv = scope.linear("qkv", x_RD)
+        y_RQ, cache = self_attention(qkv, layer.self_heads, caches[i], step, row_RT)
         new_caches.append(cache)
         x_RD = scope.add_norm("self_attention_norm", x_RD, scope.linear("self_out", y_RQ))
-        y_RQ = _cross_attention(scope, layer.cross_heads, j, x_RD, encoded.memory[i])
+        q_RQ = scope.linear("cross_q", x_RD)
+        y_RQ = cross_attention(q_RQ, layer.cross_heads, j, encoded.memory[i])
         x_RD = scope.add_norm("cross_attention_norm", x_RD, scope.linear("cross_out", y_RQ))
         y_RD = experts_by_branch(scope, layer, spec.gate, x_RD)
         x_RD = scope.add_norm("experts_norm", x_RD, y_RD)
+    return x_RD, new_caches
+
+
+def decoder_rows(weights: Arrays, spec: ModelSpec, request: Request) -> tuple[jax.Array, jax.Array]:
+    """The decoder's input (R, D), and the rows of caches (R, T) that hold each word so far."""
+    step, time = request.step, request.ancestor_BJT.shape[2]
+    ids_R, d = request.ids_BJ.reshape(-1), spec.subnet.decoder.embed_dim
+    position = jnp.full(ids_R.shape, 1) * (step + PAD_ID + 1)
+    x_RD = embed(tables(weights).target, ids_R, position, spec.decoder_base_dim, d)
+    rows = x_RD.shape[0]
+    ancestor_RT = request.ancestor_BJT.reshape(rows, time)
+    return x_RD, jnp.where(jnp.arange(time) == step, jnp.arange(rows)[:, None], ancestor_RT)
+
+
+def logits(weights: Arrays, x_RD: jax.Array, request: Request) -> jax.Array:
+    """The output layer (B, J, V)."""
     if "output.kernel" in weights:
         logits_RV = _int8_product(x_RD, weights["output.kernel"], weights["output.scale"])
     else:
         logits_RV = lax.dot_general(x_RD, tables(weights).output, (((1,), (1,)), ((), ())))
-    return logits_RV.reshape(b, j, logits_RV.shape[-1]), new_caches
+    return logits_RV.reshape(*request.ids_BJ.shape, logits_RV.shape[-1])
 
 
 def step(
     weights: Arrays, spec: ModelSpec, request: Request, caches: list[DenseCache], encoded: Encoded
 ) -> tuple[Candidates, list[DenseCache]]:
     """One step of the decoder: candidates for the next word, and the caches with this step."""
-    logits_BJV, caches = decode_step(weights, spec, request, caches, encoded)
+    x_RD, caches = decode(weights, spec, request, caches, encoded)
+    return candidates(weights, x_RD, request, encoded), caches
+
+
+def candidates(weights: Arrays, x_RD: jax.Array, request: Request, encoded: Encoded) -> Candidates:
+    """The best next words by the output layer."""
+    logits_BJV = logits(weights, x_RD, request)
     if encoded.allowed_BV is not None:
         logits_BJV = jnp.where(encoded.allowed_BV[:, None], logits_BJV, NEVER)
     log_z_BJ = jax.nn.logsumexp(logits_BJV, axis=-1)
@@ -278,7 +323,7 @@ def step(
     barred_V = (v == PAD_ID) | jnp.where(v == EOS_ID, request.eos_barred, request.only_eos)
     allowed_BJV = jnp.where(barred_V, NEVER, logits_BJV)
     best_BJC, word_BJC = lax.top_k(allowed_BJV, min(request.n_candidates, v.size))
-    return Candidates(best_BJC, word_BJC, log_z_BJ), caches
+    return Candidates(best_BJC, word_BJC, log_z_BJ)
 
 
 def _route(scope: DenseScope, layer: LayerSpec, gate: str, x_ND: jax.Array):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.system import malloc
@@ -72,10 +73,23 @@ class Timer:
         Real `sentences` are translated one after the other, each to its natural end; None takes the
         protocol's lengths. `UserError` if an export cannot be loaded or has no such beam size.
         """
+        texts = None if sentences is None else list(sentences)
+        return self._answer(exports, config, {"sentences": texts, "parts": False})
+
+    def parts(self, export: str | Path, config: LatencyConfig) -> list[list[float]]:
+        """Times in ms of the protocol's translation by its parts, run in turns.
+
+        Of `decoding.parts.PARTS`, each with those before it, so the last are those of `time`.
+        """
+        return self._answer([export], config, {"sentences": None, "parts": True})
+
+    def _answer(
+        self, exports: Sequence[str | Path], config: LatencyConfig, more: dict[str, Any]
+    ) -> list[list[float]]:
         request = {
             "exports": [str(Path(e).absolute()) for e in exports],
-            "sentences": None if sentences is None else list(sentences),
             **dataclasses.asdict(config),
+            **more,
             "platform": self.platform,
         }
         assert self._process.stdin is not None

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,7 +40,11 @@ def main():
 
 def _serve(request: dict[str, Any]) -> list[list[float]]:
     exports = [_load(path, request["platform"], request["kernels"]) for path in request["exports"]]
-    calls = [_calls(translator, request) for translator in exports]
+    if request["parts"]:
+        (translator,) = exports
+        calls = [[call] for call in _parts(translator, request)]
+    else:
+        calls = [_calls(translator, request) for translator in exports]
     n = max(len(c) for c in calls)
     for own in calls:
         for call in own:  # each shape compiles here
@@ -77,21 +82,42 @@ def _calls(translator, request: dict[str, Any]) -> list:
             lambda text=text: translator.translate([text], beam_size=beam)
             for text in request["sentences"]
         ]
-    n, words = request["source_length"], request["target_length"] - 1
+    return [_whole(translator, request)]
+
+
+def _parts(translator, request: dict[str, Any]) -> list[Callable[[], Any]]:
+    """Parts of the protocol's translation, each with those before it; the last is the whole."""
+    programs = translator.programs
+    beam = translator.beam_size(request["beam_size"])
+    source = _source(translator, request)
+    inputs = source, np.arange(request["target_length"], dtype=np.int32)
+    given = programs.weights, *jax.device_put(inputs, programs.device)
+    calls = [lambda run=run: jax.block_until_ready(run(*given)) for run in programs.of_parts(beam)]
+    return [*calls, _whole(translator, request)]
+
+
+def _whole(translator, request: dict[str, Any]) -> Callable[[], Any]:
+    """The protocol's translation: eos is barred until the last step and forced there."""
+    beam, words = translator.beam_size(request["beam_size"]), request["target_length"] - 1
+    source = _source(translator, request)
+
+    def call():
+        out = translator.programs.run(source, beam, words + 1, words, words, 0.6)
+        jax.block_until_ready(out)
+
+    return call
+
+
+def _source(translator, request: dict[str, Any]) -> np.ndarray:
+    """The protocol's sentence, (1, S)."""
+    n = request["source_length"]
     vocab = translator.manifest["vocab_sizes"][0]
     rng = np.random.default_rng(0)
     ids = rng.integers(min(UNK_ID + 1, vocab - 1), vocab, n)
     if request["words"] == "repeated":
         ids[:] = ids[0]
     ids[-1] = EOS_ID
-    source = ids[None].astype(np.int32)
-
-    def call():
-        # eos is barred until the last step and forced there.
-        out = translator.programs.run(source, beam, words + 1, words, words, 0.6)
-        jax.block_until_ready(out)
-
-    return [call]
+    return ids[None].astype(np.int32)
 
 
 if __name__ == "__main__":

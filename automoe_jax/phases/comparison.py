@@ -84,7 +84,13 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
         line["name"], f"{line['budget']:g}" if line["budget"] else "", line["seed"],
         line["subnet"], line["params_m"], line["active_params_m"], line["gflops"], measured,
         line["seconds"] / 3600, tuple(line.get("translations", ())),
+        _means((latency or {}).get("fp32", {})),
     )  # fmt: skip
+
+
+def _means(timed: dict[str, Any]) -> dict[str, float]:
+    """What each part of a translation takes, without intervals; {} where it was not timed."""
+    return {part: value for part, (value, _, _) in timed.get("parts_ms", {}).items()}
 
 
 def _of_run(run: Path, name: str) -> list[Row]:
@@ -107,7 +113,7 @@ def _of_run(run: Path, name: str) -> list[Row]:
             Row(
                 f"{name}: {own['name']}", "", 0, own["subnet"], own["params"] / 1e6,
                 own["active_params"] / 1e6, own["flops"] / 1e9,
-                {"int8" if int8 else "fp32": scores},
+                {"int8" if int8 else "fp32": scores}, parts_ms=_means(own),
             )
         )  # fmt: skip
     return rows

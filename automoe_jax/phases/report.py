@@ -11,9 +11,10 @@ from automoe_jax.architecture.subnet import Subnet, from_json, short_name, to_js
 from automoe_jax.config import RunConfig
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding import evaluation
+from automoe_jax.decoding.parts import PARTS
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.latency.process import Timer
-from automoe_jax.latency.statistics import ratio, summarise
+from automoe_jax.latency.statistics import added, ratio, summarise
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import routing
 from automoe_jax.phases.export import SupernetExporter, add_scores, export_params
@@ -32,6 +33,7 @@ RESULTS = "results.json"
 RANDOM, RANDOM_SUBNET = "random within the limit", f"{SUBNET}/random"  # its name and folder
 MOST_REPEATS = 4  # of a word or a sign in a row
 N_EXAMPLES = 10
+PARTS_RUNS = 50  # of each part of a translation; the whole is timed by the protocol
 ROUTED_PAIRS = 1000  # validation pairs whose tokens are counted by expert
 
 
@@ -129,9 +131,12 @@ def _compare_inherited(
     run.progress.note(f"measuring latency ({config.latency.name}), all in turns")
     with Timer(config.latency.threads, config.latency.platform) as timer:
         times = timer.time(exports, config.latency)
+        brief = dataclasses.replace(config.latency, runs=min(PARTS_RUNS, config.latency.runs))
+        parts = [added(timer.parts(export, brief)) for export in exports]
         threads = timer.threads
     rows = []
-    for (name, subnet), export, own in zip(subnets.items(), exports, times, strict=True):
+    named = zip(subnets.items(), exports, times, parts, strict=True)
+    for (name, subnet), export, own, own_parts in named:
         scores, _ = evaluation.evaluate(Translator.load(export), *test, beam)
         counts = complexity.count(subnet)
         rows.append(
@@ -144,6 +149,7 @@ def _compare_inherited(
                 "flops": counts.flops,
                 "latency": dataclasses.asdict(summarise(own)),
                 "latency_ratio": list(ratio(own, times[0])),
+                "parts_ms": dict(zip(PARTS, own_parts, strict=True)),
                 "bleu_inherited": scores.bleu,
             }
         )

@@ -13,7 +13,7 @@ from automoe_jax.decoding.manifest import KIND, WEIGHTS, read_manifest
 from automoe_jax.decoding.weights import params_of, unpack
 from automoe_jax.model.extract import Params, inherited
 from automoe_jax.model.scales import Scales, scales_of
-from automoe_jax.model.transformer import Transformer
+from automoe_jax.model.stand_alone import stand_alone
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run
 from automoe_jax.phases.weights import subnet_params, supernet_params, trained_folder
 from automoe_jax.system import files, workdir
@@ -72,8 +72,8 @@ def _trained(source: _Source, vocab_sizes: Sequence[int]) -> TrainedTeacher:
     names = {"embedding": "all", "output": "none"}
     sharing = next((kind for name, kind in names.items() if name in source.params), "decoder")
     first, second = vocab_sizes
-    module = Transformer(
-        source.subnet, (first, second), *source.base_dims, share_embeddings=sharing,
+    module = stand_alone(
+        source.subnet, (first, second), source.base_dims, share_embeddings=sharing,
         scales=source.scales,
     )  # fmt: skip
     return TrainedTeacher(module, source.params)

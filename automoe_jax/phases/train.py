@@ -23,7 +23,7 @@ from automoe_jax.training.checkpoints import latest_step
 from automoe_jax.training.clock import Span
 from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.steps import TrainedTeacher
-from automoe_jax.training.target import TrainingTarget
+from automoe_jax.training.target import TrainingTarget, check_has_supernet
 
 # Groups of the config that trained weights depend on.
 _COMMON = ("seed", "data", "tokenizer", "space", "model")
@@ -46,6 +46,7 @@ def train_supernet(run: Run, init_from: Path | None = None, profile: Span | None
     columns and experts in front; random for None. `profile` as in `loop.train`.
     """
     config = run.config
+    check_has_supernet(config.space)
     step = latest_step(run.supernet)
     _check_conversion(run.supernet, SUPERNET, step)
     if step == 0:  # converted weights, not trained here yet

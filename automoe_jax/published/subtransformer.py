@@ -133,8 +133,10 @@ def dump(subnet: Subnet) -> str:
     """The subtransformer file of a subnet, as AutoMoE's search writes it.
 
     `qkv-dim` is written unless it is the published 512. Raises `SubnetError` for an identity expert
-    that is not the first of its layer, or a cross-attention span above 3.
+    that is not the first of its layer, a cross-attention span above 3, or evolved cells.
     """
+    if subnet.cell == "evolved":
+        raise SubnetError("cell is evolved; subtransformer files hold Transformers, write JSON")
     stacks, cross_spans = subnet.stacks, [layer.cross_span for layer in subnet.decoder.layers]
     for i, span in enumerate(cross_spans):
         if span not in WRITTEN_SPANS:

@@ -97,7 +97,12 @@ def languages(text: str) -> dict[str, str]:
 
 
 def dump(space: SearchSpace) -> str:
-    """The supertransformer file of a space; `SpaceError` for a cross-attention span above 3."""
+    """The supertransformer file of a space.
+
+    Raises `SpaceError` for a cross-attention span above 3, or evolved cells.
+    """
+    if space.cell == "evolved":
+        raise SpaceError("space.cell is evolved; a supertransformer file holds Transformers")
     for span in space.cross_spans:
         if span not in WRITTEN_SPANS:
             raise SpaceError(

@@ -13,11 +13,11 @@ from matplotlib import pyplot as plt
 from automoe_jax.report import curves
 from automoe_jax.report.architecture import SIDES, attention, statistics
 from automoe_jax.report.page import STYLE, html_table
-from automoe_jax.report.plots import save
+from automoe_jax.report.plots import parts_plot, save
 from automoe_jax.search.front import front
 from automoe_jax.system import files
 
-PAGE, PICTURE = "index.html", "systems"
+PAGE, PICTURE, PARTS_PICTURE = "index.html", "systems", "parts"
 PRECISIONS = ("fp32", "int8")
 _MARKERS = "osD^vPX*<>p"
 Interval = tuple[float, float, float]  # a value and the ends of its 95 % interval
@@ -47,6 +47,7 @@ class Row:
     precisions: dict[str, PrecisionScores]
     hours: float | None = None  # of training and scoring
     translations: tuple[str, ...] = ()  # of the examples
+    parts_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # of its latency, fp32
 
     @property
     def label(self) -> str:
@@ -116,15 +117,13 @@ def write(
     examples: Sequence[dict[str, str]] = (),
     trainings: dict[str, curves.Lines] | None = None,
 ):
-    """Writes `index.html`, which needs no other file, and its picture as PNG and SVG.
+    """Writes `index.html`, which needs no other file, and its pictures as PNG and SVG.
 
     `examples` have "source" and "reference"; `trainings` are the metrics of runs by name.
     """
     groups = grouped(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("svg", "png"):
-        save(_figure(groups), folder / f"{PICTURE}.{suffix}")
-    picture = base64.b64encode((folder / f"{PICTURE}.png").read_bytes()).decode()
+    save(_figure(groups), *(folder / f"{PICTURE}.{suffix}" for suffix in ("svg", "png")))
     shown = "".join(
         f"<h3>{html.escape(name)}</h3>{curves.figures(lines)}"
         for name, lines in (trainings or {}).items()
@@ -137,7 +136,7 @@ def write(
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>{STYLE}{_STYLE}</style>
 <h1>{name}</h1>
-<img src="data:image/png;base64,{picture}" alt="BLEU against latency of every system">
+{_picture(folder / f"{PICTURE}.png", "BLEU against latency of every system")}
 <p><small>BLEU on test text, cased, 13a. Lines through points: lowest and highest of several
 seeds; of one seed 95 % intervals, where known: of BLEU by a bootstrap over sentences, of the share
 of the reference's latency as timed in turns. Steps: the best of dense models, and of mixtures, that
@@ -145,13 +144,33 @@ are at least as fast.</small></p>
 <h2>All systems</h2>
 <p><small>A click on a column's name sorts by it.</small></p>
 {_sortable(table(groups))}
-{_shares(rows)}<h2>Architectures</h2>
+{_parts(groups, folder)}{_shares(rows)}<h2>Architectures</h2>
 <div class=cards>{"".join(_card(row) for row in rows)}</div>
 {_examples(rows, examples)}{f"<h2>Trainings</h2>{shown}" if shown else ""}
 <script>{_SORT}</script>
 </html>
 """,
     )
+
+
+def _picture(path: Path, about: str) -> str:
+    """A PNG inside the page."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img src="data:image/png;base64,{content}" alt="{about}">'
+
+
+def _parts(groups: Sequence[Group], folder: Path) -> str:
+    """The section on what latencies are made of, with its picture; empty where none is known."""
+    first = {group.label: group.rows[0].parts_ms for group in groups if group.rows[0].parts_ms}
+    if not first:
+        return ""
+    paths = [folder / f"{PARTS_PICTURE}.{suffix}" for suffix in ("svg", "png")]
+    parts_plot(first, *paths)
+    return f"""<h2>Where the time goes</h2>
+{_picture(paths[1], "time of each part of a translation")}
+<p><small>What each part of a translation adds to those before it, of each system's first
+model: the encoder, the decoder's layers, the output layer, the rest of the beam search.</small></p>
+"""
 
 
 def table(groups: Sequence[Group]) -> list[list[str]]:

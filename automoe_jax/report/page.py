@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.report.architecture import SIDES, attention
-from automoe_jax.report.plots import LABELS, search_plot
+from automoe_jax.report.plots import LABELS, parts_plot, search_plot
 from automoe_jax.search.sensitivity import Worth
 from automoe_jax.system import files
 
@@ -66,7 +66,7 @@ def write(
     found: dict[str, Any],
     worths: Sequence[Worth] = (),
 ):
-    """Writes `index.html` and `search.png`.
+    """Writes `index.html` and its pictures.
 
     `results` is the content of `results.json`, `lines` those of `history.jsonl`, `found` the result
     of the search, `worths` what each choice is worth by the scored subnets.
@@ -75,6 +75,12 @@ def write(
     marked = _marked(found, lines, x_name)
     limit = limits[x_name]["most"] if x_name in limits else None
     search_plot(lines, x_name, folder / "search.png", limit, marked, label)
+    parts = {row["name"]: row["parts_ms"] for row in results["rows"] if "parts_ms" in row}
+    if parts:  # reports of earlier versions have none
+        parts_plot(
+            {name: {k: x[0] for k, x in own.items()} for name, own in parts.items()},
+            folder / "parts.png",
+        )
     files.write_text(folder / "index.html", _page(results, found, worths, label))
 
 
@@ -123,7 +129,7 @@ beam {latency["beam_size"]}, {latency["runs"]} runs in turns, 10 % tails dropped
 deviation; {latency["threads_used"]} thread(s), {latency["platform"]}. Ratios with 95 % intervals.
 BLEU inherited: with the supernet's weights, without further training; trained: after the same
 training of each.</small></p>
-<h2>Search</h2>
+{_parts(results["rows"])}<h2>Search</h2>
 <p>{found["scored"]} subnets scored. Validation loss of the searched subnet
 {results["searched_loss"]:.4f}; median of {random["count"]} random subnets within the limit
 {median}.</p>
@@ -134,6 +140,24 @@ training of each.</small></p>
 {html_table("text", [columns, *examples])}
 <p><small>Phases: {seconds}.</small></p>
 </html>
+"""
+
+
+def _parts(rows: list[dict[str, Any]]) -> str:
+    """The section on what a translation's time is made of; empty where it was not measured."""
+    timed = [row for row in rows if "parts_ms" in row]
+    if not timed:
+        return ""
+    lines = [["subnet, ms", *timed[0]["parts_ms"]]]
+    for row in timed:
+        cells = (f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in row["parts_ms"].values())
+        lines.append([row["name"], *cells])
+    return f"""<h2>Where the time goes</h2>
+{html_table("layers", lines)}
+<img src="parts.png" alt="time of each part of a translation">
+<p><small>What each part adds to those before it, with 95 % intervals: the encoder, the decoder's
+layers, the output layer with the choice of the best words, and the rest of the beam
+search.</small></p>
 """
 
 

@@ -31,10 +31,11 @@ DPI = 130
 Point = tuple[float, float]  # (cost, score)
 
 
-def save(figure, path: Path):
-    """Writes a PNG and closes the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+def save(figure, *paths: Path):
+    """Writes a picture, in the formats that its names end in, and closes the figure."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
 
@@ -135,6 +136,23 @@ def fronts_plot(fronts: dict[str, list[Point]], x_name: str, path: Path, y_label
     for label, points in fronts.items():
         _step(axes, sorted(points), marker="o", markersize=4, label=label)
     _save(axes, path, LABELS.get(x_name, x_name), y_label, loc="best")
+
+
+def parts_plot(systems: dict[str, dict[str, float]], *paths: Path):
+    """What each part of a translation takes (ms), a bar for each system."""
+    rows = np.arange(len(systems))[::-1]
+    figure, axes = plt.subplots(figsize=(WIDE[0], 1.4 + 0.38 * len(systems)), layout="constrained")
+    ends = np.zeros(len(systems))
+    for part in next(iter(systems.values())):
+        # An addition too small to measure may come out below 0.
+        widths = np.array([max(own[part], 0) for own in systems.values()])
+        axes.barh(rows, widths, 0.7, left=ends, label=part)
+        ends += widths
+    axes.set_yticks(rows, list(systems), fontsize=8)
+    axes.set_xlabel("ms of a translation")
+    axes.grid(alpha=0.3, axis="x")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    save(figure, *paths)
 
 
 def rank_plot(inherited: list[float], trained: list[float], title: str, path: Path):

@@ -12,14 +12,14 @@ from automoe_jax.architecture.active import ActiveSubnet, Array
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
 from automoe_jax.model.experts import router_entropy
 from automoe_jax.model.seq2seq import Output, output_table
+from automoe_jax.model.stand_alone import StandAlone
 from automoe_jax.model.supernet import Supernet
-from automoe_jax.model.transformer import Transformer
 from automoe_jax.ops.cross_entropy import Teacher, chunked_cross_entropy
 from automoe_jax.training import optimizer, sharding
 from automoe_jax.training.sharding import AXIS
 
 Batch = dict[str, jax.Array]  # "source", "target"
-Model = Supernet | Transformer
+Model = Supernet | StandAlone
 
 
 class TrainState(NamedTuple):
@@ -41,7 +41,7 @@ class RouterWeights(NamedTuple):
 class TeacherModel(NamedTuple):
     """A trained model whose predictions a stand-alone model learns from, beside the labels."""
 
-    module: Transformer
+    module: StandAlone
     weight: float  # of its predictions in the loss
     temperature: float
 

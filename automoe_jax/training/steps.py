@@ -12,7 +12,7 @@ from automoe_jax.data import batches as batching
 from automoe_jax.data.batches import Batch, Share
 from automoe_jax.data.plan import Bucket, Plan, choose_buckets
 from automoe_jax.data.tokens import PreparedData
-from automoe_jax.model.transformer import Transformer
+from automoe_jax.model.stand_alone import StandAlone
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.programs import Programs
 from automoe_jax.training import optimizer, parallel, sampling, sharding
@@ -33,7 +33,7 @@ Drawn = list[list[Subnet]] | None  # the subnets of a step; None for a stand-alo
 class TrainedTeacher(NamedTuple):
     """A trained model to learn from, and its weights."""
 
-    module: Transformer
+    module: StandAlone
     params: Any
 
 
@@ -129,7 +129,7 @@ def mapped_step(
     target: TrainingTarget,
     config: TrainingConfig,
     sampling_config: SamplingConfig,
-    teacher: Transformer | None = None,
+    teacher: StandAlone | None = None,
 ) -> Callable[..., Any]:
     """The train step over all devices; with a teacher its weights are its last argument."""
     step = per_device_step(target, config, sampling_config, teacher)
@@ -140,7 +140,7 @@ def per_device_step(
     target: TrainingTarget,
     config: TrainingConfig,
     sampling_config: SamplingConfig,
-    teacher: Transformer | None = None,
+    teacher: StandAlone | None = None,
 ) -> Callable[..., Any]:
     """The train step of one device, under axis "data"."""
     tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)

@@ -12,8 +12,8 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model.extract import extract
 from automoe_jax.model.scales import scales_of
+from automoe_jax.model.stand_alone import StandAlone, stand_alone
 from automoe_jax.model.supernet import Supernet
-from automoe_jax.model.transformer import Transformer
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import optimizer
 from automoe_jax.training.config import ModelConfig, TrainingConfig
@@ -37,41 +37,52 @@ class TrainingTarget:
                 "but space.share_embeddings is all, which needs one vocabulary; "
                 "use --config.space.share_embeddings=none (or decoder)"
             )
+        if self.subnet is None:
+            check_has_supernet(self.space)
 
     @property
     def hull(self) -> Subnet:
         return self.space.hull()
 
-    def module(self, dtype: str = "float32", *, remat: bool = False) -> Supernet | Transformer:
+    def module(self, dtype: str = "float32", *, remat: bool = False) -> Supernet | StandAlone:
         """The Linen module, with activations and products of a dtype; `remat` as in `Supernet`."""
         model = self.model
         rates = model.dropout, model.attention_dropout
         if self.subnet is None:
             return Supernet(self.space, self.vocab_sizes, *rates, model.router_jitter, dtype, remat)
-        base_dims = self.hull.encoder.embed_dim, self.hull.decoder.embed_dim
-        fixed = (
-            self.space.share_embeddings,
-            scales_of(self.space),
-            model.router_jitter,
-            dtype,
-            remat,
-        )
-        return Transformer(self.subnet, self.vocab_sizes, *base_dims, *rates, *fixed)
+        return stand_alone(
+            self.subnet, self.vocab_sizes,
+            (self.hull.encoder.embed_dim, self.hull.decoder.embed_dim),
+            share_embeddings=self.space.share_embeddings, scales=scales_of(self.space),
+            dropouts=rates, router_jitter=model.router_jitter, dtype=dtype, remat=remat,
+        )  # fmt: skip
 
     def active(self, subnet: Subnet) -> ActiveSubnet | None:
         """The argument that runs a subnet in the module; None for a stand-alone model."""
         return None if self.subnet is not None else to_active(subnet, self.hull)
 
 
+def check_has_supernet(space: SearchSpace):
+    """Raises `UserError` if the architectures of a space share no weights."""
+    if space.cell == "evolved":
+        raise UserError(
+            "space.cell is evolved, and these models have no supernet; name the architecture to "
+            "train or export with --subnet"
+        )
+
+
 def initial_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> TrainState:
-    """State of step 0; a subnet's weights are extracted from those of a new supernet."""
+    """State of step 0; a subnet's weights are extracted from those of a new supernet.
+
+    Evolved cells have none, and weights of their own.
+    """
     make = _maker(_supernet(target), config)
     return _own(target, config, make(jax.random.key(seed)))
 
 
 def _supernet(target: TrainingTarget) -> TrainingTarget:
     """The supernet whose first weights a target has; a subnet's shares none of them."""
-    if target.subnet is None:
+    if target.subnet is None or target.subnet.cell == "evolved":
         return target
     return dataclasses.replace(
         target, subnet=None, space=dataclasses.replace(target.space, sharing="front")
@@ -80,7 +91,7 @@ def _supernet(target: TrainingTarget) -> TrainingTarget:
 
 def _own(target: TrainingTarget, config: TrainingConfig, state: TrainState) -> TrainState:
     """What a target has of a supernet's state."""
-    if target.subnet is None:
+    if target.subnet is None or target.subnet.cell == "evolved":
         return state
     return with_params(state, extract(state.params, target.subnet, target.hull), config)
 

@@ -6,10 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import VOCAB, elastic_space, random_params, standalone_of, token_batch
+from conftest import (
+    VOCAB,
+    elastic_space,
+    evolved_space,
+    random_evolved,
+    random_params,
+    standalone_of,
+    token_batch,
+)
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
-from automoe_jax.decoding import beam, native
+from automoe_jax.decoding import beam, evolved_engine, native
 from automoe_jax.decoding import native_engine as native_model
 from automoe_jax.decoding import xla_engine as model
 from automoe_jax.decoding.weights import pack, prepare
@@ -27,7 +35,7 @@ def subnets():
     return {"largest": SPACE.largest(), "smallest": SPACE.smallest(), "a": drawn[0], "b": drawn[1]}
 
 
-ENGINES = {"xla": model, "native": native_model}
+ENGINES = {"xla": model, "native": native_model, "evolved": evolved_engine}
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.reason())
 KERNELS = [pytest.param("native", marks=needs_kernels), "xla"]
 
@@ -35,11 +43,12 @@ KERNELS = [pytest.param("native", marks=needs_kernels), "xla"]
 class Model:
     """A subnet ready to decode, with its teacher-forced model beside it."""
 
-    def __init__(self, subnet, kernels, space=SPACE):
-        self.engine = ENGINES[kernels]
-        self.params = jax.tree.map(jnp.asarray, extract(PARAMS, subnet, HULL))
+    def __init__(self, subnet, kernels, space=SPACE, params=None):
+        self.engine, hull = ENGINES[kernels], space.hull()
+        params = extract(PARAMS, subnet, hull) if params is None else params
+        self.params = jax.tree.map(jnp.asarray, params)
         self.linen = standalone_of(space, subnet)
-        self.spec = ModelSpec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim, space.gate)
+        self.spec = ModelSpec(subnet, hull.encoder.embed_dim, hull.decoder.embed_dim, space.gate)
         weights = prepare(self.params, subnet)
         weights = pack(weights) if kernels == "native" else weights
         self.weights = {k: jnp.asarray(v) for k, v in weights.items()}
@@ -64,9 +73,20 @@ def kernels(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=sorted(subnets()))
-def small(request, kernels) -> Model:
-    return Model(subnets()[request.param], kernels)
+MODELS = [
+    pytest.param((kind, name), marks=needs_kernels if kind == "native" else ())
+    for kind in ("native", "xla")
+    for name in sorted(subnets())
+]
+
+
+@pytest.fixture(scope="module", params=[*MODELS, ("evolved", "")], ids="-".join)
+def small(request) -> Model:
+    kind, name = request.param
+    if kind == "evolved":
+        space = evolved_space()
+        return Model(space.largest(), kind, space, random_evolved())
+    return Model(subnets()[name], kind)
 
 
 @pytest.fixture(scope="module")

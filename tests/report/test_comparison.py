@@ -39,7 +39,11 @@ def model(name, budget, seed, ms, bleu, timed=True):
     }]  # fmt: skip
     if timed:
         own = {
-            "fp32": {"ms": ms, "of_reference": [ms / 12, ms / 12.5, ms / 11.5]},
+            "fp32": {
+                "ms": ms,
+                "of_reference": [ms / 12, ms / 12.5, ms / 11.5],
+                "parts_ms": {"encoder": [ms / 3, 1, 9], "output layer": [ms / 2, 1, 9]},
+            },
             "int8": {"ms": ms / 2, "of_reference": [ms / 24, ms / 25, ms / 23]},
         }
         lines.append({**about, "kind": "latency", "reference_ms": 12.0, **own})
@@ -82,7 +86,8 @@ def test_seeds_are_one_row(study, tmp_path):
     assert found["speed-up"] == f"{12 / 6.1:.2f}"
     assert found["sparsity"] == "37.5%"
     assert found["hours"] == "1.0"
-    for name in ("index.html", "systems.png", "systems.svg"):
+    assert rows[0].parts_ms == {"encoder": 2.0, "output layer": 3.0}
+    for name in ("index.html", "systems.png", "systems.svg", "parts.png", "parts.svg"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
     page = (tmp_path / "out" / "index.html").read_text()
     assert "say &lt;1&gt;" in page

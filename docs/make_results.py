@@ -1,0 +1,237 @@
+"""Writes the tables of the pages and the README's picture from the result files in benchmarks/.
+
+python docs/make_results.py                     # all of them
+python docs/make_results.py --check             # exits with 1 where a table is not what this writes
+python docs/make_results.py --search=RUN        # takes the picture's file from a pipeline first
+python docs/make_results.py --quickstart=RUN    # takes quickstart's results from its run first
+
+A table stands in a page between `<!-- table NAME -->` and `<!-- end -->`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automoe_jax.report import plots
+from automoe_jax.report.page import table_rows
+from automoe_jax.system import files
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SEARCH, QUICKSTART = RESULTS / "search_tatoeba.jsonl", RESULTS / "quickstart.json"
+PICTURE = ROOT / "docs" / "images" / "search.png"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LATENCY = "latency_ms"
+Table = list[list[str]]
+Line = dict[str, Any]
+
+# Rows of the options, by their name in `benchmarks/supernet_options.py`.
+OPTIONS = {
+    "plain": "plain: one random subnet a batch, `space.sharing=front`",
+    "largest_half": "`sampling.largest_share=0.5`: the largest in every other batch",
+    "largest_first": "`sampling.largest_first=300`: the largest alone in the first 300 updates",
+    "random_experts": "`sampling.random_experts`: any experts instead of the first",
+    "experts_bias": "`sampling.experts_bias=1`: many experts are drawn more often",
+    "from_trained": "one FFN of 512 trained alone for as many updates, then the supernet from it "
+    "(`--init_from`)",
+    "sandwich": "`sampling.rule=sandwich`, four subnets of a quarter of the tokens, of equal time",
+    "sandwich_distillation": "the same, with half of the loss from the largest one's predictions",
+    "sandwich_conflicts": "the sandwich with `sampling.project_conflicts`",
+    "means": "`space.sharing=means`: n experts are the means of n groups of the eight",
+    "common": "`space.sharing=common`",
+    "own": "`space.sharing=own`: each number of experts has its own",
+    "balance_z": "balance and z-loss: `training.load_balance=0.03`, `training.router_z=0.001`",
+    "gate_normalised": "`space.gate=normalised`",
+    "gate_count": "`space.gate=count`",
+    "numbers_alone": "numbers of experts alone are elastic (all of 512)",
+    "sizes_alone": "sizes of FFNs alone are elastic (one expert)",
+    "nothing_elastic": "nothing is elastic: one FFN of 512",
+}
+RECIPES = {
+    "old": "branches not scaled, peak rate 2e-3",
+    "plain": "scaled branches, peak rate 4e-3",
+    "word": "the same, half of the loss from a teacher's predictions",
+    "sequence": "the same as the second, the teacher's translations beside the text",
+    "both": "both",
+}
+# Of the trainings of benchmarks/experts_pay.py; their logs say it.
+UPDATES_OF_AN_EPOCH = 1525
+
+
+def lines(name: str) -> list[Line]:
+    return list(files.parse_json_lines(RESULTS / f"{name}.jsonl"))
+
+
+def options() -> Table:
+    """What options of a supernet's training are worth."""
+    counts = ("1", "2", "4", "8")
+    rows = [["option", "updates", "seed", *counts, "random", "gain of 8"]]
+    found = lines("supernet_options")
+    if missing := {x["option"] for x in found} - OPTIONS.keys():
+        sys.exit(f"docs/make_results.py has no label for {', '.join(sorted(missing))}")
+    for option, label in OPTIONS.items():
+        for x in (x for x in found if x["option"] == option):
+            losses = [f"{x['losses'][n]:.3f}" if n in x["losses"] else "" for n in counts]
+            several = len(x["losses"]) > 1
+            gain = f"{x['gain']:+.3f}" if "gain" in x else ""
+            random = f"{x['random']:.3f}" if several or option == "sizes_alone" else ""
+            rows.append([label, f"{x['updates']:,}", str(x["seed"]), *losses, random, gain])
+    own = [x for x in lines("experts_pay") if _scaled(x) and x["updates"] == 1200]
+    alone = {str(x["experts"]): x["losses"]["1200"] for x in own if x.get("ffn", 512) == 512}
+    label = "a model of its own, from scratch (not inherited)"
+    losses = [f"{alone[n]:.3f}" if n in alone else "" for n in counts]
+    rows.append([label, "1,200", "0", *losses, "", f"{alone['1'] - alone['8']:+.3f}"])
+    return rows
+
+
+def recipes() -> Table:
+    """What a recipe of training is worth, means over seeds."""
+    kinds = ("last", "average", "ema")
+    titles = "last", "average of 8 checkpoints, 50 updates apart", "moving average, decay 0.998"
+    rows, found = [["recipe", "seeds", *titles]], lines("distillation")
+    for recipe, label in RECIPES.items():
+        if own := [x["bleu"] for x in found if x["recipe"] == recipe]:
+            means = (f"{np.mean([x[kind] for x in own]):.1f}" for kind in kinds)
+            rows.append([label, str(len(own)), *means])
+    return rows
+
+
+def _scaled(x: Line) -> bool:
+    usual = x.get("gate", "probability") == "probability" and x.get("sharing", "front") == "front"
+    return usual and x["ffn_scale"] == 0.25 and not x["seed"]
+
+
+def experts_gain() -> Table:
+    """Eight experts against one FFN by updates, with scaled branches."""
+    rows = [["updates", "epochs", "one FFN: nats, BLEU", "eight experts: nats, BLEU",
+             "gain: nats, BLEU"]]  # fmt: skip
+    found = [x for x in lines("experts_pay") if _scaled(x) and x.get("ffn", 512) == 512]
+    for updates in sorted({x["updates"] for x in found}):
+        one, eight = (
+            next(x for x in found if (x["experts"], x["updates"]) == (n, updates)) for n in (1, 8)
+        )
+        nats = [x["losses"][str(updates)] for x in (one, eight)]
+        bleus = [x.get("bleu") for x in (one, eight)]
+        cells = [[f"{x:.3f}" for x in (*nats, nats[0] - nats[1])], [""] * 3]
+        if None not in bleus:
+            cells[1] = [f", {x:.1f}" for x in (*bleus, bleus[1] - bleus[0])]
+        epochs = f"{updates / UPDATES_OF_AN_EPOCH:.1f}"
+        rows.append([f"{updates:,}", epochs, *map("".join, zip(*cells, strict=True))])
+    return rows
+
+
+def larger_ffns() -> Table:
+    """One FFN of several sizes, and eight experts, after 1,200 updates."""
+    rows = [["in each layer", "FFN weights", "active FFN FLOPs", "nats"]]
+    found = [x for x in lines("experts_pay") if _scaled(x) and x["updates"] == 1200]
+    shown = [(1, 512), (8, 512), (1, 1024), (1, 4096)]
+    for n, ffn in shown:
+        x = next(x for x in found if (x["experts"], x.get("ffn", 512)) == (n, ffn))
+        what = f"one FFN of {ffn:,}" if n == 1 else f"eight experts of {ffn}"
+        weights = str(n * ffn // 512)
+        rows.append([what, weights, str(ffn // 512), f"{x['losses']['1200']:.3f}"])
+    return rows
+
+
+def quickstart() -> Table:
+    """The subnets of quickstart's report."""
+    return table_rows(json.loads(QUICKSTART.read_text(encoding="utf-8")))
+
+
+def quickstart_parts() -> Table:
+    """What the translations of quickstart's subnets spend their time on, ms."""
+    rows = json.loads(QUICKSTART.read_text(encoding="utf-8"))["rows"]
+    table = [["subnet, ms", *rows[0]["parts_ms"]]]
+    for row in rows:
+        cells = (f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in row["parts_ms"].values())
+        table.append([row["name"], *cells])
+    return table
+
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "supernet_options": options,
+    "recipes": recipes,
+    "experts_gain": experts_gain,
+    "larger_ffns": larger_ffns,
+    "quickstart": quickstart,
+    "quickstart_parts": quickstart_parts,
+}
+_TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown(rows: Table) -> str:
+    """A table; its first row is the header."""
+    text = [f"| {' | '.join(row)} |".replace("|  |", "| |").replace("|  |", "| |") for row in rows]
+    return "\n".join([text[0], "|" + "---|" * len(rows[0]), *text[1:]]) + "\n"
+
+
+def written(page: Path) -> str:
+    """A page with its tables as the results are now."""
+    return _TABLE.sub(lambda x: x[1] + markdown(TABLES[x[2]]()) + x[3], page.read_text("utf-8"))
+
+
+def record_search(search: Path):
+    """Writes the picture's file from the folder of a search under a limit in ms."""
+    result = files.read_json(search / "result.json", "search result")
+    found = result["best"][0]
+    shown = {"found": found, **result["corners"]}
+    marked = {name: [x["costs"][LATENCY], x["sample_loss"]] for name, x in shown.items()}
+    front = files.read_json(search / "front.json", "front")["subnets"]
+    about = {
+        "limit_ms": result["limits"][LATENCY]["most"],
+        "how": result["limits"][LATENCY]["how"],
+        "marked": marked,
+        "front": [[x["costs"][LATENCY], x["loss"]] for x in front],
+        "verified": found["verified"],
+    }
+    scored = [about]
+    for line in files.parse_json_lines(search / "history.jsonl"):
+        own = {"iteration": line["iteration"], "loss": line["loss"]}
+        scored.append({**own, "costs": {LATENCY: line["costs"][LATENCY]}})
+    files.write_text(SEARCH, "".join(json.dumps(line) + "\n" for line in scored))
+
+
+def record_quickstart(report: Path):
+    """Takes what the table shows from the report of a run."""
+    found = files.read_json(report / "results.json", "report")
+    kept = ("rows", "test", "gain_over_random", "latency", "limit_ratio", "seconds")
+    files.write_json(QUICKSTART, {name: found[name] for name in kept})
+
+
+def draw():
+    """Draws the picture from its file."""
+    about, *scored = files.parse_json_lines(SEARCH)
+    marked: dict[str, Any] = {name: tuple(point) for name, point in about["marked"].items()}
+    front = [tuple(point) for point in about["front"]]
+    limit = about["limit_ms"]
+    plots.search_plot(scored, LATENCY, PICTURE, limit, marked, on_front=front)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--search", type=Path, help="workdir of a finished pipeline")
+    parser.add_argument("--quickstart", type=Path, help="workdir of a finished quickstart")
+    args = parser.parse_args()
+    if args.check:
+        stale = [page.name for page in PAGES if written(page) != page.read_text("utf-8")]
+        if stale:
+            sys.exit(f"{', '.join(stale)}: stale tables; run: make docs")
+        return
+    if args.search:
+        record_search(args.search / "search")
+    if args.quickstart:
+        record_quickstart(args.quickstart / "report")
+    for page in PAGES:
+        files.write_text(page, written(page))
+    draw()
+
+
+if __name__ == "__main__":
+    main()
