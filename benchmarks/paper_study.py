@@ -192,7 +192,9 @@ class Study:
         """Gold latencies of a model in turns with the reference, as the first of each."""
         folder = self._run(part._replace(kind="model"))
         own = [folder / f"export_{kind}" for kind in QUANTIZED]
-        first, *rest = self._timed(self._reference(), *own)
+        # Cells without kernels of the project: the reference is timed without them, too.
+        kernels = "xla" if SYSTEMS[part.name].holder == "evolved" else "auto"
+        first, *rest = self._timed(self._reference(), *own, kernels=kernels)
         found = {
             kind: {
                 "ms": times["mean_ms"],
@@ -204,10 +206,15 @@ class Study:
         }
         return {"reference_ms": first["mean_ms"], **found}
 
-    def _timed(self, *exports: Path) -> list[dict[str, Any]]:
+    def _timed(self, *exports: Path, kernels: str = "auto") -> list[dict[str, Any]]:
         """The times of exports, in turns."""
         program = [sys.executable, str(ROOT / "launch" / "benchmark.py"), "--json"]
-        given = [f"--runs={GOLD_RUNS}", "--parts", *(f"--export={path}" for path in exports)]
+        given = [
+            f"--runs={GOLD_RUNS}",
+            f"--kernels={kernels}",
+            "--parts",
+            *(f"--export={path}" for path in exports),
+        ]
         printed = trainings.run_on_core(None, [*program, *given])
         rows = json.loads(printed.splitlines()[-1])["exports"]
         more = "kernels", "parts_ms"

@@ -15,7 +15,7 @@ Behind the colon stand a config of this folder, for text, sizes and recipe, and 
   identity          experts of the largest size or none: FFNs of 0
   random            automoe, searched by drawing at random as many subnets
   by_hand           holds the architectures of configs/systems/*.json, which are not searched
-  evolved           holds mini_evolved.json, or configs/subnets/evolved_*.json at full size
+  evolved           holds mini_evolved.json, or configs/subnets/evolved_base.json at full size
 
 Transformers and mixtures made by hand are subnet files: of the scaled-down sizes in
 configs/systems/ (mini_...), at full size in configs/subnets/.

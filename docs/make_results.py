@@ -20,6 +20,7 @@ import numpy as np
 
 from automoe_jax.report import plots
 from automoe_jax.report.page import table_rows
+from automoe_jax.report.parts import parts_rows
 from automoe_jax.system import files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,11 +148,7 @@ def quickstart() -> Table:
 def quickstart_parts() -> Table:
     """What the translations of quickstart's subnets spend their time on, ms."""
     rows = json.loads(QUICKSTART.read_text(encoding="utf-8"))["rows"]
-    table = [["subnet, ms", *rows[0]["parts_ms"]]]
-    for row in rows:
-        cells = (f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in row["parts_ms"].values())
-        table.append([row["name"], *cells])
-    return table
+    return parts_rows({row["name"]: row["parts_ms"] for row in rows})
 
 
 TABLES: dict[str, Callable[[], Table]] = {
@@ -162,7 +159,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "quickstart": quickstart,
     "quickstart_parts": quickstart_parts,
 }
-_TABLE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table (\w+) -->\n)(?:\|.*\n)*(<!-- end -->)")
 
 
 def markdown(rows: Table) -> str:
@@ -173,7 +170,11 @@ def markdown(rows: Table) -> str:
 
 def written(page: Path) -> str:
     """A page with its tables as the results are now."""
-    return _TABLE.sub(lambda x: x[1] + markdown(TABLES[x[2]]()) + x[3], page.read_text("utf-8"))
+    text = page.read_text("utf-8")
+    marks = {x[1] for x in re.finditer(r"<!-- table (\w+)", text)}
+    if whole := marks ^ {x[2] for x in _TABLE.finditer(text) if x[2] in TABLES}:
+        sys.exit(f"{page.name}: table {min(whole)} is unknown or has no <!-- end --> after it")
+    return _TABLE.sub(lambda x: x[1] + markdown(TABLES[x[2]]()) + x[3], text)
 
 
 def record_search(search: Path):

@@ -141,22 +141,22 @@ def _layer(
 def _evolved_cell(layer: LayerSpec, d: int, d_e: int, q: int, n: int) -> tuple[int, int]:
     """(parameters, multiply-adds) of a cell of `model.evolved`, as in `_attention`."""
     (ffn,) = layer.experts
-    attention, maps, separable = [_attention(n, n, d, d, q)], [(d, ffn), (ffn, d)], []
+    attention, maps = [_attention(n, n, d, d, q)], [(d, ffn), (ffn, d)]
     if isinstance(layer, DecoderLayer):
         attention += [_attention(n, n, d, d, q)] + 2 * [_attention(n, n, d, d_e, q)]
         joined = 2 * d
         separable = [(11, d, joined), (7, d, d // 2), (7, joined, d)]
-        # The first two attentions have one LayerNorm between them.
-        norms = (d, joined, d, -d)
+        # Beside one in each attention; the first two attentions share theirs.
+        norms = d + joined + d - d
     else:
         joined = 4 * d
         maps += [(d, d), (d, d), (d, joined), (3 * d, d // 2)]
         separable = [(9, joined, d // 2)]
-        norms = (d, d, joined, d)
+        norms = d + d + joined + d
     maps += [(channels, out) for _, channels, out in separable]
     depthwise = sum(width * channels for width, channels, _ in separable)
-    params = sum((k + 1) * out for k, out in maps) + depthwise + 2 * sum(norms)
-    macs = n * (sum(k * out for k, out in maps) + depthwise + sum(norms))
+    params = sum((k + 1) * out for k, out in maps) + depthwise + 2 * norms
+    macs = n * (sum(k * out for k, out in maps) + depthwise + norms)
     return params + sum(p for p, _ in attention), macs + sum(m for _, m in attention)
 
 

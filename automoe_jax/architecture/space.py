@@ -9,7 +9,7 @@ from typing import Any
 
 from automoe_jax.architecture import variation
 from automoe_jax.architecture.stack_space import Choices, SpaceError, StackSpace
-from automoe_jax.architecture.subnet import CELLS, STACKS, Subnet, SubnetError
+from automoe_jax.architecture.subnet import CELLS, STACKS, Subnet, SubnetError, doubled_heads
 from automoe_jax.architecture.variation import Rng
 
 GATES = ("probability", "count", "normalised")
@@ -129,6 +129,15 @@ class SearchSpace:
                     f"space.cell is evolved and space.{name} is {getattr(self, name)}; evolved "
                     f"cells have {allowed}"
                 )
+        for name in ("encoder_embed_dims", "decoder_embed_dims"):
+            if odd := [dim for dim in getattr(self, name) if dim % 2]:
+                raise SpaceError(f"space.{name} has {odd[0]}; evolved cells need even widths")
+        for heads in self.decoder_self_heads:
+            if self.qkv_dim % doubled_heads(heads):
+                raise SpaceError(
+                    f"space.decoder_self_heads has {heads}, and an evolved cell also has attention "
+                    f"of {doubled_heads(heads)} heads, which do not divide {self.qkv_dim}"
+                )
 
     @functools.cached_property
     def stacks(self) -> tuple[StackSpace, StackSpace]:
@@ -146,6 +155,8 @@ class SearchSpace:
 
         Its heads are the least common multiple of the choices, so it need not be in the space.
         """
+        if self.cell == "evolved":  # no supernet, so no heads to split
+            return self._corner(max, max)
         return self._corner(max, lambda heads: math.lcm(*heads))
 
     def largest(self) -> Subnet:

@@ -134,16 +134,17 @@ class Subnet:
             return
         if layer.cross_span > 1:
             raise SubnetError(f"{where}.cross_span is {layer.cross_span}; 1 in evolved cells")
-        if self.qkv_dim % doubled_heads(layer):
+        doubled = doubled_heads(layer.self_heads)
+        if self.qkv_dim % doubled:
             raise SubnetError(
                 f"{where}.self_heads is {layer.self_heads}, and an evolved cell also has attention "
-                f"of {doubled_heads(layer)} heads, which do not divide qkv_dim {self.qkv_dim}"
+                f"of {doubled} heads, which do not divide qkv_dim {self.qkv_dim}"
             )
 
 
-def doubled_heads(layer: DecoderLayer) -> int:
-    """Heads of the first self-attention of an evolved decoder cell."""
-    return max(layer.self_heads, min(2 * layer.self_heads, MOST_DOUBLED_HEADS))
+def doubled_heads(heads: int) -> int:
+    """Heads of the first self-attention of an evolved decoder cell, by those of the second."""
+    return max(heads, min(2 * heads, MOST_DOUBLED_HEADS))
 
 
 def _check_int(value: Any, where: str, low: int):

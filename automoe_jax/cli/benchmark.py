@@ -17,6 +17,7 @@ from automoe_jax.decoding.parts import PARTS
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.latency.process import Timer
 from automoe_jax.latency.statistics import added, ratio, summarise
+from automoe_jax.report.parts import parts_rows
 from automoe_jax.system import files, machine
 from automoe_jax.system.errors import UserError
 
@@ -79,8 +80,7 @@ def main():
     header = ("export", "input", "mean ms", "std", "median", "min", "of the first [95 %]")
     terminal.print_table(header, _cells(rows))
     if parts is not None:
-        header = ("export, ms [95 %]", *PARTS)
-        cells = [(row["export"], *map(_part, row["parts_ms"].values())) for row in rows]
+        header, *cells = parts_rows({row["export"]: row["parts_ms"] for row in rows})
         terminal.print_table(header, cells)
     print("{protocol}; {threads} thread(s), {kernels} kernels, {machine}".format(**about))
 
@@ -96,11 +96,6 @@ def _parts(
             times = added(timer.parts(path, config))
             found.append(dict(zip(PARTS, times, strict=True)))
     return found
-
-
-def _part(times: tuple[float, float, float]) -> str:
-    value, low, high = times
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _sentences(manifests) -> list[str]:

@@ -82,7 +82,7 @@ def empty_caches(spec: ModelSpec, rows, time) -> list[CellCache]:
     d, q = spec.subnet.decoder.embed_dim, spec.subnet.qkv_dim
     return [
         CellCache(
-            xla_engine.empty_cache(rows, time, doubled_heads(layer), q),
+            xla_engine.empty_cache(rows, time, doubled_heads(layer.self_heads), q),
             xla_engine.empty_cache(rows, time, layer.self_heads, q),
             jnp.zeros((rows, time, d), jnp.float32),
             jnp.zeros((rows, time, 2 * d), jnp.float32),
@@ -127,7 +127,7 @@ class _DecoderCell(NamedTuple):
         scope, step, row_RT = self.scope, self.request.step, self.row_RT
         y_RD = scope.norm("first_norm", x_RD)
         qkv = scope.linear("first_qkv", y_RD)
-        heads = doubled_heads(self.layer)
+        heads = doubled_heads(self.layer.self_heads)
         y_RQ, first = xla_engine.self_attention(qkv, heads, cache.first, step, row_RT)
         x_RD += scope.linear("first_self_out", y_RQ) + self._cross("first_", y_RD, self.memory[0])
 

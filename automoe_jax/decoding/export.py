@@ -60,6 +60,8 @@ def export(
     packed, about = _pack(params, spec, config.quantize, lexicon)
     kernels = [k for k in KERNELS_OF[spec.subnet.cell] if k in kernels]
     on_cpu = "cpu" in config.platforms
+    if not kernels:
+        raise UserError(f"a subnet of {spec.subnet.cell} cells has none of the kernels wanted")
     manifest = about | {
         "beam_sizes": list(config.beam_sizes),
         "source_buckets": list(batching.SOURCE_BUCKETS),

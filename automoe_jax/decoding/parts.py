@@ -1,23 +1,33 @@
 """Parts of a translation as programs of their own, to time what each adds.
 
-Each program does what the one before it does, and more: the encoder; the decoder's layers for a
-number of words, whose choice does not matter to their time; the output layer with the best next
-words; the whole beam search. Letters as in `xla_engine`.
+Each program does what the one before it does, and more: the encoder; the decoder's layers, for a
+number of words; the output layer with the best next words; the whole beam search. The words that
+the second and the third decode are drawn, other ones for each hypothesis, as a search's differ: so
+a mixture's layers read several experts. Letters as in `xla_engine`.
 """
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from automoe_jax.architecture.ids import EOS_ID
-from automoe_jax.decoding.xla_engine import ModelSpec, Request
+from automoe_jax.architecture.ids import UNK_ID
+from automoe_jax.decoding.xla_engine import Candidates, ModelSpec, Request
 
 # What a translation's time is made of, in the order of the programs.
 PARTS = ("encoder", "decoder layers", "output layer", "beam search")
+
+
+def words(n_words: int, sentences: int, beams: int, steps: int) -> np.ndarray:
+    """The words that are decoded, (T, B, J)."""
+    first = min(UNK_ID + 1, n_words - 1)
+    rng = np.random.default_rng(0)
+    return rng.integers(first, n_words, (steps, sentences, beams)).astype(np.int32)
 
 
 def programs(
@@ -25,44 +35,39 @@ def programs(
 ) -> tuple[Callable[..., Any], ...]:
     """The programs before the whole one, compiled when called first.
 
-    Each takes (weights, source (B, S), int32 arange (T,) of the words to decode).
+    Each takes (weights, source (B, S), `words`). They return all that they make, so that nothing
+    is left out: what the encoder gives; also the decoder's last output (R, D) and a sum of all of
+    them; also the best next words at the last step.
     """
 
-    def encoder(weights, source_BS, time_T):
+    def encoder(weights, source_BS, words_TBJ):
         return engine.start(weights, spec, source_BS)
 
-    def layers(weights, source_BS, time_T):
-        return _decoded(engine, spec, n_words, beam_size, weights, source_BS, time_T, 0)
+    def decoder(weights, source_BS, words_TBJ, *, output: bool):
+        (t, b, j), memory = words_TBJ.shape, engine.start(weights, spec, source_BS)
+        rows = b * j
+        own_BJT = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32).reshape(b, j, 1), (b, j, t))
+        never, live = jnp.bool_(False), jnp.int32(b)
+        sentence_B = jnp.arange(b, dtype=jnp.int32)
 
-    def output(weights, source_BS, time_T):
-        return _decoded(engine, spec, n_words, beam_size, weights, source_BS, time_T, 1)
+        def advance(step, state):
+            x_RD, found, total, caches = state
+            request = Request(
+                words_TBJ[step], step, sentence_B, own_BJT, live, never, never, 2 * j, n_words
+            )
+            x_RD, caches = engine.decode(weights, spec, request, caches, memory)
+            total += jnp.sum(x_RD)
+            if output:
+                found = engine.candidates(weights, x_RD, request, memory)
+                total += jnp.sum(found.log_z_BJ)
+            return x_RD, found, total, caches
 
-    return tuple(map(jax.jit, (encoder, layers, output)))
+        c = min(2 * j, n_words)
+        found = Candidates(jnp.zeros((b, j, c)), jnp.zeros((b, j, c), jnp.int32), jnp.zeros((b, j)))
+        x_RD = jnp.zeros((rows, spec.subnet.decoder.embed_dim))
+        caches = engine.empty_caches(spec, rows, t)
+        *given, _ = lax.fori_loop(0, t, advance, (x_RD, found, jnp.float32(0), caches))
+        return given, memory
 
-
-def _decoded(
-    engine: ModuleType, spec: ModelSpec, n_words: int, j: int, weights, source_BS, time_T, output
-):
-    """Sums over steps of what the decoder gives, so that no step can be left out."""
-    b, time = source_BS.shape[0], time_T.shape[0]
-    memory = engine.start(weights, spec, source_BS)
-    own_BJT = jnp.broadcast_to(jnp.arange(b * j, dtype=jnp.int32).reshape(b, j, 1), (b, j, time))
-    never, live = jnp.bool_(False), jnp.int32(b)
-
-    def advance(step, state):
-        ids_BJ, total, caches = state
-        request = Request(
-            ids_BJ, step, jnp.arange(b, dtype=jnp.int32), own_BJT, live, never, never, 2 * j,
-            n_words,
-        )  # fmt: skip
-        x_RD, caches = engine.decode(weights, spec, request, caches, memory)
-        if output:
-            found = engine.candidates(weights, x_RD, request, memory)
-            ids_BJ = found.word_BJC[:, :, 0]
-            return ids_BJ, total + jnp.sum(found.log_z_BJ), caches
-        return ids_BJ, total + jnp.sum(x_RD), caches
-
-    ids_BJ = jnp.full((b, j), EOS_ID, jnp.int32)
-    state = ids_BJ, jnp.float32(0), engine.empty_caches(spec, b * j, time)
-    ids_BJ, total, _ = lax.fori_loop(0, time, advance, state)
-    return ids_BJ, total
+    layers = functools.partial(decoder, output=False)
+    return tuple(map(jax.jit, (encoder, layers, functools.partial(decoder, output=True))))

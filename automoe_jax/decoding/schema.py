@@ -36,6 +36,9 @@ def check(path: Path, manifest: dict[str, Any]):
         subnet = subnets.from_json(manifest["subnet"])
     except UserError as e:
         raise UserError(f"export manifest {path}: subnet: {e}") from None
+    if others := set(manifest["kernels"]) - set(KERNELS_OF[subnet.cell]):
+        wanted = f"{', '.join(KERNELS_OF[subnet.cell])} for {subnet.cell} cells"
+        raise wrong("kernels", f"{wanted}, not {', '.join(sorted(others))}")
     _check_sizes(path, subnet)
     for (side, stack), base in zip(subnet.stacks, manifest["base_dims"], strict=True):
         if base < stack.embed_dim:

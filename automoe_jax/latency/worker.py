@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from automoe_jax.architecture.ids import EOS_ID, UNK_ID
+from automoe_jax.decoding import parts
 from automoe_jax.decoding.translator import Translator
 from automoe_jax.system.errors import UserError
 
@@ -90,7 +91,7 @@ def _parts(translator, request: dict[str, Any]) -> list[Callable[[], Any]]:
     programs = translator.programs
     beam = translator.beam_size(request["beam_size"])
     source = _source(translator, request)
-    inputs = source, np.arange(request["target_length"], dtype=np.int32)
+    inputs = source, parts.words(programs.n_words, 1, beam, request["target_length"])
     given = programs.weights, *jax.device_put(inputs, programs.device)
     calls = [lambda run=run: jax.block_until_ready(run(*given)) for run in programs.of_parts(beam)]
     return [*calls, _whole(translator, request)]

@@ -1,11 +1,11 @@
 """The Evolved Transformer (So et al. 2019, arXiv 1901.11117), a stand-alone model.
 
 Every sublayer is x + f(LayerNorm(x)), and each stack ends in a LayerNorm. An encoder cell has a
-gated linear unit; two convolutions side by side, of widths 1 and 3, and a separable one of width 9
-on their sum; self-attention; an FFN. A decoder cell has self-attention of twice the heads beside
-attention to the encoder; separable convolutions of widths 11 and 7 side by side and one of width 7
-on their sum; self-attention; attention to the encoder; an FFN with swish. Sums of different widths
-add to the front columns.
+gated linear unit; two convolutions with ReLU side by side, of widths 1 and 3, and a separable one
+of width 9 on the normalised sum; self-attention; an FFN. A decoder cell has self-attention of twice
+the heads, at most 16, beside attention to the encoder; separable convolutions of widths 11, with
+ReLU, and 7 side by side and one of width 7 on the normalised sum; self-attention; attention to the
+encoder; an FFN with swish. Sums of different widths add to the front columns.
 
 Attentions have biases, as the project's others do (0.1 % of the parameters). Letters as in
 `transformer`, C channels, W positions of a convolution.
@@ -188,7 +188,7 @@ class DecoderCell(nn.Module):
         layer, d, drop = self.layer, x_BTD.shape[-1], _Drop(rate, key)
         attend = _Attend(self.qkv_dim, self.attention_dropout, drop, self_mask_BTT)
         y_BTD = Norm(name="first_norm")(x_BTD)
-        own = attend("first_self_attention", doubled_heads(layer), y_BTD)
+        own = attend("first_self_attention", doubled_heads(layer.self_heads), y_BTD)
         x_BTD += drop(own) + drop(attend("first_cross_attention", layer.cross_heads, y_BTD, memory))
 
         y_BTD = Norm(name="branches_norm")(x_BTD)

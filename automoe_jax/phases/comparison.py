@@ -80,8 +80,11 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
             (scores["bleu"], *scores["bleu_95"]), scores["chrf"], times.get("ms"),
             None if share is None else (share[0], share[1], share[2]),
         )  # fmt: skip
+    # Of cells that the project's kernels do not have.
+    slower = (latency or {}).get("fp32", {}).get("kernels") == "xla"
+    name = f"{line['name']}, on XLA's operations" if slower else line["name"]
     return Row(
-        line["name"], f"{line['budget']:g}" if line["budget"] else "", line["seed"],
+        name, f"{line['budget']:g}" if line["budget"] else "", line["seed"],
         line["subnet"], line["params_m"], line["active_params_m"], line["gflops"], measured,
         line["seconds"] / 3600, tuple(line.get("translations", ())),
         _means((latency or {}).get("fp32", {})),
@@ -113,7 +116,7 @@ def _of_run(run: Path, name: str) -> list[Row]:
             Row(
                 f"{name}: {own['name']}", "", 0, own["subnet"], own["params"] / 1e6,
                 own["active_params"] / 1e6, own["flops"] / 1e9,
-                {"int8" if int8 else "fp32": scores}, parts_ms=_means(own),
+                {"int8" if int8 else "fp32": scores}, parts_ms={} if int8 else _means(own),
             )
         )  # fmt: skip
     return rows

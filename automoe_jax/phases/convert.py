@@ -76,7 +76,7 @@ def _check_empty(folder: Path):
 def _check_published(space: SearchSpace):
     """Refuses a space whose weights mean something else than those of a published checkpoint."""
     published = SearchSpace()
-    for name in ("gate", "sharing"):
+    for name in ("gate", "sharing", "cell"):
         if (given := getattr(space, name)) != (theirs := getattr(published, name)):
             raise UserError(
                 f"space.{name} is {given!r}, but fairseq checkpoints have {theirs!r}: a run with "

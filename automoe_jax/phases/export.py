@@ -152,5 +152,5 @@ def _export_for_timing(
 ):
     settings = dataclasses.replace(config.export, beam_sizes=(beam_size,))
     # Only the program that will be timed: a search writes hundreds of exports.
-    kernels = (kernels_used(config.latency),)
+    kernels = (kernels_used(config.latency, subnet.cell),)
     export(params, model_spec(config, subnet), settings, folder, origin, kernels=kernels)

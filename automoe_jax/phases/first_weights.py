@@ -50,6 +50,14 @@ def of_subnet(source: Run, own: TrainingTarget, folder: Path, data: PreparedData
             f"{folder} holds the trained subnet to start from; name another folder with --out"
         )
     params, architecture, step = subnet_params(source, name)
+    if own.subnet.cell == "evolved":
+        if architecture != own.subnet:
+            raise UserError(
+                f"{trained} holds another evolved architecture, and these share no weights; leave "
+                "--init_from out"
+            )
+        source.progress.note(f"weights of {trained} at step {step:,}")
+        return params
     source.progress.note(f"experts upcycled from {trained} at step {step:,}")
     fresh = initial_state(own, source.config.subnet_training, source.config.seed).params
     return upcycled(params, architecture, own.subnet, fresh, own.space.gate)

@@ -39,6 +39,7 @@ from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training.checkpoints import latest_step
+from automoe_jax.training.target import check_has_supernet
 
 SECONDS = "seconds.json"
 TEACHER, DISTILLED = "teacher", "distilled"  # folders: an export, and its translations
@@ -49,6 +50,7 @@ BLEU_NOISE = 0.2
 def run_pipeline(run: Run) -> dict[str, Any]:
     """Runs the phases that are not done; returns the content of `report/results.json`."""
     config, note = run.config, run.progress.note
+    check_has_supernet(config.space)
     with _timed(run, "prepare"):
         data = prepare(run)
         if "test" not in open_splits(run):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.report.architecture import SIDES, attention
+from automoe_jax.report.parts import parts_rows
 from automoe_jax.report.plots import LABELS, parts_plot, search_plot
 from automoe_jax.search.sensitivity import Worth
 from automoe_jax.system import files
@@ -148,10 +149,7 @@ def _parts(rows: list[dict[str, Any]]) -> str:
     timed = [row for row in rows if "parts_ms" in row]
     if not timed:
         return ""
-    lines = [["subnet, ms", *timed[0]["parts_ms"]]]
-    for row in timed:
-        cells = (f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in row["parts_ms"].values())
-        lines.append([row["name"], *cells])
+    lines = parts_rows({row["name"]: row["parts_ms"] for row in timed})
     return f"""<h2>Where the time goes</h2>
 {html_table("layers", lines)}
 <img src="parts.png" alt="time of each part of a translation">

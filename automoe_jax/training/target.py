@@ -66,8 +66,8 @@ def check_has_supernet(space: SearchSpace):
     """Raises `UserError` if the architectures of a space share no weights."""
     if space.cell == "evolved":
         raise UserError(
-            "space.cell is evolved, and these models have no supernet; name the architecture to "
-            "train or export with --subnet"
+            "space.cell is evolved, and these models have no supernet: train an architecture with "
+            "launch/train.py --subnet=FILE, and export it without --subnet"
         )
 
 
@@ -98,7 +98,7 @@ def _own(target: TrainingTarget, config: TrainingConfig, state: TrainState) -> T
 
 @functools.lru_cache(maxsize=4)
 def _maker(target: TrainingTarget, config: TrainingConfig) -> Any:
-    """Makes the first state of a supernet of a key. Cached, as JAX traces each function anew."""
+    """Makes the first state of a target of a key. Cached, as JAX traces each function anew."""
     module, tx = target.module(), optimizer.make(config)
 
     # It runs once: less optimised, it compiles in three quarters of the time, to the same bits.

@@ -1,5 +1,7 @@
 """The Evolved Transformer: its size, and its cells against loops over positions written out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +122,30 @@ def test_dropout_follows_its_key():
     assert np.abs(one - other).max() > 1e-3
 
 
+def test_remat_and_bfloat16():
+    src, tgt = token_batch(np.random.default_rng(3))
+    params = on_device(random_evolved(scale=0.1))
+
+    def gradient(**fields):
+        module = EvolvedTransformer(ARCH, (VOCAB, VOCAB), 12, 8, **fields)
+
+        def hidden(params):
+            return module.apply({"params": params}, src, tgt).hidden_BTD
+
+        def loss(params):
+            return jnp.sum(hidden(params).astype(jnp.float32) ** 2)
+
+        return hidden(params), jax.jit(jax.grad(loss))(params)
+
+    hidden, plain = gradient()
+    _, again = gradient(remat=True)
+    for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max() + 1e-9)
+    half, _ = gradient(dtype="bfloat16")
+    assert half.dtype == jnp.bfloat16
+    assert np.abs(half.astype(jnp.float32) - hidden).max() < 0.05 * np.abs(hidden).max()
+
+
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_an_export_has_all_weights(quantization):
     params = random_evolved()
@@ -160,10 +186,20 @@ def test_published_files_hold_transformers_alone():
         supertransformer.dump(SPACE)
 
 
+def test_an_evolved_space_holds_what_architectures_can_be():
+    fields = dataclasses.asdict(SPACE)
+    with pytest.raises(SpaceError, match="encoder_embed_dims has 11; evolved cells need even"):
+        SearchSpace(**{**fields, "encoder_embed_dims": (11,)})
+    with pytest.raises(SpaceError, match="attention of 16 heads, which do not divide 24"):
+        SearchSpace(**{**fields, "qkv_dim": 24, "decoder_self_heads": (8,)})
+    several = SearchSpace(**{**fields, "qkv_dim": 24, "decoder_self_heads": (4, 6)})
+    several.validate(several.hull())
+
+
 def test_spaces_say_what_evolved_cells_do_not_have():
     with pytest.raises(SpaceError, match=r"space\.encoder_experts is .*have \(1,\)"):
         SearchSpace(cell="evolved")
     with pytest.raises(SubnetError, match=r"the space has space\.cell=evolved"):
         SPACE.validate(Subnet(ARCH.encoder, ARCH.decoder, ARCH.qkv_dim))
-    with pytest.raises(UserError, match="have no supernet; name the architecture"):
+    with pytest.raises(UserError, match="have no supernet: train an architecture"):
         TrainingTarget(SPACE, (VOCAB, VOCAB), ModelConfig())

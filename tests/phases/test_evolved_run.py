@@ -3,16 +3,21 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from automoe_jax.architecture.space import SearchSpace
+from automoe_jax.architecture.subnet import Encoder
+from automoe_jax.decoding.export import export as write_export
 from automoe_jax.decoding.translator import Translator
-from automoe_jax.phases import teachers
-from automoe_jax.phases.export import export_params
+from automoe_jax.phases import first_weights, teachers
+from automoe_jax.phases.export import export_params, model_spec
+from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.run import SUBNET
 from automoe_jax.phases.train import train_subnet, train_supernet
 from automoe_jax.phases.weights import subnet_params
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training import parallel
@@ -57,3 +62,23 @@ def test_trains_teaches_and_translates(prepared, tmp_path):
     both = [scorer.loss(parallel.replicate(x), subnet) for x in (params, teacher.params)]
     assert both[0] == pytest.approx(both[1], rel=1e-6)
     train_subnet(run, subnet, out="taught", teacher=export)
+
+    # It starts from the same architecture's weights alone.
+    data = prepare(run)
+    started = first_weights.of_subnet(run, own, run.path / "more", data)
+    jax.tree.map(np.testing.assert_array_equal, started, params)
+    layer = dataclasses.replace(subnet.encoder.layers[0], experts=(8,))
+    other = dataclasses.replace(
+        own, subnet=dataclasses.replace(subnet, encoder=Encoder(8, (layer,)))
+    )
+    with pytest.raises(UserError, match="holds another evolved architecture"):
+        first_weights.of_subnet(run, other, run.path / "more", data)
+
+    # What an untrusted manifest says of kernels is checked, and no export lacks programs.
+    spec = model_spec(config, subnet)
+    with pytest.raises(UserError, match="evolved cells has none of the kernels"):
+        write_export(params, spec, config.export, tmp_path / "none", "test", kernels=("native",))
+    manifest = files.read_json(export / "manifest.json", "manifest")
+    files.write_json(export / "manifest.json", {**manifest, "kernels": ["native", "xla"]})
+    with pytest.raises(UserError, match=r"kernels is .*xla for evolved cells, not native"):
+        Translator.load(export)
