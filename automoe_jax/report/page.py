@@ -54,10 +54,19 @@ def gain_text(results: dict[str, Any]) -> str:
     gain = results.get("gain_over_random")
     if not gain:
         return ""
-    return (
+    text = (
         f"{gain['bleu']:+.1f} BLEU against the random subnet after the same training, 95 % "
         f"interval {gain['low']:+.1f} to {gain['high']:+.1f} (paired bootstrap over sentences)"
     )
+    # A latency predicted in a busy moment may have been too low.
+    limit, rows = results.get("limit_ratio"), results["rows"]
+    random = [row["latency_ratio"] for row in rows if row["name"].startswith("random")]
+    if limit and random and random[0][1] > limit:
+        text += (
+            f"; the random subnet is slower than the limit allows, {random[0][0]:.2f} of the "
+            f"largest's latency for {limit:g}"
+        )
+    return text
 
 
 def write(

@@ -56,6 +56,9 @@ def test_the_gain_over_the_random_subnet_is_told():
         "+1.2 BLEU against the random subnet after the same training, 95 % interval -0.5 to +3.0"
     )
     assert page.gain_text(results(gain=False)) == ""
+    within, beyond = ({**results(), "limit_ratio": limit} for limit in (0.6, 0.55))
+    assert "slower than the limit" not in page.gain_text(within)
+    assert page.gain_text(beyond).endswith("0.60 of the largest's latency for 0.55")
     header, *rows = page.table_rows(results())
     assert header[-1] == "BLEU trained"
     assert [row[-1] for row in rows] == ["", "", "71.6"]
