@@ -142,12 +142,12 @@ def larger_ffns() -> Table:
 
 def quickstart() -> Table:
     """The subnets of quickstart's report."""
-    return table_rows(json.loads(QUICKSTART.read_text(encoding="utf-8")))
+    return table_rows(files.read_json(QUICKSTART, "results"))
 
 
 def quickstart_parts() -> Table:
     """What the translations of quickstart's subnets spend their time on, ms."""
-    rows = json.loads(QUICKSTART.read_text(encoding="utf-8"))["rows"]
+    rows = files.read_json(QUICKSTART, "results")["rows"]
     return parts_rows({row["name"]: row["parts_ms"] for row in rows})
 
 
@@ -164,7 +164,7 @@ _TABLE = re.compile(r"(<!-- table (\w+) -->\n)(?:\|.*\n)*(<!-- end -->)")
 
 def markdown(rows: Table) -> str:
     """A table; its first row is the header."""
-    text = [f"| {' | '.join(row)} |".replace("|  |", "| |").replace("|  |", "| |") for row in rows]
+    text = [f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in row)}|" for row in rows]
     return "\n".join([text[0], "|" + "---|" * len(rows[0]), *text[1:]]) + "\n"
 
 

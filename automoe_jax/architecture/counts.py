@@ -8,6 +8,7 @@ and Transformer-Big come out to the printed digit. Experts count under uniform r
 
 import dataclasses
 
+from automoe_jax.architecture.evolved import cell_layout
 from automoe_jax.architecture.subnet import DecoderLayer, LayerSpec, Subnet
 
 
@@ -108,11 +109,8 @@ def _layer(
         params, macs = _evolved_cell(layer, d, subnet.encoder.embed_dim, q, n)
         if name.endswith(f".{len(stack.layers) - 1}"):  # the LayerNorm after a stack
             params, macs = params + 2 * d, macs + n * d
-        all_params = dict.fromkeys(("active_params_min", "active_params_max"), params)
-        return LayerCost(
-            name=name, params=params, active_params=params, **all_params, flops=2 * macs,
-            params_at_max_experts=params,
-        )  # fmt: skip
+        kinds = (x.name for x in dataclasses.fields(LayerCost) if "params" in x.name)
+        return LayerCost(name=name, flops=2 * macs, **dict.fromkeys(kinds, params))
     params, macs = _attention(n, n, d, d, q)
     if isinstance(layer, DecoderLayer):
         cross = _attention(n, n * layer.cross_span, d, subnet.encoder.embed_dim, q)
@@ -139,25 +137,14 @@ def _layer(
 
 
 def _evolved_cell(layer: LayerSpec, d: int, d_e: int, q: int, n: int) -> tuple[int, int]:
-    """(parameters, multiply-adds) of a cell of `model.evolved`, as in `_attention`."""
-    (ffn,) = layer.experts
-    attention, maps = [_attention(n, n, d, d, q)], [(d, ffn), (ffn, d)]
-    if isinstance(layer, DecoderLayer):
-        attention += [_attention(n, n, d, d, q)] + 2 * [_attention(n, n, d, d_e, q)]
-        joined = 2 * d
-        separable = [(11, d, joined), (7, d, d // 2), (7, joined, d)]
-        # Beside one in each attention; the first two attentions share theirs.
-        norms = d + joined + d - d
-    else:
-        joined = 4 * d
-        maps += [(d, d), (d, d), (d, joined), (3 * d, d // 2)]
-        separable = [(9, joined, d // 2)]
-        norms = d + d + joined + d
-    maps += [(channels, out) for _, channels, out in separable]
-    depthwise = sum(width * channels for width, channels, _ in separable)
-    params = sum((k + 1) * out for k, out in maps) + depthwise + 2 * norms
-    macs = n * (sum(k * out for k, out in maps) + depthwise + norms)
-    return params + sum(p for p, _ in attention), macs + sum(m for _, m in attention)
+    """(parameters, multiply-adds) of an evolved cell, as in `_attention`."""
+    maps, depthwise, norms = cell_layout(layer, d, d_e, q)
+    own = sum(width * channels for width, channels in depthwise.values())
+    params = sum((k + 1) * out for k, out in maps.values()) + own + 2 * sum(norms.values())
+    macs = n * (sum(k * out for k, out in maps.values()) + own + sum(norms.values()))
+    n_attentions = sum(name.endswith("_out") for name in maps)
+    # Scores, weighted sum, query scaling.
+    return params, macs + n_attentions * (2 * n * n * q + n * q)
 
 
 def _expert(d: int, ffn_dim: int) -> int:

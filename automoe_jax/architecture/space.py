@@ -185,20 +185,15 @@ class SearchSpace:
 
     def sample(self, rng: Rng, experts_bias: float = 0.0) -> Subnet:
         """A subnet with every dimension drawn uniformly; `experts_bias` as in `SamplingConfig`."""
-        return self._of_cell(variation.sample(self.stacks, self.qkv_dim, rng, experts_bias))
+        return variation.sample(self.stacks, self.qkv_dim, self.cell, rng, experts_bias)
 
     def mutate(self, subnet: Subnet, rng: Rng, probability: float) -> Subnet:
         """A copy with each dimension drawn anew with the given probability."""
-        return self._of_cell(variation.mutate(self.stacks, subnet, rng, probability))
+        return variation.mutate(self.stacks, subnet, rng, probability)
 
     def crossover(self, a: Subnet, b: Subnet, rng: Rng) -> Subnet:
         """A child that takes each dimension from one of its parents by a fair coin."""
-        return self._of_cell(variation.crossover(self.stacks, a, b, rng))
-
-    def _of_cell(self, drawn: Subnet) -> Subnet:
-        if drawn.cell == self.cell:
-            return drawn
-        return dataclasses.replace(drawn, cell=self.cell)
+        return variation.crossover(self.stacks, a, b, rng)
 
     def validate(self, subnet: Subnet):
         """Raises `SubnetError` naming the first field outside the space and the allowed values."""

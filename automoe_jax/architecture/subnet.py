@@ -186,8 +186,8 @@ def from_json(obj: Any, default_qkv_dim: int = DEFAULT_QKV_DIM) -> Subnet:
             for i, layer in enumerate(stack["layers"])
         )
         stacks[side] = stack_type(stack["embed_dim"], layers)
-    own = {name: obj[name] for name in ("cell",) if name in obj}
-    return Subnet(qkv_dim=obj.get("qkv_dim", default_qkv_dim), **own, **stacks)
+    qkv_dim = obj.get("qkv_dim", default_qkv_dim)
+    return Subnet(qkv_dim=qkv_dim, cell=obj.get("cell", CELLS[0]), **stacks)
 
 
 def _layer_from_json(layer_type: type, obj: Any, where: str):

@@ -17,7 +17,7 @@ Attention = dict[str, Choices]  # `StackSpace.attention`
 
 
 def sample(
-    spaces: Sequence[StackSpace], qkv_dim: int, rng: Rng, experts_bias: float = 0.0
+    spaces: Sequence[StackSpace], qkv_dim: int, cell: str, rng: Rng, experts_bias: float = 0.0
 ) -> Subnet:
     """A subnet with every dimension drawn uniformly.
 
@@ -30,7 +30,8 @@ def sample(
         layers.append(
             tuple(_sample_layer(space, rng, i, attention, experts_bias) for i in range(depth))
         )
-    return _subnet(spaces, [_draw(rng, space.embed_dims) for space in spaces], layers, qkv_dim)
+    embed_dims = [_draw(rng, space.embed_dims) for space in spaces]
+    return _subnet(spaces, embed_dims, layers, qkv_dim, cell)
 
 
 def mutate(spaces: Sequence[StackSpace], parent: Subnet, rng: Rng, p: float) -> Subnet:
@@ -46,7 +47,7 @@ def mutate(spaces: Sequence[StackSpace], parent: Subnet, rng: Rng, p: float) -> 
             *(_mutate_layer(space, layer, rng, p, i, attention) for i, layer in enumerate(kept)),
             *(_sample_layer(space, rng, i, attention) for i in range(len(kept), depth)),
         ))  # fmt: skip
-    return _subnet(spaces, embed_dims, layers, parent.qkv_dim)
+    return _subnet(spaces, embed_dims, layers, parent.qkv_dim, parent.cell)
 
 
 def crossover(spaces: Sequence[StackSpace], a: Subnet, b: Subnet, rng: Rng) -> Subnet:
@@ -64,13 +65,13 @@ def crossover(spaces: Sequence[StackSpace], a: Subnet, b: Subnet, rng: Rng) -> S
             _cross_layer(space, *pair, rng, attention) for pair in zip(xs, ys, strict=True)
         ])  # fmt: skip
     embed_dims = [_coin(rng, x.embed_dim, y.embed_dim) for x, y in pairs]
-    return _subnet(spaces, embed_dims, layers, a.qkv_dim)
+    return _subnet(spaces, embed_dims, layers, a.qkv_dim, a.cell)
 
 
-def _subnet(spaces: Sequence[StackSpace], embed_dims, layers, qkv_dim: int) -> Subnet:
+def _subnet(spaces: Sequence[StackSpace], embed_dims, layers, qkv_dim: int, cell: str) -> Subnet:
     parts = zip(spaces, embed_dims, layers, strict=True)
     stacks: dict[str, Any] = {x.side: STACKS[x.side](dim, tuple(own)) for x, dim, own in parts}
-    return Subnet(qkv_dim=qkv_dim, **stacks)
+    return Subnet(qkv_dim=qkv_dim, cell=cell, **stacks)
 
 
 def _sample_layer(

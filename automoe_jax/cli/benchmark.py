@@ -5,7 +5,7 @@ python launch/benchmark.py --export=A,B --threads=1 --json
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from absl import flags
 
 from automoe_jax.cli import options, terminal
 from automoe_jax.decoding.manifest import choose_kernels, read_manifest
-from automoe_jax.decoding.parts import PARTS
+from automoe_jax.latency.breakdown import parts_ms
 from automoe_jax.latency.config import LatencyConfig
 from automoe_jax.latency.process import Timer
-from automoe_jax.latency.statistics import added, ratio, summarise
+from automoe_jax.latency.statistics import ratio, summarise
 from automoe_jax.report.parts import parts_rows
 from automoe_jax.system import files, machine
 from automoe_jax.system.errors import UserError
@@ -61,6 +61,10 @@ def main():
         for name, (kind, texts) in kinds.items():
             progress.note(f"timing {name}: {config.runs} runs each, {timer.threads} thread(s)")
             results[name] = timer.time(exports, kind, texts)
+        parts = []
+        for path in exports if _PARTS.value else ():
+            progress.note(f"timing parts of {path}: {config.runs} runs each")
+            parts.append(parts_ms(timer, path, config))
     about = {
         "protocol": f"batch 1, {config.source_length} tokens in, {config.target_length} out, beam "
         f"{config.beam_size}, {config.name}, 10 % tails dropped, mean; real sentences end by "
@@ -70,32 +74,18 @@ def main():
         "kernels": "; ".join(dict.fromkeys(used)),
         "machine": machine.cpu_name(),
     }
-    parts = _parts(exports, config, progress) if _PARTS.value else None
     rows = [{**_row(i, path, results), "kernels": used[i]} for i, path in enumerate(exports)]
-    if parts is not None:
+    if parts:
         rows = [{**row, "parts_ms": own} for row, own in zip(rows, parts, strict=True)]
     if _JSON.value:
         terminal.print_json({**about, "exports": rows})
         return
     header = ("export", "input", "mean ms", "std", "median", "min", "of the first [95 %]")
     terminal.print_table(header, _cells(rows))
-    if parts is not None:
+    if parts:
         header, *cells = parts_rows({row["export"]: row["parts_ms"] for row in rows})
         terminal.print_table(header, cells)
     print("{protocol}; {threads} thread(s), {kernels} kernels, {machine}".format(**about))
-
-
-def _parts(
-    exports: Sequence[str], config: LatencyConfig, progress: terminal.TerminalProgress
-) -> list[dict[str, tuple[float, float, float]]]:
-    """For each export, the time of each part of a translation of mixed words."""
-    found = []
-    with Timer(config.threads, config.platform) as timer:
-        for path in exports:
-            progress.note(f"timing parts of {path}: {config.runs} runs each")
-            times = added(timer.parts(path, config))
-            found.append(dict(zip(PARTS, times, strict=True)))
-    return found
 
 
 def _sentences(manifests) -> list[str]:

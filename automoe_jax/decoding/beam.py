@@ -93,7 +93,8 @@ def search(
             n_candidates=2 * j,  # the best 2 J of all are among the best 2 J of each beam
             n_words=n_words,
         )
-        found, caches = engine.step(weights, spec, request, caches, memory)
+        x_RD, caches = engine.decode(weights, spec, request, caches, memory)
+        found = engine.candidates(weights, x_RD, request, memory)
         s = _extend(s, found, time_T == step, step, max_length, length_penalty)
         return step + 1, s, caches
 

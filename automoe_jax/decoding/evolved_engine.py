@@ -10,25 +10,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from automoe_jax.architecture.evolved import DEPTHWISE, NARROW
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.subnet import DecoderLayer, EncoderLayer, doubled_heads
 from automoe_jax.decoding import xla_engine
-from automoe_jax.decoding.evolved_layout import DEPTHWISE, NARROW
 from automoe_jax.decoding.xla_engine import (
     Arrays,
-    Candidates,
     DenseCache,
     DenseMemory,
     DenseScope,
     Encoded,
     ModelSpec,
     Request,
-    candidates,
 )
 from automoe_jax.ops.convolution import add_front, depthwise, shifted
 
 # Whether the beam search moves unfinished sentences to the front.
 COMPACTS = False
+# The output layer is the same.
+candidates = xla_engine.candidates
 
 
 class CellCache(NamedTuple):
@@ -89,14 +89,6 @@ def empty_caches(spec: ModelSpec, rows, time) -> list[CellCache]:
         )
         for layer in spec.subnet.decoder.layers
     ]
-
-
-def step(
-    weights: Arrays, spec: ModelSpec, request: Request, caches: list[CellCache], encoded: Encoded
-) -> tuple[Candidates, list[CellCache]]:
-    """One step of the decoder: candidates for the next word, and the caches with this step."""
-    x_RD, caches = decode(weights, spec, request, caches, encoded)
-    return candidates(weights, x_RD, request, encoded), caches
 
 
 def decode(

@@ -5,31 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from automoe_jax.architecture.evolved import CellLayout, cell_layout
 from automoe_jax.architecture.subnet import Subnet
-from automoe_jax.decoding.evolved_layout import CellLayout, cell_layout
+from automoe_jax.decoding.layout import ATTENTION
 from automoe_jax.model.extract import Params
 
 Weights = dict[str, np.ndarray]
 Path = tuple[str, ...]
 
 
-def _attention(prefix: str) -> dict[str, tuple[Path, ...]]:
-    own, cross = f"{prefix}self_attention", f"{prefix}cross_attention"
-    return {
-        f"{prefix}qkv": ((own, "query"), (own, "key"), (own, "value")),
-        f"{prefix}self_out": ((own, "out"),),
-        f"{prefix}cross_q": ((cross, "query"),),
-        f"{prefix}cross_kv": ((cross, "key"), (cross, "value")),
-        f"{prefix}cross_out": ((cross, "out"),),
-    }
-
-
 # The modules whose maps are joined, where a map is not a module of its name.
-_JOINED = {
-    **_attention(""),
-    **_attention("first_"),
-    "gated": (("gated",), ("gates",)),
-}
+_JOINED: dict[str, tuple[Path, ...]] = {
+    f"{prefix}{name}": tuple((f"{prefix}{module}", part) for part in parts)
+    for prefix in ("", "first_")
+    for name, (module, parts) in ATTENTION.items()
+} | {"gated": (("gated",), ("gates",))}
 
 
 def _modules(name: str, cell: Params) -> tuple[Path, ...]:

@@ -14,13 +14,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from automoe_jax.architecture.evolved import cell_layout
 from automoe_jax.architecture.subnet import DecoderLayer, LayerSpec, Subnet
-from automoe_jax.decoding.evolved_layout import cell_layout
 
 # Columns of a panel; PANEL in native/kernels.c.
 PANEL = 32
 # A lexicon's target words of each source word, -1 for none, and the words that are always allowed.
 LISTED, COMMON = "shortlist.words", "shortlist.common"
+
+# Linear maps of attention: module, and which of its matrices are joined into one.
+ATTENTION = {
+    "qkv": ("self_attention", ("query", "key", "value")),
+    "self_out": ("self_attention", ("out",)),
+    "cross_q": ("cross_attention", ("query",)),
+    "cross_kv": ("cross_attention", ("key", "value")),
+    "cross_out": ("cross_attention", ("out",)),
+}
 
 FLOAT, INT8, INT32 = np.dtype(np.float32), np.dtype(np.int8), np.dtype(np.int32)
 

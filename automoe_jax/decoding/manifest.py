@@ -80,9 +80,9 @@ def choose_kernels(
     elif wanted != "xla":
         why = native.reason()
     if not why and "native" not in manifest["kernels"]:
-        evolved = manifest["subnet"].get("cell") == "evolved"
         why = f"export {folder} has no program for them"
-        why = "they have no convolutions, as evolved cells need them" if evolved else why
+        if manifest["subnet"].get("cell") == "evolved":
+            why = "they have no convolutions, as evolved cells need them"
     if wanted == "native" and why:
         raise UserError(f"the native kernels cannot be used: {why}; use --kernels=xla")
     chosen = "xla" if why or wanted == "xla" else "native"

@@ -138,14 +138,6 @@ def empty_caches(spec: ModelSpec, rows, time) -> PackedCaches:
     return PackedCaches(zeros, _positions(time, spec.decoder_base_dim, decoder.embed_dim))
 
 
-def step(
-    weights: Arrays, spec: ModelSpec, request: Request, caches: PackedCaches, memory: PackedMemory
-) -> tuple[Candidates, PackedCaches]:
-    """One step of the decoder; as `xla_engine.step`."""
-    x_RD, caches = decode(weights, spec, request, caches, memory)
-    return candidates(weights, x_RD, request, memory), caches
-
-
 def decode(
     weights: Arrays, spec: ModelSpec, request: Request, caches: PackedCaches, memory: PackedMemory
 ) -> tuple[jax.Array, PackedCaches]:

@@ -12,20 +12,12 @@ import numpy as np
 
 from automoe_jax.architecture.subnet import LayerSpec, Subnet
 from automoe_jax.decoding import evolved_weights
-from automoe_jax.decoding.layout import LISTED, PANEL, output_name
+from automoe_jax.decoding.layout import ATTENTION, LISTED, PANEL, output_name
 from automoe_jax.model.extract import Params
 
 Weights = dict[str, np.ndarray]
 KERNEL = ".kernel"
 TABLES = ("embedding", "source_embedding", "target_embedding", "output")
-# Linear maps of attention: module, and which of its matrices are joined into one.
-ATTENTION = {
-    "qkv": ("self_attention", ("query", "key", "value")),
-    "self_out": ("self_attention", ("out",)),
-    "cross_q": ("cross_attention", ("query",)),
-    "cross_kv": ("cross_attention", ("key", "value")),
-    "cross_out": ("cross_attention", ("out",)),
-}
 NORMS = ("self_attention_norm", "cross_attention_norm", "experts_norm")
 # Largest int8 value: the range is symmetric, -127 to 127.
 INT8_MAX = 127

@@ -305,14 +305,6 @@ def logits(weights: Arrays, x_RD: jax.Array, request: Request) -> jax.Array:
     return logits_RV.reshape(*request.ids_BJ.shape, logits_RV.shape[-1])
 
 
-def step(
-    weights: Arrays, spec: ModelSpec, request: Request, caches: list[DenseCache], encoded: Encoded
-) -> tuple[Candidates, list[DenseCache]]:
-    """One step of the decoder: candidates for the next word, and the caches with this step."""
-    x_RD, caches = decode(weights, spec, request, caches, encoded)
-    return candidates(weights, x_RD, request, encoded), caches
-
-
 def candidates(weights: Arrays, x_RD: jax.Array, request: Request, encoded: Encoded) -> Candidates:
     """The best next words by the output layer."""
     logits_BJV = logits(weights, x_RD, request)

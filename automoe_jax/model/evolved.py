@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from automoe_jax.architecture.evolved import DEPTHWISE, NARROW
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.architecture.subnet import (
     DecoderLayer,
@@ -149,7 +150,7 @@ class EncoderCell(nn.Module):
         self, x_BTD: jax.Array, real_BT: jax.Array, rate: float, key: jax.Array | None
     ) -> jax.Array:
         """`real_BT` is false for padding; `rate` is dropout's, without a key there is none."""
-        d, drop = x_BTD.shape[-1], _Drop(rate, key)
+        d, drop, widths = x_BTD.shape[-1], _Drop(rate, key), DEPTHWISE["encoder"]
         attend = _Attend(self.qkv_dim, self.attention_dropout, drop, real_BT[:, None])
         y_BTD = Norm(name="gated_norm")(x_BTD)
         gates = jax.nn.sigmoid(_linear("gates", y_BTD, d))
@@ -158,10 +159,11 @@ class EncoderCell(nn.Module):
         # Convolutions see no padding.
         y_BTD = jnp.where(real_BT[..., None], Norm(name="branches_norm")(x_BTD), 0)
         wide = drop(jax.nn.relu(_linear("wide", y_BTD, 4 * d)))
-        narrow = drop(jax.nn.relu(Convolution(d // 2, 3, name="narrow")(y_BTD)))
+        narrow = drop(jax.nn.relu(Convolution(d // 2, NARROW, name="narrow")(y_BTD)))
         y_BTC = Norm(name="joined_norm")(add_front(wide, narrow))
         y_BTC = jnp.where(real_BT[..., None], y_BTC, 0)
-        x_BTD = add_front(x_BTD, drop(Separable(d // 2, 9, causal=False, name="joined")(y_BTC)))
+        joined = Separable(d // 2, widths["joined"], causal=False, name="joined")
+        x_BTD = add_front(x_BTD, drop(joined(y_BTC)))
 
         y_BTD = Norm(name="self_attention_norm")(x_BTD)
         x_BTD += drop(attend("self_attention", self.layer.heads, y_BTD))
@@ -185,17 +187,17 @@ class DecoderCell(nn.Module):
         key: jax.Array | None,
     ) -> jax.Array:
         """The mask is true where a query may attend; else as `EncoderCell`."""
-        layer, d, drop = self.layer, x_BTD.shape[-1], _Drop(rate, key)
+        layer, d, drop, widths = self.layer, x_BTD.shape[-1], _Drop(rate, key), DEPTHWISE["decoder"]
         attend = _Attend(self.qkv_dim, self.attention_dropout, drop, self_mask_BTT)
         y_BTD = Norm(name="first_norm")(x_BTD)
         own = attend("first_self_attention", doubled_heads(layer.self_heads), y_BTD)
         x_BTD += drop(own) + drop(attend("first_cross_attention", layer.cross_heads, y_BTD, memory))
 
         y_BTD = Norm(name="branches_norm")(x_BTD)
-        wide = drop(jax.nn.relu(Separable(2 * d, 11, causal=True, name="wide")(y_BTD)))
-        narrow = drop(Separable(d // 2, 7, causal=True, name="narrow")(y_BTD))
+        wide = drop(jax.nn.relu(Separable(2 * d, widths["wide"], causal=True, name="wide")(y_BTD)))
+        narrow = drop(Separable(d // 2, widths["narrow"], causal=True, name="narrow")(y_BTD))
         y_BTC = Norm(name="joined_norm")(add_front(wide, narrow))
-        x_BTD += drop(Separable(d, 7, causal=True, name="joined")(y_BTC))
+        x_BTD += drop(Separable(d, widths["joined"], causal=True, name="joined")(y_BTC))
 
         y_BTD = Norm(name="self_attention_norm")(x_BTD)
         x_BTD += drop(attend("self_attention", layer.self_heads, y_BTD))

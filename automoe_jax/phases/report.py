@@ -11,10 +11,10 @@ from automoe_jax.architecture.subnet import Subnet, from_json, short_name, to_js
 from automoe_jax.config import RunConfig
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding import evaluation
-from automoe_jax.decoding.parts import PARTS
 from automoe_jax.decoding.translator import Translator
+from automoe_jax.latency.breakdown import parts_ms
 from automoe_jax.latency.process import Timer
-from automoe_jax.latency.statistics import added, ratio, summarise
+from automoe_jax.latency.statistics import ratio, summarise
 from automoe_jax.model.extract import Params
 from automoe_jax.phases import routing
 from automoe_jax.phases.export import SupernetExporter, add_scores, export_params
@@ -132,7 +132,7 @@ def _compare_inherited(
     with Timer(config.latency.threads, config.latency.platform) as timer:
         times = timer.time(exports, config.latency)
         brief = dataclasses.replace(config.latency, runs=min(PARTS_RUNS, config.latency.runs))
-        parts = [added(timer.parts(export, brief)) for export in exports]
+        parts = [parts_ms(timer, export, brief) for export in exports]
         threads = timer.threads
     rows = []
     named = zip(subnets.items(), exports, times, parts, strict=True)
@@ -149,7 +149,7 @@ def _compare_inherited(
                 "flops": counts.flops,
                 "latency": dataclasses.asdict(summarise(own)),
                 "latency_ratio": list(ratio(own, times[0])),
-                "parts_ms": dict(zip(PARTS, own_parts, strict=True)),
+                "parts_ms": own_parts,
                 "bleu_inherited": scores.bleu,
             }
         )

@@ -41,6 +41,11 @@ class TrainingTarget:
             check_has_supernet(self.space)
 
     @property
+    def extracted(self) -> bool:
+        """Whether its first weights are a part of a supernet's."""
+        return self.subnet is not None and self.subnet.cell != "evolved"
+
+    @property
     def hull(self) -> Subnet:
         return self.space.hull()
 
@@ -82,7 +87,7 @@ def initial_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> 
 
 def _supernet(target: TrainingTarget) -> TrainingTarget:
     """The supernet whose first weights a target has; a subnet's shares none of them."""
-    if target.subnet is None or target.subnet.cell == "evolved":
+    if not target.extracted:
         return target
     return dataclasses.replace(
         target, subnet=None, space=dataclasses.replace(target.space, sharing="front")
@@ -91,7 +96,7 @@ def _supernet(target: TrainingTarget) -> TrainingTarget:
 
 def _own(target: TrainingTarget, config: TrainingConfig, state: TrainState) -> TrainState:
     """What a target has of a supernet's state."""
-    if target.subnet is None or target.subnet.cell == "evolved":
+    if target.subnet is None or not target.extracted:
         return state
     return with_params(state, extract(state.params, target.subnet, target.hull), config)
 

@@ -17,7 +17,7 @@ from conftest import (
 )
 
 from automoe_jax.architecture.ids import EOS_ID, PAD_ID
-from automoe_jax.decoding import beam, evolved_engine, native
+from automoe_jax.decoding import beam, evolved_engine, native, parts
 from automoe_jax.decoding import native_engine as native_model
 from automoe_jax.decoding import xla_engine as model
 from automoe_jax.decoding.weights import pack, prepare
@@ -73,14 +73,14 @@ def kernels(request) -> str:
     return request.param
 
 
-MODELS = [
-    pytest.param((kind, name), marks=needs_kernels if kind == "native" else ())
-    for kind in ("native", "xla")
-    for name in sorted(subnets())
-]
+def models(*names):
+    """Parameters of `small`: these subnets with both kernels, and evolved cells."""
+    pairs = [(kind, name) for kind in ("native", "xla") for name in names]
+    marks = {"native": needs_kernels, "xla": ()}
+    return [*(pytest.param(x, marks=marks[x[0]]) for x in pairs), ("evolved", "")]
 
 
-@pytest.fixture(scope="module", params=[*MODELS, ("evolved", "")], ids="-".join)
+@pytest.fixture(scope="module", params=models(*sorted(subnets())), ids="-".join)
 def small(request) -> Model:
     kind, name = request.param
     if kind == "evolved":
@@ -126,7 +126,8 @@ def check_cached_logits(small):
                 tgt[:, i : i + 1], jnp.int32(i), own[:, 0, 0], own, jnp.int32(rows), never, never,
                 VOCAB, VOCAB,
             )  # fmt: skip
-            found, caches = small.engine.step(small.weights, small.spec, request, caches, memory)
+            x_RD, caches = small.engine.decode(small.weights, small.spec, request, caches, memory)
+            found = small.engine.candidates(small.weights, x_RD, request, memory)
             log_p = (found.logit_BJC - found.log_z_BJ[..., None])[:, 0]
             by_word = jnp.full((rows, VOCAB), model.NEVER)
             steps.append(by_word.at[jnp.arange(rows)[:, None], found.word_BJC[:, 0]].max(log_p))
@@ -235,3 +236,23 @@ def test_length_limits(one):
     src, _ = token_batch(np.random.default_rng(6))
     out = one.search(src, low=5, high=5, time=6)
     assert (out.length_BJ == 6).all()
+
+
+@pytest.mark.parametrize("small", models("largest"), indirect=True, ids="-".join)
+def test_parts_end_with_the_last_words_of_the_model(small):
+    """After the drawn words of each hypothesis, which differ, as the teacher-forced model says."""
+    source = jnp.asarray(token_batch(np.random.default_rng(0))[0])
+    beams, steps = 3, 6
+    words = parts.words(VOCAB, len(source), beams, steps)
+    assert len({tuple(w) for w in words.reshape(steps, -1).T}) == len(source) * beams
+    encoder, layers, output = parts.programs(small.engine, small.spec, VOCAB, beams)
+    given = small.weights, source, words
+    (x_RD, _, total), memory = layers(*given)
+    assert jax.tree.structure(encoder(*given)) == jax.tree.structure(memory)
+    (again_RD, found, more), _ = output(*given)
+    np.testing.assert_allclose(x_RD, again_RD, atol=1e-5 * np.abs(x_RD).max())
+    assert np.isfinite(more - total)
+    for j in range(beams):
+        logits_BTV = small.forced(source, words[:, :, j].T)
+        best_B = np.argmax(np.where(np.arange(VOCAB) == PAD_ID, -np.inf, logits_BTV[:, -1]), -1)
+        np.testing.assert_array_equal(found.word_BJC[:, j, 0], best_B)

@@ -1,7 +1,7 @@
-"""The arrays of a cell of the Evolved Transformer in an export, beside those of `layout`.
+"""What the cells of the Evolved Transformer consist of, by which they are counted and exported.
 
-A linear map is `NAME.kernel` and `NAME.bias`, those of the same input joined; the channels' own
-convolution before it, `NAME.depthwise`, is (positions, channels).
+Linear maps of the same input are joined into one. A separable convolution is one of each channel by
+itself, (positions, channels), before a linear map of its name.
 """
 
 from typing import NamedTuple
