@@ -102,6 +102,7 @@ SYSTEMS = {
 SAME_SPACE = {"random": "automoe"}
 # Parts that run one on each core, those of a group together; others run alone, on all.
 TOGETHER = (("supernet", "teacher"), ("model",))
+KINDS = ("largest", "supernet", "teacher", "search", "model", "latency")
 
 
 class Part(NamedTuple):
@@ -129,6 +130,9 @@ class Part(NamedTuple):
         return f"{self.kind} {self.name}{budget}, seed {self.seed}"
 
 
+TEACHER = Part("teacher", "teacher")
+
+
 def supernet_of(system: System, seed: int) -> Part:
     """The supernet that a system searches."""
     return Part("supernet", SAME_SPACE.get(system.space, system.space), seed=seed)
@@ -139,35 +143,43 @@ def search_of(model: Part) -> Part:
     return model._replace(kind="search", name=SYSTEMS[model.name].of or model.name)
 
 
+def needs(part: Part) -> list[Part]:
+    """The parts whose lines or files a part takes."""
+    if part.kind == "latency":
+        return [part._replace(kind="model")]
+    if part.kind not in ("model", "search"):
+        return []
+    system = SYSTEMS[part.name]
+    if part.kind == "model":
+        return [search_of(part)] * bool(system.space) + [TEACHER] * system.distilled
+    supernet = supernet_of(system, part.seed)
+    found = [Part("largest", supernet.name), supernet]
+    # What a limit of FLOPs is comes from a search under one of latency.
+    return [*found, *[part._replace(name="automoe")] * (part.name == "automoe_flops")]
+
+
 def parts(corpus: Corpus, names: list[str], seeds: int) -> Iterator[Part]:
     """All parts of the comparison of some systems, in an order in which they can be done.
 
-    Seed by seed, so that each seed's comparison is complete before the next.
+    Seed by seed, so that each seed's comparison is complete before the next; kind by kind.
     """
     chosen, done = [SYSTEMS[name] for name in names], set[Part]()
     for seed in range(seeds):
-        own = [system for system in chosen if system.claim or not seed]
-        models = [
-            Part("model", system.name, budget, seed)
-            for system in own
-            for budget in _budgets(corpus, system)
-        ]
-        searched = [part for part in models if SYSTEMS[part.name].space]
-        supernets = [supernet_of(SYSTEMS[part.name], seed) for part in searched]
-        found: dict[Part, None] = dict.fromkeys(
-            Part("largest", supernet.name) for supernet in supernets
-        )
-        found |= dict.fromkeys(supernets)
-        if any(SYSTEMS[part.name].distilled for part in models):
-            found[Part("teacher", "teacher")] = None
-        # What a limit of FLOPs is comes from a search under one of latency.
-        limited = [part for part in searched if part.name == "automoe_flops"]
-        found |= dict.fromkeys(part._replace(kind="search", name="automoe") for part in limited)
-        found |= dict.fromkeys(map(search_of, searched))
-        found |= dict.fromkeys(models)
-        found |= dict.fromkeys(part._replace(kind="latency") for part in models)
-        yield from (part for part in found if part not in done)
+        found: dict[Part, None] = {}
+        for system in chosen:
+            if system.claim or not seed:
+                for budget in _budgets(corpus, system):
+                    _add(Part("latency", system.name, budget, seed), found)
+        new = [part for part in found if part not in done]
+        yield from sorted(new, key=lambda part: KINDS.index(part.kind))
         done |= set(found)
+
+
+def _add(part: Part, found: dict[Part, None]):
+    """Adds a part behind all that it needs."""
+    for needed in needs(part):
+        _add(needed, found)
+    found.setdefault(part)
 
 
 def _budgets(corpus: Corpus, system: System) -> tuple[float, ...]:

@@ -3,13 +3,15 @@
 python benchmarks/paper_tables.py --corpus=multi30k --list
 python benchmarks/paper_tables.py --corpus=msdocs --json         # many hours; goes on where it was
 python benchmarks/paper_tables.py --corpus=msdocs --json --only=automoe,hat --seeds=1
+python benchmarks/paper_tables.py --corpus=msdocs --json --kinds=supernet,teacher
 
 Systems stand in configs/systems.py (searched spaces) and configs/systems/ (architectures made by
 hand). Each model is trained from scratch with the same text, a teacher's translations beside it,
 updates and recipe; scored on test text in fp32 and int8; and timed in turns with the largest dense
 Transformer, of whose latency the budgets are shares. Trainings run one on each core; what is timed
 runs alone. Every finished part is a line of benchmarks/results/paper_CORPUS.jsonl, and is not done
-again; unfinished trainings and searches go on from what is in --workdir.
+again; with --kinds all that is timed (largest, search, latency) can wait for a machine that has
+nothing else to do. Unfinished trainings and searches go on from what is in --workdir.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 import measure
 import trainings
 from paper_study import Study
-from paper_systems import CORPORA, SYSTEMS, TOGETHER, Part, batches, parts
+from paper_systems import CORPORA, KINDS, SYSTEMS, TOGETHER, Part, batches, needs, parts
 from trainings import ROOT
 
 from automoe_jax.system import files
@@ -67,6 +69,14 @@ def run(study: Study, wanted: list[Part], results: Path, ray: str):
                 one(part, None)
 
 
+def require(wanted: list[Part], lines: dict[Part, dict[str, Any]]):
+    """Ends the program if a part needs one that is neither done nor wanted."""
+    for part in wanted:
+        for needed in needs(part):
+            if part not in lines and needed not in lines and needed not in wanted:
+                sys.exit(f"{part.title} needs {needed.title}: give {needed.kind} to --kinds, too")
+
+
 def show(wanted: list[Part], lines: dict[Part, dict[str, Any]]):
     """All parts, what they took, and what is left."""
     took: dict[str, list[float]] = {}
@@ -94,17 +104,20 @@ def main():
     parser.add_argument("--list", action="store_true", help="list the parts and what is done")
     parser.add_argument("--only", default=",".join(SYSTEMS), help="systems, with commas")
     parser.add_argument("--seeds", type=int, default=3, help="of systems that a claim rests on")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of parts, with commas")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "paper")
     parser.add_argument("--results", type=Path, help="file (default: benchmarks/results/)")
     parser.add_argument("--ray", default="", help="cluster to train on: auto, or HOST:PORT")
     args = parser.parse_args()
     names = measure.names(args.only, SYSTEMS)
+    kinds = measure.names(args.kinds, KINDS, "--kinds")
     results = args.results or ROOT / "benchmarks" / "results" / f"paper_{args.corpus}.jsonl"
     corpus = CORPORA[args.corpus]
-    wanted = list(parts(corpus, names, args.seeds))
+    wanted = [p for p in parts(corpus, names, args.seeds) if p.kind in kinds]
     if args.list:
         show(wanted, read(results))
         return
+    require(wanted, read(results))
     results.parent.mkdir(exist_ok=True)
     run(Study(corpus, args.workdir.absolute() / args.corpus), wanted, results, args.ray)
     lines = read(results)

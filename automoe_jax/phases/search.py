@@ -4,28 +4,24 @@ A search is `explore` (algorithm, scores, measured parents), `verify` (final mea
 `summarise` (a frozen `SearchResult`, which `search_result.write` puts into files).
 """
 
-import math
 import statistics
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet, from_json
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.latency.records import MEASUREMENTS
 from automoe_jax.model.extract import Params
-from automoe_jax.phases import search_result
+from automoe_jax.phases import search_result, search_scoring
 from automoe_jax.phases.run import SEARCH, Run
-from automoe_jax.phases.search_context import SearchContext, begin, describe, limits_of, open_search
-from automoe_jax.phases.search_history import HISTORY, ScoreHistory
+from automoe_jax.phases.search_context import SearchContext, begin, limits_of, open_search
+from automoe_jax.phases.search_history import HISTORY
 from automoe_jax.phases.search_probing import measure_parents, measure_spread, round_share
 from automoe_jax.phases.search_result import Found, SearchResult
 from automoe_jax.phases.search_verify import verify
 from automoe_jax.predictor.estimates import predicted_and_measured
 from automoe_jax.search import algorithms
-from automoe_jax.search.candidates import Candidate, Scored, best_first
-from automoe_jax.search.drawing import Draws
+from automoe_jax.search.candidates import Scored, best_first
 from automoe_jax.search.limits import Limits
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
@@ -87,7 +83,7 @@ def run_search(run: Run, folder: Path, data: PreparedData, params: Params) -> Se
         scored = candidates = explore(search, limits)
         if search.config.algorithm == "nsga2":
             candidates = _front(search, limits, scored, [], search.reserve())
-        finalists = _rescored(search, limits, candidates)
+        finalists = search_scoring.rescored(search, limits.within, candidates)
         found, scored = verify(search, limits, finalists, scored)
         result = summarise(search, limits, scored, found)
         search_result.write(result, folder)
@@ -103,14 +99,10 @@ def explore(search: SearchContext, limits: Limits) -> list[Scored]:
     `InfeasibleError` if the algorithm finds nothing within the limits.
     """
     config, latency = search.config, search.latency
-    draws = Draws(
-        search.run.config.space,
-        np.random.default_rng([0x5EA2C4, search.run.config.seed, config.seed]),
-        config,
+    draws = search.draws(
         limits.within,
         # Stratified draws ask for the feasibility of subnets that are never scored.
         stratified=latency is None or latency.predicts,
-        start=search.start,
     )
     algorithm = algorithms.make(config, draws, search.front_costs)
     task = search.run.progress.task("searching", config.samples)
@@ -119,7 +111,7 @@ def explore(search: SearchContext, limits: Limits) -> list[Scored]:
     try:
         while population := algorithm.ask():
             new = [c for c in population if c.subnet not in seen]
-            for s in _score(search, limits, new, len(seen), task):
+            for s in search_scoring.score(search, limits, new, len(seen), task):
                 seen[s.subnet] = s
             scored = best_first([seen[c.subnet] for c in population])
             _note_iteration(search, iteration, scored)
@@ -128,27 +120,6 @@ def explore(search: SearchContext, limits: Limits) -> list[Scored]:
     finally:
         task.close()
     return best_first(list(seen.values()))
-
-
-def _score(
-    search: SearchContext, limits: Limits, candidates: list[Candidate], done: int, task: Any
-) -> list[Scored]:
-    """Scores candidates, in their order; what the history has is not scored again."""
-    history, batch_size = search.history, search.objective.batch_size
-    missing = [c for c in candidates if history.loss(c.subnet) is None]
-    for start in range(0, len(missing), batch_size):
-        batch = missing[start : start + batch_size]
-        losses = search.objective.sample([c.subnet for c in batch])
-        for candidate, loss in zip(batch, losses, strict=True):
-            history.append(candidate.subnet, loss, describe(search, limits, candidate))
-        task.update(done + start + len(batch), best=_best(history))
-    task.update(done + len(candidates), best=_best(history))
-    found = [(c, history.loss(c.subnet)) for c in candidates]
-    return [Scored(c, loss) for c, loss in found if loss is not None]
-
-
-def _best(history: ScoreHistory) -> str:
-    return f"{min((line['loss'] for line in history.lines), default=math.inf):.4f}"
 
 
 def _note_iteration(search: SearchContext, iteration: int, scored: list[Scored]):
@@ -202,14 +173,6 @@ def _front(
         if room <= 0 or all(latency.is_measured(s.subnet) for s in on_front):
             return on_front
         measure_spread(latency, on_front, room)
-
-
-def _rescored(search: SearchContext, limits: Limits, scored: list[Scored]) -> list[Scored]:
-    """The best candidates within the limits, by their score on all validation pairs."""
-    count = max(search.config.parents, 2 * search.config.keep)
-    best = [s for s in scored if limits.within(s.subnet)][:count]
-    search.run.progress.note(f"scoring the last {len(best)} on the whole validation set")
-    return best_first([Scored(s.candidate, search.full_score(s.subnet)) for s in best])
 
 
 def summarise(

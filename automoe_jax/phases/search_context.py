@@ -2,8 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from automoe_jax.architecture.subnet import Subnet, to_json
 from automoe_jax.config import RunConfig
@@ -26,6 +29,7 @@ from automoe_jax.phases.weights import target
 from automoe_jax.published import subnet_files
 from automoe_jax.search.candidates import Candidate, InfeasibleError
 from automoe_jax.search.config import ConstraintConfig, SearchConfig
+from automoe_jax.search.drawing import Draws
 from automoe_jax.search.limits import Limit, Limits
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.population import PopulationScorer
@@ -70,6 +74,20 @@ class SearchContext:
         if self.latency is not None:
             return (LATENCY,)
         return (next(name for name in HOW if getattr(self.config.constraint, name)),)
+
+    def draws(
+        self, feasible: Callable[[Subnet], bool], *stream: int, stratified: bool = True
+    ) -> Draws:
+        """Random draws of feasible candidates; another `stream` of numbers draws others."""
+        seeds = [0x5EA2C4, self.run.config.seed, self.config.seed, *stream]
+        return Draws(
+            self.run.config.space,
+            np.random.default_rng(seeds),
+            self.config,
+            feasible,
+            stratified=stratified,
+            start=self.start,
+        )
 
     def full_score(self, subnet: Subnet) -> float:
         """The score on the whole validation set."""

@@ -2,18 +2,19 @@
 
 import dataclasses
 
-from automoe_jax.architecture.subnet import short_name
+from automoe_jax.architecture.subnet import Subnet, short_name
 from automoe_jax.latency.records import FinalMeasurement
-from automoe_jax.phases import search_probing
+from automoe_jax.phases import search_probing, search_scoring
 from automoe_jax.phases.search_context import SearchContext, describe
 from automoe_jax.phases.search_latency import SearchLatency
 from automoe_jax.phases.search_result import Found
-from automoe_jax.search.candidates import Candidate, InfeasibleError, Scored
+from automoe_jax.search.candidates import Candidate, InfeasibleError, Scored, best_first
 from automoe_jax.search.config import ConstraintConfig
-from automoe_jax.search.finals import FinalAttempt, next_candidate
+from automoe_jax.search.finals import FinalAttempt, common_factor, next_candidate
 from automoe_jax.search.limits import Limits
 
 NOTICEABLE = 1.03  # slowdown from which on a failed final measurement mentions it
+RETREATS = 3  # how often candidates further below the limit are made, after those at it failed
 
 
 def verify(
@@ -21,25 +22,26 @@ def verify(
 ) -> tuple[list[Found], list[Scored]]:
     """The best `keep` candidates that pass a final measurement, and all scored candidates.
 
-    `finalists` are tried first, then the others of `scored` (best first). If none passes, the
-    smallest subnet is tried too, drawn or not; it then joins the scored ones. `InfeasibleError` if
+    `finalists` are tried first, then the others of `scored` (best first). If the best fail, an
+    evolution scores more candidates below the limit, which join. If none passes, the smallest
+    subnet is tried too, drawn or not; it then joins the scored ones. `InfeasibleError` if
     nothing passes.
     """
     latency, keep = search.latency, search.config.keep
     if latency is None or latency.prober is None or not search.config.limits_latency:
         return [_found(search, s, None) for s in finalists[:keep]], scored
-    subnets = {s.subnet for s in finalists}
+    finals, subnets = _Finals(search, limits, latency), {s.subnet for s in finalists}
     within = [s for s in scored if limits.within(s.subnet)]
-    order = finalists + [s for s in within if s.subnet not in subnets]
-    measured = _measure_finals(search, latency, order)
-    if not any(m.passed for m in measured):
+    finals.run(finalists, [s for s in within if s.subnet not in subnets])
+    scored = best_first([*scored, *finals.retreated])
+    if not any(m.passed for m in finals.measured):
         resort, scored = _last_resort(search, limits, scored)
-        tried = {m.scored.subnet for m in measured}
+        tried = {m.scored.subnet for m in finals.measured}
         if resort.subnet not in tried and latency.left() >= 1:
-            measured.append(_measure_final(search, latency, resort))
-    found = [_found(search, m.scored, m.final) for m in measured if m.passed]
+            finals.measure(resort)
+    found = [_found(search, m.scored, m.final) for m in finals.measured if m.passed]
     if not found:
-        raise InfeasibleError(_nothing_passed(search, latency, scored, measured))
+        raise InfeasibleError(_nothing_passed(search, latency, scored, finals.measured))
     return sorted(found, key=lambda f: f.loss)[:keep], scored
 
 
@@ -49,7 +51,8 @@ class _MeasuredFinal:
 
     scored: Scored
     final: FinalMeasurement
-    over_limit: float  # upper end of its interval divided by the limit, the largest of all limits
+    upper: float  # upper end of its interval divided by the limit, as known before
+    over_limit: float  # the same as measured now, the largest of all limits
     failure: str  # why it fails; "" if it passes
 
     @property
@@ -57,46 +60,113 @@ class _MeasuredFinal:
         return not self.failure
 
 
-def _measure_finals(
-    search: SearchContext, latency: SearchLatency, order: list[Scored]
-) -> list[_MeasuredFinal]:
+class _Finals:
     """Final measurements of the candidates that are expected to pass, as far as the budget goes."""
-    measured: list[_MeasuredFinal] = []
-    attempts: list[FinalAttempt] = []
 
-    def upper(i: int) -> float:
-        return latency.estimate(order[i].subnet).upper_ms / latency.upper_bound()
+    def __init__(self, search: SearchContext, limits: Limits, latency: SearchLatency):
+        self._search, self._limits, self._latency = search, limits, latency
+        self.measured: list[_MeasuredFinal] = []
+        self.retreated: list[Scored] = []  # what was scored on the way
+        self._finalists: list[Scored] = []  # scored on the whole validation set
+        self._retreats: list[int] = []  # for each, how many had failed
 
-    keep, max_attempts = search.config.keep, latency.policy.final_attempts
-    while True:
-        at = next_candidate(attempts, len(order), upper, keep=keep, max_attempts=max_attempts)
-        if at is None:
-            return measured
-        known = latency.is_measured(order[at].subnet)
-        last_resort = 0 if any(m.passed for m in measured) else 1
-        if latency.left() < (1 if known else 2) + last_resort:
-            search.run.progress.note(
-                f"{latency.used()} of {search.config.measurements} measurements are made "
-                "(search.measurements); no more candidates are tried"
+    def run(self, finalists: list[Scored], others: list[Scored]):
+        """Tries the finalists, then the others, both best first."""
+        self._finalists = list(finalists)
+        order = finalists + others
+        while True:
+            if self._must_retreat():
+                order = self._retreat(order)
+                continue
+            at = self._next(order)
+            if at is None or self._out_of_budget(order[at].subnet):
+                return
+            if not self._latency.is_measured(order[at].subnet):
+                # And decide again whether it is expected to pass.
+                self._latency.measure(order[at].subnet)
+                continue
+            self.measure(order[at])
+
+    def measure(self, s: Scored):
+        """Measures one, whatever is expected of it."""
+        upper = self._upper(s)
+        final = search_probing.verify(self._latency, s.subnet)
+        over_limit, failure = _compare(final, self._search.config.constraint)
+        if failure:
+            self._search.run.progress.note(
+                f"{short_name(s.subnet)} (score {s.loss:.4f}) fails the final measurement: "
+                f"{failure}; going on to the next"
             )
-            return measured
-        if not known:
-            latency.measure(order[at].subnet)  # and decide again whether it is expected to pass
-            continue
-        before = upper(at)
-        measured.append(_measure_final(search, latency, order[at]))
-        attempts.append(FinalAttempt(at, before, measured[-1].over_limit))
+        self.measured.append(_MeasuredFinal(s, final, upper, over_limit, failure))
 
+    def _upper(self, s: Scored) -> float:
+        return self._latency.estimate(s.subnet).upper_ms / self._latency.upper_bound()
 
-def _measure_final(search: SearchContext, latency: SearchLatency, s: Scored) -> _MeasuredFinal:
-    final = search_probing.verify(latency, s.subnet)
-    over_limit, failure = _compare(final, search.config.constraint)
-    if failure:
-        search.run.progress.note(
-            f"{short_name(s.subnet)} (score {s.loss:.4f}) fails the final measurement: "
-            f"{failure}; going on to the next"
+    def _next(self, order: list[Scored]) -> int | None:
+        return next_candidate(
+            self._attempts(order),
+            len(order),
+            lambda i: self._upper(order[i]),
+            keep=self._search.config.keep,
+            max_attempts=self._latency.policy.final_attempts,
         )
-    return _MeasuredFinal(s, final, over_limit, failure)
+
+    def _attempts(self, order: list[Scored]) -> list[FinalAttempt]:
+        return [FinalAttempt(order.index(m.scored), m.upper, m.over_limit) for m in self.measured]
+
+    def _out_of_budget(self, subnet: Subnet) -> bool:
+        latency, search = self._latency, self._search
+        last_resort = 0 if any(m.passed for m in self.measured) else 1
+        if latency.left() >= (1 if latency.is_measured(subnet) else 2) + last_resort:
+            return False
+        search.run.progress.note(
+            f"{latency.used()} of {search.config.measurements} measurements are made "
+            "(search.measurements); no more candidates are tried"
+        )
+        return True
+
+    def _must_retreat(self) -> bool:
+        """True if all that were measured failed, another one since the last retreat."""
+        config = self._search.config
+        if config.algorithm not in ("evolution", "local", "nsga2") or not self._latency.predicts:
+            return False  # random searches have candidates everywhere below the limit
+        if any(m.passed for m in self.measured) or len(self._retreats) == RETREATS:
+            return False
+        return len(self.measured) > max(self._retreats, default=0)
+
+    def _retreat(self, order: list[Scored]) -> list[Scored]:
+        """The order with new candidates, as far below the limit as failures demand.
+
+        An evolution has refined those at the limit alone; smaller ones are random draws.
+        """
+        search, tried = self._search, [m.scored for m in self.measured]
+        factor = common_factor(self._attempts(tried))
+        self._retreats.append(len(tried))
+
+        def within(subnet: Subnet) -> bool:
+            bound = self._latency.upper_bound() / factor
+            return self._limits.within(subnet) and self._latency.estimate(subnet).upper_ms <= bound
+
+        turn, count = len(self._retreats), search.config.parents
+        near = [s for s in order if within(s.subnet)]
+        parents = [s.candidate for s in [*order[:count], *near[:count]]]
+        iteration, known = search.config.iterations + turn, [s.candidate for s in order]
+        children = search.draws(within, turn).children(parents, iteration, known)
+        search.run.progress.note(
+            f"the best take {factor:.3g} times as long as expected: scoring {len(children)} more "
+            "subnets that leave room for it"
+        )
+        task = search.run.progress.task("searching", len(children))
+        try:
+            found = search_scoring.score(search, self._limits, children, 0, task)
+        finally:
+            task.close()
+        self.retreated += found
+        self._finalists += search_scoring.rescored(search, within, best_first([*near, *found]))
+        new: dict[Subnet, Scored] = {}
+        for s in [*tried, *best_first(self._finalists), *best_first([*order, *found])]:
+            new.setdefault(s.subnet, s)
+        return list(new.values())
 
 
 def _compare(final: FinalMeasurement, constraint: ConstraintConfig) -> tuple[float, str]:

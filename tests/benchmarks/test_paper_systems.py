@@ -1,6 +1,8 @@
 """The systems that are compared, and the parts of their comparison."""
 
 import runpy
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -100,3 +102,17 @@ def test_claims_have_seeds():
     only = list(parts(CORPORA["msdocs"], ["automoe_flops"], 1))
     assert Part("search", "automoe", 0.5) in only  # whose FLOPs are its limit
     assert not [part for part in only if part.kind == "model" and part.name == "automoe"]
+
+
+def test_kinds_of_parts_need_those_before(tmp_path):
+    """What a part needs is told before anything is done."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "paper_tables.py"), "--corpus=quickstart"]
+    given = ["--kinds=model", "--only=hat", f"--results={tmp_path / 'x'}", f"--workdir={tmp_path}"]
+    done = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "model hat at 0.6, seed 0 needs search hat at 0.6, seed 0: give search to" in done.stderr
+    listed = subprocess.run(
+        [*command, *given, "--list"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "0 of 3 done" in listed
+    assert "supernet" not in listed

@@ -21,7 +21,13 @@ from automoe_jax.latency.records import (
     ReplayLog,
 )
 from automoe_jax.latency.statistics import summarise
-from automoe_jax.phases import latency_model, search_context, search_result, search_seeds
+from automoe_jax.phases import (
+    latency_model,
+    search_context,
+    search_result,
+    search_seeds,
+    search_verify,
+)
 from automoe_jax.phases.run import Run
 from automoe_jax.phases.search import claim_search, run_search
 from automoe_jax.phases.search_history import ScoreHistory
@@ -229,6 +235,69 @@ def test_a_final_measurement_that_fails(prepared, tmp_path):
     FakeProber.slow = 10.0
     with pytest.raises(InfeasibleError, match=r"nearest was E.*limit 17 .*took [\d.]+ ms when"):
         search(prepared, config, tmp_path / "b")
+
+
+def encoder_ffn(subnet) -> int:
+    return subnet.encoder.layers[0].experts[0]
+
+
+class LargeEncoderIsBetter:
+    """An objective: minus the size of the encoder's FFN."""
+
+    label, batch_size = "minus size", 4
+
+    def sample(self, subnets):
+        return [self.full(subnet) for subnet in subnets]
+
+    def full(self, subnet):
+        return float(-encoder_ffn(subnet))
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+@pytest.mark.parametrize("algorithm", ["evolution", "nsga2", "random_search"])
+def test_new_candidates_after_the_best_failed(prepared, tmp_path, monkeypatch, algorithm):
+    """All but the largest take 1.3 times what they took when they were drawn: an evolution, whose
+    good candidates are just within the limit, makes others that leave room for it. A random search
+    stays what it is.
+    """
+    monkeypatch.setattr(search_context, "make_objective", lambda *args: LargeEncoderIsBetter())
+    config = configured(
+        {"latency": "verified", "measurements": 40, "algorithm": algorithm, "iterations": 6},
+        latency_ratio=0.6,
+    )
+    ffns = tuple(range(8, 257, 8))
+    one = {"decoder_depths": (1,), "encoder_experts": (1,), "decoder_experts": (1,)}
+    space = dataclasses.replace(config.space, **one, encoder_ffn_dims=ffns, decoder_ffn_dims=ffns)
+    config = dataclasses.replace(config, space=space)
+    FakeProber.slow = 1.3
+    notes = []
+    found = search(prepared, config, tmp_path / "whole", notes)
+    assert all(f.final and f.final.ratio_high <= 0.6 for f in found)
+    lines = ScoreHistory(tmp_path / "whole").lines
+    more = [line for line in lines if line["iteration"] > config.search.iterations]
+    said = [n for n in notes if "more subnets that leave room for it" in n]
+    if algorithm == "random_search":
+        assert not more
+        assert not said
+        return
+    assert 1 <= len(said) <= search_verify.RETREATS
+    for line in more:
+        cost = line["constraints"]["latency_ms"]
+        assert 1.05 * cost["value"] <= cost["limit"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_verify, "RETREATS", 0)
+        plain = search(prepared, config, tmp_path / "plain")
+    assert encoder_ffn(found[0].subnet) > encoder_ffn(plain[0].subnet)
+    whole = contents(tmp_path / "whole")
+    writes = sum(text.count("\n") for name, text in whole.items() if name.endswith("jsonl"))
+    for moment in (1, 3, 5, 8):
+        folder = tmp_path / f"at_{moment}"
+        with pytest.MonkeyPatch.context() as patch:
+            KillAtWrite(patch, writes - moment)
+            with pytest.raises(Killed):
+                search(prepared, config, folder)
+        search(prepared, config, folder)
+        assert contents(folder) == whole
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
