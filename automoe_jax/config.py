@@ -89,6 +89,42 @@ class RunConfig:
                 "true: the former needs whole gradients on each device; leave one out"
             )
 
+        self._check_expert_parallel()
+
+    def _check_expert_parallel(self):
+        n = self.training.expert_parallel
+        if self.subnet_training.expert_parallel > 1:
+            raise UserError(
+                "config.subnet_training.expert_parallel is "
+                f"{self.subnet_training.expert_parallel}: only a supernet's experts can be spread; "
+                "use --config.subnet_training.expert_parallel=1"
+            )
+        if n == 1:
+            return
+        given = f"config.training.expert_parallel is {n}, but"
+        if self.sampling.unit != "update":
+            raise UserError(
+                f"{given} config.sampling.unit is {self.sampling.unit!r}: devices that have a part "
+                "of the experts each run the same subnet; use --config.sampling.unit=update"
+            )
+        if self.sampling.project_conflicts:
+            raise UserError(
+                f"{given} config.sampling.project_conflicts is true, which needs whole gradients "
+                "on each device; leave one out"
+            )
+        if self.space.sharing != "front":
+            raise UserError(
+                f"{given} config.space.sharing is {self.space.sharing!r}: experts that are made of "
+                "several are on no device of their own; use 'front'"
+            )
+        for side, stack in self.space.hull().stacks:
+            for layer in stack.layers:
+                if len(layer.experts) % n:
+                    raise UserError(
+                        f"{given} a layer of the {side} has up to {len(layer.experts)} experts; "
+                        "each device needs as many: use a divisor of that"
+                    )
+
     def groups(self, *names: str) -> dict[str, Any]:
         """The named groups, for a manifest."""
         return {name: getattr(self, name) for name in names}

@@ -23,6 +23,7 @@ from automoe_jax.config import resolve
 from automoe_jax.data.batches import Share
 from automoe_jax.training import parallel, sampling
 from automoe_jax.training.config import SamplingConfig
+from automoe_jax.training.sharding import Layout
 from automoe_jax.training.steps import mapped_step
 from automoe_jax.training.target import TrainingTarget, initial_state
 
@@ -66,7 +67,7 @@ def main():
         n_micro = PASSES if name == "plain" else 1
         step = mapped_step(target, config.training, own)
         given = batch(rng, n_micro, rows, args.length, vocab), active, key
-        states[name] = parallel.replicate(initial_state(target, config.training, 0), consume=True)
+        states[name] = parallel.place(initial_state(target, config.training, 0), Layout())
         compiled = step.lower(states[name], *given).compile()
 
         def update(name: str = name, compiled: Any = compiled, given: Any = given):

@@ -6,6 +6,7 @@ python benchmarks/topologies.py --json --only=plain
 
 Each case compiles the step of configs/wmt14.py with some settings for a slice, and counts by
 `automoe_jax.system.hlo` what an update of the largest subnet computes, moves and sends on a chip.
+It is a line of benchmarks/results/topologies.jsonl; what has one is not compiled again.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import runpy
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +26,20 @@ from automoe_jax.data.plan import Bucket
 from automoe_jax.data.tokenizers.loading import vocab_sizes
 from automoe_jax.phases import topology as topologies
 from automoe_jax.phases.weights import target
-from automoe_jax.system import hlo, hlo_text
+from automoe_jax.system import files, hlo, hlo_text
+from automoe_jax.training.target import TrainingTarget, abstract_state
 
 CONFIG = "configs/wmt14.py"
+RESULTS = ROOT / "benchmarks" / "results" / "topologies.jsonl"
 LENGTH = 30
 ZERO = {"training.shard_optimizer": True}
 BF16 = {"training.compute_dtype": "bfloat16"}
+# 4.0 billion weights in experts: 64 of 4,096 in each of 6 + 6 layers of width 640.
+LARGE = {
+    "space.encoder_experts": (1, 64), "space.decoder_experts": (1, 64),
+    "space.encoder_ffn_dims": (1024, 4096), "space.decoder_ffn_dims": (1024, 4096),
+    "sampling.unit": "update",
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -50,8 +60,16 @@ CASES = {
         BF16 | ZERO | {"space.encoder_experts": (1, 16), "space.decoder_experts": (1, 16)},
         "v5e:16x16",
     ),
+    "experts_64": Case(BF16 | ZERO | LARGE | {"training.expert_parallel": 16}, "v5e:16x16"),
 }
-GOALS = {"gb_moved": 25, "compile_s": 120, "gb_6_experts": 6, "gb_16_experts": 12}
+GOALS = {
+    "gb_moved": 25,
+    "compile_s": 120,
+    "gb_6_experts": 6,
+    "gb_16_experts": 12,
+    "gb_64_experts": 16,
+    "weights": 4,
+}
 
 
 def config_of(case: Case) -> RunConfig:
@@ -68,6 +86,11 @@ def config_of(case: Case) -> RunConfig:
 def moved_weights(text: str, config: RunConfig) -> Counter[str]:
     """Gathers and scatters of rows of experts' weights, by kind."""
     widths = set(config.space.encoder_embed_dims) | set(config.space.decoder_embed_dims)
+    # Of all experts that a chip has.
+    totals = {
+        sum(sum(layer.experts) for layer in stack.layers) // config.training.expert_parallel
+        for _, stack in config.space.hull().stacks
+    }
     sizes = set(config.space.encoder_ffn_dims) | set(config.space.decoder_ffn_dims)
     found: Counter[str] = Counter()
     for one in hlo.instructions(text):
@@ -75,7 +98,7 @@ def moved_weights(text: str, config: RunConfig) -> Counter[str]:
             shape = hlo_text.dimensions(one.shape)
             # (experts, columns, width), or all rows with a width.
             matrix = len(shape) >= 3 and shape[-1] in widths and shape[-2] in sizes
-            rows = len(shape) == 2 and shape[-1] in widths and shape[0] % max(sizes) == 0
+            rows = len(shape) == 2 and shape[-1] in widths and shape[0] in totals
             found[one.opcode] += matrix or rows
     return +found
 
@@ -96,6 +119,7 @@ def compile_case(case: Case) -> dict[str, Any]:
         "tokens_per_chip": case.tokens,
         "settings": case.settings,
         "compile_s": round(compiled.seconds, 1),
+        "weights": parameters(model, config),
         "gb": round(used / 1e9, 2),
         "tflop": round(compiled.costs.flops / 1e12, 3),
         "gb_moved": round(compiled.costs.memory_bytes / 1e9, 2),
@@ -104,6 +128,12 @@ def compile_case(case: Case) -> dict[str, Any]:
         "compute_share": round(seconds["compute"] / max(seconds.values()), 3),
         "weights_moved_by_rows": dict(moved_weights(compiled.text, config)),
     }
+
+
+def parameters(model: TrainingTarget, config: RunConfig) -> int:
+    """The number of weights of a supernet."""
+    state = abstract_state(model, config.training, config.seed)
+    return sum(x.size for x in jax.tree.leaves(state.params))
 
 
 def goals_of(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -118,9 +148,13 @@ def goals_of(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if row := rows.get("long"):
         share = row["compute_share"]
         found["share of compute, 16,384 tokens"] = measure.goal(share, 0.3, at_most=False)
-    for name, key in (("pod", "gb_6_experts"), ("experts_16", "gb_16_experts")):
+    for name, key in (("pod", "gb_6_experts"), ("experts_16", "gb_16_experts"),
+                      ("experts_64", "gb_64_experts")):  # fmt: skip
         if row := rows.get(name):
             found[f"GB a chip, {name}"] = measure.goal(row["gb"], GOALS[key])
+    if row := rows.get("experts_64"):
+        weights = row["weights"] / 1e9
+        found["billions of weights"] = measure.goal(weights, GOALS["weights"], at_most=False)
     return found
 
 
@@ -130,14 +164,23 @@ def main():
         "--json", action="store_true", help="accepted; the last line is JSON in any case"
     )
     parser.add_argument("--only", default=",".join(CASES), help="cases, with commas")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of finished cases")
     args = parser.parse_args()
     chosen = measure.names(args.only, CASES)
     jax.config.update("jax_platforms", "cpu")  # libtpu would be asked for a TPU of this machine
-    rows = {}
     for name in chosen:
-        rows[name] = compile_case(CASES[name])
-        print(f"{name}: {json.dumps(rows[name])}", file=sys.stderr)
-    measure.finish({"benchmark": "topologies", "rows": rows, **measure.machine()}, goals_of(rows))
+        if name not in read(args.results):
+            row = {"case": name, **compile_case(CASES[name]), **measure.machine()}
+            files.append_json_line(args.results, row)
+            print(f"{name}: {json.dumps(row)}", file=sys.stderr)
+    known = read(args.results)
+    rows = {name: known[name] for name in chosen}
+    measure.finish({"benchmark": "topologies", "rows": rows}, goals_of(rows))
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """The finished cases, by name."""
+    return {line["case"]: line for line in files.read_json_lines(path)}
 
 
 if __name__ == "__main__":

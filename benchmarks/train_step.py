@@ -28,6 +28,7 @@ from automoe_jax.data.batches import Share
 from automoe_jax.system import malloc
 from automoe_jax.training import optimizer, parallel, sampling
 from automoe_jax.training.config import ModelConfig, TrainingConfig
+from automoe_jax.training.sharding import Layout
 from automoe_jax.training.step import make_train_step
 from automoe_jax.training.target import TrainingTarget, initial_state
 
@@ -117,7 +118,7 @@ def full_size(rows: int = 68, length: int = 30, vocab_size: int = 32768) -> Prob
     batch["target"][..., -1] = 2
     subnets = {"largest": space.largest(), "smallest": space.smallest()}
     subnets |= {f"random_{i}": space.sample(np.random.default_rng(i)) for i in range(5)}
-    state = parallel.replicate(initial_state(target, config, 0), consume=True)
+    state = parallel.place(initial_state(target, config, 0), Layout())
     return Problem(target, config, state, batch, subnets)
 
 

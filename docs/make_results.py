@@ -61,6 +61,15 @@ RECIPES = {
     "sequence": "the same as the second, the teacher's translations beside the text",
     "both": "both",
 }
+CASES = {
+    "plain": "float32",
+    "bfloat16": "bfloat16",
+    "zero": "and `shard_optimizer`",
+    "long": "the same with four times the tokens",
+    "pod": "the same on a pod",
+    "experts_16": "16 experts a layer",
+    "experts_64": "64 experts of up to 4,096 a layer, `expert_parallel=16`",
+}
 # Of the trainings of benchmarks/experts_pay.py; their logs say it.
 UPDATES_OF_AN_EPOCH = 1525
 
@@ -151,6 +160,22 @@ def quickstart_parts() -> Table:
     return parts_rows({row["name"]: row["parts_ms"] for row in rows})
 
 
+def topologies() -> Table:
+    """What steps need on chips that are not here."""
+    title = "step", "slice", "weights", "tokens of a chip", "memory of a chip"
+    rows = [[*title, "moved", "computed", "sent", "at least: compute, memory, network"]]
+    found = {x["case"]: x for x in lines("topologies")}
+    for case, label in CASES.items():
+        if x := found.get(case):
+            times = ", ".join(f"{ms:.0f}" for ms in x["ms_at_least"].values())
+            rows.append([
+                label, x["slice"], f"{x['weights'] / 1e6:,.0f} M", f"{x['tokens_per_chip']:,}",
+                f"{x['gb']:.1f} GB", f"{x['gb_moved']:.1f} GB", f"{x['tflop']:.2f} TFLOP",
+                f"{x['gb_sent']:.1f} GB", f"{times} ms",
+            ])  # fmt: skip
+    return rows
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "supernet_options": options,
     "recipes": recipes,
@@ -158,6 +183,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "larger_ffns": larger_ffns,
     "quickstart": quickstart,
     "quickstart_parts": quickstart_parts,
+    "topologies": topologies,
 }
 _TABLE = re.compile(r"(<!-- table (\w+) -->\n)(?:\|.*\n)*(<!-- end -->)")
 

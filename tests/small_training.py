@@ -63,9 +63,16 @@ class KillAt(Silent):
 
 
 def run_training(
-    folder, progress=None, subnet=None, dropout=0.1, config=CONFIG, rules=PUBLISHED, **kwargs
+    folder,
+    progress=None,
+    subnet=None,
+    dropout=0.1,
+    config=CONFIG,
+    rules=PUBLISHED,
+    space=TINY,
+    **kwargs,
 ):
-    target = TrainingTarget(TINY, (64, 64), ModelConfig(dropout, dropout), subnet)
+    target = TrainingTarget(space, (64, 64), ModelConfig(dropout, dropout), subnet)
     loop.train(target, config, rules, 7, DATA, folder, progress or Silent(), **kwargs)
     return {
         (line["step"], line["name"]): line["value"]

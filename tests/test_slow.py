@@ -79,14 +79,18 @@ def test_a_task_is_learned(task, tmp_path):
         assert scores["bleu"] >= 95, name
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
-def test_two_processes_are_one_with_two_devices(tmp_path, cut):
+@pytest.mark.parametrize("layout", ["whole", "cut", "spread"])
+def test_two_processes_are_one_with_two_devices(tmp_path, layout):
     """A pod of two processes with a device each gives the losses of one process with two.
 
-    Also with the optimizer's state cut: its checkpoints are put together over the processes.
+    Also with the optimizer's state cut, or experts spread over the two: checkpoints are put
+    together over the processes.
     """
     flags = [*small_run(tmp_path, "copy"), "--config.training.steps=150"]
-    flags.append(f"--config.training.shard_optimizer={cut}")
+    if layout != "whole":
+        flags.append("--config.training.shard_optimizer=true")
+    if layout == "spread":
+        flags += ["--config.sampling.unit=update", "--config.training.expert_parallel=2"]
     # The processes share no folder, but a bucket.
     pod = pods.train(flags, tmp_path / "pod", processes=2, devices=1, bucket=True)
     one = pods.train(flags, tmp_path / "one", processes=1, devices=2)

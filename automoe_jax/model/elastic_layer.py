@@ -26,7 +26,7 @@ from automoe_jax.model.experts import (
 from automoe_jax.model.layers import Width, width
 from automoe_jax.model.scales import Scales
 from automoe_jax.model.sharing import Sharing
-from automoe_jax.ops import grouped_ffn
+from automoe_jax.ops import grouped_ffn, spread_experts
 from automoe_jax.ops.grouping import ExpertWeights, LayerExperts
 
 Params = Any
@@ -49,6 +49,7 @@ class StackStatic:
     sharing: Sharing
     backend: str  # of the grouped FFN
     remat: bool = False  # True to compute a layer again in its backward pass, and store its input
+    spread: int = 1  # devices that the experts of a layer are spread over, see `spread_experts`
 
     @property
     def experts(self) -> list[tuple[int, ...]]:
@@ -73,12 +74,19 @@ class StackStatic:
         fixed = self.attention_dropout, self.scales, self.router_jitter
         return Block(layer, self.qkv_dim, *fixed, memory_dims=self.memory_dims)
 
+    @property
+    def experts_here(self) -> int:
+        """Experts that a device has of the layer with the most."""
+        return self.n_experts // self.spread
+
     def layer_experts(self, params: Params, row: ActiveStack, layer: Array) -> LayerExperts:
-        """The active experts of a layer among the stacked weights."""
+        """The active experts of a layer among the stacked weights; of these the device's own."""
         starts = stacked.rows_of(self.experts)
-        first, bias_row = (jnp.array(rows, jnp.int32)[layer] for rows in starts)
-        offsets_E = first + max(self.ffn_dims) * jnp.arange(self.n_experts)
+        first, bias_row = (jnp.array(rows, jnp.int32)[layer] // self.spread for rows in starts)
+        offsets_E = first + max(self.ffn_dims) * jnp.arange(self.experts_here)
         sizes_E = jnp.asarray(row.sizes_LE[: self.n_experts])
+        if self.spread > 1:
+            sizes_E = sizes_E.reshape(-1, self.spread)[:, spread_experts.place(self.spread)]
         return LayerExperts(experts_of(params), offsets_E, bias_row, sizes_E, self.ffn_dims)
 
 

@@ -23,7 +23,7 @@ from automoe_jax.model import elastic_layer, stacked
 from automoe_jax.model.elastic_layer import Context, LayerParams, Params, StackStatic, get, put
 from automoe_jax.model.experts import RouterLosses
 from automoe_jax.model.layers import compiled_widths, cut
-from automoe_jax.ops import grouped_ffn
+from automoe_jax.ops import grouped_ffn, spread_experts
 from automoe_jax.ops.grouping import ExpertWeights
 
 # The name of a loop over layers in a compiled program: the side, and the compiled width.
@@ -103,7 +103,7 @@ def _with_arguments(vjp: Any, *arguments: Any) -> Any:
 
 def _round(
     static: StackStatic, width: _Width, params, context: Context, layer, x_BTD, memory_PBSD, hidden,
-    feed_forward=grouped_ffn.forward,
+    feed_forward=spread_experts.forward,
 ) -> _Round:  # fmt: skip
     x_BTD = x_BTD[..., : width.dim]
     inputs = static, context, layer, x_BTD, memory_PBSD
@@ -119,7 +119,7 @@ def _round(
     experts = static.layer_experts(params, own.row, layer)
     rows_AD = _per_assignment(x1_BTD, static.top_k)
     y_AD, hidden = feed_forward(
-        static.backend, rows_AD, expert_NK.reshape(-1), experts, hidden, layer
+        static.backend, rows_AD, expert_NK.reshape(-1), experts, hidden, layer, static.spread
     )
     finish = functools.partial(elastic_layer.finish, static, own, expert_NK)
     finish = jax.checkpoint(finish, prevent_cse=False)
@@ -150,8 +150,8 @@ class _Buffers(NamedTuple):
 
 
 def _empty_hidden(static: StackStatic, x_BTD: jax.Array, n_layers: int) -> jax.Array:
-    n_rows = x_BTD.shape[0] * x_BTD.shape[1] * static.top_k
-    shape = grouped_ffn.hidden_shape(n_rows, static.n_experts, static.ffn_dims, static.backend)
+    n_rows = x_BTD.shape[0] * x_BTD.shape[1] * static.top_k * static.spread
+    shape = grouped_ffn.hidden_shape(n_rows, static.experts_here, static.ffn_dims, static.backend)
     return lax.empty((n_layers, *shape), x_BTD.dtype)
 
 
@@ -168,7 +168,7 @@ def _cached_vjps(
 ) -> dict[_Width, _Vjps]:
     """Cached, as the forward and the backward pass need the same."""
 
-    def unchanged(backend, rows_AD, expert_A, experts, hidden, layer):
+    def unchanged(backend, rows_AD, expert_A, experts, hidden, layer, spread):
         return rows_AD, hidden  # experts are not in these VJPs, and take longest to trace
 
     def vjps(width, *leaves):
@@ -283,9 +283,9 @@ def _again(
 ) -> _Saved:
     """By computing the layer again."""
 
-    def feed_forward(backend, rows_AD, expert_A, experts, hidden, layer):
+    def feed_forward(backend, rows_AD, expert_A, experts, hidden, layer, spread):
         del layer  # the buffer has room for one
-        return grouped_ffn.forward(backend, rows_AD, expert_A, experts, hidden, 0)
+        return spread_experts.forward(backend, rows_AD, expert_A, experts, hidden, 0, spread)
 
     hidden = _empty_hidden(static, x_BTD, 1)
     inputs = params, context, layer, x_BTD, memory_PBSD, hidden
@@ -313,9 +313,10 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_losses,
     d_finish, dx1_BTD, d_gate_NK, dy_AD = back(dx_BTD)
     experts = static.layer_experts(params, layer_row(context.active, layer), layer)
     rows_AD, expert_A = _per_assignment(x1_BTD, static.top_k), saved.expert_NK.reshape(-1)
-    dx_AD, d_experts = grouped_ffn.backward(
-        static.backend, rows_AD, expert_A, experts, saved.hidden, dy_AD, carry.d_experts, saved.at
-    )
+    dx_AD, d_experts = spread_experts.backward(
+        static.backend, rows_AD, expert_A, experts, saved.hidden, dy_AD, carry.d_experts, saved.at,
+        static.spread,
+    )  # fmt: skip
     dx1_BTD += jnp.sum(dx_AD.reshape(-1, static.top_k, dim), axis=1).reshape(shape)
     back = _with_arguments(vjps.route, weights.route, x1_BTD)
     d_own_losses = jax.tree.map(lambda all_L: all_L[layer], d_losses)

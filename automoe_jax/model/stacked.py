@@ -71,6 +71,47 @@ def split(stacked: Tree, experts: Sequence[tuple[int, ...]]) -> dict[str, Tree]:
     return {f"layer_{i}": layer(i) for i in range(len(experts))}
 
 
+def has_experts(tree: Any) -> bool:
+    """True for the weights, or moments, of the experts of stacked layers, and their routers."""
+    return isinstance(tree, dict) and set(FLAT) <= set(tree)
+
+
+def part(experts: Tree, nth: int, n: int) -> Tree:
+    """Every n-th expert of each layer, from the nth on; routers whole.
+
+    The number of experts of each layer is a multiple of n, and all have slots of the same size.
+    """
+    total = experts["fc2_bias"].shape[0]
+
+    def one(name: str, array: Any) -> Any:
+        if name not in FLAT:
+            return array
+        rest = array.shape[1:]
+        of_expert = array.reshape(total // n, n, array.shape[0] // total, *rest)
+        return of_expert[:, nth].reshape(-1, *rest)
+
+    return {name: one(name, array) for name, array in experts.items()}
+
+
+def with_part(layers: Tree, nth: int, n: int) -> Tree:
+    """Stacked layers with a `part` of their experts."""
+    return {**layers, "experts": part(layers["experts"], nth, n)}
+
+
+def joined_parts(parts: Sequence[Tree]) -> Tree:
+    """Inverse of `part`, of NumPy arrays."""
+    n, own = len(parts), parts[0]["fc2_bias"].shape[0]
+
+    def one(name: str) -> Any:
+        if name not in FLAT:
+            return parts[0][name]
+        rest = parts[0][name].shape[1:]
+        of_expert = [np.asarray(tree[name]).reshape(own, -1, *rest) for tree in parts]
+        return np.stack(of_expert, axis=1).reshape(n * parts[0][name].shape[0], *rest)
+
+    return {name: one(name) for name in parts[0]}
+
+
 def per_layer(params: Tree, experts: Sequence[tuple[int, ...]]) -> dict[str, Tree]:
     """The layers of a stack's params, stacked or not."""
     return split(params[LAYERS], experts) if LAYERS in params else params

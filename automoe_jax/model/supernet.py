@@ -65,6 +65,8 @@ class ElasticStack(nn.Module):
             for i, own in zip(alike, _unstacked(jax.vmap(one)(keys[alike])), strict=True):
                 params[i] = own
         joined = stacked.join(params, [layer.experts for layer in layers])
+        if static.spread > 1:  # called for the shapes alone
+            return stacked.with_part(joined, 0, static.spread)
         return static.sharing.started(joined, len(layers))
 
 
@@ -88,6 +90,7 @@ class Supernet(nn.Module):
     router_jitter: float = 0.0
     dtype: str = "float32"  # of activations and products; sums, norms and routers are fp32
     remat: bool = False  # True to store of each layer its input alone, and compute it again
+    spread: int = 1  # devices that the experts of a layer are spread over, see `spread_experts`
     masked: bool = False  # make layers elastic by masks alone, see `elastic_stack.run_masked`
     backend: str = ""  # of the grouped FFN; empty for the platform's default
 
@@ -161,6 +164,7 @@ class Supernet(nn.Module):
             sharing=sharing_of(self.space, side),
             backend=self.backend or grouped_ffn.default_backend(),
             remat=self.remat,
+            spread=self.spread,
         )
 
     def _input(self, table, ids_BT, side: str, active: ActiveStack, keys: seq2seq.DropoutKeys):

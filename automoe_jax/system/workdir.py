@@ -19,6 +19,7 @@ CONVERTED = "converted_from"  # key of the published checkpoint that weights cam
 _FREE = {
     "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped",
     "final_weights", "averaged_checkpoints", "shard_optimizer", "remat",
+    "expert_parallel",
 }  # fmt: skip
 
 

@@ -163,6 +163,9 @@ class TrainingConfig(OptimizerConfig):
     remat: str = "none"
     # Each device keeps and updates a part of the optimizer's state (ZeRO stage 1).
     shard_optimizer: bool = False
+    # Devices that the experts of each layer of a supernet are spread over; 1: each has all. They
+    # run the same subnet at a time, each the experts that it has.
+    expert_parallel: int = 1
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end the run
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps; 0 evaluates only at the end
@@ -179,7 +182,7 @@ class TrainingConfig(OptimizerConfig):
         super().__post_init__()
         checks.at_least(1, self, "", "tokens_per_batch", "batches_per_step", "buckets", "log_every",
                         "checkpoint_every", "keep_checkpoints", "max_skipped",
-                        "averaged_checkpoints")  # fmt: skip
+                        "averaged_checkpoints", "expert_parallel")  # fmt: skip
         checks.at_least(0, self, "", "load_balance", "router_z", "eval_every", "eval_pairs",
                         "eval_subnets", "patience")  # fmt: skip
         allowed = {"final_weights": FINAL_WEIGHTS, "inherited_experts": INHERITED_EXPERTS}

@@ -33,9 +33,10 @@ def validation_batches(pairs: TokenPairs, config: TrainingConfig, share: Share) 
 
 
 @functools.lru_cache(maxsize=4)
-def _programs(target: TrainingTarget) -> Programs:
+def _programs(target: TrainingTarget, spread: int) -> Programs:
     """Cached, so training and evaluation in one process share its compilations."""
-    return Programs(parallel.map_eval_step(make_eval_step(target.module())), f"evaluate {target}")
+    step = make_eval_step(target.module(spread=spread))
+    return Programs(parallel.map_eval_step(step), f"evaluate {target} {spread}")
 
 
 class Score(NamedTuple):
@@ -53,16 +54,22 @@ class Evaluator:
     """
 
     def __init__(
-        self, target: TrainingTarget, pairs: TokenPairs, config: TrainingConfig, limit: int
+        self,
+        target: TrainingTarget,
+        pairs: TokenPairs,
+        config: TrainingConfig,
+        limit: int,
+        spread: int = 1,
     ):
+        """With `spread`, parameters have their experts spread over so many devices."""
         self._target = target
-        self._programs = _programs(target)
+        self._programs = _programs(target, spread)
         if 0 < limit < len(pairs):
             pairs = take_pairs(pairs, np.arange(limit))
         self._batches = validation_batches(pairs, config, parallel.share())
 
     def compile_ahead(self, params: Any):
-        """Has all programs compiled, for replicated parameters or what stands for them."""
+        """Has all programs compiled, for placed parameters or what stands for them."""
         active = self._target.active(self._target.subnet or self._target.hull)
         for batch in self._batches:
             self._programs.schedule(batch_shape(batch), (params, batch, active))
@@ -76,7 +83,7 @@ class Evaluator:
         return self.score(params, subnet).loss
 
     def score(self, params: Any, subnet: Subnet) -> Score:
-        """Loss with replicated parameters, and load; a stand-alone model takes itself."""
+        """Loss with placed parameters, and load; a stand-alone model takes itself."""
         self.compile_ahead(params)
         active = self._target.active(subnet)
         found = [self._programs.get(batch_shape(x))(params, x, active) for x in self._batches]

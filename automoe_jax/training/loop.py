@@ -16,7 +16,7 @@ from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.system import interrupt
 from automoe_jax.system.progress import Progress
-from automoe_jax.training import optimizer, parallel, sampling
+from automoe_jax.training import optimizer, parallel, sampling, sharding
 from automoe_jax.training.checkpoints import (
     BEST,
     CHECKPOINTS,
@@ -133,8 +133,9 @@ class _Training:
         self._config, self._steps, self._store, self._clock = config, steps, store, clock
         self.done = int(state.step)
         self._abstract = abstract_state(target, config, seed)
-        self._state = parallel.place(state, cut=config.shard_optimizer)
-        self._evaluator = Evaluator(target, data.valid, config, config.eval_pairs)
+        self._state = parallel.place(state, sharding.layout_of(config))
+        limit, spread = config.eval_pairs, config.expert_parallel
+        self._evaluator = Evaluator(target, data.valid, config, limit, spread)
         self._evaluated = _eval_set(target, seed, config)
         self._window = Window.restored(before.get("window", {}))
         total = before.get("skipped", 0)
@@ -202,7 +203,8 @@ class _Training:
         self._lowest = self._lowest.after(loss)
         if not self._lowest.waited:
             # Waited for: the next checkpoint says that it is there.
-            best.save_params(parallel.one_copy(params), self.done)
+            shapes, layout = self._abstract.params, sharding.layout_of(self._config)
+            best.save_params(parallel.taken_params(params, shapes, layout), self.done)
 
     def save(self):
         """Begins to write a checkpoint, unless it is there."""
@@ -213,8 +215,8 @@ class _Training:
                 "skipped": self._skipped.total,
                 "lowest": dataclasses.asdict(self._lowest),
             }
-            cut = self._config.shard_optimizer
-            state = parallel.taken(self._state, self._abstract, cut=cut)
+            layout = sharding.layout_of(self._config)
+            state = parallel.taken(self._state, self._abstract, layout)
             self._store.save(state, log_state)
 
 

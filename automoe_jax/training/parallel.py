@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from automoe_jax.data.batches import Share
 from automoe_jax.training import sharding
-from automoe_jax.training.sharding import AXIS
+from automoe_jax.training.sharding import AXIS, Layout
 from automoe_jax.training.step import TrainState
 
 
@@ -60,38 +60,29 @@ def map_population_step(step: Callable) -> Callable:
     return jax.pmap(step, in_axes=(0, 0, 0))
 
 
-def replicate(tree: Any, *, consume: bool = False) -> Any:
-    """One copy on each local device.
-
-    `consume` deletes each array of the tree as soon as it is copied, so that the state of a large
-    model is not in memory twice. The copies have the axis name of the steps: with another one, a
-    step's second call, on its own output, would compile again.
-    """
-
-    def one(x):
-        copy = flax.jax_utils.replicate(x, axis_name=AXIS)
-        if consume and isinstance(x, jax.Array):
-            jax.block_until_ready(copy)
-            x.delete()
-        return copy
-
-    return jax.tree.map(one, tree)
+def replicate(tree: Any) -> Any:
+    """One copy on each local device."""
+    return jax.tree.map(lambda x: flax.jax_utils.replicate(x, axis_name=AXIS), tree)
 
 
-def place(state: TrainState, *, cut: bool) -> TrainState:
-    """A state on each local device, consumed; with `cut` each has its part of the optimizer's."""
-    if not cut:
-        return replicate(state, consume=True)
-    rest = replicate(state._replace(opt_state=()), consume=True)
-    return rest._replace(opt_state=sharding.place(state.opt_state, share()))
+def place(state: TrainState, layout: Layout) -> TrainState:
+    """A state on the local devices, as `sharding.place`; consumed."""
+    weights = state._replace(opt_state=())
+    placed = sharding.place(layout._replace(cut=False), weights, share())
+    return placed._replace(opt_state=sharding.place(layout, state.opt_state, share()))
 
 
-def taken(state: TrainState, like: TrainState, *, cut: bool) -> TrainState:
+def taken(state: TrainState, like: TrainState, layout: Layout) -> TrainState:
     """One whole copy of a state that `place` made, as NumPy arrays; `like` has its shapes."""
-    if not cut:
-        return one_copy(state)
-    whole = sharding.collected(state.opt_state, like.opt_state, share())
-    return one_copy(state._replace(opt_state=()))._replace(opt_state=whole)
+    weights, shapes = state._replace(opt_state=()), like._replace(opt_state=())
+    whole = sharding.collected(layout._replace(cut=False), weights, shapes, share())
+    opt_state = sharding.collected(layout, state.opt_state, like.opt_state, share())
+    return whole._replace(opt_state=opt_state)
+
+
+def taken_params(params: Any, like: Any, layout: Layout) -> Any:
+    """As `taken`, of weights alone."""
+    return sharding.collected(layout._replace(cut=False), params, like, share())
 
 
 def one_copy(tree: Any) -> Any:

@@ -1,12 +1,19 @@
-"""The optimizer's state spread over the devices: each keeps and updates a part (ZeRO stage 1).
+"""How the state of a training lies on the devices: whole on each, or a part on each.
 
-Rajbhandari et al. 2020 (arXiv 1910.02054). An array is cut along its first axis that the number of
-devices divides; a small one, or one without such an axis, stays whole on each device. Moments,
-weights and gradients have the same shapes, so they are cut alike. Checkpoints hold whole arrays.
+The optimizer's state can be cut: each device keeps and updates a part (ZeRO stage 1, Rajbhandari et
+al. 2020, arXiv 1910.02054). An array is cut along its first axis that the number of devices
+divides; a small one, or one without such an axis, stays whole on each device. Moments, weights and
+gradients have the same shapes, so they are cut alike.
+
+The experts of a supernet can be spread (expert parallelism, see `ops.spread_experts`): weights,
+gradients and moments of an expert are on one device of each group alone.
+
+Checkpoints hold whole arrays.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.jax_utils
 import jax
@@ -16,9 +23,29 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from automoe_jax.data.batches import Share
+from automoe_jax.model import stacked
+from automoe_jax.ops import spread_experts
+from automoe_jax.ops.spread_experts import AXIS
+from automoe_jax.training.config import TrainingConfig
 
-AXIS = "data"  # of the devices
 LEAST = 1 << 14  # values of an array that is cut; fewer are cheaper to keep than to send
+
+
+class Layout(NamedTuple):
+    """How a state lies on the devices."""
+
+    cut: bool = False  # the optimizer's state is
+    spread: int = 1  # devices that the experts of a layer are spread over
+
+    @property
+    def copied(self) -> bool:
+        """True if each device has all."""
+        return not self.cut and self.spread == 1
+
+
+def layout_of(config: TrainingConfig) -> Layout:
+    """What a training's config says."""
+    return Layout(config.shard_optimizer, config.expert_parallel)
 
 
 def cut_axis(shape: tuple[int, ...], n_devices: int) -> int | None:
@@ -28,105 +55,171 @@ def cut_axis(shape: tuple[int, ...], n_devices: int) -> int | None:
     return next((i for i, size in enumerate(shape) if size % n_devices == 0), None)
 
 
+def _map(layout: Layout, of_expert: Callable, of_other: Callable, tree: Any, *trees: Any) -> Any:
+    """`of_expert` of the arrays of spread experts, `of_other` of all others."""
+
+    def one(path: Any, *arrays: Any) -> Any:
+        names = [entry.key for entry in path if hasattr(entry, "key")]
+        is_expert = layout.spread > 1 and names[-2:-1] == ["experts"] and names[-1] in stacked.FLAT
+        return (of_expert if is_expert else of_other)(*arrays)
+
+    return jax.tree_util.tree_map_with_path(one, tree, *trees)
+
+
 # --- in a step, under axis `AXIS` --------------------------------------------------------------
 
 
-def summed(tree: Any) -> Any:
-    """The device's parts of the sum of trees over all devices."""
+def summed(layout: Layout, gradient: Any) -> Any:
+    """The sum over all devices; of what is cut, the device's parts."""
     n = lax.axis_size(AXIS)
 
-    def one(x: jax.Array) -> jax.Array:
-        axis = cut_axis(x.shape, n)
+    def of_other(x: jax.Array) -> jax.Array:
+        axis = cut_axis(x.shape, n) if layout.cut else None
         if axis is None:
             return lax.psum(x, AXIS)
         return lax.psum_scatter(x, AXIS, scatter_dimension=axis, tiled=True)
 
-    return jax.tree.map(one, tree)
+    def of_expert(x: jax.Array) -> jax.Array:
+        if n == layout.spread:  # the group's rows are all rows
+            return x
+        return lax.psum(x, AXIS, axis_index_groups=spread_experts.same_place(layout.spread))
+
+    return _map(layout, of_expert, of_other, gradient)
 
 
-def own(tree: Any) -> Any:
-    """The device's parts of a tree that all devices have."""
+def own(layout: Layout, params: Any) -> Any:
+    """Of the weights that a device has, those that it updates."""
     n, nth = lax.axis_size(AXIS), lax.axis_index(AXIS)
 
-    def one(x: jax.Array) -> jax.Array:
-        axis = cut_axis(x.shape, n)
+    def of_other(x: jax.Array) -> jax.Array:
+        axis = cut_axis(x.shape, n) if layout.cut else None
         if axis is None:
             return x
         size = x.shape[axis] // n
         return lax.dynamic_slice_in_dim(x, nth * size, size, axis)
 
-    return jax.tree.map(one, tree)
+    return _map(layout, lambda x: x, of_other, params)
 
 
-def whole(parts: Any, like: Any) -> Any:
-    """A tree with the shapes of `like`, from the parts of all devices."""
+def updated(layout: Layout, parts: Any, params: Any) -> Any:
+    """The weights that a device has, with the shapes of `params`, from what all have updated."""
     n = lax.axis_size(AXIS)
 
-    def one(part: jax.Array, x: jax.Array) -> jax.Array:
-        axis = cut_axis(x.shape, n)
+    def of_other(part: jax.Array, x: jax.Array) -> jax.Array:
+        axis = cut_axis(x.shape, n) if layout.cut else None
         return part if axis is None else lax.all_gather(part, AXIS, axis=axis, tiled=True)
 
-    return jax.tree.map(one, parts, like)
+    return _map(layout, lambda part, x: part, of_other, parts, params)
 
 
-def sum_of_squares(parts: Any, like: Any) -> jax.Array:
-    """Of all values of a tree, [], from the parts of all devices; `like` has its whole shapes."""
+def sum_of_squares(layout: Layout, gradient: Any, params: Any) -> jax.Array:
+    """Of all values of a gradient, [], from what each device has of it."""
     n = lax.axis_size(AXIS)
-    sums = {True: jnp.float32(0), False: jnp.float32(0)}
-    for part, x in zip(jax.tree.leaves(parts), jax.tree.leaves(like), strict=True):
-        sums[cut_axis(x.shape, n) is None] += jnp.sum(jnp.square(part))
-    return sums[True] + lax.psum(sums[False], AXIS)
+
+    def of_other(part: jax.Array, x: jax.Array) -> jax.Array:
+        """On each device the share that is its own to add."""
+        whole = not layout.cut or cut_axis(x.shape, n) is None
+        return jnp.sum(jnp.square(part)) / (n if whole else 1)
+
+    def of_expert(part: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(part)) * (layout.spread / n)
+
+    sums = _map(layout, of_expert, of_other, gradient, params)
+    return lax.psum(sum(jax.tree.leaves(sums)), AXIS)
 
 
 # --- outside of it -----------------------------------------------------------------------------
 
 
-def part_shape(shape: tuple[int, ...], n_devices: int) -> tuple[int, ...]:
-    """The shape of a device's part of an array."""
-    axis = cut_axis(shape, n_devices)
-    return tuple(size // (n_devices if i == axis else 1) for i, size in enumerate(shape))
+def part_shapes(layout: Layout, tree: Any, n_devices: int) -> Any:
+    """What stands for a device's parts of an optimizer's state, or of weights without `cut`."""
+
+    def shaped(x: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    def of_other(x: Any) -> jax.ShapeDtypeStruct:
+        axis = cut_axis(x.shape, n_devices) if layout.cut else None
+        parts = (size // (n_devices if i == axis else 1) for i, size in enumerate(x.shape))
+        return shaped(x, tuple(parts))
+
+    def of_expert(x: Any) -> jax.ShapeDtypeStruct:
+        return shaped(x, (x.shape[0] // layout.spread, *x.shape[1:]))
+
+    return _map(layout, of_expert, of_other, tree)
 
 
-def place(tree: Any, share: Share) -> Any:
+def place(layout: Layout, tree: Any, share: Share) -> Any:
     """Each local device's parts of a tree of whole arrays, with a leading device axis.
 
-    Deletes each array of the tree as soon as it is cut: the whole state of a large optimizer does
-    not fit one device beside its part.
+    Deletes each array of the tree as soon as it is placed: the whole state of a large optimizer
+    does not fit one device beside its part. Arrays have the axis name of the steps: with another, a
+    step's second call, on its own output, would compile again.
     """
     placed = flax.jax_utils.replicate(jnp.zeros(()), axis_name=AXIS).sharding
-    first, last = share.first_device, share.first_device + share.n_local_devices
+    devices = range(share.first_device, share.first_device + share.n_local_devices)
 
-    def one(x: Any) -> jax.Array:
-        axis = cut_axis(x.shape, share.n_devices)
-        if axis is None:
-            copy = flax.jax_utils.replicate(x, axis_name=AXIS)
-        else:
-            parts = np.split(np.asarray(x), share.n_devices, axis)[first:last]
-            copy = jax.device_put(np.stack(parts), placed)
+    def done(x: Any, copy: Any) -> Any:
         if isinstance(x, jax.Array):
             jax.block_until_ready(copy)
             x.delete()
         return copy
 
-    return jax.tree.map(one, tree)
+    def of_each(x: Any, parts: Sequence[np.ndarray]) -> Any:
+        return done(x, jax.device_put(np.stack(parts), placed))
+
+    def one(x: Any) -> Any:
+        if stacked.has_experts(x):
+            return of_experts(x)
+        axis = cut_axis(x.shape, share.n_devices) if layout.cut else None
+        if axis is None:
+            return done(x, flax.jax_utils.replicate(x, axis_name=AXIS))
+        parts = np.split(np.asarray(x), share.n_devices, axis)
+        return of_each(x, [parts[device] for device in devices])
+
+    def of_experts(whole: dict[str, Any]) -> dict[str, Any]:
+        n = layout.spread
+        if n == 1:
+            return {name: one(x) for name, x in whole.items()}
+        arrays = {name: np.asarray(whole[name]) for name in stacked.FLAT}
+        parts = [stacked.part(arrays, device % n, n) for device in devices]
+        return {
+            name: of_each(x, [part[name] for part in parts]) if name in arrays else one(x)
+            for name, x in whole.items()
+        }
+
+    return jax.tree.map(one, tree, is_leaf=stacked.has_experts)
 
 
-def collected(tree: Any, like: Any, share: Share) -> Any:
+def collected(layout: Layout, tree: Any, like: Any, share: Share) -> Any:
     """The whole arrays, as NumPy, of what `place` made; `like` has their shapes.
 
     All processes of a pod must call it.
     """
 
-    def one(x: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
-        axis = cut_axis(shape, share.n_devices)
+    def on_devices(x: jax.Array, enough: int) -> list[np.ndarray]:
+        """The parts of all devices, or the local ones if there are enough of them."""
         local = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        parts = [np.asarray(shard.data)[0] for shard in local]
-        if axis is None:
-            return parts[0]
-        part = np.concatenate(parts, axis)
-        if share.n_local_devices == share.n_devices:
-            return part
-        everyone = multihost_utils.process_allgather(part)
-        return np.concatenate(list(everyone), axis)
+        parts = np.stack([np.asarray(shard.data)[0] for shard in local])
+        if share.n_local_devices >= enough:
+            return list(parts)
+        return [part for own in multihost_utils.process_allgather(parts) for part in own]
 
-    return jax.tree.map(lambda x, y: one(x, y.shape), tree, like)
+    def one(x: Any, whole: Any) -> Any:
+        if stacked.has_experts(x):
+            return of_experts(x, whole)
+        axis = cut_axis(whole.shape, share.n_devices) if layout.cut else None
+        if axis is None:
+            return on_devices(x, 1)[0]
+        return np.concatenate(on_devices(x, share.n_devices), axis)
+
+    def of_experts(parts: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+        n = layout.spread
+        if n == 1:
+            return {name: one(x, whole[name]) for name, x in parts.items()}
+        found = {name: on_devices(parts[name], n) for name in stacked.FLAT}
+        # Groups begin at multiples of n; so do the devices of a process with n or more.
+        each = [{name: found[name][i] for name in stacked.FLAT} for i in range(n)]
+        others = {name: one(x, whole[name]) for name, x in parts.items() if name not in found}
+        return {**others, **stacked.joined_parts(each)}
+
+    return jax.tree.map(one, tree, like, is_leaf=stacked.has_experts)

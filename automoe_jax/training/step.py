@@ -16,7 +16,7 @@ from automoe_jax.model.stand_alone import StandAlone
 from automoe_jax.model.supernet import Supernet
 from automoe_jax.ops.cross_entropy import Teacher, chunked_cross_entropy
 from automoe_jax.training import optimizer, sharding
-from automoe_jax.training.sharding import AXIS
+from automoe_jax.training.sharding import AXIS, Layout
 
 Batch = dict[str, jax.Array]  # "source", "target"
 Model = Supernet | StandAlone
@@ -119,7 +119,7 @@ class StepOptions(NamedTuple):
       project_conflicts: True for `reconciled` to join the gradients of first subnets and others.
       ema_decay: of the state's moving average; 0 for none.
       teacher: a trained model that a stand-alone model learns from.
-      shard_optimizer: True to spread the optimizer's state over the devices, see `sharding`.
+      layout: what of the state each device has.
     """
 
     distillation: float = 0.0
@@ -128,7 +128,7 @@ class StepOptions(NamedTuple):
     project_conflicts: bool = False
     ema_decay: float = 0.0
     teacher: TeacherModel | None = None
-    shard_optimizer: bool = False
+    layout: Layout = Layout()
 
 
 _PUBLISHED = StepOptions()
@@ -202,34 +202,33 @@ def make_train_step(
         total = _sum_passes(one_pass, (subnets, jnp.arange(n_passes)), taught)
         gradient, sums = total
         sums, balance = _sum_devices(sums)
-        cut = options.shard_optimizer and jax.lax.axis_size(AXIS) > 1
-        gradient = sharding.summed(gradient) if cut else _sum_devices(gradient)
+        layout = options.layout if jax.lax.axis_size(AXIS) > 1 else Layout()
+        gradient = _sum_devices(gradient) if layout.copied else sharding.summed(layout, gradient)
         gradient = reconciled(gradient) if projected else gradient
         loss, nll, load_balance = (x / (tokens * each) for x in (sums.loss, sums.nll, balance))
-        if cut:
-            squares = sharding.sum_of_squares(gradient, state.params)
-        else:
+        if layout.copied:
             squares = _dot(gradient, gradient)
+        else:
+            squares = sharding.sum_of_squares(layout, gradient, state.params)
         norm = jnp.sqrt(squares)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         skipped = 1 - finite.astype(jnp.float32)
         metrics = StepMetrics(loss, nll, load_balance, target_tokens, source_tokens, norm, skipped)
-        return _updated(tx, state, gradient, finite, options.ema_decay, cut), metrics
+        return _updated(tx, state, gradient, finite, options.ema_decay, layout), metrics
 
     return step
 
 
 def _updated(
-    tx: Any, state: TrainState, gradient: Any, finite: jax.Array, ema_decay: float, cut: bool
+    tx: Any, state: TrainState, gradient: Any, finite: jax.Array, ema_decay: float, layout: Layout
 ) -> TrainState:
     """The state after an update, which changes nothing but the step where `finite` is false.
 
-    With `cut`, gradient and optimizer state are the device's parts.
+    Gradient and optimizer state are what the device has of them.
     """
-    params = sharding.own(state.params) if cut else state.params
+    params = sharding.own(layout, state.params)
     params, opt_state = optimizer.apply(tx, gradient, state.opt_state, params, finite)
-    if cut:
-        params = sharding.whole(params, state.params)
+    params = sharding.updated(layout, params, state.params)
     average = _moving_average(state, params, ema_decay, finite) if ema_decay else ()
     return TrainState(state.step + 1, params, opt_state, average)
 
@@ -290,7 +289,8 @@ def _dot(a: Any, b: Any) -> jax.Array:
 def _sum_passes(f: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, carry: Any) -> Any:
     """The sum of what `f(carry, one)` gives, beside the next carry, over the leading axis.
 
-    In one compiled body. `f` holds no collective, as devices may run different subnets.
+    In one compiled body. As devices may run different subnets, `f` holds no collectives but those
+    of spread experts, whose devices run the same ones.
     """
     first = jax.tree.map(lambda x: x[0], inputs)
     if len(jax.tree.leaves(inputs)[0]) == 1:

@@ -154,9 +154,10 @@ def per_device_step(
         sampling_config.project_conflicts,
         config.ema_decay,
         model,
-        config.shard_optimizer,
+        sharding.layout_of(config),
     )
-    module = target.module(config.compute_dtype, remat=config.remat == "layer")
+    remat, spread = config.remat == "layer", config.expert_parallel
+    module = target.module(config.compute_dtype, remat=remat, spread=spread)
     return make_train_step(module, tx, *rates, options)
 
 
@@ -199,10 +200,11 @@ def abstract_arguments(
     """As `step_arguments`, for a process with these devices and batches for each of them."""
     devices = share.n_local_devices
     state = abstract_state(target, config, seed)
-    if config.shard_optimizer:
-        cut = functools.partial(sharding.part_shape, n_devices=share.n_devices)
-        parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(cut(x.shape), x.dtype), state.opt_state)
-        state = state._replace(opt_state=parts)
+    layout, opt_state = sharding.layout_of(config), state.opt_state
+    weights = state._replace(opt_state=())
+    state = sharding.part_shapes(layout._replace(cut=False), weights, share.n_devices)
+    opt_state = sharding.part_shapes(layout, opt_state, share.n_devices)
+    state = state._replace(opt_state=opt_state)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
     rows = devices, n_micro, bucket.rows
     times = {"source": bucket.source, "target": bucket.target}
@@ -215,7 +217,12 @@ def _active(target: TrainingTarget, drawn: Drawn, share: Share, experts: Any = N
 
 
 def micro_batches(config: TrainingConfig, n_devices: int) -> int:
-    """Micro-batches per device and step; `UserError` if `n_devices` does not divide the batches."""
+    """Micro-batches per device and step; `UserError` if the config does not fit the devices."""
+    if n_devices % config.expert_parallel:
+        raise UserError(
+            f"training.expert_parallel is {config.expert_parallel}, which does not divide the "
+            f"{n_devices} devices; use a divisor"
+        )
     if config.batches_per_step % n_devices:
         raise UserError(
             f"training.batches_per_step is {config.batches_per_step}, not a multiple of the "

@@ -49,12 +49,15 @@ class TrainingTarget:
     def hull(self) -> Subnet:
         return self.space.hull()
 
-    def module(self, dtype: str = "float32", *, remat: bool = False) -> Supernet | StandAlone:
-        """The Linen module, with activations and products of a dtype; `remat` as in `Supernet`."""
+    def module(
+        self, dtype: str = "float32", *, remat: bool = False, spread: int = 1
+    ) -> Supernet | StandAlone:
+        """The Linen module, with activations and products of a dtype; others as in `Supernet`."""
         model = self.model
         rates = model.dropout, model.attention_dropout
         if self.subnet is None:
-            return Supernet(self.space, self.vocab_sizes, *rates, model.router_jitter, dtype, remat)
+            more = model.router_jitter, dtype, remat, spread
+            return Supernet(self.space, self.vocab_sizes, *rates, *more)
         return stand_alone(
             self.subnet, self.vocab_sizes,
             (self.hull.encoder.embed_dim, self.hull.decoder.embed_dim),
@@ -82,7 +85,10 @@ def initial_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> 
     Evolved cells have none, and weights of their own.
     """
     make = _maker(_supernet(target), config)
-    return _own(target, config, make(jax.random.key(seed)))
+    # The whole of what is spread over devices may not fit one.
+    where = jax.local_devices(backend="cpu")[0] if config.expert_parallel > 1 else None
+    with jax.default_device(where):
+        return _own(target, config, make(jax.random.key(seed)))
 
 
 def _supernet(target: TrainingTarget) -> TrainingTarget:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, VOCAB, elastic_space, random_params
+from conftest import ROOT, VOCAB, elastic_space, evolved_space, random_evolved, random_params
 
 from automoe_jax.architecture.ids import EOS_ID
 from automoe_jax.data import phrases
@@ -33,12 +33,13 @@ SPACE = elastic_space()
 HULL = SPACE.hull()
 SUBNET = SPACE.sample(np.random.default_rng(3))
 SENTENCES = ["today is monday.", "", "a b c"]
+TRANSFORMERS = ("fp32", "int8", "shortlist")
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.reason())
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> dict[str, Path]:
-    """The same subnet in fp32, in int8, and with a shortlist."""
+    """The same subnet in fp32, in int8, and with a shortlist; evolved cells in fp32 and int8."""
     root = tmp_path_factory.mktemp("exports")
     text = [s for pair in phrases.pairs("train", 300) for s in pair]
     # As few pieces as the weights have words.
@@ -57,11 +58,23 @@ def exports(tmp_path_factory) -> dict[str, Path]:
     for name, (config, own) in kinds.items():
         export(params, spec, config, root / name, "test", root / "tokenizer", ("en", "de"),
                lexicon=own)  # fmt: skip
-    return {name: root / name for name in kinds}
+    space, evolved = evolved_space(), random_evolved()
+    spec = ModelSpec(
+        space.largest(), space.hull().encoder.embed_dim, space.hull().decoder.embed_dim
+    )
+    for name, kind in (("evolved", "none"), ("evolved_int8", "int8")):
+        config = ExportConfig((1, 3), quantize=kind)
+        export(evolved, spec, config, root / name, "test", root / "tokenizer", ("en", "de"))
+    return {path.name: path for path in root.iterdir() if path.name != "tokenizer"}
 
 
-@pytest.mark.parametrize("kind", ["fp32", "int8", "shortlist"])
-@pytest.mark.parametrize("kernels", [pytest.param("native", marks=needs_kernels), "xla"])
+@pytest.mark.parametrize(
+    ("kind", "kernels"),
+    [
+        *(pytest.param(kind, "native", marks=needs_kernels) for kind in TRANSFORMERS),
+        *((kind, "xla") for kind in (*TRANSFORMERS, "evolved", "evolved_int8")),
+    ],
+)
 def test_own_programs_equal_the_exports(exports, kind, kernels):
     """Programs of other programs' use translate as those that are traced here."""
     own, trusted = (
@@ -336,7 +349,10 @@ def fuzz(folder: Path, work: Path, kernels: str, first: int, count: int):
     assert found["refused"] > count // 4
 
 
-KINDS = [("fp32", "native"), ("int8", "native"), ("fp32", "xla"), ("int8", "xla")]
+KINDS = [
+    ("fp32", "native"), ("int8", "native"), ("fp32", "xla"), ("int8", "xla"), ("evolved", "xla"),
+    ("evolved_int8", "xla"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "kernels"), KINDS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import evolved_reference
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +20,19 @@ from automoe_jax.architecture.subnet import (
     EncoderLayer,
     Subnet,
     SubnetError,
+    doubled_heads,
     from_json,
     to_json,
 )
 from automoe_jax.decoding.layout import Layout
 from automoe_jax.decoding.weights import pack, params_of, prepare, quantize
-from automoe_jax.model.evolved import EvolvedTransformer, Separable
+from automoe_jax.model.evolved import (
+    DecoderCell,
+    EncoderCell,
+    EvolvedTransformer,
+    Memory,
+    Separable,
+)
 from automoe_jax.published import subtransformer, supertransformer
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import ModelConfig
@@ -82,6 +90,31 @@ def test_separable_convolution(causal):
         np.testing.assert_allclose(y[:, t], expected, atol=1e-5)
 
 
+def test_cells_are_those_of_the_paper():
+    """Against loops over positions in NumPy, written from its figures and text."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(np.asarray, random_evolved())
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    encoder, decoder = ARCH.encoder.layers[0], ARCH.decoder.layers[0]
+    d, e, n, s = ARCH.decoder.embed_dim, ARCH.encoder.embed_dim, 14, 12
+    assert d != e
+    x_SD, x_TD = rng.normal(size=(s, e)), rng.normal(size=(n, d))
+    expected = evolved_reference.encoder_cell(wide["encoder"]["layer_0"], encoder.heads, x_SD)
+    cell = EncoderCell(encoder, ARCH.qkv_dim, 0.0)
+    own = {"params": params["encoder"]["layer_0"]}
+    found = cell.apply(own, x_SD[None].astype(np.float32), np.ones((1, s), bool), 0.0, None)
+    np.testing.assert_allclose(found[0], expected, rtol=2e-5, atol=2e-5)
+
+    heads = decoder.self_heads, doubled_heads(decoder.self_heads), decoder.cross_heads
+    expected = evolved_reference.decoder_cell(wide["decoder"]["layer_0"], *heads, x_TD, x_SD)
+    cell = DecoderCell(decoder, ARCH.qkv_dim, 0.0)
+    own = {"params": params["decoder"]["layer_0"]}
+    memory = Memory(x_SD[None].astype(np.float32), np.ones((1, s), bool))
+    inputs = x_TD[None].astype(np.float32), np.tri(n, dtype=bool)[None], memory
+    found = cell.apply(own, *inputs, 0.0, None)
+    np.testing.assert_allclose(found[0], expected, rtol=2e-5, atol=2e-5)
+
+
 def on_device(params):
     return jax.tree.map(jnp.asarray, params)
 
@@ -94,9 +127,9 @@ def test_the_decoder_does_not_see_what_follows():
     src, tgt = token_batch(np.random.default_rng(0))
     module, params = standalone_of(SPACE, ARCH), on_device(random_evolved())
     apply = forced(module, params)
-    before = apply(src, tgt)
-    tgt[:, 4] = (tgt[:, 4] + 1) % 40 + 4
-    after = apply(src, tgt)
+    other = tgt.copy()  # JAX may still read an array that it was given
+    other[:, 4] = (tgt[:, 4] + 1) % 40 + 4
+    before, after = apply(src, tgt), apply(src, other)
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
     assert np.all(np.abs(before - after)[:2, 4:].max(axis=-1) > 0)
 

@@ -31,7 +31,7 @@ from automoe_jax.system import interrupt
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training import checkpoints, metrics, parallel, sampling, sharding
-from automoe_jax.training.config import ModelConfig, SamplingConfig
+from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.monitor import Window
 from automoe_jax.training.step import (
@@ -291,6 +291,35 @@ def test_units_of_sampling():
         SamplingConfig("gpu")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sampling": SamplingConfig("device")}, r"sampling\.unit is 'device'.*unit=update"),
+        ({"sharing": "means"}, r"space\.sharing is 'means'"),
+        ({"expert_parallel": 3}, "layer of the encoder has up to 4 experts"),
+        (
+            {"sampling": SamplingConfig("update", "sandwich", project_conflicts=True)},
+            r"project_conflicts is true, which needs whole gradients",
+        ),
+        ({"subnet": 2}, "only a supernet's experts can be spread"),
+    ],
+)
+def test_what_experts_over_devices_need(fields, message):
+    space = elastic_space(
+        encoder_experts=(1, 4), decoder_experts=(1, 4), sharing=fields.get("sharing", "front")
+    )
+    training = TrainingConfig(expert_parallel=fields.get("expert_parallel", 2))
+    with pytest.raises(UserError, match=message):
+        RunConfig(
+            space=space,
+            sampling=fields.get("sampling", SamplingConfig("update")),
+            training=training,
+            subnet_training=TrainingConfig(expert_parallel=fields.get("subnet", 1)),
+        )
+    with pytest.raises(UserError, match="expert_parallel is 3, which does not divide the 4"):
+        micro_batches(TrainingConfig(expert_parallel=3), 4)
+
+
 def test_a_sandwich_has_the_largest_the_smallest_and_random_ones():
     config = SamplingConfig(rule="sandwich", sandwich=4, largest_first=3)
     assert sampling.draw(SPACE, 1, 2, 2, 3, config) == [[SPACE.largest()] * 3] * 2
@@ -544,26 +573,72 @@ def test_an_optimizer_over_four_devices_is_the_whole_one(uninterrupted, tmp_path
         folder = tmp_path / f"{first.shard_optimizer}"
         with pytest.raises(Killed):
             run_training(folder, KillAt(4), config=first)
-        found = run_training(folder, config=second)
-        assert found.keys() == whole.keys()
-        for key, value in found.items():
-            assert value == pytest.approx(whole[key], rel=1e-4), key
+        assert_alike(run_training(folder, config=second), whole)
     assert summed.called
 
 
-def test_parts_are_put_together_again(monkeypatch):
+def assert_alike(found, whole):
+    """The same metrics, but for roundings."""
+    assert found.keys() == whole.keys()
+    for key, value in found.items():
+        assert value == pytest.approx(whole[key], rel=1e-4), key
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["copied", "cut"])
+@pytest.mark.parametrize("spread", [2, 4])
+def test_experts_over_devices_are_those_of_one(tmp_path, monkeypatch, spread, cut):
+    """Losses, routing and gradients of experts on all devices are those of experts on each.
+
+    Killed, the run goes on with another number of devices for them.
+    """
+    monkeypatch.setattr(sharding, "LEAST", 64)
+    rules = SamplingConfig(unit="update", largest_share=0.5)
+    more = {"identity_experts": True, "encoder_top_k": (1, 2)}
+    space = dataclasses.replace(TINY, encoder_experts=(1, 2, 4), decoder_experts=(1, 4), **more)
+    run = functools.partial(run_training, rules=rules, space=space)
+    whole = run(tmp_path / "whole")
+    parts = dataclasses.replace(CONFIG, expert_parallel=spread, shard_optimizer=cut)
+    assert_alike(run(tmp_path / "parts", config=parts), whole)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", KillAt(4), config=parts)
+    assert_alike(run(tmp_path / "killed", config=CONFIG), whole)
+
+
+@pytest.mark.parametrize("layout", [sharding.Layout(True), sharding.Layout(True, 2),
+                                    sharding.Layout(False, 4)], ids=str)  # fmt: skip
+def test_parts_are_put_together_again(monkeypatch, layout):
     monkeypatch.setattr(sharding, "LEAST", 64)
     rng = np.random.default_rng(0)
     shapes = {"first": (8, 16), "second": (6, 20), "none": (9, 15), "small": (4,)}
-    tree = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    experts = {
+        "fc1": (24, 3),
+        "fc1_bias": (24,),
+        "fc2": (24, 3),
+        "fc2_bias": (8, 3),
+        "router": (9, 15),
+    }
+
+    def made(of):
+        return {name: rng.normal(size=shape).astype(np.float32) for name, shape in of.items()}
+
+    tree = {**made(shapes), "layers": {"experts": made(experts)}}
     share = Share(0, 4, 4)
-    placed = sharding.place(tree, share)
-    assert {name: x.shape for name, x in placed.items()} == {
-        "first": (4, 2, 16), "second": (4, 6, 5), "none": (4, 9, 15), "small": (4, 4),
-    }  # fmt: skip
-    for name, x in placed.items():
-        assert x.shape[1:] == sharding.part_shape(shapes[name], 4)
-    jax.tree.map(np.testing.assert_array_equal, sharding.collected(placed, tree, share), tree)
+    placed = sharding.place(layout, tree, share)
+    expected = sharding.part_shapes(layout, tree, 4)
+    jax.tree.map(lambda x, y: np.testing.assert_equal(x.shape[1:], y.shape), placed, expected)
+    if layout.cut:
+        assert {name: placed[name].shape for name in shapes} == {
+            "first": (4, 2, 16), "second": (4, 6, 5), "none": (4, 9, 15), "small": (4, 4),
+        }  # fmt: skip
+    if layout.spread > 1:
+        # Rows 3 i to 3 i + 2 are expert i's: the second device has experts 1, 1 + n and so on.
+        n, own = layout.spread, placed["layers"]["experts"]
+        assert own["fc1"].shape == (4, 24 // n, 3)
+        whole = tree["layers"]["experts"]
+        np.testing.assert_array_equal(own["fc2_bias"][1], whole["fc2_bias"][1::n])
+        np.testing.assert_array_equal(own["fc1"][1][3:6], whole["fc1"][3 + 3 * n : 6 + 3 * n])
+    found = sharding.collected(layout, placed, tree, share)
+    jax.tree.map(np.testing.assert_array_equal, found, tree)
 
 
 def test_what_a_run_writes(uninterrupted):
