@@ -83,10 +83,11 @@ class RunConfig:
                 "config.sampling.unit is 'equal_compute', which exchanges layers, and config.space "
                 "has a placement, which fixes them; use another unit, or leave the placement out"
             )
-        if self.sampling.project_conflicts and self.training.shard_optimizer:
+        spread = self.training.shard_optimizer or self.training.expert_parallel > 1
+        if self.sampling.project_conflicts and spread:
             raise UserError(
-                "config.sampling.project_conflicts and config.training.shard_optimizer are both "
-                "true: the former needs whole gradients on each device; leave one out"
+                "config.sampling.project_conflicts is true, which needs whole gradients on each "
+                "device; leave it out, or config.training.shard_optimizer and expert_parallel"
             )
 
         self._check_expert_parallel()
@@ -107,22 +108,18 @@ class RunConfig:
                 f"{given} config.sampling.unit is {self.sampling.unit!r}: devices that have a part "
                 "of the experts each run the same subnet; use --config.sampling.unit=update"
             )
-        if self.sampling.project_conflicts:
-            raise UserError(
-                f"{given} config.sampling.project_conflicts is true, which needs whole gradients "
-                "on each device; leave one out"
-            )
         if self.space.sharing != "front":
             raise UserError(
                 f"{given} config.space.sharing is {self.space.sharing!r}: experts that are made of "
                 "several are on no device of their own; use 'front'"
             )
         for side, stack in self.space.hull().stacks:
-            for layer in stack.layers:
-                if len(layer.experts) % n:
+            for i, layer in enumerate(stack.layers, 1):
+                if found := len(layer.experts) % n and len(layer.experts):
                     raise UserError(
-                        f"{given} a layer of the {side} has up to {len(layer.experts)} experts; "
-                        "each device needs as many: use a divisor of that"
+                        f"{given} layer {i} of the {side} has {found} expert(s) at most, which "
+                        f"{n} devices cannot share equally; use a divisor of the numbers of all "
+                        "layers"
                     )
 
     def groups(self, *names: str) -> dict[str, Any]:

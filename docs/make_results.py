@@ -64,14 +64,20 @@ RECIPES = {
 CASES = {
     "plain": "float32",
     "bfloat16": "bfloat16",
-    "zero": "and `shard_optimizer`",
-    "long": "the same with four times the tokens",
-    "pod": "the same on a pod",
+    "zero": "bfloat16, `shard_optimizer`",
+    "long": "the same, four times the tokens",
+    "pod": "bfloat16, `shard_optimizer`",
     "experts_16": "16 experts a layer",
     "experts_64": "64 experts of up to 4,096 a layer, `expert_parallel=16`",
     "most_copied": "13 experts a layer, all on each chip",
     "most_cut": "28 experts a layer, `shard_optimizer`",
     "most_spread": "96 experts of up to 4,096 a layer, `expert_parallel=16`",
+}
+MODELS = {
+    "base": "Transformer-Base",
+    "big": "Transformer-Big",
+    "ende_standard": "En-De, standard experts",
+    "ende_fractional": "En-De, fractional experts",
 }
 # Of the trainings of benchmarks/experts_pay.py; their logs say it.
 UPDATES_OF_AN_EPOCH = 1525
@@ -179,6 +185,84 @@ def topologies() -> Table:
     return rows
 
 
+def cpu_latency() -> Line:
+    return files.read_json(RESULTS / "cpu_latency.json", "results")
+
+
+def fastest(found: Line, program: str) -> tuple[Line, str]:
+    """Spread of a program's times, ms, on the better number of threads, and that number."""
+    times = {k: v for k, v in found["ms"].items() if k.startswith(f"{program} ")}
+    name = min(times, key=lambda k: times[k]["median"])
+    return times[name], name.rpartition(" ")[2]
+
+
+def translators() -> Table:
+    """Latency of models and engines, ms."""
+    engines = {
+        "fp32": "ours {} fp32", "int8": "ours {} int8",
+        "CTranslate2 fp32": "ctranslate2 {} float32",
+        "CTranslate2 int8": "ctranslate2 {} int8_float32", "PyTorch fp32": "pytorch {} fp32",
+    }  # fmt: skip
+    title, *others = engines
+    rows, found = [["model", title, "floor", *others]], cpu_latency()
+    for model, label in MODELS.items():
+        cells = []
+        for program in engines.values():
+            name, cell = program.format(model), ""
+            if any(k.startswith(name) for k in found["ms"]):
+                ms, threads = fastest(found, name)
+                low, high = ms["min"], ms["max"]
+                cell = f"{ms['median']:.0f} ({low:.0f}-{high:.0f}), {threads}"
+            cells.append(cell)
+        rows.append([label, cells[0], f"{found['floor_ms'][model]:.0f}", *cells[1:]])
+    return rows
+
+
+def headline() -> Table:
+    """README's figures."""
+    rows, found = [["what", "figure", "command"]], cpu_latency()
+
+    def ms(program: str) -> str:
+        return f"{fastest(found, program)[0]['median']:.0f}"
+
+    ours = f"{ms('ours base fp32')} ms in fp32, {ms('ours base int8')} in int8"
+    ct2 = f"{ms('ctranslate2 base float32')} and {ms('ctranslate2 base int8_float32')}"
+    torch = ms("pytorch base fp32")
+    rows.append([
+        f"Transformer-Base, one sentence, beam 5, {found['cores']} cores of an {found['machine']}",
+        f"{ours}; CTranslate2 {ct2}, PyTorch {torch}", "`benchmarks/cpu_latency.py`",
+    ])  # fmt: skip
+    quick = files.read_json(QUICKSTART, "results")
+    by_name = {row["name"]: row for row in quick["rows"]}
+    bleu, random = (
+        by_name[name]["bleu_trained"] for name in ("searched", "random within the limit")
+    )
+    share, minutes = by_name["searched"]["latency_ratio"][0], sum(quick["seconds"].values()) / 60
+    found_words = f"{minutes:.1f} minutes; {bleu:.1f} BLEU at {share:.2f} of the largest's latency"
+    rows.append([
+        "train, search, train the best, export: quickstart",
+        f"{found_words}, a random subnet {random:.1f}", "`make quickstart`",
+    ])  # fmt: skip
+    pays = [x for x in lines("experts_pay") if _scaled(x) and "bleu" in x]
+    most = max(x["updates"] for x in pays)
+    one, eight = (
+        next(x["bleu"] for x in pays if (x["experts"], x["updates"]) == (n, most)) for n in (1, 8)
+    )
+    rows.append([
+        f"174,000 lines of documentation text, {most:,} updates on one core",
+        f"{one:.1f} BLEU with one FFN a layer, {eight:.1f} with eight experts",
+        "`benchmarks/experts_pay.py`",
+    ])  # fmt: skip
+    pods = {x["case"]: x for x in lines("topologies")}
+    largest = max((x for x in pods.values() if x["gb"] <= 16), key=lambda x: x["weights"])
+    rows.append([
+        "the largest supernet that was compiled for 256 chips of TPU v5e (16 GB)",
+        f"{largest['weights'] / 1e9:.1f} billion weights, {largest['gb']:.1f} GB a chip",
+        "`benchmarks/topologies.py`",
+    ])  # fmt: skip
+    return rows
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "supernet_options": options,
     "recipes": recipes,
@@ -187,6 +271,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "quickstart": quickstart,
     "quickstart_parts": quickstart_parts,
     "topologies": topologies,
+    "translators": translators,
+    "headline": headline,
 }
 _TABLE = re.compile(r"(<!-- table (\w+) -->\n)(?:\|.*\n)*(<!-- end -->)")
 

@@ -87,7 +87,8 @@ class StackStatic:
         sizes_E = jnp.asarray(row.sizes_LE[: self.n_experts])
         if self.spread > 1:
             sizes_E = sizes_E.reshape(-1, self.spread)[:, spread_experts.place(self.spread)]
-        return LayerExperts(experts_of(params), offsets_E, bias_row, sizes_E, self.ffn_dims)
+        own = offsets_E, bias_row, sizes_E, self.ffn_dims, self.spread
+        return LayerExperts(experts_of(params), *own)
 
 
 class Context(NamedTuple):

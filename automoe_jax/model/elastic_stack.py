@@ -119,7 +119,7 @@ def _round(
     experts = static.layer_experts(params, own.row, layer)
     rows_AD = _per_assignment(x1_BTD, static.top_k)
     y_AD, hidden = feed_forward(
-        static.backend, rows_AD, expert_NK.reshape(-1), experts, hidden, layer, static.spread
+        static.backend, rows_AD, expert_NK.reshape(-1), experts, hidden, layer
     )
     finish = functools.partial(elastic_layer.finish, static, own, expert_NK)
     finish = jax.checkpoint(finish, prevent_cse=False)
@@ -168,7 +168,7 @@ def _cached_vjps(
 ) -> dict[_Width, _Vjps]:
     """Cached, as the forward and the backward pass need the same."""
 
-    def unchanged(backend, rows_AD, expert_A, experts, hidden, layer, spread):
+    def unchanged(backend, rows_AD, expert_A, experts, hidden, layer):
         return rows_AD, hidden  # experts are not in these VJPs, and take longest to trace
 
     def vjps(width, *leaves):
@@ -283,9 +283,9 @@ def _again(
 ) -> _Saved:
     """By computing the layer again."""
 
-    def feed_forward(backend, rows_AD, expert_A, experts, hidden, layer, spread):
+    def feed_forward(backend, rows_AD, expert_A, experts, hidden, layer):
         del layer  # the buffer has room for one
-        return spread_experts.forward(backend, rows_AD, expert_A, experts, hidden, 0, spread)
+        return spread_experts.forward(backend, rows_AD, expert_A, experts, hidden, 0)
 
     hidden = _empty_hidden(static, x_BTD, 1)
     inputs = params, context, layer, x_BTD, memory_PBSD, hidden
@@ -314,9 +314,8 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_losses,
     experts = static.layer_experts(params, layer_row(context.active, layer), layer)
     rows_AD, expert_A = _per_assignment(x1_BTD, static.top_k), saved.expert_NK.reshape(-1)
     dx_AD, d_experts = spread_experts.backward(
-        static.backend, rows_AD, expert_A, experts, saved.hidden, dy_AD, carry.d_experts, saved.at,
-        static.spread,
-    )  # fmt: skip
+        static.backend, rows_AD, expert_A, experts, saved.hidden, dy_AD, carry.d_experts, saved.at
+    )
     dx1_BTD += jnp.sum(dx_AD.reshape(-1, static.top_k, dim), axis=1).reshape(shape)
     back = _with_arguments(vjps.route, weights.route, x1_BTD)
     d_own_losses = jax.tree.map(lambda all_L: all_L[layer], d_losses)

@@ -6,7 +6,7 @@ devices. All devices of a group run the same layer at a time. Each computes its 
 whole group: the inputs are gathered, the outputs summed and sent back. No row is dropped, whatever
 the routers choose.
 
-Letters as in `grouped_ffn`; H experts of a layer on a device.
+Letters as in `grouped_ffn`; G rows of a group.
 """
 
 from typing import Any
@@ -44,17 +44,17 @@ def forward(
     experts: LayerExperts,
     hidden: jax.Array | None,
     layer: Array | int,
-    n: int,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """`grouped_ffn.forward` with `experts` of this device alone; `expert_A` counts all of them.
+    """`grouped_ffn.forward` where `experts` are a device's own, and `expert_A` counts all of them.
 
-    `hidden` has the shape for the rows of n devices.
+    `hidden` has the shape for the rows of all devices of the group.
     """
+    n = experts.spread
     if n == 1:
         return grouped_ffn.forward(backend, x_AD, expert_A, experts, hidden, layer)
-    x_all, expert_all = _gathered(x_AD, n), _own(expert_A, experts, n)
-    y_all, hidden = grouped_ffn.forward(backend, x_all, expert_all, experts, hidden, layer)
-    return _sent_back(y_all, n), hidden
+    rows = _gathered(x_AD, n), _own(expert_A, experts)
+    y_GD, hidden = grouped_ffn.forward(backend, *rows, experts, hidden, layer)
+    return _sent_back(y_GD, n), hidden
 
 
 def backward(
@@ -66,16 +66,15 @@ def backward(
     dy_AD: jax.Array,
     dw: ExpertWeights,
     layer: Array | int,
-    n: int,
 ) -> tuple[jax.Array, ExpertWeights]:
-    """As `grouped_ffn.backward`; `dw` are of this device's experts, over the group's rows."""
+    """As `grouped_ffn.backward`; `dw` are of the device's experts, over the group's rows."""
+    n = experts.spread
     if n == 1:
         return grouped_ffn.backward(backend, x_AD, expert_A, experts, hidden, dy_AD, dw, layer)
-    x_all, dy_all, expert_all = _gathered(x_AD, n), _gathered(dy_AD, n), _own(expert_A, experts, n)
-    dx_all, dw = grouped_ffn.backward(
-        backend, x_all, expert_all, experts, hidden, dy_all, dw, layer
-    )
-    return _sent_back(dx_all, n), dw
+    rows = _gathered(x_AD, n), _own(expert_A, experts)
+    dy_GD = _gathered(dy_AD, n)
+    dx_GD, dw = grouped_ffn.backward(backend, *rows, experts, hidden, dy_GD, dw, layer)
+    return _sent_back(dx_GD, n), dw
 
 
 def _gathered(rows: jax.Array, n: int) -> jax.Array:
@@ -83,12 +82,13 @@ def _gathered(rows: jax.Array, n: int) -> jax.Array:
     return lax.all_gather(rows, AXIS, axis_index_groups=groups(n), tiled=True)
 
 
-def _sent_back(rows: jax.Array, n: int) -> jax.Array:
+def _sent_back(y_GD: jax.Array, n: int) -> jax.Array:
     """The device's own rows, summed over the group: all of a row's terms but one are zeros."""
-    return lax.psum_scatter(rows, AXIS, axis_index_groups=groups(n), tiled=True)
+    return lax.psum_scatter(y_GD, AXIS, axis_index_groups=groups(n), tiled=True)
 
 
-def _own(expert_A: jax.Array, experts: LayerExperts, n: int) -> jax.Array:
-    """Of all rows of the group, the expert among this device's H; H for those of others."""
-    expert_all, n_own = _gathered(expert_A, n), experts.sizes_E.shape[0]
-    return jnp.where(expert_all % n == place(n), jnp.minimum(expert_all // n, n_own), n_own)
+def _own(expert_A: jax.Array, experts: LayerExperts) -> jax.Array:
+    """Of the group's rows, the expert among the device's own; their number for those of others."""
+    n, n_own = experts.spread, experts.sizes_E.shape[0]
+    expert_G = _gathered(expert_A, n)
+    return jnp.where(expert_G % n == place(n), jnp.minimum(expert_G // n, n_own), n_own)

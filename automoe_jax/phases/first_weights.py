@@ -19,7 +19,7 @@ from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.evaluation import take_pairs
 from automoe_jax.training.importance import importance_of
 from automoe_jax.training.routing import routing_of
-from automoe_jax.training.target import TrainingTarget, initial_state
+from automoe_jax.training.target import TrainingTarget, initial_state, made_whole
 
 _PAIRS = 1000  # of training text, on which importance and use are measured
 
@@ -99,7 +99,8 @@ def of_supernet(source: Run, own: TrainingTarget, data: PreparedData) -> Params:
         f"weights from {source.path / name} at step {step:,}, its best FFN columns first"
     )
     fresh = initial_state(own, config, source.config.seed).params
-    return supernet_started(params, subnet, fresh, own.space)
+    with made_whole(config):
+        return supernet_started(params, subnet, fresh, own.space)
 
 
 def _measured_on(data: PreparedData) -> TokenPairs:

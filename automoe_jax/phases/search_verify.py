@@ -1,6 +1,7 @@
 """The final measurements of a search: which of its candidates it returns."""
 
 import dataclasses
+import statistics
 
 from automoe_jax.architecture.subnet import Subnet, short_name
 from automoe_jax.latency.records import FinalMeasurement
@@ -10,11 +11,10 @@ from automoe_jax.phases.search_latency import SearchLatency
 from automoe_jax.phases.search_result import Found
 from automoe_jax.search.candidates import Candidate, InfeasibleError, Scored, best_first
 from automoe_jax.search.config import ConstraintConfig
-from automoe_jax.search.finals import FinalAttempt, common_factor, next_candidate
+from automoe_jax.search.finals import FinalAttempt, next_candidate
 from automoe_jax.search.limits import Limits
 
 NOTICEABLE = 1.03  # slowdown from which on a failed final measurement mentions it
-RETREATS = 3  # how often candidates further below the limit are made, after those at it failed
 
 
 def verify(
@@ -30,7 +30,7 @@ def verify(
     latency, keep = search.latency, search.config.keep
     if latency is None or latency.prober is None or not search.config.limits_latency:
         return [_found(search, s, None) for s in finalists[:keep]], scored
-    finals, subnets = _Finals(search, limits, latency), {s.subnet for s in finalists}
+    finals, subnets = _Finals(search, limits, latency, scored), {s.subnet for s in finalists}
     within = [s for s in scored if limits.within(s.subnet)]
     finals.run(finalists, [s for s in within if s.subnet not in subnets])
     scored = best_first([*scored, *finals.retreated])
@@ -63,8 +63,12 @@ class _MeasuredFinal:
 class _Finals:
     """Final measurements of the candidates that are expected to pass, as far as the budget goes."""
 
-    def __init__(self, search: SearchContext, limits: Limits, latency: SearchLatency):
+    def __init__(
+        self, search: SearchContext, limits: Limits, latency: SearchLatency, scored: list[Scored]
+    ):
+        """`scored` are all candidates, within the limits or not."""
         self._search, self._limits, self._latency = search, limits, latency
+        self._scored = scored
         self.measured: list[_MeasuredFinal] = []
         self.retreated: list[Scored] = []  # what was scored on the way
         self._finalists: list[Scored] = []  # scored on the whole validation set
@@ -114,10 +118,14 @@ class _Finals:
     def _attempts(self, order: list[Scored]) -> list[FinalAttempt]:
         return [FinalAttempt(order.index(m.scored), m.upper, m.over_limit) for m in self.measured]
 
+    def _has_budget(self, *, known: bool) -> bool:
+        """Whether another candidate can be measured, and the last resort if none has passed."""
+        last_resort = 0 if any(m.passed for m in self.measured) else 1
+        return self._latency.left() >= (1 if known else 2) + last_resort
+
     def _out_of_budget(self, subnet: Subnet) -> bool:
         latency, search = self._latency, self._search
-        last_resort = 0 if any(m.passed for m in self.measured) else 1
-        if latency.left() >= (1 if latency.is_measured(subnet) else 2) + last_resort:
+        if self._has_budget(known=latency.is_measured(subnet)):
             return False
         search.run.progress.note(
             f"{latency.used()} of {search.config.measurements} measurements are made "
@@ -130,30 +138,32 @@ class _Finals:
         config = self._search.config
         if config.algorithm not in ("evolution", "local", "nsga2") or not self._latency.predicts:
             return False  # random searches have candidates everywhere below the limit
-        if any(m.passed for m in self.measured) or len(self._retreats) == RETREATS:
+        if any(m.passed for m in self.measured) or len(self._retreats) >= config.retreats:
             return False
-        return len(self.measured) > max(self._retreats, default=0)
+        another = len(self.measured) > max(self._retreats, default=0)
+        return another and self._has_budget(known=False)
 
     def _retreat(self, order: list[Scored]) -> list[Scored]:
         """The order with new candidates, as far below the limit as failures demand.
 
-        An evolution has refined those at the limit alone; smaller ones are random draws.
+        Evolution has refined what lies just within the limit, and little else.
         """
         search, tried = self._search, [m.scored for m in self.measured]
-        factor = common_factor(self._attempts(tried))
+        slower = statistics.median(m.over_limit / m.upper for m in self.measured)
         self._retreats.append(len(tried))
 
         def within(subnet: Subnet) -> bool:
-            bound = self._latency.upper_bound() / factor
+            bound = self._latency.upper_bound() / slower
             return self._limits.within(subnet) and self._latency.estimate(subnet).upper_ms <= bound
 
         turn, count = len(self._retreats), search.config.parents
-        near = [s for s in order if within(s.subnet)]
+        near = [s for s in order if s not in tried and within(s.subnet)]
         parents = [s.candidate for s in [*order[:count], *near[:count]]]
-        iteration, known = search.config.iterations + turn, [s.candidate for s in order]
-        children = search.draws(within, turn).children(parents, iteration, known)
+        iteration, known = search.config.iterations + turn, [*self._scored, *self.retreated]
+        draws = search.draws(within, turn)
+        children = draws.children(parents, iteration, [s.candidate for s in known])
         search.run.progress.note(
-            f"the best take {factor:.3g} times as long as expected: scoring {len(children)} more "
+            f"the best take {slower:.3g} times as long as expected: scoring {len(children)} more "
             "subnets that leave room for it"
         )
         task = search.run.progress.task("searching", len(children))
@@ -162,7 +172,9 @@ class _Finals:
         finally:
             task.close()
         self.retreated += found
-        self._finalists += search_scoring.rescored(search, within, best_first([*near, *found]))
+        full = {s.subnet for s in self._finalists}
+        sample = [s for s in [*near, *found] if s.subnet not in full]
+        self._finalists += search_scoring.rescored(search, within, best_first(sample))
         new: dict[Subnet, Scored] = {}
         for s in [*tried, *best_first(self._finalists), *best_first([*order, *found])]:
             new.setdefault(s.subnet, s)

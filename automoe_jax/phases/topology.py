@@ -24,7 +24,11 @@ from automoe_jax.system.hlo import Costs
 from automoe_jax.system.platforms import traced_for
 from automoe_jax.training import parallel
 from automoe_jax.training.config import TrainingConfig
-from automoe_jax.training.steps import abstract_arguments, per_device_step
+from automoe_jax.training.steps import (
+    abstract_arguments,
+    check_expert_parallel,
+    per_device_step,
+)
 from automoe_jax.training.target import TrainingTarget
 
 _LAYERS = re.compile(r"/(encoder|decoder)_layers_of_width_(\d+)/while$")
@@ -93,6 +97,7 @@ def compile_step(
 ) -> Compiled:  # fmt: skip
     """Compiles the step of a model at a batch shape; costs are those of the largest subnet."""
     n_devices = len(topology.devices)
+    check_expert_parallel(training, n_devices)
     n_micro = max(training.batches_per_step // n_devices, 1)
     mesh = Mesh(np.array(topology.devices), (parallel.AXIS,))
     largest = model.subnet or model.space.largest()

@@ -73,6 +73,8 @@ class SearchConfig:
       max_tries: draws in a row without a new subnet within the limits before a round goes on with
         fewer.
       keep: how many of the best to verify and write.
+      retreats: how often an evolution makes children that leave more room below a latency limit,
+        as long as no subnet passes its final measurement; 0 for never.
       seed: of the draws; the config's own seed is that of data and training.
       eval_pairs: validation pairs, drawn once, that every candidate is scored on; 0 for all. The
         last parents are scored on all.
@@ -99,6 +101,7 @@ class SearchConfig:
     mutation_probability: float = 0.3
     max_tries: int = 100
     keep: int = 5
+    retreats: int = 3
     seed: int = 0
     eval_pairs: int = 256
     objective_sentences: int = 64
@@ -116,7 +119,7 @@ class SearchConfig:
         checks.at_least(1, self, "search.", "population", "parents", "max_tries", "keep",
                         "latency_runs", "objective_sentences", "measurements")  # fmt: skip
         checks.at_least(0, self, "search.", "iterations", "mutations", "crossovers", "eval_pairs",
-                        "seed")  # fmt: skip
+                        "seed", "retreats")  # fmt: skip
         if not 0 < self.mutation_probability <= 1:
             raise UserError(
                 f"search.mutation_probability is {self.mutation_probability}; allowed: above 0 "
@@ -145,7 +148,7 @@ class SearchConfig:
 
     @property
     def samples(self) -> int:
-        """Subnets that evolution scores at most, and random search draws."""
+        """Subnets that evolution scores at most, but for retreats, and random search draws."""
         return self.population + self.iterations * (self.mutations + self.crossovers)
 
     @property

@@ -27,11 +27,6 @@ class FinalAttempt:
         return self.final <= 1
 
 
-def common_factor(attempts: Sequence[FinalAttempt]) -> float:
-    """What final measurements differ by from those before, as far as it is common to all."""
-    return statistics.median([1.0, *(a.final / a.upper for a in attempts)])
-
-
 def next_candidate(
     attempts: Sequence[FinalAttempt],
     count: int,
@@ -51,5 +46,6 @@ def next_candidate(
         return None
     if len(passed) >= keep:
         count = passed[keep - 1]  # the candidates after it are worse
-    factor, tried = common_factor(attempts), {a.index for a in attempts}
+    factor = statistics.median([1.0, *(a.final / a.upper for a in attempts)])
+    tried = {a.index for a in attempts}
     return next((i for i in range(count) if i not in tried and upper(i) * factor <= 1), None)

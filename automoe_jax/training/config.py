@@ -161,10 +161,12 @@ class TrainingConfig(OptimizerConfig):
     inherited_experts: str = "first"
     # What is computed again in the backward pass, in place of being stored: nothing, or each layer.
     remat: str = "none"
-    # Each device keeps and updates a part of the optimizer's state (ZeRO stage 1).
+    # Each device keeps and updates a part of the optimizer's state (ZeRO stage 1), but of experts
+    # that are spread.
     shard_optimizer: bool = False
-    # Devices that the experts of each layer of a supernet are spread over; 1: each has all. They
-    # run the same subnet at a time, each the experts that it has.
+    # Devices that the experts of each layer of a supernet are spread over, with their part of the
+    # optimizer's state; 1: each has all. They run one subnet, each the experts that it has. A
+    # search needs room for all on one device.
     expert_parallel: int = 1
     max_skipped: int = 20  # steps in a row with a loss or gradient not finite that end the run
     log_every: int = 50  # steps

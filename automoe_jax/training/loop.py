@@ -40,7 +40,13 @@ from automoe_jax.training.metrics import MetricsWriter
 from automoe_jax.training.monitor import Lowest, SkippedSteps, Window
 from automoe_jax.training.step import TrainState
 from automoe_jax.training.steps import Steps, TrainedTeacher
-from automoe_jax.training.target import TrainingTarget, abstract_state, initial_state, with_params
+from automoe_jax.training.target import (
+    TrainingTarget,
+    abstract_state,
+    initial_state,
+    made_whole,
+    with_params,
+)
 
 
 def train(
@@ -246,7 +252,10 @@ def _start(
         init_params = restored.params
         progress.note("starting from converted weights")
     state = initial_state(target, config, seed)
-    return state if init_params is None else with_params(state, init_params, config), {}
+    if init_params is not None:
+        with made_whole(config):
+            state = with_params(state, init_params, config)
+    return state, {}
 
 
 def _eval_set(target: TrainingTarget, seed: int, config: TrainingConfig) -> dict[str, Subnet]:

@@ -68,21 +68,21 @@ def replicate(tree: Any) -> Any:
 def place(state: TrainState, layout: Layout) -> TrainState:
     """A state on the local devices, as `sharding.place`; consumed."""
     weights = state._replace(opt_state=())
-    placed = sharding.place(layout._replace(cut=False), weights, share())
+    placed = sharding.place(layout.of_weights, weights, share())
     return placed._replace(opt_state=sharding.place(layout, state.opt_state, share()))
 
 
 def taken(state: TrainState, like: TrainState, layout: Layout) -> TrainState:
     """One whole copy of a state that `place` made, as NumPy arrays; `like` has its shapes."""
     weights, shapes = state._replace(opt_state=()), like._replace(opt_state=())
-    whole = sharding.collected(layout._replace(cut=False), weights, shapes, share())
+    whole = sharding.collected(layout.of_weights, weights, shapes, share())
     opt_state = sharding.collected(layout, state.opt_state, like.opt_state, share())
     return whole._replace(opt_state=opt_state)
 
 
 def taken_params(params: Any, like: Any, layout: Layout) -> Any:
     """As `taken`, of weights alone."""
-    return sharding.collected(layout._replace(cut=False), params, like, share())
+    return sharding.collected(layout.of_weights, params, like, share())
 
 
 def one_copy(tree: Any) -> Any:

@@ -11,6 +11,7 @@ gradients and moments of an expert are on one device of each group alone.
 Checkpoints hold whole arrays.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -42,9 +43,14 @@ class Layout(NamedTuple):
         """True if each device has all."""
         return not self.cut and self.spread == 1
 
+    @property
+    def of_weights(self) -> "Layout":
+        """That of the weights beside an optimizer's state."""
+        return Layout(False, self.spread)
+
 
 def layout_of(config: TrainingConfig) -> Layout:
-    """What a training's config says."""
+    """The layout that a training's config asks for."""
     return Layout(config.shard_optimizer, config.expert_parallel)
 
 
@@ -132,7 +138,7 @@ def sum_of_squares(layout: Layout, gradient: Any, params: Any) -> jax.Array:
 
 
 def part_shapes(layout: Layout, tree: Any, n_devices: int) -> Any:
-    """What stands for a device's parts of an optimizer's state, or of weights without `cut`."""
+    """Shapes and dtypes of a device's parts of a tree of whole arrays."""
 
     def shaped(x: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, x.dtype)
@@ -196,30 +202,55 @@ def collected(layout: Layout, tree: Any, like: Any, share: Share) -> Any:
     All processes of a pod must call it.
     """
 
-    def on_devices(x: jax.Array, enough: int) -> list[np.ndarray]:
-        """The parts of all devices, or the local ones if there are enough of them."""
-        local = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        parts = np.stack([np.asarray(shard.data)[0] for shard in local])
-        if share.n_local_devices >= enough:
-            return list(parts)
-        return [part for own in multihost_utils.process_allgather(parts) for part in own]
-
     def one(x: Any, whole: Any) -> Any:
         if stacked.has_experts(x):
             return of_experts(x, whole)
         axis = cut_axis(whole.shape, share.n_devices) if layout.cut else None
         if axis is None:
-            return on_devices(x, 1)[0]
-        return np.concatenate(on_devices(x, share.n_devices), axis)
+            return np.asarray(x.addressable_data(0))[0]
+        part = np.concatenate(_local(x), axis)
+        if share.n_local_devices == share.n_devices:
+            return part
+        return np.concatenate(list(multihost_utils.process_allgather(part)), axis)
 
     def of_experts(parts: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
         n = layout.spread
         if n == 1:
             return {name: one(x, whole[name]) for name, x in parts.items()}
-        found = {name: on_devices(parts[name], n) for name in stacked.FLAT}
-        # Groups begin at multiples of n; so do the devices of a process with n or more.
-        each = [{name: found[name][i] for name in stacked.FLAT} for i in range(n)]
-        others = {name: one(x, whole[name]) for name, x in parts.items() if name not in found}
+        others = {name: one(x, whole[name]) for name, x in parts.items() if name not in names}
+        if share.n_local_devices < n:
+            total = whole["fc2_bias"].shape[0]
+            return {**others, **{name: _gathered(parts[name], n, total) for name in names}}
+        local = {name: _local(parts[name]) for name in names}
+        at = {(share.first_device + i) % n: i for i in range(share.n_local_devices)}
+        each = [{name: local[name][at[place]] for name in names} for place in range(n)]
         return {**others, **stacked.joined_parts(each)}
 
+    names = stacked.FLAT
     return jax.tree.map(one, tree, like, is_leaf=stacked.has_experts)
+
+
+def _local(x: jax.Array) -> list[np.ndarray]:
+    """The parts of the devices of this process, in order."""
+    local = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return [np.asarray(shard.data)[0] for shard in local]
+
+
+def _gathered(x: jax.Array, n: int, total: int) -> np.ndarray:
+    """The rows of all `total` experts, of groups of n devices in several processes.
+
+    Expert by expert: a device has no room for all of its group.
+    """
+    n_own, (_, rows, *rest) = total // n, x.shape
+    slot = rows // n_own
+    found = np.empty((n_own, n, slot, *rest), x.dtype)
+    for i in range(n_own):
+        found[i] = np.asarray(_slice_of_group(x, i * slot, slot, n).addressable_data(0))[0]
+    return found.reshape(n * rows, *rest)
+
+
+@functools.partial(jax.pmap, axis_name=AXIS, in_axes=(0, None), static_broadcasted_argnums=(2, 3))
+def _slice_of_group(x: jax.Array, start: jax.Array, size: int, n: int) -> jax.Array:
+    """Rows from `start` on of each device of the group: (n, size, ...)."""
+    own = lax.dynamic_slice_in_dim(x, start, size)
+    return lax.all_gather(own, AXIS, axis_index_groups=spread_experts.groups(n))

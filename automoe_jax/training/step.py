@@ -119,7 +119,7 @@ class StepOptions(NamedTuple):
       project_conflicts: True for `reconciled` to join the gradients of first subnets and others.
       ema_decay: of the state's moving average; 0 for none.
       teacher: a trained model that a stand-alone model learns from.
-      layout: what of the state each device has.
+      layout: which parts of the state are on which devices.
     """
 
     distillation: float = 0.0

@@ -202,7 +202,7 @@ def abstract_arguments(
     state = abstract_state(target, config, seed)
     layout, opt_state = sharding.layout_of(config), state.opt_state
     weights = state._replace(opt_state=())
-    state = sharding.part_shapes(layout._replace(cut=False), weights, share.n_devices)
+    state = sharding.part_shapes(layout.of_weights, weights, share.n_devices)
     opt_state = sharding.part_shapes(layout, opt_state, share.n_devices)
     state = state._replace(opt_state=opt_state)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
@@ -216,13 +216,18 @@ def _active(target: TrainingTarget, drawn: Drawn, share: Share, experts: Any = N
     return None if drawn is None else sampling.stack(drawn, target.hull, share, experts)
 
 
-def micro_batches(config: TrainingConfig, n_devices: int) -> int:
-    """Micro-batches per device and step; `UserError` if the config does not fit the devices."""
+def check_expert_parallel(config: TrainingConfig, n_devices: int):
+    """Raises `UserError` if the devices do not form groups of `config.expert_parallel`."""
     if n_devices % config.expert_parallel:
         raise UserError(
             f"training.expert_parallel is {config.expert_parallel}, which does not divide the "
             f"{n_devices} devices; use a divisor"
         )
+
+
+def micro_batches(config: TrainingConfig, n_devices: int) -> int:
+    """Micro-batches per device and step; `UserError` if the config does not fit the devices."""
+    check_expert_parallel(config, n_devices)
     if config.batches_per_step % n_devices:
         raise UserError(
             f"training.batches_per_step is {config.batches_per_step}, not a multiple of the "

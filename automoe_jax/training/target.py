@@ -1,5 +1,6 @@
 """What a training run trains, and its state before the first step."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -85,10 +86,21 @@ def initial_state(target: TrainingTarget, config: TrainingConfig, seed: int) -> 
     Evolved cells have none, and weights of their own.
     """
     make = _maker(_supernet(target), config)
-    # The whole of what is spread over devices may not fit one.
-    where = jax.local_devices(backend="cpu")[0] if config.expert_parallel > 1 else None
-    with jax.default_device(where):
+    with made_whole(config):
         return _own(target, config, make(jax.random.key(seed)))
+
+
+def made_whole(config: TrainingConfig) -> Any:
+    """The context in which a whole state is made: on the CPU where no device may hold it."""
+    if config.expert_parallel == 1:
+        return contextlib.nullcontext()
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        raise UserError(
+            "training.expert_parallel needs JAX's CPU backend beside the devices, to make the "
+            "first weights: leave JAX_PLATFORMS out, or add cpu to it, as JAX_PLATFORMS=tpu,cpu"
+        ) from None
 
 
 def _supernet(target: TrainingTarget) -> TrainingTarget:

@@ -24,7 +24,7 @@ from automoe_jax.architecture.active import to_active
 from automoe_jax.architecture.ids import PAD_ID
 from automoe_jax.config import RunConfig
 from automoe_jax.data.batches import Share
-from automoe_jax.model import elastic_stack
+from automoe_jax.model import elastic_stack, stacked
 from automoe_jax.model.attention import Linear
 from automoe_jax.model.extract import extract
 from automoe_jax.system import interrupt
@@ -296,7 +296,7 @@ def test_units_of_sampling():
     [
         ({"sampling": SamplingConfig("device")}, r"sampling\.unit is 'device'.*unit=update"),
         ({"sharing": "means"}, r"space\.sharing is 'means'"),
-        ({"expert_parallel": 3}, "layer of the encoder has up to 4 experts"),
+        ({"expert_parallel": 3}, "layer 1 of the encoder has 4 .* which 3 devices cannot"),
         (
             {"sampling": SamplingConfig("update", "sandwich", project_conflicts=True)},
             r"project_conflicts is true, which needs whole gradients",
@@ -584,24 +584,56 @@ def assert_alike(found, whole):
         assert value == pytest.approx(whole[key], rel=1e-4), key
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["copied", "cut"])
-@pytest.mark.parametrize("spread", [2, 4])
-def test_experts_over_devices_are_those_of_one(tmp_path, monkeypatch, spread, cut):
+SPREAD = {
+    "two": ({}, {"expert_parallel": 2}),
+    "four": ({}, {"expert_parallel": 4}),
+    "two, optimizer cut": ({}, {"expert_parallel": 2, "shard_optimizer": True}),
+    "four, all options": (
+        {"rule": "sandwich", "sandwich": 3, "distillation": 0.5, "random_experts": True},
+        {"expert_parallel": 4, "shard_optimizer": True, "remat": "layer"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("sampled", "how"), SPREAD.values(), ids=SPREAD)
+def test_experts_over_devices_are_those_of_one(tmp_path, monkeypatch, sampled, how):
     """Losses, routing and gradients of experts on all devices are those of experts on each.
 
     Killed, the run goes on with another number of devices for them.
     """
     monkeypatch.setattr(sharding, "LEAST", 64)
-    rules = SamplingConfig(unit="update", largest_share=0.5)
+    rules = SamplingConfig(unit="update", largest_share=0.5, **sampled)
     more = {"identity_experts": True, "encoder_top_k": (1, 2)}
     space = dataclasses.replace(TINY, encoder_experts=(1, 2, 4), decoder_experts=(1, 4), **more)
     run = functools.partial(run_training, rules=rules, space=space)
-    whole = run(tmp_path / "whole")
-    parts = dataclasses.replace(CONFIG, expert_parallel=spread, shard_optimizer=cut)
+    config = dataclasses.replace(CONFIG, ema_decay=0.9 if sampled else 0.0)
+    whole = run(tmp_path / "whole", config=config)
+    parts = dataclasses.replace(config, **how)
     assert_alike(run(tmp_path / "parts", config=parts), whole)
     with pytest.raises(Killed):
         run(tmp_path / "killed", KillAt(4), config=parts)
-    assert_alike(run(tmp_path / "killed", config=CONFIG), whole)
+    assert_alike(run(tmp_path / "killed", config=config), whole)
+
+
+@pytest.mark.parametrize("backend", ["ragged_dot", "blocked"])
+def test_experts_over_devices_with_the_kernels_of_others(backend):
+    """The products of TPUs and GPUs, on this CPU: spread experts take the step of whole ones."""
+    space = dataclasses.replace(SPACE, encoder_experts=(1, 4), decoder_experts=(1, 4))
+    params = jax.tree.map(jnp.asarray, random_params(space))
+    largest = to_active(space.largest(), space.hull())
+    subnets = jax.tree.map(lambda x: np.stack([np.stack([x])] * 4), largest)
+    found = []
+    for n in (1, 2):
+        model = supernet_of(space).clone(backend=backend, spread=n)
+        layout = sharding.Layout(spread=n)
+        step = make_train_step(model, gradients_only(), SMOOTHING, 0.1, StepOptions(layout=layout))
+        state = TrainState(jnp.int32(0), params, gradients_only().init(params))
+        placed = parallel.place(jax.tree.map(jnp.copy, state), layout)
+        mapped = parallel.map_train_step(step)
+        new, out = mapped(placed, device_batches(), subnets, jax.random.key(0))
+        found.append((parallel.taken(new, state, layout).params, out.loss, out.gradient_norm))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [sharding.Layout(True), sharding.Layout(True, 2),
@@ -639,6 +671,19 @@ def test_parts_are_put_together_again(monkeypatch, layout):
         np.testing.assert_array_equal(own["fc1"][1][3:6], whole["fc1"][3 + 3 * n : 6 + 3 * n])
     found = sharding.collected(layout, placed, tree, share)
     jax.tree.map(np.testing.assert_array_equal, found, tree)
+
+
+def test_parts_of_a_process_that_begins_within_a_group():
+    """Six devices of a process, groups of four: the second process begins at the third of one."""
+    rng, n = np.random.default_rng(0), 4
+    tree = {"experts": {name: rng.normal(size=(16, 3)) for name in stacked.FLAT}}
+    share, layout = Share(2, 4, 8), sharding.Layout(spread=n)
+    placed = sharding.place(layout, tree, share)
+    first = stacked.part(tree["experts"], 2, n)
+    np.testing.assert_array_equal(placed["experts"]["fc1"][0], first["fc1"].astype(np.float32))
+    found = sharding.collected(layout, placed, tree, share)
+    as_placed = jax.tree.map(lambda x: x.astype(np.float32), tree)
+    jax.tree.map(np.testing.assert_array_equal, found, as_placed)
 
 
 def test_what_a_run_writes(uninterrupted):
