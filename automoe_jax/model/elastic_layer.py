@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from automoe_jax.architecture.active import ActiveStack, Array, layer_row
@@ -81,8 +82,8 @@ class StackStatic:
 
     def layer_experts(self, params: Params, row: ActiveStack, layer: Array) -> LayerExperts:
         """The active experts of a layer among the stacked weights; of these the device's own."""
-        starts = stacked.rows_of(self.experts)
-        first, bias_row = (jnp.array(rows, jnp.int32)[layer] // self.spread for rows in starts)
+        starts = (np.array(rows) // self.spread for rows in stacked.rows_of(self.experts))
+        first, bias_row = (jnp.array(rows, jnp.int32)[layer] for rows in starts)
         offsets_E = first + max(self.ffn_dims) * jnp.arange(self.experts_here)
         sizes_E = jnp.asarray(row.sizes_LE[: self.n_experts])
         if self.spread > 1:
