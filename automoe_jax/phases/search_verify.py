@@ -136,7 +136,7 @@ class _Finals:
     def _must_retreat(self) -> bool:
         """True if all that were measured failed, another one since the last retreat."""
         config = self._search.config
-        if config.algorithm not in ("evolution", "local", "nsga2") or not self._latency.predicts:
+        if config.algorithm not in ("evolution", "local", "nsga2"):
             return False  # random searches have candidates everywhere below the limit
         if any(m.passed for m in self.measured) or len(self._retreats) >= config.retreats:
             return False
