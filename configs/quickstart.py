@@ -59,6 +59,7 @@ def get_config():
     search.mutations = 3
     search.crossovers = 3
     search.keep = 2
+    search.retreats = 1  # each times another 20 to 30 subnets
     search.eval_pairs = 150
     search.latency_runs = 30
     search.latency = "partially_gold"  # a latency model would take longer than the search
