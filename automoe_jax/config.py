@@ -89,7 +89,6 @@ class RunConfig:
                 "config.sampling.project_conflicts is true, which needs whole gradients on each "
                 "device; leave it out, or config.training.shard_optimizer and expert_parallel"
             )
-
         self._check_expert_parallel()
 
     def _check_expert_parallel(self):
@@ -115,11 +114,11 @@ class RunConfig:
             )
         for side, stack in self.space.hull().stacks:
             for i, layer in enumerate(stack.layers, 1):
-                if found := len(layer.experts) % n and len(layer.experts):
+                if len(layer.experts) % n:
                     raise UserError(
-                        f"{given} layer {i} of the {side} has {found} expert(s) at most, which "
-                        f"{n} devices cannot share equally; use a divisor of the numbers of all "
-                        "layers"
+                        f"{given} layer {i} of the {side} has {len(layer.experts)} expert(s) at "
+                        f"most, which {n} devices cannot share equally; use a divisor of the "
+                        "numbers of all layers"
                     )
 
     def groups(self, *names: str) -> dict[str, Any]:

@@ -69,12 +69,11 @@ CASES = {
 GOALS = {
     "gb_moved": 25,
     "compile_s": 120,
-    "gb_6_experts": 6,
-    "gb_16_experts": 12,
-    "gb_64_experts": 16,
-    "gb": 16,
     "weights": 4,
 }
+# GB of a chip.
+MEMORY = {"pod": 6, "experts_16": 12}
+MEMORY |= dict.fromkeys(("experts_64", "most_copied", "most_cut", "most_spread"), 16)
 
 
 def config_of(case: Case) -> RunConfig:
@@ -153,13 +152,9 @@ def goals_of(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if row := rows.get("long"):
         share = row["compute_share"]
         found["share of compute, 16,384 tokens"] = measure.goal(share, 0.3, at_most=False)
-    for name, key in (("pod", "gb_6_experts"), ("experts_16", "gb_16_experts"),
-                      ("experts_64", "gb_64_experts")):  # fmt: skip
+    for name, most in MEMORY.items():
         if row := rows.get(name):
-            found[f"GB a chip, {name}"] = measure.goal(row["gb"], GOALS[key])
-    for name, row in rows.items():
-        if name.startswith("most_"):
-            found[f"GB a chip, {name}"] = measure.goal(row["gb"], GOALS["gb"])
+            found[f"GB a chip, {name}"] = measure.goal(row["gb"], most)
     if row := rows.get("experts_64"):
         weights = row["weights"] / 1e9
         found["billions of weights"] = measure.goal(weights, GOALS["weights"], at_most=False)
@@ -176,19 +171,14 @@ def main():
     args = parser.parse_args()
     chosen = measure.names(args.only, CASES)
     jax.config.update("jax_platforms", "cpu")  # libtpu would be asked for a TPU of this machine
+    known = {line["case"]: line for line in files.read_json_lines(args.results)}
     for name in chosen:
-        if name not in read(args.results):
-            row = {"case": name, **compile_case(CASES[name]), **measure.machine()}
-            files.append_json_line(args.results, row)
-            print(f"{name}: {json.dumps(row)}", file=sys.stderr)
-    known = read(args.results)
+        if name not in known:
+            known[name] = {"case": name, **compile_case(CASES[name]), **measure.machine()}
+            files.append_json_line(args.results, known[name])
+            print(f"{name}: {json.dumps(known[name])}", file=sys.stderr)
     rows = {name: known[name] for name in chosen}
     measure.finish({"benchmark": "topologies", "rows": rows}, goals_of(rows))
-
-
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The finished cases, by name."""
-    return {line["case"]: line for line in files.read_json_lines(path)}
 
 
 if __name__ == "__main__":

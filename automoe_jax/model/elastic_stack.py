@@ -103,7 +103,7 @@ def _with_arguments(vjp: Any, *arguments: Any) -> Any:
 
 def _round(
     static: StackStatic, width: _Width, params, context: Context, layer, x_BTD, memory_PBSD, hidden,
-    feed_forward=spread_experts.forward,
+    feed_forward=grouped_ffn.forward,
 ) -> _Round:  # fmt: skip
     x_BTD = x_BTD[..., : width.dim]
     inputs = static, context, layer, x_BTD, memory_PBSD
@@ -118,9 +118,9 @@ def _round(
     expert_NK, logits_NE = aux
     experts = static.layer_experts(params, own.row, layer)
     rows_AD = _per_assignment(x1_BTD, static.top_k)
-    y_AD, hidden = feed_forward(
-        static.backend, rows_AD, expert_NK.reshape(-1), experts, hidden, layer
-    )
+    expert_G, rows_GD = spread_experts.of_group(experts, expert_NK.reshape(-1), rows_AD)
+    y_GD, hidden = feed_forward(static.backend, rows_GD, expert_G, experts, hidden, layer)
+    y_AD = spread_experts.sent_back(experts, y_GD)
     finish = functools.partial(elastic_layer.finish, static, own, expert_NK)
     finish = jax.checkpoint(finish, prevent_cse=False)
     x2_BTD, finish_vjp = jax.vjp(finish, weights.finish, x1_BTD, gate_NK, y_AD)
@@ -285,7 +285,7 @@ def _again(
 
     def feed_forward(backend, rows_AD, expert_A, experts, hidden, layer):
         del layer  # the buffer has room for one
-        return spread_experts.forward(backend, rows_AD, expert_A, experts, hidden, 0)
+        return grouped_ffn.forward(backend, rows_AD, expert_A, experts, hidden, 0)
 
     hidden = _empty_hidden(static, x_BTD, 1)
     inputs = params, context, layer, x_BTD, memory_PBSD, hidden
@@ -313,9 +313,11 @@ def _round_bwd(static: StackStatic, width, vjps, residuals, d_outputs, d_losses,
     d_finish, dx1_BTD, d_gate_NK, dy_AD = back(dx_BTD)
     experts = static.layer_experts(params, layer_row(context.active, layer), layer)
     rows_AD, expert_A = _per_assignment(x1_BTD, static.top_k), saved.expert_NK.reshape(-1)
-    dx_AD, d_experts = spread_experts.backward(
-        static.backend, rows_AD, expert_A, experts, saved.hidden, dy_AD, carry.d_experts, saved.at
+    expert_G, rows_GD, dy_GD = spread_experts.of_group(experts, expert_A, rows_AD, dy_AD)
+    dx_GD, d_experts = grouped_ffn.backward(
+        static.backend, rows_GD, expert_G, experts, saved.hidden, dy_GD, carry.d_experts, saved.at
     )
+    dx_AD = spread_experts.sent_back(experts, dx_GD)
     dx1_BTD += jnp.sum(dx_AD.reshape(-1, static.top_k, dim), axis=1).reshape(shape)
     back = _with_arguments(vjps.route, weights.route, x1_BTD)
     d_own_losses = jax.tree.map(lambda all_L: all_L[layer], d_losses)

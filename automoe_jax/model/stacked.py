@@ -93,11 +93,6 @@ def part(experts: Tree, nth: int, n: int) -> Tree:
     return {name: one(name, array) for name, array in experts.items()}
 
 
-def with_part(layers: Tree, nth: int, n: int) -> Tree:
-    """Stacked layers with a `part` of their experts."""
-    return {**layers, "experts": part(layers["experts"], nth, n)}
-
-
 def joined_parts(parts: Sequence[Tree]) -> Tree:
     """Inverse of `part`, of NumPy arrays."""
     n, own = len(parts), parts[0]["fc2_bias"].shape[0]

@@ -66,7 +66,7 @@ class ElasticStack(nn.Module):
                 params[i] = own
         joined = stacked.join(params, [layer.experts for layer in layers])
         if static.spread > 1:  # called for the shapes alone
-            return stacked.with_part(joined, 0, static.spread)
+            return {**joined, "experts": stacked.part(joined["experts"], 0, static.spread)}
         return static.sharing.started(joined, len(layers))
 
 

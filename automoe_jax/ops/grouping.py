@@ -39,9 +39,7 @@ class LayerExperts:
     bias_row: jax.Array  # [], row of the layer's first expert in `fc2_bias_ED`
     sizes_E: jax.Array  # active FFN sizes; 0 is an identity expert
     ffn_dims: tuple[int, ...]  # every FFN size of an expert; the largest is the slot of each
-    spread: int = (
-        1  # devices that the layer's experts are on; these are one's, see `spread_experts`
-    )
+    spread: int = 1  # devices that the layer's experts are on; these are those of one
 
 
 class Groups(NamedTuple):

@@ -1,4 +1,4 @@
-"""The grouped FFN of a layer whose experts are spread over devices (expert parallelism).
+"""The rows of a layer whose experts are spread over devices (expert parallelism).
 
 Devices form groups of n, one after the other along axis `AXIS`. The i-th device of a group holds
 the experts i, i + n, i + 2 n and so on of each layer, so that few active experts are on as many
@@ -9,15 +9,11 @@ the routers choose.
 Letters as in `grouped_ffn`; G rows of a group.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from automoe_jax.architecture.active import Array
-from automoe_jax.ops import grouped_ffn
-from automoe_jax.ops.grouping import ExpertWeights, LayerExperts
+from automoe_jax.ops.grouping import LayerExperts
 
 AXIS = "data"  # of the devices
 
@@ -37,58 +33,25 @@ def same_place(n: int) -> list[list[int]]:
     return [list(devices) for devices in zip(*groups(n), strict=True)]
 
 
-def forward(
-    backend: str,
-    x_AD: jax.Array,
-    expert_A: jax.Array,
-    experts: LayerExperts,
-    hidden: jax.Array | None,
-    layer: Array | int,
-) -> tuple[jax.Array, jax.Array | None]:
-    """`grouped_ffn.forward` where `experts` are a device's own, and `expert_A` counts all of them.
+def of_group(experts: LayerExperts, expert_A: jax.Array, *rows_AD: jax.Array) -> list[jax.Array]:
+    """Experts and rows of all devices of the group, (G,) and (G, D), for `grouped_ffn`.
 
-    `hidden` has the shape for the rows of all devices of the group.
+    Experts are counted among those that the device has, `experts`; those of others are none.
     """
-    n = experts.spread
-    if n == 1:
-        return grouped_ffn.forward(backend, x_AD, expert_A, experts, hidden, layer)
-    rows = _gathered(x_AD, n), _own(expert_A, experts)
-    y_GD, hidden = grouped_ffn.forward(backend, *rows, experts, hidden, layer)
-    return _sent_back(y_GD, n), hidden
-
-
-def backward(
-    backend: str,
-    x_AD: jax.Array,
-    expert_A: jax.Array,
-    experts: LayerExperts,
-    hidden: Any,
-    dy_AD: jax.Array,
-    dw: ExpertWeights,
-    layer: Array | int,
-) -> tuple[jax.Array, ExpertWeights]:
-    """As `grouped_ffn.backward`; `dw` are of the device's experts, over the group's rows."""
-    n = experts.spread
-    if n == 1:
-        return grouped_ffn.backward(backend, x_AD, expert_A, experts, hidden, dy_AD, dw, layer)
-    rows = _gathered(x_AD, n), _own(expert_A, experts)
-    dy_GD = _gathered(dy_AD, n)
-    dx_GD, dw = grouped_ffn.backward(backend, *rows, experts, hidden, dy_GD, dw, layer)
-    return _sent_back(dx_GD, n), dw
-
-
-def _gathered(rows: jax.Array, n: int) -> jax.Array:
-    """The rows of all devices of the group."""
-    return lax.all_gather(rows, AXIS, axis_index_groups=groups(n), tiled=True)
-
-
-def _sent_back(y_GD: jax.Array, n: int) -> jax.Array:
-    """The device's own rows, summed over the group: all of a row's terms but one are zeros."""
-    return lax.psum_scatter(y_GD, AXIS, axis_index_groups=groups(n), tiled=True)
-
-
-def _own(expert_A: jax.Array, experts: LayerExperts) -> jax.Array:
-    """Of the group's rows, the expert among the device's own; their number for those of others."""
     n, n_own = experts.spread, experts.sizes_E.shape[0]
-    expert_G = _gathered(expert_A, n)
-    return jnp.where(expert_G % n == place(n), jnp.minimum(expert_G // n, n_own), n_own)
+    if n == 1:
+        return [expert_A, *rows_AD]
+    expert_G, *rows_GD = (
+        lax.all_gather(x, AXIS, axis_index_groups=groups(n), tiled=True)
+        for x in (expert_A, *rows_AD)
+    )
+    own_G = jnp.where(expert_G % n == place(n), jnp.minimum(expert_G // n, n_own), n_own)
+    return [own_G, *rows_GD]
+
+
+def sent_back(experts: LayerExperts, y_GD: jax.Array) -> jax.Array:
+    """The device's own rows, summed over the group: all of a row's terms but one are zeros."""
+    n = experts.spread
+    if n == 1:
+        return y_GD
+    return lax.psum_scatter(y_GD, AXIS, axis_index_groups=groups(n), tiled=True)

@@ -98,12 +98,8 @@ def explore(search: SearchContext, limits: Limits) -> list[Scored]:
 
     `InfeasibleError` if the algorithm finds nothing within the limits.
     """
-    config, latency = search.config, search.latency
-    draws = search.draws(
-        limits.within,
-        # Stratified draws ask for the feasibility of subnets that are never scored.
-        stratified=latency is None or latency.predicts,
-    )
+    config = search.config
+    draws = search.draws(limits.within)
     algorithm = algorithms.make(config, draws, search.front_costs)
     task = search.run.progress.task("searching", config.samples)
     seen: dict[Subnet, Scored] = {}

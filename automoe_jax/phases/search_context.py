@@ -75,9 +75,7 @@ class SearchContext:
             return (LATENCY,)
         return (next(name for name in HOW if getattr(self.config.constraint, name)),)
 
-    def draws(
-        self, feasible: Callable[[Subnet], bool], *stream: int, stratified: bool = True
-    ) -> Draws:
+    def draws(self, feasible: Callable[[Subnet], bool], *stream: int) -> Draws:
         """Random draws of feasible candidates; another `stream` of numbers draws others."""
         seeds = [0x5EA2C4, self.run.config.seed, self.config.seed, *stream]
         return Draws(
@@ -85,7 +83,8 @@ class SearchContext:
             np.random.default_rng(seeds),
             self.config,
             feasible,
-            stratified=stratified,
+            # Stratified draws ask for the feasibility of subnets that are never scored.
+            stratified=self.latency is None or self.latency.predicts,
             start=self.start,
         )
 

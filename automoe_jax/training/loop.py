@@ -139,7 +139,8 @@ class _Training:
         self._config, self._steps, self._store, self._clock = config, steps, store, clock
         self.done = int(state.step)
         self._abstract = abstract_state(target, config, seed)
-        self._state = parallel.place(state, sharding.layout_of(config))
+        self._layout = sharding.layout_of(config)
+        self._state = parallel.place(state, self._layout)
         limit, spread = config.eval_pairs, config.expert_parallel
         self._evaluator = Evaluator(target, data.valid, config, limit, spread)
         self._evaluated = _eval_set(target, seed, config)
@@ -209,8 +210,8 @@ class _Training:
         self._lowest = self._lowest.after(loss)
         if not self._lowest.waited:
             # Waited for: the next checkpoint says that it is there.
-            shapes, layout = self._abstract.params, sharding.layout_of(self._config)
-            best.save_params(parallel.taken_params(params, shapes, layout), self.done)
+            taken = parallel.taken_params(params, self._abstract.params, self._layout)
+            best.save_params(taken, self.done)
 
     def save(self):
         """Begins to write a checkpoint, unless it is there."""
@@ -221,8 +222,7 @@ class _Training:
                 "skipped": self._skipped.total,
                 "lowest": dataclasses.asdict(self._lowest),
             }
-            layout = sharding.layout_of(self._config)
-            state = parallel.taken(self._state, self._abstract, layout)
+            state = parallel.taken(self._state, self._abstract, self._layout)
             self._store.save(state, log_state)
 
 

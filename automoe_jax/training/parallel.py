@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.jax_utils
 import jax
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from automoe_jax.data.batches import Share
@@ -65,26 +64,24 @@ def replicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: flax.jax_utils.replicate(x, axis_name=AXIS), tree)
 
 
+def by_layout(layout: Layout, f: Callable[..., Any], *states: TrainState) -> TrainState:
+    """`f` of the weights of states, after the layout of weights, and of their optimizer's."""
+    weights = f(layout.of_weights, *(state._replace(opt_state=()) for state in states))
+    return weights._replace(opt_state=f(layout, *(state.opt_state for state in states)))
+
+
 def place(state: TrainState, layout: Layout) -> TrainState:
     """A state on the local devices, as `sharding.place`; consumed."""
-    weights = state._replace(opt_state=())
-    placed = sharding.place(layout.of_weights, weights, share())
-    return placed._replace(opt_state=sharding.place(layout, state.opt_state, share()))
+    return by_layout(layout, lambda own, x: sharding.place(own, x, share()), state)
 
 
 def taken(state: TrainState, like: TrainState, layout: Layout) -> TrainState:
     """One whole copy of a state that `place` made, as NumPy arrays; `like` has its shapes."""
-    weights, shapes = state._replace(opt_state=()), like._replace(opt_state=())
-    whole = sharding.collected(layout.of_weights, weights, shapes, share())
-    opt_state = sharding.collected(layout, state.opt_state, like.opt_state, share())
-    return whole._replace(opt_state=opt_state)
+    return by_layout(
+        layout, lambda own, x, shapes: sharding.collected(own, x, shapes, share()), state, like
+    )
 
 
 def taken_params(params: Any, like: Any, layout: Layout) -> Any:
     """As `taken`, of weights alone."""
     return sharding.collected(layout.of_weights, params, like, share())
-
-
-def one_copy(tree: Any) -> Any:
-    """The first device's copy, as NumPy arrays."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)).reshape(x.shape[1:]), tree)

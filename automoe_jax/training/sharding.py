@@ -48,17 +48,16 @@ class Layout(NamedTuple):
         """That of the weights beside an optimizer's state."""
         return Layout(False, self.spread)
 
+    def cut_axis(self, shape: tuple[int, ...], n_devices: int) -> int | None:
+        """The axis along which an array is cut; None for one that stays whole."""
+        if not self.cut or n_devices == 1 or math.prod(shape) < LEAST:
+            return None
+        return next((i for i, size in enumerate(shape) if size % n_devices == 0), None)
+
 
 def layout_of(config: TrainingConfig) -> Layout:
     """The layout that a training's config asks for."""
     return Layout(config.shard_optimizer, config.expert_parallel)
-
-
-def cut_axis(shape: tuple[int, ...], n_devices: int) -> int | None:
-    """The axis along which an array is cut; None for one that stays whole."""
-    if n_devices == 1 or math.prod(shape) < LEAST:
-        return None
-    return next((i for i, size in enumerate(shape) if size % n_devices == 0), None)
 
 
 def _map(layout: Layout, of_expert: Callable, of_other: Callable, tree: Any, *trees: Any) -> Any:
@@ -80,7 +79,7 @@ def summed(layout: Layout, gradient: Any) -> Any:
     n = lax.axis_size(AXIS)
 
     def of_other(x: jax.Array) -> jax.Array:
-        axis = cut_axis(x.shape, n) if layout.cut else None
+        axis = layout.cut_axis(x.shape, n)
         if axis is None:
             return lax.psum(x, AXIS)
         return lax.psum_scatter(x, AXIS, scatter_dimension=axis, tiled=True)
@@ -98,7 +97,7 @@ def own(layout: Layout, params: Any) -> Any:
     n, nth = lax.axis_size(AXIS), lax.axis_index(AXIS)
 
     def of_other(x: jax.Array) -> jax.Array:
-        axis = cut_axis(x.shape, n) if layout.cut else None
+        axis = layout.cut_axis(x.shape, n)
         if axis is None:
             return x
         size = x.shape[axis] // n
@@ -112,7 +111,7 @@ def updated(layout: Layout, parts: Any, params: Any) -> Any:
     n = lax.axis_size(AXIS)
 
     def of_other(part: jax.Array, x: jax.Array) -> jax.Array:
-        axis = cut_axis(x.shape, n) if layout.cut else None
+        axis = layout.cut_axis(x.shape, n)
         return part if axis is None else lax.all_gather(part, AXIS, axis=axis, tiled=True)
 
     return _map(layout, lambda part, x: part, of_other, parts, params)
@@ -124,7 +123,7 @@ def sum_of_squares(layout: Layout, gradient: Any, params: Any) -> jax.Array:
 
     def of_other(part: jax.Array, x: jax.Array) -> jax.Array:
         """On each device the share that is its own to add."""
-        whole = not layout.cut or cut_axis(x.shape, n) is None
+        whole = layout.cut_axis(x.shape, n) is None
         return jnp.sum(jnp.square(part)) / (n if whole else 1)
 
     def of_expert(part: jax.Array, x: jax.Array) -> jax.Array:
@@ -144,7 +143,7 @@ def part_shapes(layout: Layout, tree: Any, n_devices: int) -> Any:
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
     def of_other(x: Any) -> jax.ShapeDtypeStruct:
-        axis = cut_axis(x.shape, n_devices) if layout.cut else None
+        axis = layout.cut_axis(x.shape, n_devices)
         parts = (size // (n_devices if i == axis else 1) for i, size in enumerate(x.shape))
         return shaped(x, tuple(parts))
 
@@ -176,7 +175,7 @@ def place(layout: Layout, tree: Any, share: Share) -> Any:
     def one(x: Any) -> Any:
         if stacked.has_experts(x):
             return of_experts(x)
-        axis = cut_axis(x.shape, share.n_devices) if layout.cut else None
+        axis = layout.cut_axis(x.shape, share.n_devices)
         if axis is None:
             return done(x, flax.jax_utils.replicate(x, axis_name=AXIS))
         parts = np.split(np.asarray(x), share.n_devices, axis)
@@ -205,7 +204,7 @@ def collected(layout: Layout, tree: Any, like: Any, share: Share) -> Any:
     def one(x: Any, whole: Any) -> Any:
         if stacked.has_experts(x):
             return of_experts(x, whole)
-        axis = cut_axis(whole.shape, share.n_devices) if layout.cut else None
+        axis = layout.cut_axis(whole.shape, share.n_devices)
         if axis is None:
             return np.asarray(x.addressable_data(0))[0]
         part = np.concatenate(_local(x), axis)

@@ -200,11 +200,8 @@ def abstract_arguments(
     """As `step_arguments`, for a process with these devices and batches for each of them."""
     devices = share.n_local_devices
     state = abstract_state(target, config, seed)
-    layout, opt_state = sharding.layout_of(config), state.opt_state
-    weights = state._replace(opt_state=())
-    state = sharding.part_shapes(layout.of_weights, weights, share.n_devices)
-    opt_state = sharding.part_shapes(layout, opt_state, share.n_devices)
-    state = state._replace(opt_state=opt_state)
+    part_shapes = functools.partial(sharding.part_shapes, n_devices=share.n_devices)
+    state = parallel.by_layout(sharding.layout_of(config), part_shapes, state)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
     rows = devices, n_micro, bucket.rows
     times = {"source": bucket.source, "target": bucket.target}

@@ -104,7 +104,7 @@ def step_gradient(step, params, batch, subnets):
     state = TrainState(jnp.int32(0), params, gradients_only().init(params))
     # No dropout in this model: the key is not used.
     new, out = step(parallel.replicate(state), batch, subnets, jax.random.key(0))
-    new = parallel.one_copy(new)
+    new = parallel.taken(new, state, sharding.Layout())
     assert int(new.step) == 1
     return jax.tree.map(lambda old, n: np.asarray(old) - n, params, new.params), out
 
@@ -620,8 +620,7 @@ def test_experts_over_devices_with_the_kernels_of_others(backend):
     """The products of TPUs and GPUs, on this CPU: spread experts take the step of whole ones."""
     space = dataclasses.replace(SPACE, encoder_experts=(1, 4), decoder_experts=(1, 4))
     params = jax.tree.map(jnp.asarray, random_params(space))
-    largest = to_active(space.largest(), space.hull())
-    subnets = jax.tree.map(lambda x: np.stack([np.stack([x])] * 4), largest)
+    subnets = sampling.stack([[space.largest()]] * 4, space.hull(), Share(0, 4, 4))
     found = []
     for n in (1, 2):
         model = supernet_of(space).clone(backend=backend, spread=n)
@@ -674,7 +673,7 @@ def test_parts_are_put_together_again(monkeypatch, layout):
 
 
 def test_parts_of_a_process_that_begins_within_a_group():
-    """Six devices of a process, groups of four: the second process begins at the third of one."""
+    """Groups of four devices, and a process whose four begin at the third of a group."""
     rng, n = np.random.default_rng(0), 4
     tree = {"experts": {name: rng.normal(size=(16, 3)) for name in stacked.FLAT}}
     share, layout = Share(2, 4, 8), sharding.Layout(spread=n)
