@@ -70,33 +70,41 @@ class Prober:
         limit: float = math.inf,
         *,
         precise: bool = False,
+        largest: Subnet | None = None,
     ) -> Measured:
         """Latency of one subnet, any but the reference.
 
         `reference_ms` is the reference's latency when it was first measured. The runs end early if
         the latency is clearly below or above the limit in ms. With `precise` there are as many as
-        of a final measurement.
+        of a final measurement. `largest` is a further subnet, timed in turns with the first of
+        these runs.
         """
         policy = self._policy
         runs_at_most = max(policy.runs, self._final.runs) if precise else policy.runs
         candidate = self._export(subnet, "candidate")
+        beside = [] if largest is None else [self._export(largest, "largest", once=True)]
         own: list[float] = []
         reference: list[float] = []
+        largest_ms = None
         while True:
             left = runs_at_most - len(own)
             stops = limit < math.inf and left > policy.chunk_runs
             runs, warmup = policy.chunk_runs if stops else left, 0 if own else self._config.warmup
             config = dataclasses.replace(self._config, runs=runs, warmup=warmup)
-            times = self._time(candidate, config=config)
+            times = self._time(candidate, *beside, config=config)
             reference += times[0]
             own += times[1]
+            if beside:
+                means = [summarise(times[i]).mean_ms for i in (0, 2)]
+                largest_ms, beside = reference_ms * means[1] / means[0], []
             if len(own) < runs_at_most:
                 _, low, high = ratio(own, reference, confidence=policy.stop_confidence)
                 clear = reference_ms * high < limit or reference_ms * low > limit
                 if len(own) < 2 * policy.chunk_runs or not clear:
                     continue
             shutil.rmtree(candidate)
-            return self._corrected(own, reference, reference_ms)
+            found = self._corrected(own, reference, reference_ms)
+            return dataclasses.replace(found, largest=largest_ms)
 
     def measure_group(self, subnets: Sequence[Subnet], reference_ms: float) -> list[Measured]:
         """Latency of up to `policy.group` subnets, timed in turns with each other."""

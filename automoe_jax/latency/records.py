@@ -63,6 +63,7 @@ class Measured:
     reference: float  # mean of the reference in the same turns, not corrected
     how: str  # how it was measured, in words
     predicted: float | None = None  # before the measurement; None without a model
+    largest: float | None = None  # ms of the largest subnet, if timed in the same turns
 
     def fields(self) -> dict[str, Any]:
         """The fields of a record."""
@@ -74,7 +75,8 @@ def measured_of(line: dict[str, Any]) -> Measured:
     """The measurement in a record; a record without an interval is that of a reference."""
     ms = line["value"]
     low, high, reference = (line.get(name, ms) for name in ("low", "high", "reference"))
-    return Measured(ms, low, high, reference, line["how"], line.get("predicted"))
+    own = line.get("predicted"), line.get("largest")
+    return Measured(ms, low, high, reference, line["how"], *own)
 
 
 @dataclasses.dataclass(frozen=True)

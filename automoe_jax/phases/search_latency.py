@@ -48,9 +48,9 @@ class SearchLatency:
         if len(asked) not in self._folds:
             self._folds.clear()
             measured = {subnet: measured_of(line) for subnet, line in asked.items()}
-            relative, min_measured = self.limit_ratio < math.inf, self.policy.min_measured
+            largest = self.largest if self.limit_ratio < math.inf else None
             found = estimates.fold(
-                measured, self.model, relative=relative, min_measured=min_measured
+                measured, self.model, largest=largest, min_measured=self.policy.min_measured
             )
             self._folds[len(asked)] = found
         return self._folds[len(asked)]
@@ -107,13 +107,16 @@ class SearchLatency:
         if subnet == self.smallest:
             m = self.prober.measure_reference(self.limit_ms)
         else:
-            # The ratio limit is not known before the largest subnet is measured; it is as wrong as
-            # that measurement, for every candidate.
-            is_largest = subnet == self.largest
+            # The ratio limit is not known before the largest subnet is measured.
+            is_largest, relative = subnet == self.largest, self.limit_ratio < math.inf
             limit = self.limit_ms if is_largest else self.upper_bound()
-            precise = is_largest and self.limit_ratio < math.inf
-            scaled = limit / self.known().scale
-            m = self.prober.measure(subnet, self.reference_ms(), scaled, precise=precise)
+            m = self.prober.measure(
+                subnet,
+                self.reference_ms(),
+                limit / self.known().scale,
+                precise=relative and is_largest,
+                largest=self.largest if relative and not is_largest else None,
+            )
         predicted = None if self.model is None else self.model.predict(subnet)
         return dataclasses.replace(m, predicted=predicted)
 

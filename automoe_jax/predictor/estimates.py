@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from automoe_jax.architecture.subnet import Subnet, from_json
 from automoe_jax.latency.records import Measured
@@ -43,7 +43,7 @@ def fold(
     measured: Mapping[Subnet, Measured],
     model: LatencyModel | None,
     *,
-    relative: bool,
+    largest: Subnet | None,
     min_measured: int,
 ) -> Estimates:
     """Combines measurements and a model.
@@ -53,11 +53,15 @@ def fold(
     made; under a limit in ms that factor is at most one, because the machine may be slow for a
     moment, and little would seem to meet the limit.
 
-    `measured` starts with the reference. Without `model` nothing is predicted. `relative` is true
-    if the limit is a share of the largest subnet's latency.
+    `measured` starts with the reference. Without `model` nothing is predicted. `largest` is given
+    if the limit is a share of its latency. How many times the smallest subnet's that is, depends on
+    what else the machine does: the median of its own measurement and those in turns with the other
+    subnets counts.
     """
     if not measured:
         return Estimates(measured, model, 1.0, 1.0)
+    if largest is not None and largest in measured:
+        measured = {**measured, largest: _pooled(measured[largest], measured.values())}
     (reference, first), *others = measured.items()
     scale = reference_scale(first.ms, [m.reference for _, m in others])
     if model is None:
@@ -69,9 +73,18 @@ def fold(
         correction = statistics.median(
             m.ms * scale / model.predict(subnet) for subnet, m in measured.items()
         )
-    if few and not relative:
+    if few and largest is None:
         correction = min(correction, 1.0)
     return Estimates(measured, model, scale, correction)
+
+
+def _pooled(own: Measured, all_measured: Iterable[Measured]) -> Measured:
+    """The largest subnet's measurement, at the median of its latencies."""
+    beside = [m.largest for m in all_measured if m.largest is not None]
+    factor = statistics.median([own.ms, *beside]) / own.ms
+    return dataclasses.replace(
+        own, ms=factor * own.ms, low=factor * own.low, high=factor * own.high
+    )
 
 
 def predicted_and_measured(estimates: Estimates) -> list[tuple[float, float, float, float]]:

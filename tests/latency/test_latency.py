@@ -196,6 +196,15 @@ def test_runs_end_when_the_interval_is_clear_of_the_limit(tmp_path, monkeypatch)
     assert measured.low < 20 < measured.high
 
 
+def test_the_largest_in_turns_with_the_first_runs(tmp_path, monkeypatch):
+    answers = [[[20.0] * 10, [30.0] * 10, [50.0] * 10], [[20.0] * 10, [30.0] * 10]]
+    prober = scripted(monkeypatch, tmp_path, answers, runs=20)
+    measured = prober.measure(SPACE.hull(), 10.0, largest=SPACE.largest(), limit=15.0)
+    assert (measured.ms, measured.largest) == (pytest.approx(15.0), pytest.approx(25.0))
+    assert measured.how.endswith("; 20 runs")
+    assert answers == []
+
+
 def test_several_in_turns(tmp_path, monkeypatch):
     answers = [[[20.0] * 10, [30.0] * 10, [40.0] * 10]]
     prober = scripted(monkeypatch, tmp_path, answers)

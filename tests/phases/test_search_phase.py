@@ -86,6 +86,7 @@ class FakeProber:
     at_first = 1.0  # how much longer the smallest takes when the search begins
     slow = 1.0  # of the final measurements
     machine = 1.0  # how much slower all is by then
+    largest_at_first = 1.0  # how much longer the largest takes when the search begins
 
     def __init__(self, protocol, policy, write, reference, folder):
         self.reference = reference
@@ -93,11 +94,15 @@ class FakeProber:
     def measure_reference(self, limit):
         return self.measure(self.reference, None, limit)
 
-    def measure(self, subnet, reference_ms, limit, *, precise=False):
+    def measure(self, subnet, reference_ms, limit, *, precise=False, largest=None):
         self.timed.append(subnet)
         self.precise += [subnet] * precise
         ms = 1.03 * true_ms(subnet) * self.at_first
-        return Measured(ms, 0.99 * ms, 1.01 * ms, beside(), f"{self.how}; 20 runs")
+        if precise:
+            ms *= self.largest_at_first
+        other = largest and 1.03 * true_ms(largest) * self.at_first
+        own = beside(), f"{self.how}; 20 runs", None, other
+        return Measured(ms, 0.99 * ms, 1.01 * ms, *own)
 
     def verify(self, subnet, largest, reference_ms):
         self.finals.append(subnet)
@@ -135,6 +140,7 @@ def fake_latency(monkeypatch):
     monkeypatch.setattr(latency_model, "latency_model", lambda *args: model)
     FakeProber.timed, FakeProber.finals, FakeProber.precise = [], [], []
     FakeProber.slow = FakeProber.machine = FakeProber.at_first = 1.0
+    FakeProber.largest_at_first = 1.0
     return model
 
 
@@ -337,6 +343,23 @@ def test_the_budget_holds_when_nothing_passes(prepared, tmp_path, measurements):
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
+@pytest.mark.parametrize("at_first", [0.8, 1.25])
+def test_a_ratio_does_not_rest_on_the_largest_first_measurement(prepared, tmp_path, at_first):
+    """The limit in the end is the one without an error in it, and no finalist fails."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ratio=0.7)
+    limits = []
+    for factor in (1.0, at_first):
+        FakeProber.largest_at_first = factor
+        notes = []
+        found = search(prepared, config, tmp_path / str(factor), notes)
+        assert all(f.final and f.final.ratio_high <= 0.7 for f in found)
+        last = files.read_json_lines(tmp_path / str(factor) / "history.jsonl")[-1]
+        limits.append(last["constraints"]["latency_ms"]["limit"])
+        assert not any("final measurement" in note for note in notes)
+    assert limits[1] == pytest.approx(limits[0])
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
 def test_a_ratio_does_not_mind_a_slower_machine(prepared, tmp_path):
     """What the whole machine has lost since, the largest subnet has lost too."""
     config = configured({"latency": "verified", "measurements": 30}, latency_ratio=0.8)
@@ -432,7 +455,7 @@ def test_the_smallest_is_the_last_resort(prepared, tmp_path, monkeypatch):
     smallest = tiny_config().space.smallest()
     most = 1.1 * true_ms(smallest)  # by the predictions, others are within the limit too
 
-    def measure(prober, subnet, reference_ms, limit, *, precise=False):
+    def measure(prober, subnet, reference_ms, limit, **_):
         prober.timed.append(subnet)
         ms = (1.03 if subnet == smallest else 1.2) * true_ms(subnet)
         return Measured(ms, ms, ms, beside(), prober.how)

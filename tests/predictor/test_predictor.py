@@ -285,8 +285,8 @@ def test_published_tables(shared):
         assert own.error.mape <= ordinary.mape
 
 
-def measured(ms, reference=10.0, predicted=None):
-    return Measured(ms, 0.9 * ms, 1.1 * ms, reference, "timed", predicted)
+def measured(ms, reference=10.0, predicted=None, largest=None):
+    return Measured(ms, 0.9 * ms, 1.1 * ms, reference, "timed", predicted, largest)
 
 
 def known(model=None, *, relative=False, **ms):
@@ -294,7 +294,8 @@ def known(model=None, *, relative=False, **ms):
     other = SPACE.sample(np.random.default_rng(8))
     subnets = {"smallest": SPACE.smallest(), "largest": SPACE.largest(), "other": other}
     values = {subnets[name]: m for name, m in ms.items()}
-    return estimates.fold(values, model, relative=relative, min_measured=3)
+    largest = subnets["largest"] if relative else None
+    return estimates.fold(values, model, largest=largest, min_measured=3)
 
 
 def fake_model(ms: float, reference_ms: float | None):
@@ -325,6 +326,20 @@ def test_measurements_are_scaled_to_the_usual_speed():
     assert found.of(SPACE.largest()).ms == pytest.approx(21.0)
     assert found.of(SPACE.largest()).upper_ms == pytest.approx(1.1 * 21.0)
     assert found.of(SPACE.largest()).how == "timed"
+
+
+def test_under_a_ratio_limit_the_largest_is_the_median_of_all_turns():
+    own = {
+        "smallest": measured(10.0),
+        "largest": measured(23.0),
+        "other": measured(15.0, largest=29.0),
+    }
+    assert known(**own).of(SPACE.largest()).ms == 23.0
+    found = known(**own, relative=True).of(SPACE.largest())
+    assert (found.ms, found.upper_ms) == (pytest.approx(26.0), pytest.approx(1.1 * 26.0))
+    before = {name: own[name] for name in ("smallest", "other")}
+    with pytest.raises(KeyError):  # not measured itself
+        known(**before, relative=True).of(SPACE.largest())
 
 
 def test_predictions_are_corrected_by_what_was_measured():
