@@ -12,7 +12,8 @@ from absl import flags
 from automoe_jax.cli import options, terminal
 from automoe_jax.phases.comparison import compare
 from automoe_jax.phases.report import RESULTS
-from automoe_jax.report.comparison import PAGE, grouped, table
+from automoe_jax.report.comparison import PAGE
+from automoe_jax.report.systems import grouped, table
 from automoe_jax.system import bucket, files
 from automoe_jax.system.errors import UserError
 

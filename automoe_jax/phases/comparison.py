@@ -8,7 +8,7 @@ from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.phases.report import RESULTS
 from automoe_jax.phases.run import EXPORT, REPORT
 from automoe_jax.report import comparison, curves
-from automoe_jax.report.comparison import PrecisionScores, Row
+from automoe_jax.report.systems import PRECISIONS, PrecisionScores, Row
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import metrics
@@ -26,7 +26,7 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
     trainings: dict[str, curves.Lines] = {}
     for source in sources:
         if source.is_file():
-            own, found = _of_study(source)
+            own, found = of_study(source)
             rows += own
             examples = examples or found
         elif (source / REPORT / RESULTS).exists():
@@ -53,8 +53,10 @@ def _name(run: Path, others: Sequence[Path]) -> str:
     return "/".join(parts[-n:])
 
 
-def _of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
-    """The models of a result file, and the sentences that they translated as examples."""
+def of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
+    """The models of a result file of benchmarks/paper_tables.py, and the sentences that they
+    translated as examples. `UserError` if it is none.
+    """
     parts: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
     try:
         for line in files.parse_json_lines(path):
@@ -73,7 +75,7 @@ def _of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
 
 def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
     measured = {}
-    for precision in comparison.PRECISIONS:
+    for precision in PRECISIONS:
         scores, times = line[precision], (latency or {}).get(precision, {})
         share = times.get("of_reference")
         measured[precision] = PrecisionScores(

@@ -178,7 +178,12 @@ def summarise(
     space, latency, history = search.run.config.space, search.latency, search.history
     on_front = _front(search, limits, scored, [f.subnet for f in found], 0)
     order = {from_json(line["subnet"]): i for i, line in enumerate(history.lines)}
-    samples = [s for s in scored if s.candidate.iteration == 0 and s.candidate.origin == "sample"]
+    # Some were drawn before measurements told that they are not within the limits.
+    samples = [
+        s
+        for s in scored
+        if (s.candidate.iteration, s.candidate.origin) == (0, "sample") and limits.within(s.subnet)
+    ]
     corners = {"smallest": space.smallest(), "largest": space.largest()}
     corner_losses = search.objective.sample(list(corners.values()))
     known = None if latency is None else latency.known()

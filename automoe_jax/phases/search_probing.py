@@ -54,8 +54,8 @@ def measure_spread(latency: SearchLatency, scored: list[Scored], count: int):
 def verify(latency: SearchLatency, subnet: Subnet) -> FinalMeasurement:
     """The final measurement of a subnet, beside the smallest and the largest one.
 
-    Under a limit in ms it waits for a machine that is slower than usual, and repeats a measurement
-    that was disturbed.
+    Under a limit in ms it waits for a machine that is slower than usual. A measurement that such a
+    machine may have made fail is repeated when it is calm.
     """
     return final_of(latency.log.get(FINAL, subnet, lambda: _probe_final(latency, subnet)))
 
@@ -66,11 +66,14 @@ def _probe_final(latency: SearchLatency, subnet: Subnet) -> dict[str, Any]:
     looks_before = sum(line.get("looks", 0) for line in latency.log.asked(FINAL).values())
     tries = looks = 0
     while True:
-        looks += _wait_until_calm(latency, policy.looks - looks_before - looks)
+        if latency.limit_ms < math.inf or tries:
+            looks += _wait_until_calm(latency, policy.looks - looks_before - looks)
         final = latency.prober.verify(subnet, latency.largest, latency.reference_ms())
         final = dataclasses.replace(final, slowdown=final.slowdown / scale)
         tries += 1
-        disturbed = final.slowdown > policy.calm and final.high_ms > latency.limit_ms
+        # Of a ratio a slow machine alone changes little, a changing one the interval.
+        unsure = final.ratio <= latency.limit_ratio < final.ratio_high
+        disturbed = final.slowdown > policy.calm and (final.high_ms > latency.limit_ms or unsure)
         out_of_looks = looks_before + looks >= policy.looks
         if not disturbed or out_of_looks or tries == policy.tries or latency.left() - tries < 2:
             break
@@ -80,8 +83,6 @@ def _probe_final(latency: SearchLatency, subnet: Subnet) -> dict[str, Any]:
 
 def _wait_until_calm(latency: SearchLatency, looks_left: int) -> int:
     """Waits while the machine is slower than usual; returns the number of looks spent."""
-    if latency.limit_ms == math.inf:
-        return 0
     assert latency.prober is not None
     pause_s = latency.policy.look_pause_s
     for look in range(looks_left):

@@ -35,7 +35,8 @@ class SearchResult:
     over: tuple[str, ...]  # costs that the front trades off; pictures show the first one
     limits: dict[str, tuple[float, str]]  # bound and origin by name of the cost
     found: tuple[Found, ...]  # the returned subnets, best first
-    samples: tuple[Scored, ...]  # the random ones of the first population, in the order of drawing
+    # The random ones of the first population that are within the limits, in the order of drawing.
+    samples: tuple[Scored, ...]
     front: tuple[tuple[Subnet, float, dict[str, float]], ...]  # subnet, score and costs
     corners: dict[str, Found]  # "smallest" and "largest"
     scored: int

@@ -430,6 +430,27 @@ def test_a_slow_machine_is_waited_for(prepared, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_disturbed_ratio_is_measured_again(prepared, tmp_path, monkeypatch):
+    """The machine becomes slower in the middle of a final measurement: its interval is wide."""
+    config = configured({"latency": "verified", "measurements": 30}, latency_ratio=0.8)
+    plain = search(prepared, config, tmp_path / "plain")
+    finals = iter([1.4, 1.0] + [1.0] * 10)
+    final = FakeProber.verify
+
+    def verify(prober, subnet, largest, reference_ms):
+        prober.machine = machine = next(finals)
+        found = final(prober, subnet, largest, reference_ms)
+        return dataclasses.replace(found, ratio_high=found.ratio_high * machine)
+
+    monkeypatch.setattr(FakeProber, "verify", verify)
+    monkeypatch.setattr(FakeProber, "slowdown", lambda *args: 1.0)
+    FakeProber.finals = []
+    found = search(prepared, config, tmp_path / "disturbed")
+    assert [f.subnet for f in found] == [f.subnet for f in plain]
+    assert FakeProber.finals[0] == FakeProber.finals[1]
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
 def test_one_outlier_rules_out_little(prepared, tmp_path, monkeypatch):
     """The best is far slower in its final measurement than when it was drawn; only that one is."""
     config = configured({"latency": "verified", "measurements": 30}, latency_ms=22.0)

@@ -12,7 +12,7 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import to_json
 from automoe_jax.phases import comparison as phase
 from automoe_jax.phases.comparison import compare
-from automoe_jax.report import comparison
+from automoe_jax.report import gains, systems
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
@@ -68,7 +68,7 @@ def study(tmp_path):
 
 def test_seeds_are_one_row(study, tmp_path):
     rows = compare([study], tmp_path / "out", "a test")
-    groups = {group.label: group for group in comparison.grouped(rows)}
+    groups = {group.label: group for group in systems.grouped(rows)}
     assert list(groups) == [
         "automoe (0.5)", "automoe (0.7)", "hat (0.5)", "mini_transformer_deep_1",
         "mini_transformer_big",
@@ -78,7 +78,7 @@ def test_seeds_are_one_row(study, tmp_path):
     assert own.ms("fp32") == pytest.approx(6.1)
     assert groups["hat (0.5)"].bleu("fp32") == (32.5, 31.8, 33.3)  # of one: its interval
     assert groups["mini_transformer_big"].ms("fp32") is None
-    header, first, *_ = comparison.table(list(groups.values()))
+    header, first, *_ = systems.table(list(groups.values()))
     found = dict(zip(header, first, strict=True))
     assert (found["seeds"], found["BLEU fp32"], found["from"], found["to"]) == (
         "2", "33.50", "33.00", "34.00",
@@ -92,6 +92,23 @@ def test_seeds_are_one_row(study, tmp_path):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "say &lt;1&gt;" in page
     assert "hat sagt 1" in page
+
+
+def test_what_the_gain_is_made_of(study, tmp_path):
+    rows = compare([study], tmp_path / "out", "a test")
+    header, *found = gains.table(rows)
+    assert header == ["what", "against", "budget", "seed", "BLEU", "latency"]
+    by_hand = "the best dense model made by hand that is as fast"
+    assert found == [
+        ["experts: searched alike without them", "hat (0.5)", "0.5", "0", "+0.5", "0.98"],
+        # The larger one by hand was not timed.
+        [by_hand, "mini_transformer_deep_1", "0.5", "0", "+2.0", "1.20"],
+        [by_hand, "mini_transformer_deep_1", "0.5", "1", "+3.0", "1.24"],
+        [by_hand, "mini_transformer_deep_1", "0.7", "0", "+4.5", "1.64"],
+    ]
+    assert "What the gain is made of" in (tmp_path / "out" / "index.html").read_text()
+    alone = [row for row in rows if row.system.startswith("mini")]
+    assert gains.table(alone) == [header]
 
 
 def test_what_cannot_be_compared(tmp_path, study):
@@ -141,7 +158,7 @@ def test_a_pipelines_run(tmp_path, study, monkeypatch):
     assert "<svg" in page
     assert "Trainings" in page
     # Its interval, and its share of another run's reference, are not known.
-    header, row, *_ = comparison.table(comparison.grouped(found))
+    header, row, *_ = systems.table(systems.grouped(found))
     known = dict(zip(header, row, strict=True))
     assert (known["from"], known["to"], known["speed-up"]) == ("", "", "")
     # Runs of the same name are told apart, not averaged.
@@ -149,7 +166,7 @@ def test_a_pipelines_run(tmp_path, study, monkeypatch):
     found = compare([run, tmp_path / "other" / "run"], tmp_path / "out", "a test")
     assert found[0].label == f"{tmp_path.name}/run: searched"
     assert found[2].label == "other/run: searched"
-    assert len(comparison.grouped(found)) == 4
+    assert len(systems.grouped(found)) == 4
 
 
 def test_the_command(study, tmp_path):

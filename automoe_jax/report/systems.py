@@ -1,0 +1,129 @@
+"""The trained models that a comparison shows, and their table."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from automoe_jax.report.architecture import SIDES
+
+PRECISIONS = ("fp32", "int8")
+Interval = tuple[float, float, float]  # a value and the ends of its 95 % interval
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionScores:
+    """Of one precision: BLEU, with its interval if known, and latency, if measured."""
+
+    bleu: tuple[float, float | None, float | None]
+    chrf: float
+    ms: float | None = None
+    of_reference: Interval | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One trained model."""
+
+    system: str
+    budget: str  # what limited its search; empty for none
+    seed: int
+    subnet: dict[str, Any]
+    params_m: float
+    active_params_m: float
+    gflops: float
+    precisions: dict[str, PrecisionScores]
+    hours: float | None = None  # of training and scoring
+    translations: tuple[str, ...] = ()  # of the examples
+    parts_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # of its latency, fp32
+
+    @property
+    def label(self) -> str:
+        """The system, and its budget where there is one."""
+        return f"{self.system} ({self.budget})" if self.budget else self.system
+
+    @property
+    def mixture(self) -> bool:
+        """Whether a layer has several experts."""
+        return any(len(x["experts"]) > 1 for side in SIDES for x in self.subnet[side]["layers"])
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the parameters that a token does not use."""
+        return 1 - self.active_params_m / self.params_m
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The seeds of a system at a budget."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def label(self) -> str:
+        return self.rows[0].label
+
+    def bleu(self, precision: str) -> tuple[float, float | None, float | None] | None:
+        """Mean over seeds with the lowest and highest; of one seed its bootstrap interval."""
+        found = [r.precisions[precision].bleu for r in self.rows if precision in r.precisions]
+        if len(found) < 2:
+            return found[0] if found else None
+        values = [value for value, _, _ in found]
+        return float(np.mean(values)), min(values), max(values)
+
+    def ms(self, precision: str) -> float | None:
+        """Mean over seeds."""
+        return self._mean(lambda row: row.precisions[precision].ms, precision)
+
+    def share(self, precision: str) -> float | None:
+        """Of the reference's latency, mean over seeds."""
+
+        def value(row: Row) -> float | None:
+            share = row.precisions[precision].of_reference
+            return None if share is None else share[0]
+
+        return self._mean(value, precision)
+
+    def _mean(self, value: Any, precision: str) -> float | None:
+        found = [value(row) for row in self.rows if precision in row.precisions]
+        known = [x for x in found if x is not None]
+        return float(np.mean(known)) if known else None
+
+
+def grouped(rows: Sequence[Row]) -> list[Group]:
+    """The models of each system and budget together, in the order in which they come."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.label, []).append(row)
+    return [Group(tuple(own)) for own in found.values()]
+
+
+def table(groups: Sequence[Group]) -> list[list[str]]:
+    """Header, then a row for each system and budget: means over its seeds, the sum of hours."""
+    rows = [
+        ["system", "seeds", "params M", "active M", "sparsity", "GFLOPs", "ms fp32", "speed-up",
+         "BLEU fp32", "from", "to", "chrF", "ms int8", "BLEU int8", "hours"],
+    ]  # fmt: skip
+    for group in groups:
+        own = group.rows
+        share, bleu, int8 = group.share("fp32"), group.bleu("fp32"), group.bleu("int8")
+        known = [row.hours for row in own if row.hours is not None]
+        chrf = [row.precisions["fp32"].chrf for row in own if "fp32" in row.precisions]
+        rows.append([
+            group.label, str(len(own)), *(
+                f"{np.mean(x):.3f}" for x in (
+                    [row.params_m for row in own], [row.active_params_m for row in own])),
+            f"{np.mean([row.sparsity for row in own]):.1%}",
+            f"{np.mean([row.gflops for row in own]):.4f}",
+            _number(group.ms("fp32"), 2), _number(None if share is None else 1 / share, 2),
+            *(_number(x, 2) for x in bleu or (None,) * 3),
+            _number(float(np.mean(chrf)) if chrf else None, 2),
+            _number(group.ms("int8"), 2), _number(int8[0] if int8 else None, 2),
+            _number(float(np.sum(known)) if known else None, 1),
+        ])  # fmt: skip
+    return rows
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
