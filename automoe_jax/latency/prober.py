@@ -13,6 +13,7 @@ from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.process import Timer, thread_count
 from automoe_jax.latency.records import FinalMeasurement, Measured
 from automoe_jax.latency.statistics import interval, ratio, summarise
+from automoe_jax.system import programs
 
 # Writes an export of a subnet for one beam size.
 ExportForTiming = Callable[[Subnet, Path, int], None]
@@ -147,6 +148,7 @@ class Prober:
         # The reference comes first: the process keeps compiled programs in the export that it
         # loads first, and the others are removed.
         reference = self._export(self._reference, "reference", once=True)
+        programs.wait()  # those that will score candidates, for example
         return self._started().time([reference, *exports], config or self._config)
 
     def _started(self) -> Timer:

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 
 from automoe_jax.architecture.subnet import Subnet, short_name
-from automoe_jax.latency.records import FinalMeasurement
+from automoe_jax.latency.records import LATENCY, FinalMeasurement
 from automoe_jax.phases import search_probing, search_scoring
 from automoe_jax.phases.search_context import SearchContext, describe
 from automoe_jax.phases.search_latency import SearchLatency
@@ -14,7 +14,8 @@ from automoe_jax.search.config import ConstraintConfig
 from automoe_jax.search.finals import FinalAttempt, next_candidate
 from automoe_jax.search.limits import Limits
 
-NOTICEABLE = 1.03  # slowdown from which on a failed final measurement mentions it
+# Slowdown from which on a failed final measurement mentions it; room from which on it is used.
+NOTICEABLE = 1.03
 
 
 def verify(
@@ -22,10 +23,10 @@ def verify(
 ) -> tuple[list[Found], list[Scored]]:
     """The best `keep` candidates that pass a final measurement, and all scored candidates.
 
-    `finalists` are tried first, then the others of `scored` (best first). If the best fail, an
-    evolution scores more candidates below the limit, which join. If none passes, the smallest
-    subnet is tried too, drawn or not; it then joins the scored ones. `InfeasibleError` if
-    nothing passes.
+    `finalists` are tried first, then the others of `scored` (best first). If the best fail, or take
+    less than was expected of them, an evolution scores more candidates just below the limit as it
+    is known then, which join. If none passes, the smallest subnet is tried too, drawn or not; it
+    then joins the scored ones. `InfeasibleError` if nothing passes.
     """
     latency, keep = search.latency, search.config.keep
     if latency is None or latency.prober is None or not search.config.limits_latency:
@@ -33,7 +34,7 @@ def verify(
     finals, subnets = _Finals(search, limits, latency, scored), {s.subnet for s in finalists}
     within = [s for s in scored if limits.within(s.subnet)]
     finals.run(finalists, [s for s in within if s.subnet not in subnets])
-    scored = best_first([*scored, *finals.retreated])
+    scored = best_first([*scored, *finals.more])
     if not any(m.passed for m in finals.measured):
         resort, scored = _last_resort(search, limits, scored)
         tried = {m.scored.subnet for m in finals.measured}
@@ -70,19 +71,20 @@ class _Finals:
         self._search, self._limits, self._latency = search, limits, latency
         self._scored = scored
         self.measured: list[_MeasuredFinal] = []
-        self.retreated: list[Scored] = []  # what was scored on the way
+        self.more: list[Scored] = []  # what was scored on the way
         self._finalists: list[Scored] = []  # scored on the whole validation set
         self._retreats: list[int] = []  # for each, how many had failed
+        self._used_room = False
 
     def run(self, finalists: list[Scored], others: list[Scored]):
         """Tries the finalists, then the others, both best first."""
         self._finalists = list(finalists)
         order = finalists + others
         while True:
-            if self._must_retreat():
-                order = self._retreat(order)
-                continue
             at = self._next(order)
+            if why := self._correction(at):
+                order = self._corrected(order, why)
+                continue
             if at is None or self._out_of_budget(order[at].subnet):
                 return
             if not self._latency.is_measured(order[at].subnet):
@@ -133,52 +135,73 @@ class _Finals:
         )
         return True
 
-    def _must_retreat(self) -> bool:
-        """True if all that were measured failed, another one since the last retreat."""
+    def _correction(self, at: int | None) -> str:
+        """Why more candidates must be made, in words for the user; "" if they need not.
+
+        `at` is the next candidate. As long as all that were measured failed, once after each. Once
+        where one has passed and nothing that is known is better, but what was measured took less
+        than expected.
+        """
         config = self._search.config
         if config.algorithm not in ("evolution", "local", "nsga2"):
-            return False  # random searches have candidates everywhere below the limit
-        if any(m.passed for m in self.measured) or len(self._retreats) >= config.retreats:
-            return False
+            return ""  # random searches have candidates everywhere below the limit
+        if not self.measured or not self._has_budget(known=False):
+            return ""
+        if any(m.passed for m in self.measured):
+            room = at is None and 1 / self._factor() > NOTICEABLE
+            return "use the room" if room and config.retreats and not self._used_room else ""
         another = len(self.measured) > max(self._retreats, default=0)
-        return another and self._has_budget(known=False)
+        return "leave room for it" if another and len(self._retreats) < config.retreats else ""
 
-    def _retreat(self, order: list[Scored]) -> list[Scored]:
-        """The order with new candidates, as far below the limit as failures demand.
+    def _factor(self) -> float:
+        """How many times as long as expected what was measured takes."""
+        ratios = [m.over_limit / m.upper for m in self.measured]
+        # One that passed by luck is no reason to expect as much of others.
+        passed = [1.0] * any(m.passed for m in self.measured)
+        return statistics.median([*passed, *ratios])
 
-        Evolution has refined what lies just within the limit, and little else.
+    def _corrected(self, order: list[Scored], why: str) -> list[Scored]:
+        """The order with new candidates, for the limit as final measurements have corrected it.
+
+        Evolution has refined what lies just within the limit as it was known, and little else.
         """
-        search, tried = self._search, [m.scored for m in self.measured]
-        slower = statistics.median(m.over_limit / m.upper for m in self.measured)
-        self._retreats.append(len(tried))
+        search, tried, factor = self._search, [m.scored for m in self.measured], self._factor()
+        if any(m.passed for m in self.measured):
+            self._used_room = True
+        else:
+            self._retreats.append(len(tried))
+        counted = self._limits.without(LATENCY)
 
         def within(subnet: Subnet) -> bool:
-            bound = self._latency.upper_bound() / slower
-            return self._limits.within(subnet) and self._latency.estimate(subnet).upper_ms <= bound
+            bound = self._latency.upper_bound() / factor
+            return counted.within(subnet) and self._latency.estimate(subnet).upper_ms <= bound
 
-        turn, count = len(self._retreats), search.config.parents
-        near = [s for s in order if s not in tried and within(s.subnet)]
+        turn, count = len(self._retreats) + self._used_room, search.config.parents
+        known = [*self._scored, *self.more]
+        near = [s for s in best_first([*order, *known]) if s not in tried and within(s.subnet)]
         parents = [s.candidate for s in [*order[:count], *near[:count]]]
-        iteration, known = search.config.iterations + turn, [*self._scored, *self.retreated]
         draws = search.draws(within, turn)
-        children = draws.children(parents, iteration, [s.candidate for s in known])
+        children = draws.children(
+            parents, search.config.iterations + turn, [s.candidate for s in known]
+        )
         search.run.progress.note(
-            f"the best take {slower:.3g} times as long as expected: scoring {len(children)} more "
-            "subnets that leave room for it"
+            f"the best take {factor:.3g} times as long as expected: scoring {len(children)} more "
+            f"subnets that {why}"
         )
         task = search.run.progress.task("searching", len(children))
         try:
             found = search_scoring.score(search, self._limits, children, 0, task)
         finally:
             task.close()
-        self.retreated += found
+        self.more += found
         full = {s.subnet for s in self._finalists}
         sample = [s for s in [*near, *found] if s.subnet not in full]
         self._finalists += search_scoring.rescored(search, within, best_first(sample))
-        new: dict[Subnet, Scored] = {}
-        for s in [*tried, *best_first(self._finalists), *best_first([*order, *found])]:
-            new.setdefault(s.subnet, s)
-        return list(new.values())
+        first: dict[Subnet, Scored] = {}
+        for s in [*tried, *self._finalists]:
+            first.setdefault(s.subnet, s)
+        rest = {s.subnet: s for s in best_first([*order, *found]) if s.subnet not in first}
+        return [*best_first(list(first.values())), *rest.values()]
 
 
 def _compare(final: FinalMeasurement, constraint: ConstraintConfig) -> tuple[float, str]:

@@ -74,7 +74,8 @@ class SearchConfig:
         fewer.
       keep: how many of the best to verify and write.
       retreats: how often an evolution makes children that leave more room below a latency limit,
-        as long as no subnet passes its final measurement; 0 for never.
+        as long as no subnet passes its final measurement, 0 for never; if more than 0, also whether
+        it makes some, once, for room that a final measurement found.
       seed: of the draws; the config's own seed is that of data and training.
       eval_pairs: validation pairs, drawn once, that every candidate is scored on; 0 for all. The
         last parents are scored on all.

@@ -30,6 +30,10 @@ class Limits:
         """True if the subnet satisfies every limit."""
         return all(limit.value(subnet) <= limit.upper_bound() for limit in self.all)
 
+    def without(self, name: str) -> "Limits":
+        """Those of the other costs."""
+        return Limits(tuple(limit for limit in self.all if limit.name != name))
+
     def record(self, subnet: Subnet) -> dict[str, dict[str, Any]]:
         """Value, limit and origin of each limited cost, for the history."""
         return {

@@ -76,6 +76,11 @@ def compiling() -> bool:
     return bool(_pool.threads)
 
 
+def wait():
+    """Waits until nothing is compiled beside the caller: what it times would be slower."""
+    _pool.wait()
+
+
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
@@ -129,13 +134,17 @@ class _Pool:
         with self._lock:
             self._waiting = [job for job in self._waiting if job not in jobs]
 
+    def wait(self):
+        """Waits for all jobs, those that are added meanwhile included."""
+        while threads := list(self.threads):
+            for thread in threads:
+                thread.join()
+
     def finish(self):
         """Gives up what waits, and waits for what is being compiled."""
         with self._lock:
             self._waiting = []
-            threads = list(self.threads)
-        for thread in threads:
-            thread.join()
+        self.wait()
 
     def _work(self):
         while True:

@@ -134,6 +134,18 @@ def test_drift_is_corrected(tmp_path, monkeypatch):
     assert not (tmp_path / "t").exists()
 
 
+def test_nothing_is_timed_beside_a_compilation(tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr("automoe_jax.system.programs.wait", lambda: order.append("wait"))
+    prober = scripted(monkeypatch, tmp_path, [[[10.0] * 10], [[10.0] * 10, [30.0] * 10]])
+    script = prober._started()
+    time = script.time
+    monkeypatch.setattr(script, "time", lambda *a: order.append("time") or time(*a))
+    prober.measure_reference()
+    prober.measure(SPACE.largest(), 10.0)
+    assert order == ["wait", "time"] * 2
+
+
 def test_a_precise_measurement_has_the_runs_of_a_final_one(tmp_path, monkeypatch):
     prober = scripted(monkeypatch, tmp_path, [[[10.0] * 5, [20.0] * 5]], runs=2)
     measured = prober.measure(SPACE.largest(), 10.0, precise=True)

@@ -274,14 +274,8 @@ def test_new_candidates_after_the_best_failed(prepared, tmp_path, monkeypatch, a
     stays what it is.
     """
     monkeypatch.setattr(search_context, "make_objective", lambda *args: LargeEncoderIsBetter())
-    config = configured(
-        {"latency": latency, "measurements": 40, "algorithm": algorithm, "iterations": 6},
-        latency_ratio=0.6,
-    )
-    ffns = tuple(range(8, 257, 8))
-    one = {"decoder_depths": (1,), "encoder_experts": (1,), "decoder_experts": (1,)}
-    space = dataclasses.replace(config.space, **one, encoder_ffn_dims=ffns, decoder_ffn_dims=ffns)
-    config = dataclasses.replace(config, space=space)
+    search_fields = {"latency": latency, "algorithm": algorithm}
+    config = one_expert({**search_fields, "measurements": 40, "iterations": 6}, 0.6)
     FakeProber.slow = 1.3
     notes = []
     found = search(prepared, config, tmp_path / "whole", notes)
@@ -308,6 +302,20 @@ def test_new_candidates_after_the_best_failed(prepared, tmp_path, monkeypatch, a
         gains.append(both[0] - both[1])
     assert min(gains) >= 0
     assert np.mean(gains) > 0
+    check_killed(prepared, config, tmp_path)
+
+
+def one_expert(fields, ratio):
+    """A search of the sizes of one FFN in each layer, within a share of the largest's latency."""
+    config = configured({"latency": "verified", **fields}, latency_ratio=ratio)
+    ffns = tuple(range(8, 257, 8))
+    one = {"decoder_depths": (1,), "encoder_experts": (1,), "decoder_experts": (1,)}
+    space = dataclasses.replace(config.space, **one, encoder_ffn_dims=ffns, decoder_ffn_dims=ffns)
+    return dataclasses.replace(config, space=space)
+
+
+def check_killed(prepared, config, tmp_path):
+    """Killed near its end, the search in folder "whole" comes to the same."""
     whole = contents(tmp_path / "whole")
     writes = sum(text.count("\n") for name, text in whole.items() if name.endswith("jsonl"))
     for moment in (1, 3, 5, 8):
@@ -318,6 +326,44 @@ def test_new_candidates_after_the_best_failed(prepared, tmp_path, monkeypatch, a
                 search(prepared, config, folder)
         search(prepared, config, folder)
         assert contents(folder) == whole
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+@pytest.mark.parametrize("algorithm", ["evolution", "random_search"])
+def test_room_that_is_found_is_used(prepared, tmp_path, monkeypatch, algorithm):
+    """All but the largest take 0.75 times what they took when they were drawn."""
+    monkeypatch.setattr(search_context, "make_objective", lambda *args: LargeEncoderIsBetter())
+    fields = {"measurements": 40, "algorithm": algorithm, "iterations": 6}
+    config = one_expert(fields, 0.45)
+    FakeProber.slow = 0.75
+    notes = []
+    found = search(prepared, config, tmp_path / "whole", notes)
+    assert all(f.final and f.final.ratio_high <= 0.45 for f in found)
+    lines = ScoreHistory(tmp_path / "whole").lines
+    more = [line for line in lines if line["iteration"] > config.search.iterations]
+    said = [n for n in notes if "more subnets that use the room" in n]
+    if algorithm == "random_search":
+        assert not more
+        assert not said
+        return
+    assert len(said) == 1
+    limits = [line["constraints"]["latency_ms"] for line in more]
+    assert any(cost["value"] > cost["limit"] for cost in limits)
+    assert all(0.74 * cost["value"] <= cost["limit"] for cost in limits)
+    gains = []
+    for seed in range(4):
+        both = []
+        for n in (3, 0):
+            own = dataclasses.replace(config.search, seed=seed, retreats=n)
+            again = dataclasses.replace(config, search=own)
+            best = search(prepared, again, tmp_path / f"{seed}_{n}")[0]
+            assert best.final
+            assert best.final.ratio_high <= 0.45
+            both.append(encoder_ffn(best.subnet))
+        gains.append(both[0] - both[1])
+    assert min(gains) >= 0
+    assert np.mean(gains) > 0
+    check_killed(prepared, config, tmp_path)
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")

@@ -137,6 +137,24 @@ def test_waiting_can_be_given_up_and_the_wanted_come_first(monkeypatch):
 
 
 @pytest.mark.usefixtures("folder")
+def test_who_times_something_can_wait_for_all(monkeypatch):
+    monkeypatch.setattr(programs, "MOST_THREADS", 1)
+    slow = Slow()
+    found = Programs(slow, "slow")
+    for size in (1, 2):
+        found.schedule(size, (np.zeros(size),))
+    waiting = threading.Thread(target=programs.wait)
+    waiting.start()
+    assert slow.started.wait(60)
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    slow.go.set()
+    waiting.join(60)
+    assert found.state() == (2, 2)
+    assert not programs.compiling()
+
+
+@pytest.mark.usefixtures("folder")
 def test_cancelled_programs_are_not_compiled(monkeypatch):
     monkeypatch.setattr(programs, "MOST_THREADS", 1)
     slow = Slow()
