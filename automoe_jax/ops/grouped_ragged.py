@@ -20,6 +20,9 @@ from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, add_sl
 # (lhs_AK, rhs_EKN, count_E) -> (A, N), fp32; rows past the last group give zeros.
 Product = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 BLOCK_ROWS = 128
+# Of a TPU's kernel: few rows of a tile are of another group, and tiles of results fill a tenth of
+# the memory of a core.
+_TILE_ROWS, _TILE_COLUMNS = 256, 768
 
 
 def has_tokamax() -> bool:
@@ -66,7 +69,30 @@ def blocked(lhs_AK: jax.Array, rhs_EKN: jax.Array, count_E: jax.Array) -> jax.Ar
 
 
 def contract_native(a_AK: jax.Array, b_AN: jax.Array, count_E: jax.Array) -> jax.Array:
-    """As `native`."""
+    """As `native`, but on TPUs by the kernel of JAX's library.
+
+    XLA computes this product for every expert over the rows of all of them.
+    """
+    return lax.platform_dependent(
+        a_AK, b_AN, count_E, tpu=contract_megablox, default=_contract_general
+    )
+
+
+def contract_megablox(
+    a_AK: jax.Array, b_AN: jax.Array, count_E: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """The kernel of JAX's library; `interpret` runs it on any platform, slowly."""
+    tgmm = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm").tgmm
+    (n, k), columns = a_AK.shape, b_AN.shape[1]
+    # Rows in whole tiles; those past the last group count for nothing.
+    tiles = min(_TILE_ROWS, -(-n // 16) * 16), min(_TILE_COLUMNS, k), min(_TILE_COLUMNS, columns)
+    more = ((0, -n % tiles[0]), (0, 0))
+    a_AK, b_AN = jnp.pad(a_AK, more), jnp.pad(b_AN, more)
+    counts = count_E.astype(jnp.int32)
+    return tgmm(a_AK.T, b_AN, counts, jnp.float32, tiles, interpret=interpret)
+
+
+def _contract_general(a_AK: jax.Array, b_AN: jax.Array, count_E: jax.Array) -> jax.Array:
     numbers = lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(([0], [0]), ([], [])),
         lhs_ragged_dimensions=[0],

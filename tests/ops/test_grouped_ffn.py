@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from automoe_jax.ops import grouped_loop
+from automoe_jax.ops import grouped_loop, grouped_ragged
 from automoe_jax.ops.grouped_ffn import dense_reference, grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights, Groups
 
@@ -180,3 +180,15 @@ def test_mistakes():
         grouped_ffn(x, expert, weights, np.array([5]), (5,), "cuda")
     with pytest.raises(ValueError, match=r"slots are \(6,\); weights have 5 rows"):
         grouped_ffn(x, expert, weights, np.array([5]), (6,))
+
+
+@pytest.mark.parametrize("counts", [(100, 0, 37, 63), (0, 0, 0, 5), (300, 0, 0, 0), (0, 0, 0, 0)])
+def test_the_kernel_of_a_tpu(counts):
+    """Interpreted here; rows of several tiles and of no expert, columns of more than one tile."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(300, columns)).astype(np.float32) for columns in (900, 40))
+    count = np.array(counts)
+    found = grouped_ragged.contract_megablox(a, b, count, interpret=True)
+    starts = np.cumsum(count) - count
+    expected = [a[s : s + n].T @ b[s : s + n] for s, n in zip(starts, count, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
