@@ -1,4 +1,4 @@
-"""Writes the tables of the pages and the README's picture from the result files in benchmarks/.
+"""Writes the tables and pictures of the pages from the result files in benchmarks/.
 
 python docs/make_results.py                     # all of them
 python docs/make_results.py --check             # exits with 1 where a table is not what this writes
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from result_tables import QUICKSTART, RESULTS, ROOT, TABLES, Table
+from result_tables import QUICKSTART, RESULTS, ROOT, STUDIES, TABLES, Table, study
 
-from automoe_jax.report import plots
+from automoe_jax.report import comparison, plots, systems
 from automoe_jax.system import files
 
 SEARCH = RESULTS / "search_tatoeba.jsonl"
@@ -71,12 +71,15 @@ def record_quickstart(report: Path):
 
 
 def draw():
-    """Draws the picture from its file."""
+    """Draws the pictures from their files."""
     about, *scored = files.parse_json_lines(SEARCH)
     marked: dict[str, Any] = {name: tuple(point) for name, point in about["marked"].items()}
     front = [tuple(point) for point in about["front"]]
     limit = about["limit_ms"]
     plots.search_plot(scored, LATENCY, PICTURE, limit, marked, on_front=front)
+    for corpus in STUDIES:
+        figure = comparison.figure(systems.grouped(study(corpus)))
+        plots.save(figure, PICTURE.with_name(f"systems_{corpus}.png"))
 
 
 def main():

@@ -31,9 +31,18 @@ def has_tokamax() -> bool:
 
 
 def native(lhs_AK: jax.Array, rhs_EKN: jax.Array, count_E: jax.Array) -> jax.Array:
-    """`jax.lax.ragged_dot`: a kernel on TPUs, a dense product over all experts elsewhere."""
-    count_E = count_E.astype(jnp.int32)
-    return lax.ragged_dot(lhs_AK, rhs_EKN, count_E, preferred_element_type=jnp.float32)
+    """`jax.lax.ragged_dot`: a kernel on TPUs, a dense product over all experts elsewhere.
+
+    On TPUs, too, where rows are not a multiple of eight: they are made one.
+    """
+    n, count_E = lhs_AK.shape[0], count_E.astype(jnp.int32)
+    lhs_AK = _whole_tiles(lhs_AK, 8)
+    return lax.ragged_dot(lhs_AK, rhs_EKN, count_E, preferred_element_type=jnp.float32)[:n]
+
+
+def _whole_tiles(rows_AK: jax.Array, size: int) -> jax.Array:
+    """With rows at the end, past the last group."""
+    return jnp.pad(rows_AK, ((0, -rows_AK.shape[0] % size), (0, 0)))
 
 
 def tokamax(lhs_AK: jax.Array, rhs_EKN: jax.Array, count_E: jax.Array) -> jax.Array:
@@ -84,10 +93,8 @@ def contract_megablox(
     """The kernel of JAX's library; `interpret` runs it on any platform, slowly."""
     tgmm = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm").tgmm
     (n, k), columns = a_AK.shape, b_AN.shape[1]
-    # Rows in whole tiles; those past the last group count for nothing.
     tiles = min(_TILE_ROWS, -(-n // 16) * 16), min(_TILE_COLUMNS, k), min(_TILE_COLUMNS, columns)
-    more = ((0, -n % tiles[0]), (0, 0))
-    a_AK, b_AN = jnp.pad(a_AK, more), jnp.pad(b_AN, more)
+    a_AK, b_AN = (_whole_tiles(x, tiles[0]) for x in (a_AK, b_AN))
     counts = count_E.astype(jnp.int32)
     return tgmm(a_AK.T, b_AN, counts, jnp.float32, tiles, interpret=interpret)
 
