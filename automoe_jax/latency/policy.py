@@ -19,7 +19,9 @@ class MeasurementPolicy:
     reference_retries: int = 3  # how often a reference above the limit is timed again
     reference_pause_s: float = 2.0  # before each of these
     glance_runs: int = 30  # runs that tell whether the machine is slow at the moment
-    calm: float = 1.1  # slowdown up to which a final measurement under a limit in ms is made
+    # Slowdown up to which a final measurement under a limit in ms is made, and up to which one that
+    # fails is taken as it is.
+    calm: float = 1.1
     looks: int = 24  # checks for that in a search, `look_pause_s` apart; then it measures anyway
     look_pause_s: float = 5.0
     tries: int = 3  # final measurements of one subnet at most, if the machine slows down during one

@@ -41,7 +41,7 @@ def native(lhs_AK: jax.Array, rhs_EKN: jax.Array, count_E: jax.Array) -> jax.Arr
 
 
 def _whole_tiles(rows_AK: jax.Array, size: int) -> jax.Array:
-    """With rows at the end, past the last group."""
+    """With zeros at the end, past the last group, up to a multiple of `size` rows."""
     return jnp.pad(rows_AK, ((0, -rows_AK.shape[0] % size), (0, 0)))
 
 

@@ -24,9 +24,11 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
     rows: list[Row] = []
     examples: list[dict[str, str]] = []
     trainings: dict[str, curves.Lines] = {}
+    studies: dict[str, Sequence[Row]] = {}
     for source in sources:
         if source.is_file():
             own, found = of_study(source)
+            studies[source.name] = own
             rows += own
             examples = examples or found
         elif (source / REPORT / RESULTS).exists():
@@ -40,7 +42,7 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
             )
     if not rows:
         raise UserError(f"{', '.join(map(str, sources))}: no model is finished there yet")
-    comparison.write(folder, title, rows, examples, trainings)
+    comparison.write(folder, title, rows, examples, trainings, studies)
     return rows
 
 

@@ -11,11 +11,11 @@ from automoe_jax.phases.search_latency import SearchLatency
 from automoe_jax.phases.search_result import Found
 from automoe_jax.search.candidates import Candidate, InfeasibleError, Scored, best_first
 from automoe_jax.search.config import ConstraintConfig
-from automoe_jax.search.finals import FinalAttempt, next_candidate
+from automoe_jax.search.finals import FinalAttempt, factor_of, next_candidate
 from automoe_jax.search.limits import Limits
 
-# Slowdown from which on a failed final measurement mentions it; room from which on it is used.
-NOTICEABLE = 1.03
+NOTICEABLE = 1.03  # slowdown from which on a failed final measurement mentions it
+ROOM = 1.03  # limit over latency, as final measurements find them, from which on that room is used
 
 
 def verify(
@@ -52,8 +52,7 @@ class _MeasuredFinal:
 
     scored: Scored
     final: FinalMeasurement
-    upper: float  # upper end of its interval divided by the limit, as known before
-    over_limit: float  # the same as measured now, the largest of all limits
+    over_limit: float  # upper end of its interval divided by the limit, the largest of all limits
     failure: str  # why it fails; "" if it passes
 
     @property
@@ -95,7 +94,6 @@ class _Finals:
 
     def measure(self, s: Scored):
         """Measures one, whatever is expected of it."""
-        upper = self._upper(s)
         final = search_probing.verify(self._latency, s.subnet)
         over_limit, failure = _compare(final, self._search.config.constraint)
         if failure:
@@ -103,22 +101,27 @@ class _Finals:
                 f"{short_name(s.subnet)} (score {s.loss:.4f}) fails the final measurement: "
                 f"{failure}; going on to the next"
             )
-        self.measured.append(_MeasuredFinal(s, final, upper, over_limit, failure))
+        self.measured.append(_MeasuredFinal(s, final, over_limit, failure))
 
     def _upper(self, s: Scored) -> float:
         return self._latency.estimate(s.subnet).upper_ms / self._latency.upper_bound()
 
     def _next(self, order: list[Scored]) -> int | None:
+        places = {s.subnet: place for place, s in enumerate(order)}
         return next_candidate(
-            self._attempts(order),
+            [self._attempt(m, places[m.scored.subnet]) for m in self.measured],
             len(order),
             lambda i: self._upper(order[i]),
             keep=self._search.config.keep,
             max_attempts=self._latency.policy.final_attempts,
         )
 
-    def _attempts(self, order: list[Scored]) -> list[FinalAttempt]:
-        return [FinalAttempt(order.index(m.scored), m.upper, m.over_limit) for m in self.measured]
+    def _attempt(self, m: _MeasuredFinal, index: int = 0) -> FinalAttempt:
+        expected = self._upper(m.scored)
+        if m.final.high_ms / self._latency.limit_ms == m.over_limit:
+            # In ms, of a machine that is faster for a moment; that it will stay so is not likely.
+            expected *= min(m.final.slowdown, 1.0)
+        return FinalAttempt(index, m.over_limit / expected, m.passed)
 
     def _has_budget(self, *, known: bool) -> bool:
         """Whether another candidate can be measured, and the last resort if none has passed."""
@@ -148,24 +151,29 @@ class _Finals:
         if not self.measured or not self._has_budget(known=False):
             return ""
         if any(m.passed for m in self.measured):
-            room = at is None and 1 / self._factor() > NOTICEABLE
+            left = len(self.measured) < self._latency.policy.final_attempts
+            room = at is None and left and self._factor() < 1 / ROOM
             return "use the room" if room and config.retreats and not self._used_room else ""
         another = len(self.measured) > max(self._retreats, default=0)
         return "leave room for it" if another and len(self._retreats) < config.retreats else ""
 
     def _factor(self) -> float:
         """How many times as long as expected what was measured takes."""
-        ratios = [m.over_limit / m.upper for m in self.measured]
-        # One that passed by luck is no reason to expect as much of others.
-        passed = [1.0] * any(m.passed for m in self.measured)
-        return statistics.median([*passed, *ratios])
+        attempts = [self._attempt(m) for m in self.measured]
+        if any(a.passed for a in attempts):
+            return factor_of(attempts)
+        return statistics.median(a.factor for a in attempts)
 
     def _corrected(self, order: list[Scored], why: str) -> list[Scored]:
         """The order with new candidates, for the limit as final measurements have corrected it.
 
         Evolution has refined what lies just within the limit as it was known, and little else.
         """
-        search, tried, factor = self._search, [m.scored for m in self.measured], self._factor()
+        search, tried, factor = (
+            self._search,
+            {m.scored.subnet for m in self.measured},
+            self._factor(),
+        )
         if any(m.passed for m in self.measured):
             self._used_room = True
         else:
@@ -177,8 +185,8 @@ class _Finals:
             return counted.within(subnet) and self._latency.estimate(subnet).upper_ms <= bound
 
         turn, count = len(self._retreats) + self._used_room, search.config.parents
-        known = [*self._scored, *self.more]
-        near = [s for s in best_first([*order, *known]) if s not in tried and within(s.subnet)]
+        known = best_first([*self._scored, *self.more])  # all by their score on the sample
+        near = [s for s in known if s.subnet not in tried and within(s.subnet)]
         parents = [s.candidate for s in [*order[:count], *near[:count]]]
         draws = search.draws(within, turn)
         children = draws.children(
@@ -194,14 +202,15 @@ class _Finals:
         finally:
             task.close()
         self.more += found
-        full = {s.subnet for s in self._finalists}
-        sample = [s for s in [*near, *found] if s.subnet not in full]
-        self._finalists += search_scoring.rescored(search, within, best_first(sample))
-        first: dict[Subnet, Scored] = {}
-        for s in [*tried, *self._finalists]:
-            first.setdefault(s.subnet, s)
-        rest = {s.subnet: s for s in best_first([*order, *found]) if s.subnet not in first}
-        return [*best_first(list(first.values())), *rest.values()]
+        full = {s.subnet: s for s in self._finalists}
+        for m in self.measured:
+            candidate = m.scored.candidate
+            full[m.scored.subnet] = Scored(candidate, search.full_score(m.scored.subnet))
+        sample = [s for s in best_first([*near, *found]) if s.subnet not in full]
+        self._finalists = [*full.values(), *search_scoring.rescored(search, within, sample)]
+        first = {s.subnet for s in self._finalists}
+        rest = [s for s in best_first([*known, *found]) if s.subnet not in first]
+        return [*best_first(self._finalists), *rest]
 
 
 def _compare(final: FinalMeasurement, constraint: ConstraintConfig) -> tuple[float, str]:

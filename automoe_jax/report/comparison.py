@@ -26,10 +26,12 @@ def write(
     rows: Sequence[Row],
     examples: Sequence[dict[str, str]] = (),
     trainings: dict[str, curves.Lines] | None = None,
+    studies: dict[str, Sequence[Row]] | None = None,
 ):
     """Writes `index.html`, which needs no other file, and its pictures as PNG and SVG.
 
-    `examples` have "source" and "reference"; `trainings` are the metrics of runs by name.
+    `examples` have "source" and "reference"; `trainings` are the metrics of runs by name; `studies`
+    are the rows that were trained alike, by the name of their result file.
     """
     groups = grouped(rows)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +56,7 @@ are at least as fast.</small></p>
 <h2>All systems</h2>
 <p><small>A click on a column's name sorts by it.</small></p>
 {_sortable(table(groups))}
-{_gains(rows)}{_parts(groups, folder)}{_shares(rows)}<h2>Architectures</h2>
+{_gains(studies or {})}{_parts(groups, folder)}{_shares(rows)}<h2>Architectures</h2>
 <div class=cards>{"".join(_card(row) for row in rows)}</div>
 {_examples(rows, examples)}{f"<h2>Trainings</h2>{shown}" if shown else ""}
 <script>{_SORT}</script>
@@ -69,13 +71,18 @@ def _picture(path: Path, about: str) -> str:
     return f'<img src="data:image/png;base64,{content}" alt="{about}">'
 
 
-def _gains(rows: Sequence[Row]) -> str:
+def _gains(studies: dict[str, Sequence[Row]]) -> str:
     """The section on what the quality of searched mixtures is made of; empty without any."""
-    found = gains.table(rows)
-    if len(found) == 1:
+    tables = {name: gains.table(rows) for name, rows in studies.items()}
+    shown = "".join(
+        f"<h3>{html.escape(name)}</h3>{html_table('text', rows)}"
+        for name, rows in tables.items()
+        if len(rows) > 1
+    )
+    if not shown:
         return ""
     return f"""<h2>What the gain is made of</h2>
-{html_table("text", found)}
+{shown}
 <p><small>BLEU of a searched mixture (fp32) less that of the model in the second column, trained
 alike; the last column is its latency as a share of that model's.</small></p>
 """

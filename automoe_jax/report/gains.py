@@ -15,10 +15,11 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     benchmarks/paper_tables.py.
     """
     found = [["what", "against", "budget", "seed", "BLEU", "latency"]]
+    rows = [row for row in rows if "fp32" in row.precisions]
     for what, system, other_of in COMPARED:
-        for row in rows:
+        for row in (row for row in rows if row.system == system):
             other = other_of(row, rows)
-            if row.system != system or other is None:
+            if other is None:
                 continue
             own, its = row.precisions["fp32"], other.precisions["fp32"]
             quotient = ""

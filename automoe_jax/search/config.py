@@ -149,7 +149,10 @@ class SearchConfig:
 
     @property
     def samples(self) -> int:
-        """Subnets that evolution scores at most, but for retreats, and random search draws."""
+        """Subnets that random search draws, and evolution scores at most.
+
+        Without those that final measurements ask for, see `retreats`.
+        """
         return self.population + self.iterations * (self.mutations + self.crossovers)
 
     @property

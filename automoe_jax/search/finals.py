@@ -15,16 +15,16 @@ from collections.abc import Callable, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class FinalAttempt:
-    """One final measurement. Both figures are upper ends of intervals, divided by the limit."""
+    """One final measurement."""
 
     index: int  # of the candidate
-    upper: float  # as known before
-    final: float  # as measured now
+    factor: float  # upper end of the latency's interval as measured, divided by the one expected
+    passed: bool  # whether it is within the limit
 
-    @property
-    def passed(self) -> bool:
-        """True if the final measurement is within the limit."""
-        return self.final <= 1
+
+def factor_of(attempts: Sequence[FinalAttempt]) -> float:
+    """How many times as long as expected a candidate is likely to take in its final measurement."""
+    return statistics.median([1.0, *(a.factor for a in attempts)])
 
 
 def next_candidate(
@@ -46,6 +46,6 @@ def next_candidate(
         return None
     if len(passed) >= keep:
         count = passed[keep - 1]  # the candidates after it are worse
-    factor = statistics.median([1.0, *(a.final / a.upper for a in attempts)])
+    factor = factor_of(attempts)
     tried = {a.index for a in attempts}
     return next((i for i in range(count) if i not in tried and upper(i) * factor <= 1), None)

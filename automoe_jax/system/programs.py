@@ -136,9 +136,13 @@ class _Pool:
 
     def wait(self):
         """Waits for all jobs, those that are added meanwhile included."""
-        while threads := list(self.threads):
+        while threads := self._running():
             for thread in threads:
                 thread.join()
+
+    def _running(self) -> list[threading.Thread]:
+        with self._lock:
+            return list(self.threads)
 
     def finish(self):
         """Gives up what waits, and waits for what is being compiled."""
@@ -153,7 +157,12 @@ class _Pool:
                     self.threads.remove(threading.current_thread())
                     return
                 job = self._waiting.pop(0)
-            job.run()
+            try:
+                job.run()
+            except BaseException:
+                with self._lock:
+                    self.threads.remove(threading.current_thread())
+                raise
 
 
 _pool = _Pool()

@@ -109,6 +109,12 @@ def test_what_the_gain_is_made_of(study, tmp_path):
     assert "What the gain is made of" in (tmp_path / "out" / "index.html").read_text()
     alone = [row for row in rows if row.system.startswith("mini")]
     assert gains.table(alone) == [header]
+    # Those of another file are not mixed with them.
+    other = study.with_name("paper_other.jsonl")
+    other.write_text("".join(json.dumps(x) + "\n" for x in model("automoe", 0.5, 0, 6.0, 33.0)))
+    compare([study, other], tmp_path / "both", "a test")
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert page.count("searched alike without them") == 1
 
 
 def test_what_cannot_be_compared(tmp_path, study):
@@ -157,6 +163,9 @@ def test_a_pipelines_run(tmp_path, study, monkeypatch):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<svg" in page
     assert "Trainings" in page
+    monkeypatch.setattr(phase, "read_manifest", lambda path: {"quantization": "int8"})
+    first, *_ = compare([run, study], tmp_path / "int8", "a test")
+    assert list(first.precisions) == ["int8"]
     # Its interval, and its share of another run's reference, are not known.
     header, row, *_ = systems.table(systems.grouped(found))
     known = dict(zip(header, row, strict=True))

@@ -14,7 +14,8 @@ def run(uppers, final, keep=KEEP, most=MOST):
     limits = {"keep": keep, "max_attempts": most}
     while (at := next_candidate(attempts, len(uppers), lambda i: uppers[i], **limits)) is not None:
         assert at not in [a.index for a in attempts]
-        attempts.append(FinalAttempt(at, uppers[at], final(at)))
+        measured = final(at)
+        attempts.append(FinalAttempt(at, measured / uppers[at], measured <= 1))
     tried = [a.index for a in attempts]
     passed = [a.index for a in attempts if a.passed]
     return tried, sorted(passed)[:keep]

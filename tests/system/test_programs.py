@@ -146,11 +146,13 @@ def test_who_times_something_can_wait_for_all(monkeypatch):
     waiting = threading.Thread(target=programs.wait)
     waiting.start()
     assert slow.started.wait(60)
+    found.schedule(3, (np.zeros(3),))
     waiting.join(0.05)
     assert waiting.is_alive()
     slow.go.set()
     waiting.join(60)
-    assert found.state() == (2, 2)
+    assert not waiting.is_alive()
+    assert found.state() == (3, 3)
     assert not programs.compiling()
 
 
