@@ -82,7 +82,7 @@ def options() -> Table:
     rows = [["option", "updates", "seed", *counts, "random", "gain of 8"]]
     found = lines("supernet_options")
     if missing := {x["option"] for x in found} - OPTIONS.keys():
-        sys.exit(f"docs/make_results.py has no label for {', '.join(sorted(missing))}")
+        sys.exit(f"docs/result_tables.py has no label for {', '.join(sorted(missing))}")
     for option, label in OPTIONS.items():
         for x in (x for x in found if x["option"] == option):
             losses = [f"{x['losses'][n]:.3f}" if n in x["losses"] else "" for n in counts]

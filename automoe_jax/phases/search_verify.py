@@ -35,12 +35,12 @@ def verify(
     within = [s for s in scored if limits.within(s.subnet)]
     finals.run(finalists, [s for s in within if s.subnet not in subnets])
     scored = best_first([*scored, *finals.more])
-    if not any(m.passed for m in finals.measured):
+    if not finals.passed:
         resort, scored = _last_resort(search, limits, scored)
         tried = {m.scored.subnet for m in finals.measured}
         if resort.subnet not in tried and latency.left() >= 1:
             finals.measure(resort)
-    found = [_found(search, m.scored, m.final) for m in finals.measured if m.passed]
+    found = [_found(search, m.scored, m.final) for m in finals.passed]
     if not found:
         raise InfeasibleError(_nothing_passed(search, latency, scored, finals.measured))
     return sorted(found, key=lambda f: f.loss)[:keep], scored
@@ -74,6 +74,11 @@ class _Finals:
         self._finalists: list[Scored] = []  # scored on the whole validation set
         self._retreats: list[int] = []  # for each, how many had failed
         self._used_room = False
+
+    @property
+    def passed(self) -> list[_MeasuredFinal]:
+        """Those that are within the limits."""
+        return [m for m in self.measured if m.passed]
 
     def run(self, finalists: list[Scored], others: list[Scored]):
         """Tries the finalists, then the others, both best first."""
@@ -109,23 +114,27 @@ class _Finals:
     def _next(self, order: list[Scored]) -> int | None:
         places = {s.subnet: place for place, s in enumerate(order)}
         return next_candidate(
-            [self._attempt(m, places[m.scored.subnet]) for m in self.measured],
+            [
+                FinalAttempt(places[m.scored.subnet], self._own_factor(m), m.passed)
+                for m in self.measured
+            ],
             len(order),
             lambda i: self._upper(order[i]),
             keep=self._search.config.keep,
             max_attempts=self._latency.policy.final_attempts,
         )
 
-    def _attempt(self, m: _MeasuredFinal, index: int = 0) -> FinalAttempt:
+    def _own_factor(self, m: _MeasuredFinal) -> float:
+        """How many times as long as expected one takes."""
         expected = self._upper(m.scored)
         if m.final.high_ms / self._latency.limit_ms == m.over_limit:
             # In ms, of a machine that is faster for a moment; that it will stay so is not likely.
             expected *= min(m.final.slowdown, 1.0)
-        return FinalAttempt(index, m.over_limit / expected, m.passed)
+        return m.over_limit / expected
 
     def _has_budget(self, *, known: bool) -> bool:
         """Whether another candidate can be measured, and the last resort if none has passed."""
-        last_resort = 0 if any(m.passed for m in self.measured) else 1
+        last_resort = 0 if self.passed else 1
         return self._latency.left() >= (1 if known else 2) + last_resort
 
     def _out_of_budget(self, subnet: Subnet) -> bool:
@@ -150,7 +159,7 @@ class _Finals:
             return ""  # random searches have candidates everywhere below the limit
         if not self.measured or not self._has_budget(known=False):
             return ""
-        if any(m.passed for m in self.measured):
+        if self.passed:
             left = len(self.measured) < self._latency.policy.final_attempts
             room = at is None and left and self._factor() < 1 / ROOM
             return "use the room" if room and config.retreats and not self._used_room else ""
@@ -158,23 +167,18 @@ class _Finals:
         return "leave room for it" if another and len(self._retreats) < config.retreats else ""
 
     def _factor(self) -> float:
-        """How many times as long as expected what was measured takes."""
-        attempts = [self._attempt(m) for m in self.measured]
-        if any(a.passed for a in attempts):
-            return factor_of(attempts)
-        return statistics.median(a.factor for a in attempts)
+        """How many times as long as expected others are likely to take."""
+        factors = [self._own_factor(m) for m in self.measured]
+        return factor_of(factors) if self.passed else statistics.median(factors)
 
     def _corrected(self, order: list[Scored], why: str) -> list[Scored]:
         """The order with new candidates, for the limit as final measurements have corrected it.
 
         Evolution has refined what lies just within the limit as it was known, and little else.
         """
-        search, tried, factor = (
-            self._search,
-            {m.scored.subnet for m in self.measured},
-            self._factor(),
-        )
-        if any(m.passed for m in self.measured):
+        search, factor = self._search, self._factor()
+        tried = {m.scored.subnet for m in self.measured}
+        if self.passed:
             self._used_room = True
         else:
             self._retreats.append(len(tried))

@@ -10,7 +10,7 @@ may be retried.
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,12 @@ class FinalAttempt:
     passed: bool  # whether it is within the limit
 
 
-def factor_of(attempts: Sequence[FinalAttempt]) -> float:
-    """How many times as long as expected a candidate is likely to take in its final measurement."""
-    return statistics.median([1.0, *(a.factor for a in attempts)])
+def factor_of(factors: Iterable[float]) -> float:
+    """How many times as long as expected a candidate is likely to take in its final measurement.
+
+    `factors` are those of the final measurements so far.
+    """
+    return statistics.median([1.0, *factors])
 
 
 def next_candidate(
@@ -46,6 +49,6 @@ def next_candidate(
         return None
     if len(passed) >= keep:
         count = passed[keep - 1]  # the candidates after it are worse
-    factor = factor_of(attempts)
+    factor = factor_of(a.factor for a in attempts)
     tried = {a.index for a in attempts}
     return next((i for i in range(count) if i not in tried and upper(i) * factor <= 1), None)

@@ -118,13 +118,19 @@ class Slow:
         return self
 
 
-@pytest.mark.usefixtures("folder")
-def test_waiting_can_be_given_up_and_the_wanted_come_first(monkeypatch):
+def scheduled(monkeypatch, *sizes):
+    """Programs of these sizes, one compiled at a time, and what they are of."""
     monkeypatch.setattr(programs, "MOST_THREADS", 1)
     slow = Slow()
     found = Programs(slow, "slow")
-    for size in (1, 2, 3, 13):
+    for size in sizes:
         found.schedule(size, (np.zeros(size),))
+    return slow, found
+
+
+@pytest.mark.usefixtures("folder")
+def test_waiting_can_be_given_up_and_the_wanted_come_first(monkeypatch):
+    slow, found = scheduled(monkeypatch, 1, 2, 3, 13)
     assert slow.started.wait(60)
     assert found.get(3, stop=lambda: True) is None  # and is the next one from here on
     assert programs.compiling()
@@ -138,11 +144,7 @@ def test_waiting_can_be_given_up_and_the_wanted_come_first(monkeypatch):
 
 @pytest.mark.usefixtures("folder")
 def test_who_times_something_can_wait_for_all(monkeypatch):
-    monkeypatch.setattr(programs, "MOST_THREADS", 1)
-    slow = Slow()
-    found = Programs(slow, "slow")
-    for size in (1, 2):
-        found.schedule(size, (np.zeros(size),))
+    slow, found = scheduled(monkeypatch, 1, 2)
     waiting = threading.Thread(target=programs.wait)
     waiting.start()
     assert slow.started.wait(60)
@@ -158,11 +160,7 @@ def test_who_times_something_can_wait_for_all(monkeypatch):
 
 @pytest.mark.usefixtures("folder")
 def test_cancelled_programs_are_not_compiled(monkeypatch):
-    monkeypatch.setattr(programs, "MOST_THREADS", 1)
-    slow = Slow()
-    found = Programs(slow, "slow")
-    for size in (1, 2):
-        found.schedule(size, (np.zeros(size),))
+    slow, found = scheduled(monkeypatch, 1, 2)
     assert slow.started.wait(60)
     found.cancel()
     slow.go.set()
