@@ -13,7 +13,6 @@ import argparse
 import json
 import runpy
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from automoe_jax.data.plan import Bucket
 from automoe_jax.data.tokenizers.loading import vocab_sizes
 from automoe_jax.phases import topology as topologies
 from automoe_jax.phases.weights import target
-from automoe_jax.system import files, hlo, hlo_text
+from automoe_jax.system import files
 from automoe_jax.training.target import TrainingTarget, abstract_state
 
 CONFIG = "configs/wmt14.py"
@@ -87,26 +86,6 @@ def config_of(case: Case) -> RunConfig:
     return resolve(config)
 
 
-def moved_weights(text: str, config: RunConfig) -> Counter[str]:
-    """Gathers and scatters of rows of experts' weights, by kind."""
-    widths = set(config.space.encoder_embed_dims) | set(config.space.decoder_embed_dims)
-    # Of all experts that a chip has.
-    totals = {
-        sum(sum(layer.experts) for layer in stack.layers) // config.training.expert_parallel
-        for _, stack in config.space.hull().stacks
-    }
-    sizes = set(config.space.encoder_ffn_dims) | set(config.space.decoder_ffn_dims)
-    found: Counter[str] = Counter()
-    for one in hlo.instructions(text):
-        if one.opcode in ("gather", "scatter"):
-            shape = hlo_text.dimensions(one.shape)
-            # (experts, columns, width), or all rows with a width.
-            matrix = len(shape) >= 3 and shape[-1] in widths and shape[-2] in sizes
-            rows = len(shape) == 2 and shape[-1] in widths and shape[0] in totals
-            found[one.opcode] += matrix or rows
-    return +found
-
-
 def compile_case(case: Case) -> dict[str, Any]:
     """What a case needs, and what bounds it."""
     config = config_of(case)
@@ -130,7 +109,7 @@ def compile_case(case: Case) -> dict[str, Any]:
         "gb_sent": round(sum(compiled.costs.sent.values()) / 1e9, 3),
         "ms_at_least": {name: round(1e3 * s, 2) for name, s in seconds.items()},
         "compute_share": round(seconds["compute"] / max(seconds.values()), 3),
-        "weights_moved_by_rows": dict(moved_weights(compiled.text, config)),
+        "weights_moved_by_rows": dict(topologies.moved_experts(compiled.text, config)),
     }
 
 

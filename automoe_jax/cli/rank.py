@@ -1,6 +1,6 @@
 r"""Measures how well a supernet ranks its subnets.
 
-python launch/rank.py --config configs/multi30k.py --workdir runs/multi30k --subnets=12 \
+python launch/rank.py --config configs/multi30k.py --workdir runs/multi30k --subnets=16 \
     --config.subnet_training.steps=600
 
 Trains subnets from scratch, spread over the range of FLOPs, and compares their losses with those of
@@ -9,19 +9,22 @@ With --ray the subnets are trained on the nodes of a Ray cluster, all of which s
 """
 
 import dataclasses
+from typing import Any
 
 from absl import flags
 
+from automoe_jax.architecture.subnet import from_json
 from automoe_jax.cli import options, terminal
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.rank import FEWEST, rank
-from automoe_jax.phases.run import check_out
+from automoe_jax.phases.run import RANK, check_out
 from automoe_jax.phases.weights import supernet_params
+from automoe_jax.search import sensitivity
 from automoe_jax.system.errors import UserError
 
 CONFIG = RunFlags(parts=True)
-_OUT = flags.DEFINE_string("out", "rank", "folder in the workdir")
+_OUT = flags.DEFINE_string("out", RANK, "folder in the workdir")
 _SUBNETS = flags.DEFINE_integer("subnets", 12, "how many to train")
 _JSON = options.define_json("print the result as one JSON line")
 
@@ -51,8 +54,17 @@ def main():
         f"nats a token; the supernet's first choice is {result['regret']:.4f} nats from the best"
     )
     print(f"the supernet is {result['verdict']}")
-    if changes := result.get("effects"):  # files of earlier versions have none
-        print("each choice, from its lowest to its highest value, in nats a token:")
-        rows = ((e["choice"], f"{e['inherited']:+.4f}", f"{e['trained']:+.4f}") for e in changes)
-        terminal.print_table(("choice", "inherited", "trained"), rows)
+    _print_effects(result)
     print(f"picture: {run.path / _OUT.value / 'rank.png'}")
+
+
+def _print_effects(result: dict[str, Any]):
+    """What each choice changes, or how many subnets it takes to know."""
+    if changes := result.get("effects"):  # files of earlier versions have none
+        terminal.print_effects(changes)
+        return
+    subnets = [from_json(row["subnet"]) for row in result["subnets"]]
+    print(
+        f"what each choice changes is not known from {len(subnets)} subnets; it takes "
+        f"--subnets={sensitivity.fewest_paired(subnets)} or more (with another --out)"
+    )

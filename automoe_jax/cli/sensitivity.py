@@ -12,7 +12,7 @@ from automoe_jax import config as settings
 from automoe_jax.cli import options, terminal
 from automoe_jax.cli.terminal import TerminalProgress
 from automoe_jax.phases import sensitivity
-from automoe_jax.phases.run import CACHE, SUPERNET, open_run
+from automoe_jax.phases.run import CACHE, RANK, SUPERNET, open_run
 from automoe_jax.search.sensitivity import Worth
 from automoe_jax.system import compile_cache, files, workdir
 from automoe_jax.system.errors import UserError
@@ -50,6 +50,9 @@ def main():
         f"{found.subnets} subnets; by layer, choices explain {found.loss_explained:.0%} of the "
         f"loss's variance and {found.cost_explained:.0%} of the cost's ({analysis.how})"
     )
+    if analysis.ranked:
+        print(f"inherited and trained losses of the subnets in {RANK}/:")
+        terminal.print_effects(analysis.ranked)
     idle = ", ".join(w.choice for w in found.sides if not w.buys)
     print(f"more of these buys nothing: {idle}" if idle else "more of every choice buys something")
     print(f"picture: {run.path / sensitivity.FOLDER / sensitivity.PICTURE}")

@@ -32,6 +32,13 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     return made
 
 
+def print_effects(effects: Iterable[dict[str, Any]]):
+    """Prints what choices change of the losses of ranked subnets, as `rank.json` has it."""
+    print("each choice, from its lowest to its highest value, in nats a token:")
+    rows = ((e["choice"], f"{e['inherited']:+.4f}", f"{e['trained']:+.4f}") for e in effects)
+    print_table(("choice", "inherited", "trained"), rows)
+
+
 def is_terminal() -> bool:
     """True if stdout is a terminal."""
     return Console().is_terminal

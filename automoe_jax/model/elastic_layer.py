@@ -80,16 +80,22 @@ class StackStatic:
         """Experts that a device has of the layer with the most."""
         return self.n_experts // self.spread
 
+    def experts_before(self, layer: Array) -> jax.Array:
+        """The number of the device's experts in all layers before this one, []."""
+        _, rows = stacked.rows_of(self.experts)
+        return jnp.array(np.array(rows) // self.spread, jnp.int32)[layer]
+
     def layer_experts(self, params: Params, row: ActiveStack, layer: Array) -> LayerExperts:
         """The active experts of a layer among the stacked weights; of these the device's own."""
-        starts = (np.array(rows) // self.spread for rows in stacked.rows_of(self.experts))
-        first, bias_row = (jnp.array(rows, jnp.int32)[layer] for rows in starts)
-        offsets_E = first + max(self.ffn_dims) * jnp.arange(self.experts_here)
+        bias_row, slot = self.experts_before(layer), max(self.ffn_dims)
+        offsets_E = slot * (bias_row + jnp.arange(self.experts_here))
         sizes_E = jnp.asarray(row.sizes_LE[: self.n_experts])
         if self.spread > 1:
             sizes_E = sizes_E.reshape(-1, self.spread)[:, spread_experts.place(self.spread)]
-        own = offsets_E, bias_row, sizes_E, self.ffn_dims, self.spread
-        return LayerExperts(experts_of(params), *own)
+        return LayerExperts(
+            experts_of(params), offsets_E, bias_row, sizes_E, self.ffn_dims, self.spread,
+            n_own=self.experts_before(layer + 1) - bias_row,
+        )  # fmt: skip
 
 
 class Context(NamedTuple):

@@ -346,10 +346,12 @@ def _run_bwd(static, saved, cotangents):
     zeros = functools.partial(jax.tree.map, lambda a: jnp.zeros(a.shape, jnp.float32))
     dx_BTD, d_memory = jnp.zeros_like(x0_BTD), zeros(memory_PBSD)
     d_params = zeros(elastic_layer.without_experts(params))
-    d_experts = zeros(elastic_layer.experts_of(params))
+    d_experts = grouped_ffn.no_gradients(static.backend, elastic_layer.experts_of(params))
     carry = _Gradients(dx_BTD, d_memory, d_params, d_experts)
     carry = _each_layer(static, context, bodies, carry)
-    gradients = elastic_layer.with_experts(carry.d_params, carry.d_experts), carry.d_memory
+    n_experts = static.experts_before(context.active.depth)
+    d_experts = grouped_ffn.all_gradients(static.backend, carry.d_experts, n_experts)
+    gradients = elastic_layer.with_experts(carry.d_params, d_experts), carry.d_memory
     to_dtype = functools.partial(jax.tree.map, lambda d, a: d.astype(a.dtype))
     d_params, d_memory = to_dtype(gradients, (given, memory_PBSD))
     return d_params, carry.dx_BTD, d_memory, None

@@ -1,7 +1,8 @@
 """The grouped expert FFN: each row through its own expert, at the cost of that expert's size.
 
 One function with a backend per platform: loops with data-dependent trip counts on CPUs, ragged
-products on GPUs and TPUs. Letters: A rows, D embedding, F FFN columns of all experts, E experts.
+products on GPUs, kernels of its own on TPUs. Letters: A rows, D embedding, F FFN columns of all
+experts, E experts.
 """
 
 import functools
@@ -10,19 +11,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from automoe_jax.architecture.active import Array
-from automoe_jax.ops import grouped_loop, grouped_ragged
+from automoe_jax.ops import grouped_loop, grouped_pallas, grouped_ragged
 from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, group, put_back
 from automoe_jax.system.platforms import platform
 
-BACKENDS = ("loop", *grouped_ragged.KERNELS)
+PALLAS = "pallas"
+REST = (
+    "rest_of_the_experts"  # the name of a loop in a compiled program: over those of inactive layers
+)
+BACKENDS = ("loop", PALLAS, *grouped_ragged.KERNELS)
 
 
 def default_backend() -> str:
     """The fastest backend on the platform that programs are traced for."""
     if platform() == "tpu":
-        return "ragged_dot"
+        return PALLAS
     if platform() == "gpu":
         return "tokamax" if grouped_ragged.has_tokamax() else "blocked"
     return "loop"
@@ -89,6 +95,11 @@ def hidden_shape(
     return grouped_loop.hidden_shape(n_rows, n_experts, ffn_dims) if backend == "loop" else (0,)
 
 
+def _of_slots(backend: str, experts: LayerExperts) -> str:
+    """The backend, or that for experts of other slots than it takes."""
+    return "ragged_dot" if backend == PALLAS and not experts.uniform else backend
+
+
 def _group(backend: str, expert_A: jax.Array, experts: LayerExperts) -> Groups:
     """Rows sorted in the backend's order."""
     rank_E = None if backend == "loop" else grouped_ragged.largest_first(experts.sizes_E)
@@ -108,10 +119,13 @@ def forward(
     `x_AD` is cut to its width. `hidden`, (L, *hidden_shape), is written at `layer`, which may be
     traced; None stores nothing. Returns y_AD and `hidden`.
     """
+    backend = _of_slots(backend, experts)
     groups = _group(backend, expert_A, experts)
     x_sorted = x_AD[groups.order_A]
     if backend == "loop":
         y_AD, hidden = grouped_loop.forward(x_sorted, groups, experts, hidden, layer)
+    elif backend == PALLAS:
+        y_AD = grouped_pallas.forward(x_sorted, groups, experts)
     else:
         kernel = grouped_ragged.KERNELS[backend]
         y_AD = grouped_ragged.forward(kernel, x_sorted, groups, experts)
@@ -131,13 +145,16 @@ def backward(
 ) -> tuple[jax.Array, ExpertWeights]:
     """Gradients of `forward` for the cotangent `dy_AD`.
 
-    `dw` are gradients of all weights, fp32, still zero at this layer's rows. Returns dx_AD, and dw
-    with this layer's gradients.
+    `dw` are gradients of all weights, fp32, as `no_gradients` has them at this layer's rows.
+    Returns dx_AD, and dw with this layer's gradients.
     """
+    backend = _of_slots(backend, experts)
     groups = _group(backend, expert_A, experts)
     x_sorted, dy_sorted = x_AD[groups.order_A], dy_AD[groups.order_A]
     if backend == "loop":
         dx_AD, dw = grouped_loop.backward(x_sorted, groups, experts, hidden, dy_sorted, dw, layer)
+    elif backend == PALLAS:
+        dx_AD, dw = grouped_pallas.backward(x_sorted, groups, experts, dy_sorted, dw)
     else:
         kernel = grouped_ragged.KERNELS[backend]
         dx_AD, dw = grouped_ragged.backward(kernel, x_sorted, groups, experts, dy_sorted, dw)
@@ -145,13 +162,42 @@ def backward(
     return jnp.where(identity(expert_A, experts.sizes_E)[:, None], dy_AD, dx_AD), dw
 
 
+def no_gradients(backend: str, weights: ExpertWeights) -> ExpertWeights:
+    """What `backward` adds the gradients of layers to, for weights with slots of one size.
+
+    Zeros, but the matrices of `PALLAS`, which writes a layer as a whole, are undefined.
+    """
+    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
+    if backend != PALLAS:
+        return zeros
+    fc1_FD, fc2_FD = (lax.empty(w.shape, jnp.float32) for w in (weights.fc1_FD, weights.fc2_FD))
+    return zeros._replace(fc1_FD=fc1_FD, fc2_FD=fc2_FD)
+
+
+def all_gradients(backend: str, dw: ExpertWeights, n_experts: jax.Array) -> ExpertWeights:
+    """The gradients after the last layer; those of experts from `n_experts` on are zero."""
+    if backend != PALLAS:
+        return dw
+    total, width = dw.fc2_bias_ED.shape
+    slot = dw.fc1_FD.shape[0] // total
+    zeros = jnp.zeros((slot, width), jnp.float32)
+
+    def without(expert, matrices):
+        return [lax.dynamic_update_slice(x, zeros, (expert * slot, 0)) for x in matrices]
+
+    with jax.named_scope(REST):
+        matrices = lax.fori_loop(n_experts, total, without, [dw.fc1_FD, dw.fc2_FD])
+    return dw._replace(fc1_FD=matrices[0], fc2_FD=matrices[1])
+
+
 def _one_layer(
     backend: str, weights: ExpertWeights, sizes_E: jax.Array, slots: tuple[int, ...]
 ) -> LayerExperts:
-    if backend != "loop" and min(slots) < max(slots):  # ragged products read a whole slot of each
+    uniform = min(slots) == max(slots)
+    if backend != "loop" and not uniform:  # ragged products read a whole slot of each
         weights = _with_rows(weights, sum(slots) + max(slots))
     offsets_E = jnp.asarray(np.cumsum([0, *slots[:-1]]), jnp.int32)
-    return LayerExperts(weights, offsets_E, jnp.int32(0), sizes_E, slots)
+    return LayerExperts(weights, offsets_E, jnp.int32(0), sizes_E, slots, uniform=uniform)
 
 
 def _with_rows(weights: ExpertWeights, n_rows: int) -> ExpertWeights:
@@ -172,7 +218,7 @@ def _grouped_ffn(backend, slots, x_AD, expert_A, weights, sizes_E):
 
 def _fwd(backend, slots, x_AD, expert_A, weights, sizes_E):
     shape = hidden_shape(x_AD.shape[0], len(slots), slots, backend)
-    hidden = jax.lax.empty((1, *shape), x_AD.dtype)
+    hidden = lax.empty((1, *shape), x_AD.dtype)
     experts = _one_layer(backend, weights, sizes_E, slots)
     y_AD, hidden = forward(backend, x_AD, expert_A, experts, hidden)
     return y_AD, (x_AD, expert_A, weights, sizes_E, hidden)

@@ -145,7 +145,7 @@ def largest_first(sizes_E: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(-sizes_E, stable=True))
 
 
-class _Rows:
+class Rows:
     """The rows of a layer, sorted by their experts' rank, and which columns are theirs."""
 
     def __init__(self, groups: Groups, sizes_E: jax.Array, rank_E: jax.Array):
@@ -178,7 +178,7 @@ class _Rows:
         return jnp.dot(self._own_AE.T, rows, precision=lax.Precision.HIGHEST)
 
 
-def _hidden(kernel: Kernel, x_AD, weights: ExpertWeights, rows: _Rows, low: int) -> jax.Array:
+def _hidden(kernel: Kernel, x_AD, weights: ExpertWeights, rows: Rows, low: int) -> jax.Array:
     """relu(fc1(x)) of a slice, of the dtype of x; zero beyond the active columns."""
     h_AC = kernel.product(x_AD, weights.fc1_FD.transpose(0, 2, 1), rows.counts(low))
     h_AC = jax.nn.relu(h_AC + rows.spread(weights.fc1_bias_F))
@@ -245,7 +245,7 @@ def forward(kernel: Kernel, x_AD, groups: Groups, experts: LayerExperts) -> jax.
     Every expert has at least `max(experts.ffn_dims)` rows from its first one on.
     """
     slices = _Slices(experts, kernel)
-    rows = _Rows(groups, experts.sizes_E, slices.rank_E)
+    rows = Rows(groups, experts.sizes_E, slices.rank_E)
     y_AD = jnp.zeros(x_AD.shape, jnp.float32)
     for (low, _), weights in zip(slices.ranges, slices.read(x_AD.shape[1]), strict=True):
         if not low:
@@ -260,7 +260,7 @@ def backward(
 ) -> tuple[jax.Array, ExpertWeights]:
     """As `grouped_loop.backward`; rows of weights as in `forward`."""
     slices = _Slices(experts, kernel)
-    rows = _Rows(groups, experts.sizes_E, slices.rank_E)
+    rows = Rows(groups, experts.sizes_E, slices.rank_E)
     dx_AD = jnp.zeros(x_AD.shape, jnp.float32)
     d_bias_ED = rows.sums(dy_AD)
     for nth, weights in enumerate(slices.read(x_AD.shape[1])):

@@ -40,6 +40,11 @@ class LayerExperts:
     sizes_E: jax.Array  # active FFN sizes; 0 is an identity expert
     ffn_dims: tuple[int, ...]  # every FFN size of an expert; the largest is the slot of each
     spread: int = 1  # devices that the layer's experts are on; these are those of one
+    # Whether all experts of `weights` have slots of the largest size, one after the other.
+    uniform: bool = True
+    # How many of these experts are the layer's, the first; others, of size 0, are of the next. None
+    # for all.
+    n_own: jax.Array | None = None
 
 
 class Groups(NamedTuple):

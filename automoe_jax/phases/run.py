@@ -20,7 +20,7 @@ from automoe_jax.system.progress import Progress, Silent
 
 # Folders and files of a workdir.
 SUPERNET, SUBNET, SEARCH = "supernet", "subnet", "search"
-EXPORT, REPORT = "export", "report"
+EXPORT, REPORT, RANK = "export", "report", "rank"
 LATENCY_MODEL = "latency_model.json"
 CACHE = ".jax_cache"  # compiled programs
 

@@ -10,7 +10,8 @@ from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.run import LATENCY_MODEL, Run, claim
+from automoe_jax.phases.rank import RESULT as RANKING
+from automoe_jax.phases.run import LATENCY_MODEL, RANK, Run, claim
 from automoe_jax.phases.search_history import HISTORY, ScoreHistory
 from automoe_jax.phases.train import SUPERNET_GROUPS
 from automoe_jax.phases.weights import supernet_params, target
@@ -34,6 +35,7 @@ class Analysis:
     found: Sensitivity
     unit: str  # "ms" or "GFLOPs"
     how: str  # how the costs were got
+    ranked: tuple[dict[str, Any], ...]  # effects on inherited and trained losses, of `rank.json`
 
     def as_json(self) -> dict[str, Any]:
         """The content of the result file."""
@@ -44,15 +46,16 @@ class Analysis:
             ]
             for name in ("sides", "layers")
         }
-        about = {"unit": self.unit, "how": self.how}
+        about = {"unit": self.unit, "how": self.how, "ranked": self.ranked}
         return {"version": 1, **dataclasses.asdict(self.found), **worths, **about}
 
 
 def analyse(run: Run, count: int, pairs: int) -> Analysis:
     """Scores `count` random subnets on `pairs` validation pairs (0 for all) and analyses them.
 
-    Costs are latencies where the workdir has a latency model, else FLOPs. Writes scores, result and
-    picture to `sensitivity/`; a killed run continues. `UserError` if the subnets are too few.
+    Costs are latencies where the workdir has a latency model, else FLOPs; a ranking in `rank/` is
+    shown beside them. Writes scores, result and picture to `sensitivity/`; a killed run continues.
+    `UserError` if the subnets are too few.
     """
     data = prepare(run)
     params, step = supernet_params(run, data.tokenizer.vocab_sizes)
@@ -78,10 +81,17 @@ def analyse(run: Run, count: int, pairs: int) -> Analysis:
         found = sensitivity.analyse(subnets, [history.known(s) for s in subnets], costs)
     except ValueError as e:
         raise UserError(f"--subnets is {count}: {e}") from None
-    analysis = Analysis(found, unit, how)
+    analysis = Analysis(found, unit, how, _ranked(run.path / RANK / RANKING))
     files.write_json(folder / RESULT, analysis.as_json())
     plots.sensitivity_plot(found.sides, unit, folder / PICTURE)
     return analysis
+
+
+def _ranked(path: Path) -> tuple[dict[str, Any], ...]:
+    """The effects that a ranking found; none without one."""
+    if not path.exists():
+        return ()
+    return tuple(files.read_json(path, "ranking").get("effects", ()))
 
 
 def _draw(space: SearchSpace, count: int, seed: int) -> list[Subnet]:

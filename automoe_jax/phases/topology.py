@@ -6,6 +6,7 @@ import io
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.config import RunConfig
 from automoe_jax.data.batches import Share
 from automoe_jax.data.plan import Bucket
-from automoe_jax.system import chips, hlo
+from automoe_jax.ops.grouped_ffn import REST
+from automoe_jax.system import chips, hlo, hlo_text
 from automoe_jax.system.chips import Chip
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.hlo import Costs
@@ -118,6 +120,29 @@ def compile_step(
     return Compiled(costs, compiled.memory_analysis(), seconds, text, n_micro)
 
 
+def moved_experts(text: str, config: RunConfig) -> Counter[str]:
+    """Gathers and scatters of rows of experts' weights in a program, by kind: there should be none.
+
+    They read and write row by row what lies in one piece.
+    """
+    space = config.space
+    widths = {*space.encoder_embed_dims, *space.decoder_embed_dims}
+    sizes = {*space.encoder_ffn_dims, *space.decoder_ffn_dims}
+    # Rows of all experts that a chip has.
+    totals = {
+        sum(sum(layer.experts) for layer in stack.layers) // config.training.expert_parallel
+        for _, stack in space.hull().stacks
+    }
+    found: Counter[str] = Counter()
+    for one in hlo.instructions(text):
+        if one.opcode in ("gather", "scatter"):
+            shape = hlo_text.dimensions(one.shape)
+            matrix = len(shape) >= 3 and shape[-1] in widths and shape[-2] in sizes
+            rows = len(shape) == 2 and shape[-1] in widths and shape[0] in totals
+            found[one.opcode] += matrix or rows
+    return +found
+
+
 def _trips(subnet: Subnet) -> hlo.Trips:
     """How often the loops of a supernet's step run for its largest subnet."""
     stacks = dict(subnet.stacks)
@@ -126,6 +151,8 @@ def _trips(subnet: Subnet) -> hlo.Trips:
         if found := _LAYERS.search(name):
             stack = stacks[found[1]]
             return len(stack.layers) if stack.embed_dim == int(found[2]) else 0
+        if REST in name:
+            return 0
         if found := _CHUNKS.search(name):
             return int(found[1]) if stacks["decoder"].embed_dim == int(found[2]) else 0
         return None

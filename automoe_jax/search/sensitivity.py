@@ -13,6 +13,7 @@ from automoe_jax.architecture.subnet import LayerSpec, Subnet
 
 RESAMPLES = 500  # of the bootstrap
 FEWEST = 3  # subnets for each feature
+FEWEST_PAIRED = 2  # where two losses of the same subnets are compared: draws are common to both
 # What a layer chooses: fields of the layer, and what is called by another name.
 _FIELDS = {
     "heads": "heads", "self_heads": "self-attention heads", "cross_heads": "cross-attention heads",
@@ -91,16 +92,21 @@ def effects(
 ) -> list[Effect]:
     """The effect of each choice of a side on both losses of the same subnets, largest first.
 
-    Empty where there are fewer than `FEWEST` subnets for each choice that varies.
+    Empty where there are fewer subnets than `fewest_paired`.
     """
     columns = _varying(side_features(subnets))
-    if not columns or len(subnets) < FEWEST * len(columns):
+    if not columns or len(subnets) < fewest_paired(subnets):
         return []
     x_NF = np.stack(list(columns.values()), axis=1)
     span_F = x_NF.max(axis=0) - x_NF.min(axis=0)
     changes = (_fit(x_NF, np.asarray(y, float))[0] * span_F for y in (inherited, trained))
     found = [Effect(*row) for row in zip(columns, *(c.tolist() for c in changes), strict=True)]
     return sorted(found, key=lambda effect: -abs(effect.trained))
+
+
+def fewest_paired(subnets: Sequence[Subnet]) -> int:
+    """How many subnets `effects` needs for the choices that vary among these."""
+    return FEWEST_PAIRED * len(_varying(side_features(subnets)))
 
 
 Columns = dict[str, np.ndarray]  # (N,) by name of the choice; NaN where a subnet lacks the layer

@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 
@@ -30,7 +31,8 @@ _MARKERS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "To
 _MOVES = {
     "copy", "copy-start", "slice", "slice-start", "reshape", "transpose", "broadcast", "iota",
     "concatenate", "dynamic-slice", "dynamic-update-slice", "gather", "pad", "reverse",
-    "bitcast-convert", "convert",
+    "bitcast-convert", "convert", "all-gather", "all-to-all", "ragged-all-to-all",
+    "collective-permute",
 }  # fmt: skip
 # Bytes that each of n devices sends, for a byte of the operation's result.
 _SENT: dict[str, Callable[[int], float]] = {
@@ -118,9 +120,9 @@ class _Counting:
             return pick(map(self.of, one.called), key=lambda c: (c.flops, c.memory_bytes))
         if opcode in ("call", "async"):
             return _total(map(self.of, one.called))
-        moved = self._moved(one, own)
         if opcode == "fusion":
-            return Costs(self._flops(one, own), moved, self._hidden_sums(one))
+            return self._fusion(one, own)
+        moved = self._moved(one, own)
         if opcode in _SENT:
             result = n_bytes(one.shape, anywhere=True)
             if one.opcode in ("all-gather-start", "collective-permute-start"):
@@ -131,6 +133,25 @@ class _Counting:
         if opcode == "custom-call":
             return _kernel(one, own, moved)
         return Costs(self._flops(one, own), moved)
+
+    def _fusion(self, one: Instruction, own: Computation) -> Costs:
+        """Of a fusion, and of a collective that starts in it.
+
+        A TPU sends beside its other work: the fusions between the start and the end of a collective
+        name it and hand its buffers on. It counts where it starts.
+        """
+        body = self._computations[one.called[0]]
+        sending = next((x for x in body.values() if "chain_id=" in x.attributes), None)
+        if sending is None:
+            return Costs(self._flops(one, own), self._moved(one, own), self._hidden_sums(one))
+        kind = hlo_text.root(body).attribute("custom_call_target")
+        if kind == "AsyncCollectiveStart":
+            return self._instruction(sending, body)
+        if kind == "AsyncCollectiveDone":
+            return Costs()
+        handed = re.findall(r"\{(\d+)\}: \((\d+), \{\}\)", one.attributes)
+        results, operands = ({int(x) for x in column} for column in zip(*handed, strict=True))
+        return Costs(self._flops(one, own), _fusion_bytes(one, body, own, operands, results))
 
     def _hidden_sums(self, fusion: Instruction) -> Counter[str]:
         """What a fusion sends: a sum over devices, of which each takes a part, may be one."""
@@ -181,8 +202,7 @@ class _Counting:
     def _moved(self, one: Instruction, own: Computation) -> float:
         """Bytes of the device's memory that an instruction reads and writes."""
         if one.opcode == "fusion":
-            body = self._computations[one.called[0]]
-            return _fusion_bytes(one, body, own)
+            return _fusion_bytes(one, self._computations[one.called[0]], own)
         if one.opcode in ("dynamic-slice", "gather", "slice"):
             return 2 * n_bytes(one.shape)
         if one.opcode in ("dynamic-update-slice", "scatter"):
@@ -219,11 +239,19 @@ def _kernel(one: Instruction, own: Computation, moved: float) -> Costs:
     return Costs(float(said.get("flops", 0)), float(said.get("bytes_accessed", moved)))
 
 
-def _fusion_bytes(one: Instruction, body: Computation, own: Computation) -> float:
-    """A fusion reads of an operand what it slices out of it, and writes what it updates."""
+def _fusion_bytes(
+    one: Instruction, body: Computation, own: Computation,
+    operands: AbstractSet[int] = frozenset(), kept: AbstractSet[int] = frozenset(),
+) -> float:  # fmt: skip
+    """A fusion reads of an operand what it slices out of it, and writes what it updates.
+
+    But for `operands` and results `kept`, by number, which it leaves as they are.
+    """
     total = 0.0
     parameters = {x.name: int(x.arguments) for x in body.values() if x.opcode == "parameter"}
     for name, index in parameters.items():
+        if index in operands:
+            continue
         shape = own[one.operands[index]].shape
         users = [x for x in body.values() if name in x.operands]
         if users and all(
@@ -241,7 +269,8 @@ def _fusion_bytes(one: Instruction, body: Computation, own: Computation) -> floa
     results = [(last, one.shape)]
     if last.opcode == "tuple":
         parts = [body[name] for name in last.operands]
-        results = list(zip(parts, hlo_text.arrays(one.shape), strict=True))
+        both = zip(parts, hlo_text.arrays(one.shape), strict=True)
+        results = [x for i, x in enumerate(both) if i not in kept]
     for result, shape in results:
         source = result
         while source.opcode == "bitcast":

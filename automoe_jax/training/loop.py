@@ -141,6 +141,7 @@ class _Training:
         self._abstract = abstract_state(target, config, seed)
         self._layout = sharding.layout_of(config)
         self._state = parallel.place(state, self._layout)
+        self._whole = parallel.map_gathering(self._layout, self._abstract.params)
         limit, spread = config.eval_pairs, config.expert_parallel
         self._evaluator = Evaluator(target, data.valid, config, limit, spread)
         self._evaluated = _eval_set(target, seed, config)
@@ -176,7 +177,7 @@ class _Training:
             traced.after(step, out)
             if step == start:
                 self._steps.compile_ahead(start)
-                self._evaluator.compile_ahead(self._state.params)
+                self._evaluator.compile_ahead(jax.eval_shape(self._whole, self._state.params))
             self._window.add(out, drawn)
             self._skipped.add(step, out)
             self.done = step + 1
@@ -204,7 +205,7 @@ class _Training:
     def _evaluate(self, log: "_Log", best: Checkpoints):
         """Logs validation losses, and keeps the weights if they are the best so far."""
         params = self._state.average if self._config.ema_decay else self._state.params
-        scores = self._evaluator.scores(params, self._evaluated)
+        scores = self._evaluator.scores(self._whole(params), self._evaluated)
         log.write_losses(self.done, scores)
         loss = float(np.mean([score.loss for score in scores.values()]))
         self._lowest = self._lowest.after(loss)

@@ -3,6 +3,7 @@
 `pmap` is JAX's own SPMD engine; over the processes of a pod it spans all their devices.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,24 +65,27 @@ def replicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: flax.jax_utils.replicate(x, axis_name=AXIS), tree)
 
 
-def by_layout(layout: Layout, f: Callable[..., Any], *states: TrainState) -> TrainState:
-    """`f` of the weights of states, after the layout of weights, and of their optimizer's."""
-    weights = f(layout.of_weights, *(state._replace(opt_state=()) for state in states))
-    return weights._replace(opt_state=f(layout, *(state.opt_state for state in states)))
-
-
 def place(state: TrainState, layout: Layout) -> TrainState:
     """A state on the local devices, as `sharding.place`; consumed."""
-    return by_layout(layout, lambda own, x: sharding.place(own, x, share()), state)
+    return sharding.place(layout, state, share())
 
 
 def taken(state: TrainState, like: TrainState, layout: Layout) -> TrainState:
     """One whole copy of a state that `place` made, as NumPy arrays; `like` has its shapes."""
-    return by_layout(
-        layout, lambda own, x, shapes: sharding.collected(own, x, shapes, share()), state, like
-    )
+    return sharding.collected(layout, state, like, share())
 
 
 def taken_params(params: Any, like: Any, layout: Layout) -> Any:
     """As `taken`, of weights alone."""
-    return sharding.collected(layout.of_weights, params, like, share())
+    return sharding.collected(layout, params, like, share())
+
+
+def map_gathering(layout: Layout, like: Any) -> Callable[[Any], Any]:
+    """The function that makes placed weights, of the shapes `like`, whole on each device.
+
+    But for spread experts.
+    """
+    if not layout.cut:
+        return lambda params: params
+    whole = functools.partial(sharding.gathered, layout, params=like)
+    return jax.pmap(whole, axis_name=AXIS)

@@ -1,9 +1,11 @@
 """How the state of a training lies on the devices: whole on each, or a part on each.
 
-The optimizer's state can be cut: each device keeps and updates a part (ZeRO stage 1, Rajbhandari et
-al. 2020, arXiv 1910.02054). An array is cut along its first axis that the number of devices
-divides; a small one, or one without such an axis, stays whole on each device. Moments, weights and
-gradients have the same shapes, so they are cut alike.
+The state can be cut: each device keeps and updates a part of moments and weights (ZeRO stage 1,
+Rajbhandari et al. 2020, arXiv 1910.02054), and a step begins by gathering the weights. (Gathered at
+its end, the weights would be its output, into which a TPU copies what was gathered.) An array is
+cut along its first axis that the number of devices divides; a small one, or one without such an
+axis, stays whole on each device. Moments, weights and gradients have the same shapes, so they are
+cut alike.
 
 The experts of a supernet can be spread (expert parallelism, see `ops.spread_experts`): weights,
 gradients and moments of an expert are on one device of each group alone.
@@ -35,18 +37,13 @@ LEAST = 1 << 14  # values of an array that is cut; fewer are cheaper to keep tha
 class Layout(NamedTuple):
     """How a state lies on the devices."""
 
-    cut: bool = False  # the optimizer's state is
+    cut: bool = False  # the state is
     spread: int = 1  # devices that the experts of a layer are spread over
 
     @property
     def copied(self) -> bool:
         """True if each device has all."""
         return not self.cut and self.spread == 1
-
-    @property
-    def of_weights(self) -> "Layout":
-        """That of the weights beside an optimizer's state."""
-        return Layout(False, self.spread)
 
     def cut_axis(self, shape: tuple[int, ...], n_devices: int) -> int | None:
         """The axis along which an array is cut; None for one that stays whole."""
@@ -92,22 +89,11 @@ def summed(layout: Layout, gradient: Any) -> Any:
     return _map(layout, of_expert, of_other, gradient)
 
 
-def own(layout: Layout, params: Any) -> Any:
-    """Of the weights that a device has, those that it updates."""
-    n, nth = lax.axis_size(AXIS), lax.axis_index(AXIS)
+def gathered(layout: Layout, parts: Any, params: Any) -> Any:
+    """The weights that a step runs, from the parts of all devices; `params` have their shapes.
 
-    def of_other(x: jax.Array) -> jax.Array:
-        axis = layout.cut_axis(x.shape, n)
-        if axis is None:
-            return x
-        size = x.shape[axis] // n
-        return lax.dynamic_slice_in_dim(x, nth * size, size, axis)
-
-    return _map(layout, lambda x: x, of_other, params)
-
-
-def updated(layout: Layout, parts: Any, params: Any) -> Any:
-    """The weights that a device has, with the shapes of `params`, from what all have updated."""
+    Of experts that are spread, those of the device.
+    """
     n = lax.axis_size(AXIS)
 
     def of_other(part: jax.Array, x: jax.Array) -> jax.Array:
@@ -118,7 +104,7 @@ def updated(layout: Layout, parts: Any, params: Any) -> Any:
 
 
 def sum_of_squares(layout: Layout, gradient: Any, params: Any) -> jax.Array:
-    """Of all values of a gradient, [], from what each device has of it."""
+    """Of all values of a gradient, [], from what each device has; `params` have whole shapes."""
     n = lax.axis_size(AXIS)
 
     def of_other(part: jax.Array, x: jax.Array) -> jax.Array:

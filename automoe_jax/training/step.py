@@ -120,6 +120,7 @@ class StepOptions(NamedTuple):
       ema_decay: of the state's moving average; 0 for none.
       teacher: a trained model that a stand-alone model learns from.
       layout: which parts of the state are on which devices.
+      whole: the shapes of the weights of a cut state.
     """
 
     distillation: float = 0.0
@@ -129,6 +130,7 @@ class StepOptions(NamedTuple):
     ema_decay: float = 0.0
     teacher: TeacherModel | None = None
     layout: Layout = Layout()
+    whole: Any = None
 
 
 _PUBLISHED = StepOptions()
@@ -167,6 +169,10 @@ def make_train_step(
         key: jax.Array,
         taught_by: Any = None,
     ) -> tuple[TrainState, StepMetrics]:
+        layout = options.layout if jax.lax.axis_size(AXIS) > 1 else Layout()
+        params = state.params
+        if layout.cut:
+            params = sharding.gathered(layout, params, options.whole)
         key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         counts = (jnp.sum(batch[side] != PAD_ID) for side in ("source", "target"))
         source_tokens, target_tokens = _sum_devices(tuple(n.astype(jnp.float32) for n in counts))
@@ -187,7 +193,7 @@ def make_train_step(
                 weight = jnp.where(is_first, 0.0, options.distillation)
                 teacher = Teacher(taught, weight, options.temperature)
             own_key, scale = jax.random.fold_in(key, nth), 1 / (tokens * each)
-            gradient, aux = one_subnet(state.params, own, subnet, own_key, scale, teacher)
+            gradient, aux = one_subnet(params, own, subnet, own_key, scale, teacher)
             *sums, h_ND = aux
             if taught is not None:
                 taught = jnp.where(is_first, h_ND, taught)
@@ -197,38 +203,35 @@ def make_train_step(
 
         taught = None
         if each > 1 and options.distillation:
-            table_VD = output_table(state.params)
+            table_VD = output_table(params)
             taught = jnp.zeros((rows * time, table_VD.shape[1]), model.dtype)
         total = _sum_passes(one_pass, (subnets, jnp.arange(n_passes)), taught)
         gradient, sums = total
         sums, balance = _sum_devices(sums)
-        layout = options.layout if jax.lax.axis_size(AXIS) > 1 else Layout()
         gradient = _sum_devices(gradient) if layout.copied else sharding.summed(layout, gradient)
         gradient = reconciled(gradient) if projected else gradient
         loss, nll, load_balance = (x / (tokens * each) for x in (sums.loss, sums.nll, balance))
         if layout.copied:
             squares = _dot(gradient, gradient)
         else:
-            squares = sharding.sum_of_squares(layout, gradient, state.params)
+            squares = sharding.sum_of_squares(layout, gradient, params)
         norm = jnp.sqrt(squares)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         skipped = 1 - finite.astype(jnp.float32)
         metrics = StepMetrics(loss, nll, load_balance, target_tokens, source_tokens, norm, skipped)
-        return _updated(tx, state, gradient, finite, options.ema_decay, layout), metrics
+        return _updated(tx, state, gradient, finite, options.ema_decay), metrics
 
     return step
 
 
 def _updated(
-    tx: Any, state: TrainState, gradient: Any, finite: jax.Array, ema_decay: float, layout: Layout
+    tx: Any, state: TrainState, gradient: Any, finite: jax.Array, ema_decay: float
 ) -> TrainState:
     """The state after an update, which changes nothing but the step where `finite` is false.
 
-    Gradient and optimizer state are what the device has of them.
+    All are what the device has of them.
     """
-    params = sharding.own(layout, state.params)
-    params, opt_state = optimizer.apply(tx, gradient, state.opt_state, params, finite)
-    params = sharding.updated(layout, params, state.params)
+    params, opt_state = optimizer.apply(tx, gradient, state.opt_state, state.params, finite)
     average = _moving_average(state, params, ema_decay, finite) if ema_decay else ()
     return TrainState(state.step + 1, params, opt_state, average)
 

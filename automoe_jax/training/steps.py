@@ -147,6 +147,7 @@ def per_device_step(
     model = None
     if teacher is not None:
         model = TeacherModel(teacher, config.teacher_weight, config.teacher_temperature)
+    layout = sharding.layout_of(config)
     options = StepOptions(
         sampling_config.distillation,
         sampling_config.temperature,
@@ -154,7 +155,8 @@ def per_device_step(
         sampling_config.project_conflicts,
         config.ema_decay,
         model,
-        sharding.layout_of(config),
+        layout,
+        abstract_state(target, config, 0).params if layout.cut else None,
     )
     remat, spread = config.remat == "layer", config.expert_parallel
     module = target.module(config.compute_dtype, remat=remat, spread=spread)
@@ -200,8 +202,7 @@ def abstract_arguments(
     """As `step_arguments`, for a process with these devices and batches for each of them."""
     devices = share.n_local_devices
     state = abstract_state(target, config, seed)
-    part_shapes = functools.partial(sharding.part_shapes, n_devices=share.n_devices)
-    state = parallel.by_layout(sharding.layout_of(config), part_shapes, state)
+    state = sharding.part_shapes(sharding.layout_of(config), state, share.n_devices)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
     rows = devices, n_micro, bucket.rows
     times = {"source": bucket.source, "target": bucket.target}

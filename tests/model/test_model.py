@@ -202,7 +202,7 @@ def test_scales_can_be_part_of_the_weights():
 
 @pytest.mark.parametrize(
     ("backend", "least_spared"),
-    [("loop", None), ("loop", 0), ("ragged_dot", None), ("blocked", None)],
+    [("loop", None), ("loop", 0), ("pallas", None), ("ragged_dot", None), ("blocked", None)],
 )
 def test_loops_equal_masks(backend, least_spared, monkeypatch):
     """Loss and gradients of the loops over layers are those of masks alone, for every weight."""
@@ -211,8 +211,9 @@ def test_loops_equal_masks(backend, least_spared, monkeypatch):
         monkeypatch.setattr(layers, "LEAST_SPARED", least_spared)
     if backend != "loop":
         space = elastic_space(
-            encoder_embed_dims=(16,), decoder_embed_dims=(8,), encoder_depths=(1,),
-            decoder_depths=(1, 2), cross_spans=(1,),
+            encoder_embed_dims=(16,), decoder_embed_dims=(8,), encoder_depths=(2,),
+            decoder_depths=(1, 2), cross_spans=(1,), encoder_experts=(1, 2, 3),
+            encoder_placement=(1, 3),
         )  # fmt: skip
     hull, params = space.hull(), jax.tree.map(jnp.asarray, random_params(space))
     models = (

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from automoe_jax.ops import grouped_ffn as grouped_ffn_ops
 from automoe_jax.ops import grouped_loop, grouped_ragged
 from automoe_jax.ops.grouped_ffn import dense_reference, grouped_ffn
-from automoe_jax.ops.grouping import ExpertWeights, Groups
+from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts
 
-HERE = ["loop", "ragged_dot", "blocked"]  # the backends that run on a CPU
+HERE = ["loop", "pallas", "ragged_dot", "blocked"]  # the backends that run on a CPU
 
 
 def weights_of(rng, slots, d):
@@ -89,6 +90,53 @@ def test_slices_and_blocks_of_full_size():
     x = rng.normal(size=(1400, 8)).astype(np.float32)
     expert = np.where(rng.random(1400) < 0.8, 1, rng.integers(3, size=1400))
     check((x, expert, weights, slots, sizes), "loop")
+
+
+@pytest.mark.parametrize("width", [128, 150, 256])
+def test_a_layer_among_others(width):
+    """The kernels of TPUs: several tiles of rows and columns; other layers' gradients stay.
+
+    One expert, of size 0, is the next layer's.
+    """
+    rng = np.random.default_rng(0)
+    sizes, before, after, d, slot = np.array([256, 0, 100, 256, 7]), 2, 2, 256, 256
+    total = before + len(sizes) + after
+    weights = weights_of(rng, (slot,) * total, d)
+    weights = jax.tree.map(lambda w: (0.1 * w).astype(np.float32), weights)
+    expert = rng.choice([0, 1, 2, 3, 4, 6], size=600, p=[0.4, 0.1, 0.2, 0.1, 0.1, 0.1])
+    x, dy = (rng.normal(size=(600, width)).astype(np.float32) for _ in range(2))
+    own = slice(before * slot, (before + len(sizes)) * slot)
+    part = ExpertWeights(
+        weights.fc1_FD[own, :width], weights.fc1_bias_F[own], weights.fc2_FD[own, :width],
+        weights.fc2_bias_ED[before : before + len(sizes), :width],
+    )  # fmt: skip
+    offsets = (before + np.arange(len(sizes) + 1)) * slot
+    experts = LayerExperts(
+        jax.tree.map(jnp.asarray, weights), jnp.asarray(offsets), jnp.int32(before),
+        jnp.asarray([*sizes, 0]), (0, 7, 100, slot), n_own=jnp.int32(len(sizes)),
+    )  # fmt: skip
+
+    def reference(x, part):
+        return dense_reference(x, expert, part, sizes, (slot,) * len(sizes))
+
+    y, pull = jax.vjp(reference, x, part)
+    found, _ = grouped_ffn_ops.forward("pallas", x, jnp.asarray(expert), experts, None)
+    np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-4)
+    dw = jax.tree.map(np.zeros_like, weights)
+    dw.fc1_FD[: own.start], dw.fc2_FD[own.stop :] = 3, 5
+    given = jax.tree.map(np.copy, dw)
+    given.fc1_FD[own], given.fc2_FD[own] = np.nan, np.nan
+    given = jax.tree.map(jnp.asarray, given)
+    dx, dw_found = grouped_ffn_ops.backward(
+        "pallas", x, jnp.asarray(expert), experts, None, dy, given
+    )
+    dx_expected, dw_expected = pull(dy)
+    np.testing.assert_allclose(dx, dx_expected, rtol=1e-4, atol=1e-4)
+    dw.fc1_FD[own, :width], dw.fc2_FD[own, :width] = dw_expected.fc1_FD, dw_expected.fc2_FD
+    dw.fc1_bias_F[own] = dw_expected.fc1_bias_F
+    dw.fc2_bias_ED[before : before + len(sizes), :width] = dw_expected.fc2_bias_ED
+    for a, b in zip(dw_found, dw, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("n", [1, 8, 95, 96, 100, 383, 384, 5000])
@@ -176,7 +224,7 @@ def test_under_transformations(transform):
 def test_mistakes():
     rng = np.random.default_rng(0)
     x, expert, weights = np.ones((3, 4), np.float32), np.zeros(3, int), weights_of(rng, (5,), 4)
-    with pytest.raises(ValueError, match="backend is 'cuda'; allowed: loop, ragged_dot"):
+    with pytest.raises(ValueError, match="backend is 'cuda'; allowed: loop, pallas, ragged_dot"):
         grouped_ffn(x, expert, weights, np.array([5]), (5,), "cuda")
     with pytest.raises(ValueError, match=r"slots are \(6,\); weights have 5 rows"):
         grouped_ffn(x, expert, weights, np.array([5]), (6,))

@@ -116,6 +116,54 @@ ENTRY %main (p: f32[800,64]) -> f32[100,64] {
     assert hlo.costs(text).sent == {"reduce-scatter": 7 * 4 * 100 * 64}
 
 
+def test_what_a_tpu_sends_beside_its_work():
+    """The fusions of a loop go on with a gather of the weights that are read after it."""
+    gather = 'all-gather(%a), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="0"}'
+    text = f"""HloModule m
+
+%start (a: bf16[100,64]) -> (bf16[100,64], bf16[400,64], u32[]) {{
+  %a = bf16[100,64]{{1,0}} parameter(0)
+  %all = bf16[400,64]{{1,0}} {gather}
+  ROOT %s = (bf16[100,64]{{1,0}}, bf16[400,64]{{1,0}}, u32[]{{:S(2)}}) custom-call(%all), \
+custom_call_target="AsyncCollectiveStart"
+}}
+
+%work (a: bf16[100,64], b: bf16[400,64], x: f32[8,64]) -> (f32[8,64], bf16[100,64], bf16[400,64]) {{
+  %x = f32[8,64]{{1,0}} parameter(2)
+  %twice = f32[8,64]{{1,0}} add(%x, %x)
+  %a = bf16[100,64]{{1,0}} parameter(0)
+  %b = bf16[400,64]{{1,0}} parameter(1)
+  %all = bf16[400,64]{{1,0}} {gather}
+  ROOT %t = (f32[8,64]{{1,0}}, bf16[100,64]{{1,0}}, bf16[400,64]{{1,0}}) tuple(%twice, %a, %b)
+}}
+
+%end (a: bf16[100,64], b: bf16[400,64]) -> bf16[400,64] {{
+  %a = bf16[100,64]{{1,0}} parameter(0)
+  %b = bf16[400,64]{{1,0}} parameter(1)
+  %all = bf16[400,64]{{1,0}} {gather}
+  ROOT %c = bf16[400,64]{{1,0}} custom-call(%a, %b, %all), custom_call_target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (p: bf16[100,64], x: f32[8,64]) -> bf16[400,64] {{
+  %p = bf16[100,64]{{1,0}} parameter(0)
+  %x = f32[8,64]{{1,0}} parameter(1)
+  %s = (bf16[100,64]{{1,0}}, bf16[400,64]{{1,0}}, u32[]{{:S(2)}}) fusion(%p), kind=kCustom, \
+output_to_operand_aliasing={{{{0}}: (0, {{}})}}, calls=%start
+  %a = bf16[100,64]{{1,0}} get-tuple-element(%s), index=0
+  %b = bf16[400,64]{{1,0}} get-tuple-element(%s), index=1
+  %w = (f32[8,64]{{1,0}}, bf16[100,64]{{1,0}}, bf16[400,64]{{1,0}}) fusion(%a, %b, %x), \
+kind=kOutput, output_to_operand_aliasing={{{{1}}: (0, {{}}), {{2}}: (1, {{}})}}, calls=%work
+  %c = bf16[100,64]{{1,0}} get-tuple-element(%w), index=1
+  %d = bf16[400,64]{{1,0}} get-tuple-element(%w), index=2
+  ROOT %x2 = bf16[400,64]{{1,0}} fusion(%c, %d), kind=kCustom, calls=%end
+}}
+""".replace("\\\n", "")
+    found = hlo.costs(text)
+    assert found.sent == {"all-gather": 3 / 4 * 2 * 400 * 64}
+    assert found.memory_bytes == 2 * (100 + 400) * 64 + 2 * 4 * 8 * 64
+    assert found.flops == 8 * 64
+
+
 @pytest.mark.parametrize("groups", ["{{0,1,2,3}}", "[1,4]<=[4]", "{}"])
 def test_sums_that_begin_and_end(groups):
     text = f"""HloModule m, is_scheduled=true, num_partitions=4
