@@ -59,7 +59,7 @@ CASES = {
     "experts_16": "16 experts a layer",
     "experts_64": "64 experts of up to 4,096 a layer, `expert_parallel=16`",
     "most_copied": "13 experts a layer, all on each chip",
-    "most_cut": "28 experts a layer, `shard_optimizer`",
+    "most_cut": "42 experts a layer, `shard_optimizer`",
     "most_spread": "96 experts of up to 4,096 a layer, `expert_parallel=16`",
 }
 MODELS = {

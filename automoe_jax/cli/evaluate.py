@@ -36,6 +36,7 @@ def main():
     files_given = [f.value is not None for f in (_SOURCE, _REFERENCE)]
     if any(files_given) != all(files_given) or any(files_given) == (_WORKDIR.value is not None):
         raise UserError("give either --workdir, or --source and --reference together")
+    options.refuse_beside(_SOURCE, _SPLIT)
     if _LIMIT.value < 0:
         raise UserError(f"--limit is {_LIMIT.value}; it cannot be negative")
     if _OUTPUT.value and Path(_OUTPUT.value).is_dir():

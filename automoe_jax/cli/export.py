@@ -10,6 +10,7 @@ import dataclasses
 
 from absl import flags
 
+from automoe_jax.cli import options
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.decoding.config import QUANTIZATIONS
@@ -44,6 +45,7 @@ _SHORTLIST = flags.DEFINE_integer(
 
 
 def main():
+    options.refuse_beside(_SUBNET, _TRAINED)
     config = CONFIG.load()
     given = {x.name: x.value for x in (_QUANTIZE, _SHORTLIST) if x.value is not None}
     config = dataclasses.replace(config, export=dataclasses.replace(config.export, **given))
@@ -59,12 +61,7 @@ def main():
         print(f"exported with random weights: {out}")
         return
 
-    CONFIG.fetch()
-    if not (CONFIG.path / workdir.MANIFEST).exists():
-        raise UserError(
-            f"--workdir {CONFIG.path} is not a run; train one with launch/train.py, or convert one "
-            "with launch/convert.py (--random_weights needs none)"
-        )
+    CONFIG.require(" (--random_weights needs none)")
     run = CONFIG.open_run(config)
     if subnet is None:
         name = _TRAINED.value or trained_folder(run)

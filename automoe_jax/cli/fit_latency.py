@@ -43,9 +43,13 @@ _JSON = options.define_json()
 
 
 def main():
+    options.refuse_beside(_TABLE, _RANDOM, _VOCAB)
     if _TABLE.value is not None:
         _fit_table(_TABLE.value)
         return
+    for flag in (_SEED, _HELD_OUT):
+        if flag.present:
+            raise UserError(f"--{flag.name} is of a table's split: it goes with --table")
     config = CONFIG.load()
     if _VOCAB.value is not None and (not _RANDOM.value or _VOCAB.value < 8):
         raise UserError(

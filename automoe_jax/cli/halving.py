@@ -14,7 +14,7 @@ from automoe_jax.cli import options, terminal
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases import halving
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.rank import spread
+from automoe_jax.phases.rank import FEWEST, spread
 from automoe_jax.phases.run import check_out
 from automoe_jax.published import subnet_files
 from automoe_jax.system.errors import UserError
@@ -30,6 +30,7 @@ _JSON = options.define_json("print the result as one JSON line")
 
 
 def main():
+    options.refuse_beside(_CANDIDATES, _SUBNETS)
     config = CONFIG.load()
     if _CANDIDATES.value:
         subnets = list(dict.fromkeys(map(subnet_files.load, _CANDIDATES.value)))
@@ -38,6 +39,11 @@ def main():
         for subnet in subnets:
             config.space.validate(subnet)
     else:
+        if _SUBNETS.value < FEWEST:
+            raise UserError(
+                f"--subnets is {_SUBNETS.value}; give at least {FEWEST}, or name two or more with "
+                "--candidates"
+            )
         subnets = spread(config.space, _SUBNETS.value, config.seed)
     check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)

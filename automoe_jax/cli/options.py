@@ -36,6 +36,13 @@ def exports(given: flags.FlagHolder[list[str] | None]) -> list[str]:
     return found
 
 
+def refuse_beside(flag: flags.FlagHolder, *others: flags.FlagHolder):
+    """`UserError` if one of the others is given beside a flag that makes it useless."""
+    for other in others if flag.present else ():
+        if other.present:
+            raise UserError(f"--{other.name} has no effect beside --{flag.name}; leave one out")
+
+
 def define_kernels() -> flags.FlagHolder[str]:
     """Defines `--kernels`."""
     kinds, about = ["auto", "native", "xla"], "native needs a CPU and a C compiler"

@@ -34,6 +34,7 @@ def main():
     if _SUBNETS.value < FEWEST:
         raise UserError(f"--subnets is {_SUBNETS.value}; give at least {FEWEST}")
     check_out(CONFIG.run(config), _OUT.value)
+    CONFIG.require()
     # Only the loss at the end is used.
     training = dataclasses.replace(config.subnet_training, eval_every=0)
     run = CONFIG.open_run(dataclasses.replace(config, subnet_training=training))

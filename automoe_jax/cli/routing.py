@@ -3,9 +3,9 @@
 python launch/routing.py --config FILE --workdir DIR                        # the trained subnet
 python launch/routing.py --config FILE --workdir DIR --subnet best_1.json   # inherited weights
 
-On validation text: entropy of each router, load of each expert, share of tokens by FFN size, and
-the experts of frequent and rare words, of first, middle and last pieces of words, and what is lost
-with other experts than the routers'.
+On validation text, or another --split: entropy of each router, load of each expert, share of tokens
+by FFN size, the experts of frequent and rare words, of first, middle and last pieces of words, how
+many FLOPs the FFNs spend on tokens, and what is lost with other experts than the routers'.
 """
 
 import math
@@ -23,11 +23,13 @@ from automoe_jax.phases.weights import origin, subnet_params, supernet_params, t
 from automoe_jax.published import subnet_files
 
 CONFIG = RunFlags()
+CLASSES = ("frequency", "place", "part")
 _SUBNET = flags.DEFINE_string(
     "subnet", None, "subnet file to look at with the supernet's weights; without it, the run's "
     "trained subnet"
 )  # fmt: skip
-_PAIRS = flags.DEFINE_integer("pairs", 0, "validation pairs to look at; 0 for all", lower_bound=0)
+_SPLIT = flags.DEFINE_string("split", "valid", "split of the corpus to look at")
+_PAIRS = flags.DEFINE_integer("pairs", 0, "pairs to look at; 0 for all", lower_bound=0)
 _JSON = options.define_json("print the result as one JSON line")
 
 
@@ -36,6 +38,7 @@ def main():
     subnet = subnet_files.load(_SUBNET.value) if _SUBNET.value else None
     if subnet is not None:
         config.space.validate(subnet)
+    CONFIG.require()
     run = CONFIG.open_run(config)
     data = prepare(run)
     if subnet is None:
@@ -48,13 +51,12 @@ def main():
         whole, step = supernet_params(run, data.tokenizer.vocab_sizes)
         params = inherited(whole, subnet, config.space)
         source = origin(run.supernet, "supernet", step, config.training.final_weights)
-    result = routing.analyse(
-        run, data, params, subnet, source, run.path / routing.FOLDER, _PAIRS.value
-    )
+    folder = run.path / routing.FOLDER
+    result = routing.analyse(run, data, params, subnet, source, folder, _PAIRS.value, _SPLIT.value)
     if _JSON.value:
         terminal.print_json(result)
         return
-    print(f"{result['weights_from']}; {result['pairs']:,} validation pairs")
+    print(f"{result['weights_from']}; {result['pairs']:,} pairs of {result['split']}")
     several = [layer for layer in result["layers"] if len(layer["sizes"]) > 1]
     if not several:
         print("every layer has one expert: there is nothing to route")
@@ -69,12 +71,25 @@ def main():
             f"{layer['layer']}: entropy {layer['entropy']:.2f} of at most "
             f"{math.log(len(layer['sizes'])):.2f} nats; tokens by FFN size {sizes}"
         )
+    for side, own in result["computation"].items():
+        print(f"{side}: {_flops(own)}")
     losses = result["losses"]
     print(
-        f"validation loss {losses['learned']:.4f} nats a token; with the same gates and random "
+        f"loss {losses['learned']:.4f} nats a token; with the same gates and random "
         f"experts {losses['random']:.4f}, with the largest for all {losses['largest']:.4f}"
     )
     print(f"picture: {run.path / routing.FOLDER / routing.PICTURE}")
+
+
+def _flops(own: dict[str, Any]) -> str:
+    """What the FFNs of a side compute for a token, in all and by class."""
+    classes = {label: x for name in CLASSES for label, x in own.get(name, {}).items()}
+    by_class = ", ".join(f"{label} {x['mean'] / 1e6:.3f}" for label, x in classes.items())
+    whole = own["all"]
+    return (
+        f"{whole['mean'] / 1e6:.3f} ± {whole['std'] / 1e6:.3f} MFLOPs a token in FFNs "
+        f"({own['least'] / 1e6:.3f} to {own['most'] / 1e6:.3f} possible); {by_class}"
+    )
 
 
 def _rows(layer: dict[str, Any]) -> Iterator[tuple[str, ...]]:

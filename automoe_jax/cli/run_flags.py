@@ -64,6 +64,18 @@ class RunFlags(ConfigFlag):
         if first:
             self._at_end.enter_context(bucket.kept(terminal.note))
 
+    def require(self, otherwise: str = ""):
+        """`UserError` if the workdir is not a run: of a name mistyped, a new one would be made.
+
+        `otherwise` says what works without one.
+        """
+        self.fetch()
+        if not (self.path / workdir.MANIFEST).exists():
+            raise UserError(
+                f"--workdir {self.path} is not a run; train one with launch/train.py, or convert "
+                f"one with launch/convert.py{otherwise}"
+            )
+
     def run(self, config: RunConfig) -> Run:
         """The run, whether it exists or not."""
         self.fetch()

@@ -43,6 +43,8 @@ def main():
     config = CONFIG.load()
     seeds = _seeds()
     check_out(CONFIG.run(config), _OUT.value)
+    if not _RANDOM.value:
+        CONFIG.require(" (--random_weights needs none)")
     run = CONFIG.open_run(config)
     if run.workers.remote and not seeds:
         raise UserError("--ray searches with several --seeds at a time; give some, or leave it out")

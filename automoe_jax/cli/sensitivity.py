@@ -30,6 +30,8 @@ def main():
     if not _WORKDIR.value:
         raise UserError("--workdir is missing; name the folder of a run")
     folder = files.expanded(_WORKDIR.value).absolute()
+    if not folder.exists():
+        raise UserError(f"--workdir={_WORKDIR.value} does not exist; name the folder of a run")
     if not (folder / SUPERNET / workdir.MANIFEST).exists():
         raise UserError(f"--workdir={_WORKDIR.value} has no supernet; train one first")
     groups = workdir.settings(folder / SUPERNET, SUPERNET)

@@ -60,6 +60,8 @@ def main():
         config.space.validate(subnet)
     elif _TEACHER.value:
         raise UserError("--teacher needs --subnet: a supernet's subnets learn from its largest")
+    if subnet is None and _OUT.present:
+        raise UserError("--out names the folder of a subnet: it goes with --subnet")
     if _DRY_RUN.value and _TEACHER.value:
         raise UserError("--dry_run counts the model alone; leave --teacher out")
     if _TOPOLOGY.value and not _DRY_RUN.value:

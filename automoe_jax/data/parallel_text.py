@@ -60,6 +60,10 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
     """
     sides = f"{source_lang} and .{target_lang}"
     wanted = f"train.{sides}, valid.{sides}, and to be scored test.{sides} (each plain or .gz)"
+    if folder == Path():
+        raise UserError(
+            f"data.path is empty; give --config.data.path=DIR of a folder with {wanted}"
+        )
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"corpus folder {folder} {what}; data.path must hold {wanted}")

@@ -28,6 +28,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"export folder {folder} {what}; make one with launch/export.py")
+    if not (folder / workdir.MANIFEST).exists():
+        raise UserError(
+            f"{folder} is no export, or not a whole one: it has no {workdir.MANIFEST}; copy it "
+            "again, or make one with launch/export.py"
+        )
     manifest = workdir.read(folder, KIND)
     if manifest.get("layout") != LAYOUT:
         raise UserError(

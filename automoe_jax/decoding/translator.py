@@ -15,6 +15,7 @@ from automoe_jax.decoding import manifest as manifests
 from automoe_jax.decoding import translation, weight_file
 from automoe_jax.decoding.batching import BATCH_TOKENS
 from automoe_jax.decoding.programs import Programs
+from automoe_jax.decoding.schema import MOST_BEAMS
 from automoe_jax.decoding.translation import EMPTY, Hypothesis, Settings, Translation
 from automoe_jax.decoding.weights import Weights, unpack
 from automoe_jax.decoding.xla_engine import ModelSpec
@@ -157,11 +158,14 @@ class Translator:
         if wanted is None:
             return DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes)
         if wanted not in sizes:
-            raise UserError(
+            line = (
                 f"beam size {wanted} is not in export {self.folder}; it has "
-                f"{', '.join(map(str, sizes))}; for another, export again with "
-                f"--config.export.beam_sizes={','.join(map(str, sorted({*sizes, wanted})))}"
+                f"{', '.join(map(str, sizes))}"
             )
+            if 1 <= wanted <= MOST_BEAMS:
+                more = ",".join(map(str, sorted({*sizes, wanted})))
+                line += f"; for another, export again with --config.export.beam_sizes={more}"
+            raise UserError(line)
         return wanted
 
 

@@ -9,7 +9,6 @@ experts of all layers, P rows with those that fill the last tile, V visits of a 
 expert, M rows and C columns of a tile.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import make_group_metadata
 
 from automoe_jax.ops.grouped_ragged import Rows, largest_first
 from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, add_slice
+from automoe_jax.system.platforms import platform
 
 _LANES = 128  # of a vector: tiles of columns are whole ones, or all columns
 _MOST_ROWS = 256  # of a tile: few of them are of another expert
@@ -65,12 +65,14 @@ class _Visits(NamedTuple):
         output: tuple[jax.ShapeDtypeStruct, pl.BlockSpec],
         flops: int,
         n_bytes: int,
-        **more: Any,
+        scratch: Sequence[Any] = (),
+        overwritten: int | None = None,
     ) -> jax.Array:
-        """Runs `kernel(told, *inputs, output, ...)` for each tile of columns and visit.
+        """Runs `kernel(told, *inputs, output, *scratch)` for each tile of columns and visit.
 
         Functions of block specs take the tile's indices, the visit and what is told. `flops` and
-        `n_bytes` are what it computes and moves; `more` are further arguments of the grid.
+        `n_bytes` are what it computes and moves. The output takes the buffer of the input of number
+        `overwritten`, and what the kernel does not write stays as it was.
         """
         n_told = len(self.told)
 
@@ -88,25 +90,22 @@ class _Visits(NamedTuple):
         shape, spec = output
         arrays, specs = zip(*inputs, strict=True)
         order: Any = ("parallel", *["arbitrary"] * len(tiles))
-        call = functools.partial(
-            pl.pallas_call,
+        call = pl.pallas_call(
             with_told,
             out_shape=shape,
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=n_told, grid=(*tiles, self.count),
                 in_specs=[placed(x) for x in specs], out_specs=placed(spec),
-                scratch_shapes=more.get("scratch", ()),
+                scratch_shapes=scratch,
             ),
-            input_output_aliases={n_told + i: 0 for i in more.get("overwritten", ())},
+            input_output_aliases={} if overwritten is None else {n_told + overwritten: 0},
             compiler_params=pltpu.CompilerParams(dimension_semantics=order),
             cost_estimate=pl.CostEstimate(
                 flops=flops, bytes_accessed=n_bytes, transcendentals=0
             ),
+            interpret=platform() != "tpu",  # slow, for tests
         )  # fmt: skip
-        # Elsewhere it is interpreted: slow, for tests.
-        return lax.platform_dependent(
-            *self.told, *arrays, tpu=call(), default=call(interpret=True)
-        )  # fmt: skip
+        return call(*self.told, *arrays)
 
 
 class _Beside(NamedTuple):
@@ -215,9 +214,7 @@ def _gradient(
     n_bytes += 4 * visits.n_experts * slot * width
     scratch = [pltpu.VMEM((tile_f, tile_d), jnp.float32)]
     flops = 2 * n_rows * slot * width
-    return visits.run(
-        kernel, tiles, inputs, output, flops, n_bytes, scratch=scratch, overwritten=[2]
-    )
+    return visits.run(kernel, tiles, inputs, output, flops, n_bytes, scratch, overwritten=2)
 
 
 def _row_tile(n_rows: int, slot: int, itemsize: int) -> int:

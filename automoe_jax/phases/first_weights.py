@@ -21,7 +21,7 @@ from automoe_jax.training.importance import importance_of
 from automoe_jax.training.routing import routing_of
 from automoe_jax.training.target import TrainingTarget, initial_state, made_whole
 
-_PAIRS = 1000  # of training text, on which importance and use are measured
+_PAIRS = 1000  # on which importance (training text) and use (validation text) are measured
 
 
 def group_of(source: Run) -> TrainingConfig:
@@ -70,7 +70,7 @@ def _by_use(
     assert own.subnet is not None
     full = with_all_experts(own.subnet, own.hull)
     weights = inherited(params, full, own.space)
-    pairs = _measured_on(data)
+    pairs = _measured_on(data.valid)
     routings = routing_of(dataclasses.replace(own, subnet=full), weights, pairs, config)
     loads = [routing.load_E for routing in routings]
     return pruned(weights, full, own.subnet, loads, merge=merge)
@@ -91,7 +91,7 @@ def of_supernet(source: Run, own: TrainingTarget, data: PreparedData) -> Params:
     """A supernet's weights from the trained subnet of a workdir, its best columns in front."""
     name = trained_folder(source)
     params, subnet, step = subnet_params(source, name)
-    pairs = _measured_on(data)
+    pairs = _measured_on(data.train)
     config = source.config.training
     trained = dataclasses.replace(own, subnet=subnet)
     params, subnet = best_first(params, subnet, importance_of(trained, params, pairs, config))
@@ -103,5 +103,5 @@ def of_supernet(source: Run, own: TrainingTarget, data: PreparedData) -> Params:
         return supernet_started(params, subnet, fresh, own.space)
 
 
-def _measured_on(data: PreparedData) -> TokenPairs:
-    return take_pairs(data.train, np.arange(min(_PAIRS, len(data.train))))
+def _measured_on(pairs: TokenPairs) -> TokenPairs:
+    return take_pairs(pairs, np.arange(min(_PAIRS, len(pairs))))

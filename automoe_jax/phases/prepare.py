@@ -29,6 +29,9 @@ def prepare(run: Run, init_from: Path | None = None) -> PreparedData:
       UserError: no corpus, no usable pair, or another tokenizer than that of `init_from`.
     """
     _check_corpus(run.config.data, run.path)
+    given = run.config.data.path
+    if given and files.expanded(given).absolute() == run.path:
+        raise UserError(f"--workdir is the folder of the corpus, {given}; name another one")
     if jax.process_index() == 0:
         _make(run, None if init_from is None else init_from / run.tokenizer.name)
     after_first(run, "prepare")
@@ -53,6 +56,19 @@ def other_text(run: Run, corpus: Path) -> TokenPairs:
     found = tokens.load(folder / "train")
     if not len(found):
         raise UserError(f"no pair of {corpus} can be used")
+    return found
+
+
+def split_tokens(run: Run, name: str) -> TokenPairs:
+    """A split of the run's corpus by its tokenizer, kept in `tokens/`; `UserError` without one."""
+    if not (run.tokens / name).is_dir():
+        split = corpus_split(run, name)
+        if jax.process_index() == 0:
+            _tokenize(run, name, split, run.tokens)
+    after_first(run, f"prepare {name}")
+    found = tokens.load(run.tokens / name)
+    if not len(found):
+        raise UserError(f"no pair of {name} can be used")
     return found
 
 

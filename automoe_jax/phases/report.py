@@ -34,7 +34,7 @@ RANDOM, RANDOM_SUBNET = "random within the limit", f"{SUBNET}/random"  # its nam
 MOST_REPEATS = 4  # of a word or a sign in a row
 N_EXAMPLES = 10
 PARTS_RUNS = 50  # of each part of a translation; the whole is timed by the protocol
-ROUTED_PAIRS = 1000  # validation pairs whose tokens are counted by expert
+ROUTED_PAIRS = 1000  # test pairs whose tokens are counted by expert
 
 
 def beam_size(config: RunConfig) -> int:
@@ -158,14 +158,18 @@ def _compare_inherited(
 
 
 def routing_of(run: Run, data: PreparedData, trained: str) -> dict[str, Any]:
-    """Of `routing.json` of the trained subnet in a folder, layers and losses; and the picture."""
+    """Of `routing.json` of the trained subnet in a folder, on test text; and the picture."""
     params, subnet, step = subnet_params(run, trained)
     source = origin(
         run.path / trained, "trained subnet", step, run.config.subnet_training.final_weights
     )
     where = run.path / REPORT
-    found = routing.analyse(run, data, params, subnet, source, where, ROUTED_PAIRS)
-    return {"routing": found["layers"], "routing_losses": found["losses"]}
+    found = routing.analyse(run, data, params, subnet, source, where, ROUTED_PAIRS, "test")
+    return {
+        "routing": found["layers"],
+        "routing_losses": found["losses"],
+        "computation": found["computation"],
+    }
 
 
 def _worths(lines: list[dict[str, Any]], cost: str) -> Sequence[Worth]:

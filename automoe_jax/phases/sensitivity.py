@@ -46,7 +46,7 @@ class Analysis:
             ]
             for name in ("sides", "layers")
         }
-        about = {"unit": self.unit, "how": self.how, "ranked": self.ranked}
+        about = {"unit": self.unit, "how": self.how, "ranked": list(self.ranked)}
         return {"version": 1, **dataclasses.asdict(self.found), **worths, **about}
 
 

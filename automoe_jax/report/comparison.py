@@ -1,6 +1,5 @@
 """One page that compares systems: quality against latency, a table, architectures, examples."""
 
-import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from automoe_jax.report import curves, gains
-from automoe_jax.report.architecture import SIDES, attention, statistics
-from automoe_jax.report.page import STYLE, html_table
+from automoe_jax.report.architecture import statistics
+from automoe_jax.report.elements import STYLE, card, html_table, picture
 from automoe_jax.report.plots import parts_plot, save
 from automoe_jax.report.systems import PRECISIONS, Group, Row, grouped, table
 from automoe_jax.search.front import front
@@ -48,7 +47,7 @@ def write(
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>{STYLE}{_STYLE}</style>
 <h1>{name}</h1>
-{_picture(folder / f"{PICTURE}.png", "BLEU against latency of every system")}
+{picture(folder / f"{PICTURE}.png", "BLEU against latency of every system")}
 <p><small>BLEU on test text, cased, 13a. Lines through points: lowest and highest of several
 seeds; of one seed 95 % intervals, where known: of BLEU by a bootstrap over sentences, of the share
 of the reference's latency as timed in turns. Steps: the best of dense models, and of mixtures, that
@@ -65,12 +64,6 @@ are at least as fast.</small></p>
     )
 
 
-def _picture(path: Path, about: str) -> str:
-    """A PNG inside the page."""
-    content = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{content}" alt="{about}">'
-
-
 def _gains(studies: dict[str, Sequence[Row]]) -> str:
     """The section on what the quality of searched mixtures is made of; empty without any."""
     tables = {name: gains.table(rows) for name, rows in studies.items()}
@@ -84,7 +77,8 @@ def _gains(studies: dict[str, Sequence[Row]]) -> str:
     return f"""<h2>What the gain is made of</h2>
 {shown}
 <p><small>BLEU of a searched mixture (fp32) less that of the model in the second column, trained
-alike; the last column is its latency as a share of that model's.</small></p>
+alike: the mean over seeds, its 95 % interval (Student, seeds as the unit), each seed's. The last
+column is its latency as a share of that model's.</small></p>
 """
 
 
@@ -96,7 +90,7 @@ def _parts(groups: Sequence[Group], folder: Path) -> str:
     paths = [folder / f"{PARTS_PICTURE}.{suffix}" for suffix in ("svg", "png")]
     parts_plot(first, *paths)
     return f"""<h2>Where the time goes</h2>
-{_picture(paths[1], "time of each part of a translation")}
+{picture(paths[1], "time of each part of a translation")}
 <p><small>What each part of a translation adds to those before it, of each system's first
 model: the encoder, the decoder's layers, the output layer, the rest of the beam search.</small></p>
 """
@@ -172,27 +166,7 @@ layers have several, and
 
 
 def _card(row: Row) -> str:
-    """An architecture: a line for each layer, a bar for each expert."""
-    layers = [
-        (side, i, row.subnet[side]["embed_dim"], layer)
-        for side in SIDES
-        for i, layer in enumerate(row.subnet[side]["layers"], 1)
-    ]
-    largest = max(max(layer["experts"]) for *_, layer in layers) or 1
-    lines = []
-    for side, i, width, layer in layers:
-        heads, span = attention(layer)
-        title = html.escape(f"width {width}, {heads} heads {span}".strip())
-        bars = "".join(
-            f'<i style="flex:0 1 {rem:.2f}rem" title="FFN of {size}">{size}</i>'
-            for size in layer["experts"]
-            if (rem := max(5 * size / largest, 0.3))
-        )
-        lines.append(f'<div class="{side}" title="{title}"><b>{side[0]}{i}</b>{bars}</div>')
-    seed = f", seed {row.seed}" if row.seed else ""
-    return (
-        f"<figure><figcaption>{html.escape(row.label)}{seed}</figcaption>{''.join(lines)}</figure>"
-    )
+    return card(row.subnet, f"{row.label}, seed {row.seed}" if row.seed else row.label)
 
 
 def _examples(rows: Sequence[Row], examples: Sequence[dict[str, str]]) -> str:
@@ -228,18 +202,8 @@ _STYLE = """
 .sortable th[aria-sort=ascending] button::after { content: " \\2191"; }
 .sortable th[aria-sort=descending] button::after { content: " \\2193"; }
 .sortable td { font-variant-numeric: tabular-nums; }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
-figure { margin: 0; padding: .6rem .7rem; background: var(--card); border-radius: .4rem; }
-figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .3rem; }
-figure div { display: flex; gap: 2px; font-size: .7rem; line-height: 1.35; margin: 1px 0; }
-figure b { width: 1.6rem; font-weight: 400; color: var(--soft); }
-figure i { font-style: normal; text-align: center; overflow: hidden; border-radius: 2px;
-  min-width: 1px; }
-figure .encoder i { background: hsl(210 65% 50% / 40%); }
-figure .decoder i { background: hsl(28 85% 50% / 40%); }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
-svg { max-width: 100%; height: auto; background: #fff; }
 """
 _SORT = """
 for (const head of document.querySelectorAll(".sortable th")) {

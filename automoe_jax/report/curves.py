@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from automoe_jax.report.page import STYLE, html_table
+from automoe_jax.report.elements import STYLE, html_table
 
 Lines = list[dict[str, Any]]
 Series = dict[str, list[tuple[int, float]]]  # by name of the metric: (step, value)

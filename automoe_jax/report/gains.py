@@ -1,32 +1,76 @@
 """What a searched mixture's quality is made of: differences between systems of one study."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy  # loads `scipy.stats` at its first use
 
 from automoe_jax.report.systems import Row
 
 _Other = Callable[[Row, Sequence[Row]], Row | None]
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
-    """Header, then a row for each comparison of COMPARED, budget and seed that has both models.
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """A comparison of COMPARED at a budget: of each seed one difference of BLEU, fp32."""
 
-    BLEU and latency are of fp32; the latter a quotient of shares of the reference's latency, empty
-    where one of the two was not timed. `rows` are those of a result file of
-    benchmarks/paper_tables.py.
+    what: str
+    against: tuple[str, ...]  # labels, each once
+    budget: str
+    bleus: tuple[float, ...]  # in the order of the seeds
+    latencies: tuple[float, ...]  # quotients of shares of the reference's; of what was timed
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the mean, 95 %, seeds as the unit (Student); None for one seed."""
+        n = len(self.bleus)
+        if n < 2:
+            return None
+        error = float(np.std(self.bleus, ddof=1)) / math.sqrt(n)
+        half = float(scipy.stats.t.ppf(0.975, n - 1)) * error
+        mean = float(np.mean(self.bleus))
+        return mean - half, mean + half
+
+
+def gains(rows: Sequence[Row]) -> list[Gain]:
+    """Each comparison and budget that has both models of a seed, in the order of COMPARED.
+
+    `rows` are those of a result file of benchmarks/paper_tables.py.
     """
-    found = [["what", "against", "budget", "seed", "BLEU", "latency"]]
+    found = []
     rows = [row for row in rows if "fp32" in row.precisions]
     for what, system, other_of in COMPARED:
-        for row in (row for row in rows if row.system == system):
-            other = other_of(row, rows)
-            if other is None:
-                continue
-            own, its = row.precisions["fp32"], other.precisions["fp32"]
-            quotient = ""
-            if own.of_reference and its.of_reference:
-                quotient = f"{own.of_reference[0] / its.of_reference[0]:.2f}"
-            gain = f"{own.bleu[0] - its.bleu[0]:+.1f}"
-            found.append([what, other.label, row.budget, str(row.seed), gain, quotient])
+        own = sorted((row for row in rows if row.system == system), key=lambda row: row.seed)
+        for budget in dict.fromkeys(row.budget for row in own):
+            pairs = [(row, other_of(row, rows)) for row in own if row.budget == budget]
+            known = [(row, other) for row, other in pairs if other is not None]
+            if known:
+                found.append(_gain(what, budget, known))
+    return found
+
+
+def _gain(what: str, budget: str, pairs: Sequence[tuple[Row, Row]]) -> Gain:
+    both = [(row.precisions["fp32"], other.precisions["fp32"]) for row, other in pairs]
+    labels = dict.fromkeys(other.label for _, other in pairs)
+    bleus = tuple(own.bleu[0] - its.bleu[0] for own, its in both)
+    shares = [(own.of_reference, its.of_reference) for own, its in both]
+    latencies = tuple(own[0] / its[0] for own, its in shares if own and its)
+    return Gain(what, tuple(labels), budget, bleus, latencies)
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """Header, then a row for each of `gains`: means over seeds, the interval, and each seed."""
+    found = [["what", "against", "budget", "BLEU", "95 %", "of each seed", "latency"]]
+    for gain in gains(rows):
+        interval, several = gain.interval, len(gain.bleus) > 1
+        found.append([
+            gain.what, ", ".join(gain.against), gain.budget, f"{np.mean(gain.bleus):+.1f}",
+            "" if interval is None else "{:+.1f}, {:+.1f}".format(*interval),
+            ", ".join(f"{x:+.1f}" for x in gain.bleus) if several else "one seed",
+            f"{np.mean(gain.latencies):.2f}" if gain.latencies else "",
+        ])  # fmt: skip
     return found
 
 
@@ -43,18 +87,19 @@ def _same(system: str) -> _Other:
 def _by_hand(family: str) -> _Other:
     """The best model of a family made by hand that is not surely slower.
 
-    Of the same seed where there is one.
+    Of each system that of the same seed, or where it has none its first.
     """
 
     def of(row: Row, rows: Sequence[Row]) -> Row | None:
         most = row.precisions["fp32"].of_reference
-        known = [(x, x.precisions["fp32"].of_reference) for x in rows]
-        fitting = [
-            x
-            for x, share in known
-            if x.system.startswith(family) and most and share and share[1] <= most[2]
-        ]
-        fitting = [x for x in fitting if x.seed == row.seed] or fitting
+        if most is None:
+            return None
+        systems: dict[str, Row] = {}
+        for x in (x for x in rows if x.system.startswith(family)):
+            if x.system not in systems or x.seed == row.seed:
+                systems[x.system] = x
+        shares = [(x, x.precisions["fp32"].of_reference) for x in systems.values()]
+        fitting = [x for x, share in shares if share and share[1] <= most[2]]
         return max(fitting, key=lambda x: x.precisions["fp32"].bleu[0], default=None)
 
     return of

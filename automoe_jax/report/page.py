@@ -1,4 +1,4 @@
-"""The report of a run: an HTML page and its picture."""
+"""The report of a run: an HTML page that needs no other file, and its pictures."""
 
 import html
 import math
@@ -7,30 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.report.architecture import SIDES, attention
+from automoe_jax.report.elements import STYLE, card, html_table, picture, shaded
 from automoe_jax.report.parts import parts_rows
-from automoe_jax.report.plots import LABELS, parts_plot, search_plot
+from automoe_jax.report.plots import LABELS, parts_plot, search_plot, sensitivity_plot
 from automoe_jax.search.sensitivity import Worth
 from automoe_jax.system import files
 
-STYLE = """
-:root { color-scheme: light dark; --text: light-dark(#1d2129, #e4e7ec);
-  --back: light-dark(#fff, #14171c); --line: light-dark(#d6dae0, #343a44);
-  --soft: light-dark(#5a6270, #9aa3b2); --card: light-dark(#f2f3f5, #1f242c);
-  --mark: light-dark(#eef6ee, #1d2b20); }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
-  color: var(--text); background: var(--back); overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
-  overflow-wrap: normal; white-space: nowrap; }
-th:first-child, td:first-child, .text td { text-align: left; }
-.text th { text-align: left; }
-.text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; min-width: 5.5rem; }
-.compared tr:last-child { background: var(--mark); font-weight: 600; }
-img { max-width: 100%; background: #fff; }
-code { background: var(--card); padding: .1rem .3rem; }
-small { color: var(--soft); }
-"""
+SEARCHED, PARTS, WORTHS, ROUTED = "search.png", "parts.png", "choices.png", "routing.png"
 
 
 def table_rows(results: dict[str, Any]) -> list[list[str]]:
@@ -84,14 +67,16 @@ def write(
     limits, x_name, label = found["limits"], found["over"][0], found["objective"]["label"]
     marked = _marked(found, lines, x_name)
     limit = limits[x_name]["most"] if x_name in limits else None
-    search_plot(lines, x_name, folder / "search.png", limit, marked, label)
+    search_plot(lines, x_name, folder / SEARCHED, limit, marked, label)
     parts = {row["name"]: row["parts_ms"] for row in results["rows"] if "parts_ms" in row}
     if parts:  # reports of earlier versions have none
         parts_plot(
             {name: {k: x[0] for k, x in own.items()} for name, own in parts.items()},
-            folder / "parts.png",
+            folder / PARTS,
         )
-    files.write_text(folder / "index.html", _page(results, found, worths, label))
+    if worths:
+        sensitivity_plot(worths, LABELS.get(x_name, x_name), folder / WORTHS)
+    files.write_text(folder / "index.html", _page(folder, results, found, worths, label))
 
 
 def _marked(
@@ -108,7 +93,11 @@ def _marked(
 
 
 def _page(
-    results: dict[str, Any], found: dict[str, Any], worths: Sequence[Worth], loss: str
+    folder: Path,
+    results: dict[str, Any],
+    found: dict[str, Any],
+    worths: Sequence[Worth],
+    loss: str,
 ) -> str:
     test, latency, over = results["test"], results["latency"], str(found["over"][0])
     cost = LABELS.get(over, over)
@@ -117,6 +106,7 @@ def _page(
     examples = [[example[name] for name in columns] for example in results["examples"]]
     random = results["random"]
     median = "none" if random["median_loss"] is None else f"{random['median_loss']:.4f}"
+    cards = "".join(card(row["subnet"], row["name"]) for row in results["rows"])
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
     gain = f"{text}. " if (text := gain_text(results)) else ""
     repeating = (
@@ -139,21 +129,22 @@ beam {latency["beam_size"]}, {latency["runs"]} runs in turns, 10 % tails dropped
 deviation; {latency["threads_used"]} thread(s), {latency["platform"]}. Ratios with 95 % intervals.
 BLEU inherited: with the supernet's weights, without further training; trained: after the same
 training of each.</small></p>
-{_parts(results["rows"])}<h2>Search</h2>
+{_parts(results["rows"], folder)}<h2>Search</h2>
 <p>{found["scored"]} subnets scored. Validation loss of the searched subnet
 {results["searched_loss"]:.4f}; median of {random["count"]} random subnets within the limit
 {median}.</p>
-<img src="search.png" alt="loss against cost of every scored subnet">
-{_choices(worths, loss, cost)}<h2>Architecture</h2>
+{picture(folder / SEARCHED, "loss against cost of every scored subnet")}
+{_choices(worths, loss, cost, folder)}<h2>Architectures</h2>
+<div class=cards>{cards}</div>
 {html_table("layers", _layers(searched))}
-{_routing(results["routing"], results.get("routing_losses"))}<h2>Examples</h2>
+{_routing(results, folder)}{_computation(results.get("computation") or {})}<h2>Examples</h2>
 {html_table("text", [columns, *examples])}
 <p><small>Phases: {seconds}.</small></p>
 </html>
 """
 
 
-def _parts(rows: list[dict[str, Any]]) -> str:
+def _parts(rows: list[dict[str, Any]], folder: Path) -> str:
     """The section on what a translation's time is made of; empty where it was not measured."""
     timed = [row for row in rows if "parts_ms" in row]
     if not timed:
@@ -161,36 +152,41 @@ def _parts(rows: list[dict[str, Any]]) -> str:
     lines = parts_rows({row["name"]: row["parts_ms"] for row in timed})
     return f"""<h2>Where the time goes</h2>
 {html_table("layers", lines)}
-<img src="parts.png" alt="time of each part of a translation">
+{picture(folder / PARTS, "time of each part of a translation")}
 <p><small>What each part adds to those before it, with 95 % intervals: the encoder, the decoder's
 layers, the output layer with the choice of the best words, and the rest of the beam
 search.</small></p>
 """
 
 
-def _choices(worths: Sequence[Worth], loss: str, cost: str) -> str:
-    """The section on what each choice is worth; empty without worths."""
+def _choices(worths: Sequence[Worth], loss: str, cost: str, folder: Path) -> str:
+    """The section on what each choice is worth."""
     if not worths:
-        return ""
-    rows = [["choice", "of the loss", "of the cost", "loss, lowest to highest value", "cost"]]
+        return """<h2>What the choices are worth</h2>
+<p>Too few subnets were scored to tell; launch/sensitivity.py scores as many as it takes.</p>
+"""
+    header = ["choice", "of the loss", "of the cost", "loss, lowest to highest value", "cost"]
+    rows = [[*header, "gain per cost"]]
     for w in worths:
         change = f"{w.loss:+.4f} [{w.loss_low:+.4f}, {w.loss_high:+.4f}]"
-        rows.append(
-            [w.choice, f"{w.loss_share:.0%}", f"{w.cost_share:.0%}", change, f"{w.cost:+.3g}"]
-        )
+        gain = "" if w.gain_per_cost is None else f"{w.gain_per_cost:.3g}"
+        shares = f"{w.loss_share:.0%}", f"{w.cost_share:.0%}"
+        rows.append([w.choice, *shares, change, f"{w.cost:+.3g}", gain])
     idle = ", ".join(w.choice for w in worths if not w.buys)
     idle = f"More of these bought nothing: {idle}." if idle else ""
     return f"""<h2>What the choices are worth</h2>
 {html_table("layers", rows)}
+{picture(folder / WORTHS, "what each choice explains, and what it buys")}
 <p>{html.escape(idle)}<br><small>Linear models of the scored subnets: shares of the variance of
 {html.escape(loss)} and of {html.escape(cost)}; changes with 95 % intervals. A search prefers some
 subnets: launch/sensitivity.py scores random ones.</small></p>
 """
 
 
-def _routing(layers: list[dict[str, Any]], losses: dict[str, float] | None) -> str:
+def _routing(results: dict[str, Any], folder: Path) -> str:
     """The section on routers; empty where every layer has one expert."""
-    several = [layer for layer in layers if len(layer["sizes"]) > 1]
+    losses = results.get("routing_losses")
+    several = [layer for layer in results["routing"] if len(layer["sizes"]) > 1]
     if not several:
         return ""
     rows = [["layer", "entropy", "load of each expert", "tokens by FFN size"]]
@@ -208,21 +204,45 @@ def _routing(layers: list[dict[str, Any]], losses: dict[str, float] | None) -> s
         )
     return f"""<h2>Routing</h2>
 {html_table("layers", rows)}
-<p><small>On validation text. Entropy of the router's probabilities in nats, and its maximum: there
+<p><small>On test text. Entropy of the router's probabilities in nats, and its maximum: there
 the router has no preference. Below, which share of the tokens of a class each expert gets: of
 frequent and rare ones, and by their place in a word.{choice}</small></p>
-<img src="routing.png" alt="share of the tokens of each expert, by class">
+{picture(folder / ROUTED, "share of the tokens of each expert, by class")}
 """
 
 
-def html_table(css_class: str, rows: list[list[str]]) -> str:
-    """An HTML table; its first row is the header."""
-    lines = []
-    for i, row in enumerate(rows):
-        tag = "td" if i else "th"
-        cells = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
-        lines.append(f"<tr>{cells}</tr>")
-    return f"<div class=wide><table class={css_class}>{''.join(lines)}</table></div>"
+def _computation(sides: dict[str, Any]) -> str:
+    """The section on what is computed for which tokens; empty where it is as much for all."""
+    if not sides:
+        return ""
+    names = ("frequency", "place", "part")
+    labels = [label for name in names for own in sides.values() for label in own.get(name, {})]
+    labels = list(dict.fromkeys(labels))
+    rows = [["MFLOPs of a token", "least", "most", "mean ± deviation", *labels]]
+    sentences = []
+    for side, own in sides.items():
+        classes = {k: x for name in names for k, x in own.get(name, {}).items()}
+        ends = (f"{own[end] / 1e6:.3f}" for end in ("least", "most"))
+        means = [f"{classes[k]['mean'] / 1e6:.3f}" if k in classes else "" for k in labels]
+        whole = f"{own['all']['mean'] / 1e6:.3f} ± {own['all']['std'] / 1e6:.3f}"
+        rows.append([side, *ends, whole, *means])
+        span = own["most"] - own["least"]
+        lines = "".join(
+            shaded(
+                one["pieces"],
+                [(flops - own["least"]) / span for flops in one["flops"]],
+                [f"{flops / 1e6:.3f} MFLOPs" for flops in one["flops"]],
+            )
+            for one in own["sentences"]
+        )
+        sentences.append(f"<h3>Read by the {side}</h3>{lines}")
+    return f"""<h2>What is computed for which token</h2>
+{html_table("layers", rows)}
+<p><small>FFNs of all layers of a side, on test text; means of frequent and rare tokens, of their
+places in a word, and of thirds of a sentence. Below, the darker a token the more is computed for
+it; a dot begins or ends a sentence.</small></p>
+{"".join(sentences)}
+"""
 
 
 def _layers(subnet: dict[str, Any]) -> list[list[str]]:

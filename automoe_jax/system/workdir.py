@@ -5,6 +5,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from automoe_jax.system.version import __version__
 VERSION = 1
 MANIFEST = "manifest.json"
 CONVERTED = "converted_from"  # key of the published checkpoint that weights came from
+_NAMED = 4  # most fields that a message names
+_SAME = "use the same config, or another --workdir"
+# What to do where a folder of a kind was made with another config.
+_ADVICE = {
+    "search": "use the same config, or search the same supernet again into another folder of the "
+    "run: launch/search.py --out=NAME",
+    "ranking": "use the same config, or another --out",
+    "halving": "use the same config, or another --out",
+}
 # Fields that change a run's output, not its results.
 _FREE = {
     "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "max_skipped",
@@ -42,21 +52,21 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     Writes `manifest.json` (kind, config, versions, host, when) if there is none, or if the folder
     has no results yet. `kind` is that of the content, as "run" or "supernet", `config` holds all
     settings that decide it, and `begun` is True if the folder holds results of its manifest;
-    `UserError` names the first field that differs if they are of another config.
+    `UserError` names the fields that differ if they are of another config.
     """
     folder = resolve(folder)
     origin = {}
     if (folder / MANIFEST).exists():
         made = settings(folder, kind)
         stored = {k: with_defaults(v, config.get(k)) for k, v in made.items()}
-        difference = _first_difference(stored, _as_json(config), "")
-        if not difference:
+        different = list(_differences(stored, _as_json(config), ""))
+        if not different:
             return
         if begun:
-            raise UserError(
-                f"{folder} was made with another config: {difference}; use the same config, or "
-                "another --workdir"
-            )
+            more = len(different) - _NAMED
+            told = "; ".join(different[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+            advice = _ADVICE.get(kind, _SAME)
+            raise UserError(f"{folder} was made with another config: {told}; {advice}")
         manifest = read(folder, kind)
         if CONVERTED in manifest:
             origin = {CONVERTED: manifest[CONVERTED]}
@@ -88,8 +98,9 @@ def read(folder: Path, kind: str) -> dict[str, Any]:
         raise UserError(f"{path} is not a manifest of version {VERSION}")
     if manifest.get("kind") != kind:
         found = manifest.get("kind")
-        inside = f"; look at {folder / kind}" if (folder / kind / MANIFEST).exists() else ""
-        raise UserError(f"{folder} is of kind {found}, not {kind}{inside}")
+        there = (folder / kind / MANIFEST).exists()
+        advice = f"look at {folder / kind}" if there else "name another folder"
+        raise UserError(f"{folder} is of kind {found}, not {kind}; {advice}")
     return manifest
 
 
@@ -113,7 +124,7 @@ def with_defaults(stored: Any, like: Any) -> Any:
 
 def same(stored: Any, like: Any) -> bool:
     """True if a stored group of settings equals a dataclass of this version."""
-    return not _first_difference(with_defaults(stored, like), _as_json(like), "")
+    return not any(_differences(with_defaults(stored, like), _as_json(like), ""))
 
 
 def _as_json(value: Any) -> Any:
@@ -127,16 +138,14 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def _first_difference(old: Any, new: Any, where: str) -> str:
-    """`field is A there and B here`, or "" if all fields are equal."""
+def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
+    """`field is A there and B here` of each field that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted((old.keys() | new.keys()) - _FREE):
             name = f"{where}.{key}" if where else key
-            difference = _first_difference(old.get(key), new.get(key), name)
-            if difference:
-                return difference
-        return ""
-    return "" if old == new else f"{where} is {_short(old)} there and {_short(new)} here"
+            yield from _differences(old.get(key), new.get(key), name)
+    elif old != new:
+        yield f"{where} is {_short(old)} there and {_short(new)} here"
 
 
 def _short(value: Any) -> str:

@@ -148,7 +148,7 @@ class TrainingConfig(OptimizerConfig):
     buckets: int = 8  # most batch shapes; each compiles once
     label_smoothing: float = 0.1  # share of the target spread over all words
     load_balance: float = 0.01  # weight of the routers' load-balance loss, mean over layers
-    # Weights of each layer's own, from the first, in place of `load_balance`; empty for none.
+    # Weights of each layer's own, from the first, in place of `load_balance`; both sides or none.
     encoder_load_balance: tuple[float, ...] = ()
     decoder_load_balance: tuple[float, ...] = ()
     router_z: float = 0.0  # weight of the routers' z-loss, mean over layers
@@ -157,11 +157,11 @@ class TrainingConfig(OptimizerConfig):
     teacher_weight: float = 0.5
     teacher_temperature: float = 1.0
     # Which experts of a layer a subnet that starts from a supernet takes: the "first" ones, as it
-    # has them there; the most "used" on training text; or these, the others "merged" in.
+    # has them there; the most "used" on validation text; or these, the others "merged" in.
     inherited_experts: str = "first"
     # What is computed again in the backward pass, in place of being stored: nothing, or each layer.
     remat: str = "none"
-    # Each device keeps and updates a part of the optimizer's state (ZeRO stage 1), but of experts
+    # Each device keeps and updates a part of weights and optimizer (ZeRO stage 1), but of experts
     # that are spread.
     shard_optimizer: bool = False
     # Devices that the experts of each layer of a supernet are spread over, with their part of the

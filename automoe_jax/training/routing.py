@@ -4,6 +4,7 @@ Letters: B batch, T time, N real tokens of a side in the order of the text, E ex
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,6 +54,15 @@ class LayerRouting:
         count = np.bincount(cell_N, minlength=len(self.sizes) * n_classes)
         count_EC = count.reshape(len(self.sizes), n_classes)
         return count_EC / np.maximum(count_EC.sum(axis=0), 1)
+
+
+def ffn_flops(routings: Sequence[LayerRouting], width: int) -> np.ndarray:
+    """(N,): FLOPs of the FFNs that each token of a side runs through, by its first experts.
+
+    Two products with a matrix of (width, size) in each of `routings`, the layers of the side.
+    """
+    sizes_N = [np.array(own.sizes)[own.expert_N] for own in routings]
+    return 4.0 * width * np.sum(sizes_N, axis=0)
 
 
 def routing_of(

@@ -166,8 +166,15 @@ def per_device_step(
 def _balance_weights(target: TrainingTarget, config: TrainingConfig) -> tuple[float, ...]:
     """The weight of each layer's own load-balance loss, encoder first; () for none.
 
-    A side without weights has zeros; `UserError` if a side has too few.
+    `UserError` if one side alone has some, or a side has too few.
     """
+    if bool(config.encoder_load_balance) != bool(config.decoder_load_balance):
+        sides = ("encoder", "decoder") if config.encoder_load_balance else ("decoder", "encoder")
+        given, missing = sides
+        raise UserError(
+            f"training.{given}_load_balance has weights, but {missing}_load_balance has none; give "
+            "one for each layer of both sides (0 leaves a layer alone), or none"
+        )
     found = []
     for side, stack in (target.subnet or target.hull).stacks:
         name, n_layers = f"{side}_load_balance", len(stack.layers)
@@ -177,8 +184,8 @@ def _balance_weights(target: TrainingTarget, config: TrainingConfig) -> tuple[fl
                 f"training.{name} has {len(weights)} weights, but the {side} has {n_layers} "
                 "layers; give one for each"
             )
-        found += weights[:n_layers] or [0.0] * n_layers
-    return tuple(found) if config.encoder_load_balance or config.decoder_load_balance else ()
+        found += weights[:n_layers]
+    return tuple(found)
 
 
 def step_arguments(

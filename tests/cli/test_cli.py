@@ -134,9 +134,41 @@ def test_config_that_is_none(tmp_path):
 
 
 def test_searching_before_training(tmp_path):
-    result = launch("search", *text_run(tmp_path))
+    flags = text_run(tmp_path)
+    assert "is not a run; train one with launch/train.py" in mistake("search", *flags)
+    assert launch("prepare", *flags).returncode == 0
+    result = launch("search", *flags)
     assert result.returncode == 2
     assert b"has no checkpoint; train it first" in result.stderr
+
+
+def test_names_that_are_mistyped_make_no_run(tmp_path):
+    nowhere = "--workdir", str(tmp_path / "nowhere")
+    for program in ("rank", "routing", "export"):
+        assert "nowhere is not a run" in mistake(program, *QUICK, *nowhere)
+    assert "nowhere does not exist" in mistake("sensitivity", *nowhere)
+    assert not (tmp_path / "nowhere").exists()
+    assert "data.path is empty; give --config.data.path" in mistake(
+        "prepare", *QUICK, *nowhere, "--config.data.kind=parallel_text"
+    )
+    flags = text_run(tmp_path)
+    assert "--workdir is the folder of the corpus" in mistake(
+        "prepare", *flags, "--workdir", str(tmp_path / "text")
+    )
+
+
+def test_flags_that_would_do_nothing():
+    one = "--candidates=configs/subnets/transformer_base.json"
+    assert "--subnets has no effect beside --candidates" in mistake(
+        "halving", *QUICK, one, "--subnets=5"
+    )
+    assert "--subnets is 1; give at least 4, or name" in mistake("halving", *QUICK, "--subnets=1")
+    assert "--out names the folder of a subnet" in mistake("train", *QUICK, "--out=x")
+    files = "--source=a", "--reference=b"
+    assert "--split has no effect beside --source" in mistake(
+        "evaluate", "--export=x", *files, "--split=valid"
+    )
+    assert "--seed is of a table's split" in mistake("fit_latency", *QUICK, "--seed=1")
 
 
 def test_search_and_ranking_mistakes(tmp_path):

@@ -65,3 +65,15 @@ def test_borders_are_the_blanks_of_the_text(kind, tmp_path):
         if kind == "sentencepiece":
             assert [tokenizer.decode([word])[0] for word in found] == wanted
     assert n_pieces > 0
+
+
+@pytest.mark.parametrize("eos_first", [False, True])
+def test_thirds_of_sentences(eos_first):
+    """Of 5 and 2 words, by hand: eos has a place, but no class."""
+    first = [EOS_ID, 9, 9, 9, 9, 9] if eos_first else [9, 9, 9, 9, 9, EOS_ID]
+    second = [EOS_ID, 9, 9] if eos_first else [9, 9, EOS_ID]
+    ids = np.array(first + second)
+    assert words.sentences(ids, eos_first=eos_first).tolist() == [0] * 6 + [1] * 3
+    expected = [0, 0, 1, 1, 2, 2, 0, 1, 2]
+    expected = [-1 if i == EOS_ID else part for i, part in zip(ids, expected, strict=True)]
+    assert words.parts(ids, eos_first=eos_first).tolist() == expected

@@ -52,7 +52,7 @@ def test_a_supernet_starts_from_a_trained_subnet(prepared, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("kind", ["used", "merged"])
 def test_a_subnet_keeps_the_most_used_experts(prepared, tmp_path, monkeypatch, kind):
-    """Loads are counted with all of the supernet's experts, on training text."""
+    """Loads are counted with all of the supernet's experts, on validation text."""
     run, data, supernet, params = prepared
     training = dataclasses.replace(run.config.subnet_training, inherited_experts=kind)
     config = dataclasses.replace(run.config, subnet_training=training)
@@ -65,7 +65,7 @@ def test_a_subnet_keeps_the_most_used_experts(prepared, tmp_path, monkeypatch, k
     weights = inherited(params, full, config.space)
     alone = target(config, data.tokenizer.vocab_sizes, smallest)
     found = first_weights.of_subnet(own, alone, tmp_path / "subnet", data)
-    pairs = take_pairs(data.train, np.arange(min(1000, len(data.train))))
+    pairs = take_pairs(data.valid, np.arange(min(1000, len(data.valid))))
     routings = routing_of(dataclasses.replace(supernet, subnet=full), weights, pairs, training)
     loads = [routing.load_E for routing in routings]
     expected = pruned(weights, full, smallest, loads, merge=kind == "merged")

@@ -12,6 +12,7 @@ from tiny import KillAt, Killed, tiny_config
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.phases import rank as ranking
 from automoe_jax.phases import sensitivity
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training import parallel
@@ -147,6 +148,13 @@ def test_sensitivity_goes_on_after_a_kill(prepared, monkeypatch):
     assert analysis.unit == "GFLOPs"
     folder = run.path / "sensitivity"
     assert json.loads((folder / "sensitivity.json").read_text()) == analysis.as_json()
+    # Beside it, what a ranking of the run says.
+    assert analysis.ranked == ()
+    effects = [{"choice": "decoder depth", "inherited": -0.1, "trained": -0.2}]
+    (run.path / "rank").mkdir(exist_ok=True)
+    files.write_json(run.path / "rank" / "rank.json", {"version": 1, "effects": effects})
+    assert sensitivity.analyse(run, 48, 20).as_json()["ranked"] == effects
+    (run.path / "rank" / "rank.json").unlink()
     assert (folder / "sensitivity.png").stat().st_size > 10_000
     names = {w.choice for w in analysis.found.layers}
     assert {"encoder width", "decoder depth", "decoder 2: experts"} <= names

@@ -7,6 +7,7 @@ from pages import assert_fits
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import to_json
 from automoe_jax.report import page
+from automoe_jax.search.sensitivity import Worth
 
 SPACE = SearchSpace(encoder_experts=(1, 6), decoder_experts=(1, 6))
 LONG = "2" * 150
@@ -31,6 +32,11 @@ def results(gain=True):
         "searched_loss": 0.5, "random": {"count": 20, "median_loss": 0.6, "best_loss": 0.55},
         "gain_over_random": {"bleu": 1.25, "low": -0.5, "high": 3.0} if gain else None,
         "repeating": 3, "most_repeats": 4, "routing": [],
+        "computation": {"encoder": {
+            "least": 1e6, "most": 3e6, "all": {"mean": 2e6, "std": 5e5},
+            "part": {"beginning": {"mean": 1.5e6, "std": 0.0}},
+            "sentences": [{"pieces": [" a", " <b>", ""], "flops": [1e6, 2e6, 3e6]}],
+        }},
     }  # fmt: skip
 
 
@@ -75,11 +81,34 @@ def test_the_picture_names_the_compared_subnets():
     assert "largest" not in page._marked(found, lines, "latency_ms")
 
 
+WORTHS = (
+    Worth("encoder depth", 2, 6, -0.1, -0.12, -0.08, 0.7, 2.0, 0.6),
+    Worth("decoder experts", 1, 6, 0.001, -0.01, 0.012, 0.01, 0.0, 0.0),
+)
+
+
+def test_the_page_needs_no_other_file(tmp_path):
+    found, lines = search()
+    page.write(tmp_path, results(), lines, found, WORTHS)
+    shown = (tmp_path / "index.html").read_text()
+    assert shown.count('src="data:image/png') == shown.count("src=") == 3
+    assert "More of these bought nothing: decoder experts." in shown
+    assert "<td>0.05</td>" in shown  # nats gained for a unit of cost
+    for words in ("2.000 ± 0.500", "&lt;b&gt;", "50% / 34%", 'title="3.000 MFLOPs"', "·</span>"):
+        assert words in shown
+    # A card for each of the compared architectures.
+    assert shown.count("<figure>") == 3
+    page.write(tmp_path, {**results(), "computation": {}}, lines, found)
+    shown = (tmp_path / "index.html").read_text()
+    assert "Too few subnets were scored to tell" in shown
+    assert "What is computed" not in shown
+
+
 @pytest.mark.parametrize("width", [400, 1400])
 def test_nothing_is_outside_the_window(tmp_path, browser, width):
     """But for tables, which scroll by themselves; the examples wrap."""
     found, lines = search()
-    page.write(tmp_path, results(), lines, found)
+    page.write(tmp_path, results(), lines, found, WORTHS)
     shown = browser.new_page(viewport={"width": width, "height": 900})
     said = []
     shown.on("console", lambda message: said.append(message.text))

@@ -31,6 +31,12 @@ def test_losses_of_routers_by_hand(weights, expected):
 def test_a_side_needs_a_weight_for_each_layer():
     space = elastic_space()
     n = len(space.hull().decoder.layers)
-    config = TrainingConfig(decoder_load_balance=(0.1,) * (n - 1))
+    of_encoder = (0.1,) * len(space.hull().encoder.layers)
+    target = TrainingTarget(space, (VOCAB, VOCAB), ModelConfig())
+    config = TrainingConfig(encoder_load_balance=of_encoder, decoder_load_balance=(0.1,) * (n - 1))
     with pytest.raises(UserError, match=rf"decoder_load_balance has {n - 1} weights"):
-        mapped_step(TrainingTarget(space, (VOCAB, VOCAB), ModelConfig()), config, SamplingConfig())
+        mapped_step(target, config, SamplingConfig())
+    # Nothing would balance the other side.
+    config = TrainingConfig(encoder_load_balance=of_encoder)
+    with pytest.raises(UserError, match="but decoder_load_balance has none; give one for each"):
+        mapped_step(target, config, SamplingConfig())

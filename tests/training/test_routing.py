@@ -1,5 +1,7 @@
 """Which tokens go to which expert."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from automoe_jax.data.tokens import Side, TokenPairs
 from automoe_jax.model.experts import Routing, rerouted
 from automoe_jax.model.extract import extract
 from automoe_jax.training.config import ModelConfig, TrainingConfig
-from automoe_jax.training.routing import LayerRouting, losses_by_routing, routing_of
+from automoe_jax.training.routing import LayerRouting, ffn_flops, losses_by_routing, routing_of
 from automoe_jax.training.target import TrainingTarget
 
 ROUTING = LayerRouting(
@@ -24,6 +26,12 @@ def test_shares_by_hand():
     assert ROUTING.share_by_size == {8: 0.5, 16: 0.5}
     share_EC = ROUTING.share_EC(np.array([0, 0, 1, -1]), 3)
     np.testing.assert_allclose(share_EC, [[0.5, 0, 0], [0.5, 1, 0], [0, 0, 0]])
+
+
+def test_flops_of_tokens_by_hand():
+    other = dataclasses.replace(ROUTING, number=2, sizes=(4,), expert_N=np.zeros(4, int))
+    found = ffn_flops([ROUTING, other], width=10)
+    assert found.tolist() == [40 * 12, 40 * 20, 40 * 20, 40 * 12]
 
 
 def test_routing_is_that_of_the_model():

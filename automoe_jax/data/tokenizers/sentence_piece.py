@@ -101,11 +101,9 @@ def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
         except RuntimeError as e:
             # "INTERNAL: file(line) [condition] Reason.", where the reason may be missing.
             reason = str(e).rpartition("] ")[2].strip() or str(e)
-            fits = re.search(r"<= (\d+)", reason)
-            advice = f"; give --config.tokenizer.vocab_size={fits[1]} or less" if fits else ""
             raise UserError(
                 f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: "
-                f"{reason}{advice}"
+                f"{_advice(reason)}"
             ) from None
 
     info = {
@@ -113,6 +111,18 @@ def train(sentences: Iterable[str], folder: Path, config: TokenizerConfig):
         "lowercase": config.lowercase,
     }  # fmt: skip
     write_folder(folder, info, fill)
+
+
+def _advice(reason: str) -> str:
+    """What to do where SentencePiece refuses a vocabulary's size, else its own words."""
+    if most := re.search(r"<= (\d+)", reason):
+        return f"it is too large; give --config.tokenizer.vocab_size={most[1]} or less"
+    if fewest := re.search(r"\d+ vs (\d+)", reason):
+        return (
+            f"it is smaller than the number of signs; give more than {fewest[1]}, or a lower "
+            "--config.tokenizer.character_coverage, as 0.995"
+        )
+    return reason
 
 
 @contextlib.contextmanager
