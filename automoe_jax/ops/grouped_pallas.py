@@ -242,7 +242,8 @@ def _column_tile(n: int, rows: int, k: int, itemsize: int, beside: int) -> int:
 class _Layer:
     """The products of a layer's experts. Rows of (P, ...) that no expert has are undefined."""
 
-    def __init__(self, x_AD: jax.Array, groups: Groups, experts: LayerExperts):
+    def __init__(self, x_AD: jax.Array, groups: Groups, experts: LayerExperts, *, of_all: bool):
+        """`of_all`: experts without rows visit a tile, too, as `gradient` needs it."""
         weights, self._slot = experts.weights, max(experts.ffn_dims)
         self._n_rows, self._given = x_AD.shape
         # Whole vectors of a row, or all of it.
@@ -252,30 +253,25 @@ class _Layer:
         self._padded = -(-self._n_rows // self._tile) * self._tile
         rank_E = largest_first(experts.sizes_E)
         self._rows = Rows(groups, experts.sizes_E, rank_E)
-        self._plan(experts, jnp.argsort(rank_E))
+        self._visits = self._planned(experts, jnp.argsort(rank_E), of_all)
         self._fc1_GFD, self._fc2_GFD = map(self.of_experts, (weights.fc1_FD, weights.fc2_FD))
         self._fc1_bias = _Beside(weights.fc1_bias_F.reshape(-1, 1, self._slot), of_experts=True)
         self._fc2_bias = _Beside(weights.fc2_bias_ED[:, None], of_experts=True)
 
-    def _plan(self, experts: LayerExperts, ranked_E: jax.Array):
-        """Which tiles the experts visit: those with rows, and all of the layer."""
+    def _planned(self, experts: LayerExperts, ranked_E: jax.Array, of_all: bool) -> _Visits:
+        """Which tiles the experts visit: those with rows, or all of the layer."""
         count_E = self._rows.counts(0).astype(jnp.int32)
         n_experts = count_E.shape[0]
-        self._index_E = (experts.bias_row + ranked_E).astype(jnp.int32)
-        size_E = experts.sizes_E[ranked_E].astype(jnp.int32)
-
-        def visits(n: Any, of_all: bool) -> _Visits:
-            (start_E, expert_V, tile_V), count = make_group_metadata(
-                group_sizes=count_E, m=self._padded, tm=self._tile, start_group=jnp.int32(0),
-                num_nonzero_groups=n, visit_empty_groups=of_all,
-            )  # fmt: skip
-            told = _Told(start_E, expert_V, tile_V, self._index_E, size_E)
-            return _Visits(told, count, n_experts)
-
-        self._visits = visits(n_experts, of_all=False)
         # Experts that are not the layer's have the last ranks.
         n_own = n_experts if experts.n_own is None else experts.n_own
-        self._visits_of_all = visits(n_own, of_all=True)
+        (start_E, expert_V, tile_V), count = make_group_metadata(
+            group_sizes=count_E, m=self._padded, tm=self._tile, start_group=jnp.int32(0),
+            num_nonzero_groups=n_own, visit_empty_groups=of_all,
+        )  # fmt: skip
+        index_E = (experts.bias_row + ranked_E).astype(jnp.int32)
+        size_E = experts.sizes_E[ranked_E].astype(jnp.int32)
+        told = _Told(start_E, expert_V, tile_V, index_E, size_E)
+        return _Visits(told, count, n_experts)
 
     def of_experts(self, array_FD: jax.Array) -> jax.Array:
         """(G, F, D) of the rows of all experts."""
@@ -337,7 +333,7 @@ class _Layer:
         """`into_FD` with lhs^T rhs of each of the layer's experts, written over all its rows."""
         rhs_PD = jnp.pad(rhs_PD, ((0, 0), (0, self._most - self._width)))
         into_GFD = self.of_experts(into_FD)
-        written = _gradient(self._visits_of_all, self._tile, lhs_PF, rhs_PD, into_GFD)
+        written = _gradient(self._visits, self._tile, lhs_PF, rhs_PD, into_GFD)
         return written.reshape(into_FD.shape)
 
     def with_biases(self, dw: ExpertWeights, dh_PF: jax.Array, dy_AD: jax.Array) -> ExpertWeights:
@@ -346,7 +342,7 @@ class _Layer:
         d2_ED = self._rows.sums(dy_AD)
         fc1_bias_F, fc2_bias_ED = dw.fc1_bias_F, dw.fc2_bias_ED
         for rank in range(len(d1_EF)):
-            at = self._index_E[rank]
+            at = self._visits.told.index_E[rank]
             fc1_bias_F = add_slice(fc1_bias_F, d1_EF[rank], (at * self._slot,))
             fc2_bias_ED = add_slice(fc2_bias_ED, d2_ED[rank][None], (at, 0))
         return dw._replace(fc1_bias_F=fc1_bias_F, fc2_bias_ED=fc2_bias_ED)
@@ -354,7 +350,7 @@ class _Layer:
 
 def forward(x_AD: jax.Array, groups: Groups, experts: LayerExperts) -> jax.Array:
     """As `grouped_ragged.forward`, of experts with slots of one size."""
-    layer = _Layer(x_AD, groups, experts)
+    layer = _Layer(x_AD, groups, experts, of_all=False)
     return layer.cut(layer.fc2(layer.hidden(layer.padded(x_AD))))
 
 
@@ -365,7 +361,7 @@ def backward(
 
     The matrices of `dw` may be undefined at this layer's experts: all of it is written there.
     """
-    layer = _Layer(x_AD, groups, experts)
+    layer = _Layer(x_AD, groups, experts, of_all=True)
     x_PD, dy_PD = layer.padded(x_AD), layer.padded(dy_AD)
     h_PF = layer.hidden(x_PD)
     dh_PF = layer.d_hidden(dy_PD, h_PF)
