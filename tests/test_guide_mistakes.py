@@ -105,7 +105,7 @@ def test_all_of_it(run, tmp_path):
     assert "is of kind export, not run" in mistake(
         "train", *flags[:-1], f"--workdir={folder / 'export'}"
     )
-    assert "has no checkpoint" in mistake("search", *flags[:-1], f"--workdir={tmp_path / 'other'}")
+    assert "is not a run" in mistake("search", *flags[:-1], f"--workdir={tmp_path / 'other'}")
     works("train", *flags)
 
 

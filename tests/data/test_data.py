@@ -256,9 +256,14 @@ def test_too_large_a_vocabulary_is_one_line(tmp_path):
     with pytest.raises(UserError) as e:
         train(["a b c", "d e"] * 10, tmp_path / "t", TokenizerConfig(vocab_size=32768))
     assert "tokenizer.vocab_size 32768 does not fit" in str(e.value)
-    assert "give --config.tokenizer.vocab_size=" in str(e.value)
-    assert "Please set it to a value <=" in str(e.value)
+    assert "it is too large; give --config.tokenizer.vocab_size=" in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_too_small_a_vocabulary_is_one_line(tmp_path):
+    text = ["".join(map(chr, range(97, 123)))] * 10
+    with pytest.raises(UserError, match="smaller than the number of signs; give more than"):
+        train(text, tmp_path / "t", TokenizerConfig(vocab_size=8))
 
 
 class Lines:

@@ -271,7 +271,7 @@ def test_what_is_refused(translator, folder, tmp_path):
         Translator.load(tmp_path / "none")
     with pytest.raises(UserError, match="was made for cpu"):
         Translator.load(folder, "gpu")
-    with pytest.raises(UserError, match=r"manifest\.json does not exist"):
+    with pytest.raises(UserError, match=r"no export, or not a whole one: it has no manifest\.json"):
         Translator.load(tmp_path)
 
 

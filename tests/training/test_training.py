@@ -173,7 +173,7 @@ def test_a_step_that_is_not_finite_changes_nothing(params, four_devices):
     assert all(np.all(x == 0) for x in jax.tree.leaves(finite))
 
 
-@pytest.mark.parametrize("backend", ["loop", "pallas", "ragged_dot"])
+@pytest.mark.parametrize("backend", ["loop", "pallas"])
 def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
     """To the precision of bfloat16, 8 bits; gradients are summed in float32."""
     source, target = token_batch(np.random.default_rng(6))
@@ -615,7 +615,7 @@ def test_experts_over_devices_are_those_of_one(tmp_path, monkeypatch, sampled, h
     assert_alike(run(tmp_path / "killed", config=config), whole)
 
 
-@pytest.mark.parametrize("backend", ["pallas", "ragged_dot", "blocked"])
+@pytest.mark.parametrize("backend", ["pallas", "blocked"])
 def test_experts_over_devices_with_the_kernels_of_others(backend):
     """The products of TPUs and GPUs, on this CPU: spread experts take the step of whole ones."""
     space = dataclasses.replace(SPACE, encoder_experts=(1, 4), decoder_experts=(1, 4))
