@@ -263,7 +263,7 @@ class _Layer:
         count_E = self._rows.counts(0).astype(jnp.int32)
         n_experts = count_E.shape[0]
         # Experts that are not the layer's have the last ranks.
-        n_own = n_experts if experts.n_own is None else experts.n_own
+        n_own: Any = n_experts if experts.n_own is None else experts.n_own
         (start_E, expert_V, tile_V), count = make_group_metadata(
             group_sizes=count_E, m=self._padded, tm=self._tile, start_group=jnp.int32(0),
             num_nonzero_groups=n_own, visit_empty_groups=of_all,

@@ -64,7 +64,7 @@ def write(
     `results` is the content of `results.json`, `lines` those of `history.jsonl`, `found` the result
     of the search, `worths` what each choice is worth by the scored subnets.
     """
-    limits, x_name, label = found["limits"], found["over"][0], found["objective"]["label"]
+    limits, x_name, label = found["limits"], str(found["over"][0]), found["objective"]["label"]
     marked = _marked(found, lines, x_name)
     limit = limits[x_name]["most"] if x_name in limits else None
     search_plot(lines, x_name, folder / SEARCHED, limit, marked, label)
