@@ -60,7 +60,7 @@ CASES = {
     "pod": Case(BF16 | ZERO, POD),
     "experts_16": Case(BF16 | ZERO | experts(16), POD),
     "experts_64": Case(BF16 | ZERO | experts(64) | WIDE | SPREAD, POD),
-    # About the most that 16 GB hold, with all on each chip, the optimizer cut, experts spread.
+    # About the most that 16 GB hold, with all on each chip, the state cut, experts spread.
     "most_copied": Case(BF16 | experts(13), POD),
     "most_cut": Case(BF16 | ZERO | experts(42), POD),
     "most_spread": Case(BF16 | ZERO | experts(96) | WIDE | SPREAD, POD),

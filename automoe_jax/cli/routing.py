@@ -23,7 +23,6 @@ from automoe_jax.phases.weights import origin, subnet_params, supernet_params, t
 from automoe_jax.published import subnet_files
 
 CONFIG = RunFlags()
-CLASSES = ("frequency", "place", "part")
 _SUBNET = flags.DEFINE_string(
     "subnet", None, "subnet file to look at with the supernet's weights; without it, the run's "
     "trained subnet"
@@ -78,13 +77,12 @@ def main():
         f"loss {losses['learned']:.4f} nats a token; with the same gates and random "
         f"experts {losses['random']:.4f}, with the largest for all {losses['largest']:.4f}"
     )
-    print(f"picture: {run.path / routing.FOLDER / routing.PICTURE}")
+    print(f"picture: {folder / routing.PICTURE}")
 
 
 def _flops(own: dict[str, Any]) -> str:
     """What the FFNs of a side compute for a token, in all and by class."""
-    classes = {label: x for name in CLASSES for label, x in own.get(name, {}).items()}
-    by_class = ", ".join(f"{label} {x['mean'] / 1e6:.3f}" for label, x in classes.items())
+    by_class = ", ".join(f"{label} {x['mean'] / 1e6:.3f}" for label, x in own["classes"].items())
     whole = own["all"]
     return (
         f"{whole['mean'] / 1e6:.3f} ± {whole['std'] / 1e6:.3f} MFLOPs a token in FFNs "

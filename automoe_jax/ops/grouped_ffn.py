@@ -19,9 +19,8 @@ from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts, group,
 from automoe_jax.system.platforms import platform
 
 PALLAS = "pallas"
-REST = (
-    "rest_of_the_experts"  # the name of a loop in a compiled program: over those of inactive layers
-)
+# The name of a loop in a compiled program: over the experts of inactive layers.
+REST = "rest_of_the_experts"
 BACKENDS = ("loop", PALLAS, *grouped_ragged.KERNELS)
 
 

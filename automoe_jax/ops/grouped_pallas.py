@@ -56,6 +56,7 @@ class _Visits(NamedTuple):
     told: _Told
     count: jax.Array
     n_experts: int
+    tile_rows: int
 
     def run(
         self,
@@ -117,7 +118,6 @@ class _Beside(NamedTuple):
 
 def _product(
     visits: _Visits,
-    tile_rows: int,
     lhs_PK: jax.Array,
     weights_GFD: jax.Array,
     n: int,
@@ -129,7 +129,7 @@ def _product(
 
     Rows that no expert visits are not written. `finish` is applied to sums, see `_Finish`.
     """
-    (n_rows, k), m, size = lhs_PK.shape, tile_rows, lhs_PK.dtype.itemsize
+    (n_rows, k), m, size = lhs_PK.shape, visits.tile_rows, lhs_PK.dtype.itemsize
     columns = _column_tile(n, m, k, size, size + size * bool(beside))
 
     def kernel(told: _Told, lhs, matrix, *rest):
@@ -170,10 +170,10 @@ def _product(
 
 
 def _gradient(
-    visits: _Visits, tile_rows: int, lhs_PF: jax.Array, rhs_PD: jax.Array, into_GFD: jax.Array
+    visits: _Visits, lhs_PF: jax.Array, rhs_PD: jax.Array, into_GFD: jax.Array
 ) -> jax.Array:
     """`into_GFD`, fp32, with lhs^T rhs of the rows of each visiting expert written to its place."""
-    (n_rows, slot), (_, width), m = lhs_PF.shape, rhs_PD.shape, tile_rows
+    (n_rows, slot), (_, width), m = lhs_PF.shape, rhs_PD.shape, visits.tile_rows
     tile_f, tile_d = _divisor(slot, _MOST_COLUMNS), _divisor(width, _MOST_COLUMNS)
 
     def kernel(told: _Told, lhs, rhs, into, out, sum_FD):
@@ -249,29 +249,31 @@ class _Layer:
         # Whole vectors of a row, or all of it.
         self._most = weights.fc1_FD.shape[1]
         self._width = self._most if self._given % _LANES else self._given
-        self._tile = _row_tile(self._n_rows, self._slot, x_AD.dtype.itemsize)
-        self._padded = -(-self._n_rows // self._tile) * self._tile
+        tile = _row_tile(self._n_rows, self._slot, x_AD.dtype.itemsize)
+        self._padded = -(-self._n_rows // tile) * tile
         rank_E = largest_first(experts.sizes_E)
         self._rows = Rows(groups, experts.sizes_E, rank_E)
-        self._visits = self._planned(experts, jnp.argsort(rank_E), of_all)
+        self._visits = self._planned(experts, jnp.argsort(rank_E), tile, of_all)
         self._fc1_GFD, self._fc2_GFD = map(self.of_experts, (weights.fc1_FD, weights.fc2_FD))
         self._fc1_bias = _Beside(weights.fc1_bias_F.reshape(-1, 1, self._slot), of_experts=True)
         self._fc2_bias = _Beside(weights.fc2_bias_ED[:, None], of_experts=True)
 
-    def _planned(self, experts: LayerExperts, ranked_E: jax.Array, of_all: bool) -> _Visits:
-        """Which tiles the experts visit: those with rows, or all of the layer."""
+    def _planned(
+        self, experts: LayerExperts, ranked_E: jax.Array, tile: int, of_all: bool
+    ) -> _Visits:
+        """Which tiles of so many rows the experts visit: those with rows, or all of the layer."""
         count_E = self._rows.counts(0).astype(jnp.int32)
         n_experts = count_E.shape[0]
         # Experts that are not the layer's have the last ranks.
         n_own: Any = n_experts if experts.n_own is None else experts.n_own
         (start_E, expert_V, tile_V), count = make_group_metadata(
-            group_sizes=count_E, m=self._padded, tm=self._tile, start_group=jnp.int32(0),
+            group_sizes=count_E, m=self._padded, tm=tile, start_group=jnp.int32(0),
             num_nonzero_groups=n_own, visit_empty_groups=of_all,
         )  # fmt: skip
         index_E = (experts.bias_row + ranked_E).astype(jnp.int32)
         size_E = experts.sizes_E[ranked_E].astype(jnp.int32)
         told = _Told(start_E, expert_V, tile_V, index_E, size_E)
-        return _Visits(told, count, n_experts)
+        return _Visits(told, count, n_experts, tile)
 
     def of_experts(self, array_FD: jax.Array) -> jax.Array:
         """(G, F, D) of the rows of all experts."""
@@ -322,18 +324,16 @@ class _Layer:
         return self._down(dh_PF, self._fc1_GFD)
 
     def _up(self, rows_PD: jax.Array, weights_GFD: jax.Array, *finish: Any) -> jax.Array:
-        given = self._visits, self._tile, rows_PD, weights_GFD
-        return _product(*given, self._slot, False, *finish)
+        return _product(self._visits, rows_PD, weights_GFD, self._slot, False, *finish)
 
     def _down(self, rows_PF: jax.Array, weights_GFD: jax.Array, *finish: Any) -> jax.Array:
-        given = self._visits, self._tile, rows_PF, weights_GFD
-        return _product(*given, self._width, True, *finish)
+        return _product(self._visits, rows_PF, weights_GFD, self._width, True, *finish)
 
     def gradient(self, lhs_PF: jax.Array, rhs_PD: jax.Array, into_FD: jax.Array) -> jax.Array:
         """`into_FD` with lhs^T rhs of each of the layer's experts, written over all its rows."""
         rhs_PD = jnp.pad(rhs_PD, ((0, 0), (0, self._most - self._width)))
         into_GFD = self.of_experts(into_FD)
-        written = _gradient(self._visits, self._tile, lhs_PF, rhs_PD, into_GFD)
+        written = _gradient(self._visits, lhs_PF, rhs_PD, into_GFD)
         return written.reshape(into_FD.shape)
 
     def with_biases(self, dw: ExpertWeights, dh_PF: jax.Array, dy_AD: jax.Array) -> ExpertWeights:

@@ -52,7 +52,6 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     config, note = run.config, run.progress.note
     check_has_supernet(config.space)
     with _timed(run, "prepare"):
-        teacher = _folder(run, config.pipeline.teacher)
         other = config.pipeline.teacher not in ("", SUPERNET)
         data = prepare(run, teachers.home(_path(config.pipeline.teacher)) if other else None)
         if "test" not in open_splits(run):
@@ -89,6 +88,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
             other_text(run, text)  # once, before several workers want it
     with _timed(run, "finalists"):
         trainings = {**finalists, **beside}
+        teacher = _folder(run, config.pipeline.teacher)
         work = functools.partial(_train, text, teacher)
         for _ in each_part(run, work, list(trainings.items())):
             pass

@@ -48,27 +48,32 @@ def other_text(run: Run, corpus: Path) -> TokenPairs:
 
     `UserError` if nothing of it can be used.
     """
-    folder = corpus / "tokens"
-    if jax.process_index() == 0 and not (folder / "train").is_dir():
-        data = dataclasses.replace(run.config.data, kind="parallel_text", path=str(corpus))
-        _tokenize(run, "train", open_corpus(data, corpus / "corpus")["train"], folder)
-    after_first(run, f"prepare {run.stored(corpus)}")
-    found = tokens.load(folder / "train")
-    if not len(found):
-        raise UserError(f"no pair of {corpus} can be used")
-    return found
+    data = dataclasses.replace(run.config.data, kind="parallel_text", path=str(corpus))
+
+    def split() -> Split:
+        return open_corpus(data, corpus / "corpus")["train"]
+
+    return _tokens_of(run, "train", split, corpus / "tokens", str(corpus))
 
 
 def split_tokens(run: Run, name: str) -> TokenPairs:
     """A split of the run's corpus by its tokenizer, kept in `tokens/`; `UserError` without one."""
-    if not (run.tokens / name).is_dir():
-        split = corpus_split(run, name)
-        if jax.process_index() == 0:
-            _tokenize(run, name, split, run.tokens)
-    after_first(run, f"prepare {name}")
-    found = tokens.load(run.tokens / name)
+    return _tokens_of(run, name, lambda: corpus_split(run, name), run.tokens, name)
+
+
+def _tokens_of(
+    run: Run, name: str, split: Callable[[], Split], folder: Path, what: str
+) -> TokenPairs:
+    """The pairs in `folder`/`name`, made of `split()` where they are missing.
+
+    `UserError`, which names `what`, if none can be used.
+    """
+    if jax.process_index() == 0 and not (folder / name).is_dir():
+        _tokenize(run, name, split(), folder)
+    after_first(run, f"prepare {run.stored(folder / name)}")
+    found = tokens.load(folder / name)
     if not len(found):
-        raise UserError(f"no pair of {name} can be used")
+        raise UserError(f"no pair of {what} can be used")
     return found
 
 

@@ -16,7 +16,13 @@ from automoe_jax.phases.weights import target
 from automoe_jax.report import plots
 from automoe_jax.system import files
 from automoe_jax.training.evaluation import take_pairs
-from automoe_jax.training.routing import LayerRouting, ffn_flops, losses_by_routing, routing_of
+from automoe_jax.training.routing import (
+    LayerRouting,
+    ffn_flops,
+    ffn_flops_range,
+    losses_by_routing,
+    routing_of,
+)
 
 _Classes = tuple[np.ndarray, tuple[str, ...]]  # of each token, and their names
 
@@ -78,16 +84,14 @@ def _computation(
     flops_N, ids_N, eos_first = ffn_flops(routings, width), routings[0].ids_N, side == "decoder"
     parts_N = words.parts(ids_N, eos_first=eos_first)
     by_class = {
-        name: {
-            label: _spread(flops_N[class_N == c])
-            for c, label in enumerate(labels)
-            if (class_N == c).any()
-        }
-        for name, (class_N, labels) in {**classes, "part": (parts_N, words.PARTS)}.items()
+        label: _spread(flops_N[class_N == c])
+        for class_N, labels in (*classes.values(), (parts_N, words.PARTS))
+        for c, label in enumerate(labels)
+        if (class_N == c).any()
     }
     name: SideName = "source" if side == "encoder" else "target"
     sentence_N = words.sentences(ids_N, eos_first=eos_first)
-    least, most = (4.0 * width * sum(end(x.sizes) for x in routings) for end in (min, max))
+    least, most = ffn_flops_range(routings, width)
     shown = [
         {
             "pieces": data.tokenizer.pieces(ids_N[sentence_N == s].tolist(), name),
@@ -95,7 +99,10 @@ def _computation(
         }
         for s in range(min(_SENTENCES, int(sentence_N[-1]) + 1))
     ]
-    return {"least": least, "most": most, "all": _spread(flops_N), **by_class, "sentences": shown}
+    return {
+        "least": least, "most": most, "all": _spread(flops_N), "classes": by_class,
+        "sentences": shown,
+    }  # fmt: skip
 
 
 def _spread(flops_N: np.ndarray) -> dict[str, float]:

@@ -37,7 +37,7 @@ figure i { font-style: normal; text-align: center; overflow: hidden; border-radi
 figure .encoder i { background: hsl(210 65% 50% / 40%); }
 figure .decoder i { background: hsl(28 85% 50% / 40%); }
 .shaded { line-height: 1.9; }
-.shaded span { padding: .1rem 0; white-space: pre-wrap; border-bottom: 2px solid transparent; }
+.shaded span { padding: .1rem 0; white-space: pre-wrap; }
 """
 
 

@@ -215,13 +215,11 @@ def _computation(sides: dict[str, Any]) -> str:
     """The section on what is computed for which tokens; empty where it is as much for all."""
     if not sides:
         return ""
-    names = ("frequency", "place", "part")
-    labels = [label for name in names for own in sides.values() for label in own.get(name, {})]
-    labels = list(dict.fromkeys(labels))
+    labels = list(dict.fromkeys(label for own in sides.values() for label in own["classes"]))
     rows = [["MFLOPs of a token", "least", "most", "mean ± deviation", *labels]]
     sentences = []
     for side, own in sides.items():
-        classes = {k: x for name in names for k, x in own.get(name, {}).items()}
+        classes = own["classes"]
         ends = (f"{own[end] / 1e6:.3f}" for end in ("least", "most"))
         means = [f"{classes[k]['mean'] / 1e6:.3f}" if k in classes else "" for k in labels]
         whole = f"{own['all']['mean'] / 1e6:.3f} ± {own['all']['std'] / 1e6:.3f}"

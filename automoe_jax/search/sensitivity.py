@@ -95,7 +95,7 @@ def effects(
     Empty where there are fewer subnets than `fewest_paired`.
     """
     columns = _varying(side_features(subnets))
-    if not columns or len(subnets) < fewest_paired(subnets):
+    if not columns or len(subnets) < FEWEST_PAIRED * len(columns):
         return []
     x_NF = np.stack(list(columns.values()), axis=1)
     span_F = x_NF.max(axis=0) - x_NF.min(axis=0)

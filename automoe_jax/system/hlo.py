@@ -143,7 +143,8 @@ class _Counting:
         body = self._computations[one.called[0]]
         sending = next((x for x in body.values() if "chain_id=" in x.attributes), None)
         if sending is None:
-            return Costs(self._flops(one, own), self._moved(one, own), self._hidden_sums(one))
+            moved = _fusion_bytes(one, body, own)
+            return Costs(self._flops(one, own), moved, self._hidden_sums(one))
         kind = hlo_text.root(body).attribute("custom_call_target")
         if kind == "AsyncCollectiveStart":
             return self._instruction(sending, body)
@@ -200,9 +201,7 @@ class _Counting:
         return float(hlo_text.elements(one.shape))
 
     def _moved(self, one: Instruction, own: Computation) -> float:
-        """Bytes of the device's memory that an instruction reads and writes."""
-        if one.opcode == "fusion":
-            return _fusion_bytes(one, self._computations[one.called[0]], own)
+        """Bytes of the device's memory that an instruction, no fusion, reads and writes."""
         if one.opcode in ("dynamic-slice", "gather", "slice"):
             return 2 * n_bytes(one.shape)
         if one.opcode in ("dynamic-update-slice", "scatter"):

@@ -59,10 +59,20 @@ class LayerRouting:
 def ffn_flops(routings: Sequence[LayerRouting], width: int) -> np.ndarray:
     """(N,): FLOPs of the FFNs that each token of a side runs through, by its first experts.
 
-    Two products with a matrix of (width, size) in each of `routings`, the layers of the side.
+    `routings` are those of all layers of the side, `width` is theirs.
     """
-    sizes_N = [np.array(own.sizes)[own.expert_N] for own in routings]
-    return 4.0 * width * np.sum(sizes_N, axis=0)
+    return _ffn_flops(width, [np.array(own.sizes)[own.expert_N] for own in routings])
+
+
+def ffn_flops_range(routings: Sequence[LayerRouting], width: int) -> tuple[float, float]:
+    """The least and the most that `ffn_flops` can be."""
+    least, most = ([end(own.sizes) for own in routings] for end in (min, max))
+    return float(_ffn_flops(width, least)), float(_ffn_flops(width, most))
+
+
+def _ffn_flops(width: int, sizes: Sequence[Any]) -> Any:
+    """Of two products with a matrix of (width, size) in each layer."""
+    return 4.0 * width * np.sum(sizes, axis=0)
 
 
 def routing_of(

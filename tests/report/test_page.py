@@ -34,7 +34,7 @@ def results(gain=True):
         "repeating": 3, "most_repeats": 4, "routing": [],
         "computation": {"encoder": {
             "least": 1e6, "most": 3e6, "all": {"mean": 2e6, "std": 5e5},
-            "part": {"beginning": {"mean": 1.5e6, "std": 0.0}},
+            "classes": {"beginning": {"mean": 1.5e6, "std": 0.0}},
             "sentences": [{"pieces": [" a", " <b>", ""], "flops": [1e6, 2e6, 3e6]}],
         }},
     }  # fmt: skip
