@@ -28,7 +28,7 @@ quickstart: $(RUN_STAMP)  ## the whole way on an embedded corpus: train, search,
 
 # Huge pages: tests compile most of the time, and compilers allocate much.
 test: $(DEV_STAMP)  ## the tests
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(DEV_STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -53,7 +53,11 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """The groups of a config file; `training` is the supernet's, `sampling` that of its subnets."""
+    """The groups of a config file; `training` is the supernet's, `sampling` that of its subnets.
+
+    Attributes:
+      seed: of data, initial weights, subnets and dropout.
+    """
 
     seed: int = 0
     data: DataConfig = DataConfig("phrases", "en", "de")

@@ -88,9 +88,12 @@ class Study:
             more = f"--teacher={exported}", f"--out={self._distilled}"
             self._launch(core, "distill", "by_hand", folder, own, *more)
         bleu = trainings.test_bleu(folder, core, exported)
-        texts = evaluation.read_split(stored_split(folder, "test"), EXAMPLES)
-        examples = [{"source": s, "reference": r} for s, r in zip(*texts, strict=True)]
-        return {"bleu": bleu, "updates": updates, "examples": examples}
+        return {"bleu": bleu, "updates": updates, "examples": self._examples(folder)}
+
+    def _examples(self, run: Path) -> list[dict[str, str]]:
+        """The test sentences whose translations are kept."""
+        texts = evaluation.read_split(stored_split(run, "test"), EXAMPLES)
+        return [{"source": s, "reference": r} for s, r in zip(*texts, strict=True)]
 
     def _search(self, part: Part, lines: Lines) -> dict[str, Any]:
         """The subnet of a system within a budget, by the latencies that the search measures."""
@@ -134,7 +137,7 @@ class Study:
         if system.space:
             space, path = system.space, self._file(part, lines[search_of(part)]["subnet"])
         own, more = {**self._training(updates), "seed": part.seed}, [f"--subnet={path}"]
-        if system.distilled:
+        if system.distilled and self._corpus.distils:
             own |= {"data.kind": "parallel_text", "data.path": self._distilled}
         if system.inherit:
             more.append(f"--init_from={self._run(supernet_of(system, part.seed))}")
@@ -156,6 +159,7 @@ class Study:
             "sparsity": counted.sparsity,
             "gflops": counted.flops / 1e9,
             "translations": translations,
+            **({} if self._corpus.distils else {"examples": self._examples(folder)}),
             **scores,
         }
 

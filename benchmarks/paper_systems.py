@@ -15,7 +15,7 @@ class Corpus:
 
     Attributes:
       config: of configs/, for text, sizes and recipe.
-      updates: of a supernet; of each model; of the teacher.
+      updates: of a supernet; of each model; of the teacher, 0 for none.
       budgets: latencies, as shares of the reference's.
       settings: for all trainings of this corpus, beside those of the config.
       search: for all searches.
@@ -30,13 +30,19 @@ class Corpus:
     tests: tuple[str, ...] = ()
 
     @property
+    def distils(self) -> bool:
+        """Whether models have a teacher's translations beside the text; else the text alone."""
+        return self.updates[2] > 0
+
+    @property
     def middle(self) -> float:
         """The budget at which everything is compared."""
         return self.budgets[len(self.budgets) // 2]
 
 
 CORPORA = {
-    "msdocs": Corpus("msdocs", (2400, 2400, 4800), (0.35, 0.5, 0.7)),
+    # No teacher: translating its 174,000 pairs would take longer than several of the models.
+    "msdocs": Corpus("msdocs", (2400, 2400, 0), (0.35, 0.5, 0.7)),
     "multi30k": Corpus("multi30k", (2500, 1500, 2500), (0.5,), tests=("test2017_flickr",)),
     # To try this program out, within minutes: results mean nothing.
     "quickstart": Corpus(
@@ -61,7 +67,7 @@ class System:
       holder: of configs/systems.py, the space that holds an architecture by hand.
       claim: a claim rests on it: several seeds, all budgets. Else one seed, the middle budget.
       inherit: whether its subnet starts from the supernet's weights.
-      distilled: whether the teacher's translations stand beside the text.
+      distilled: whether the teacher's translations stand beside the text, if there is a teacher.
       of: the system whose found subnets it trains, in place of searching itself.
     """
 
@@ -143,7 +149,7 @@ def search_of(model: Part) -> Part:
     return model._replace(kind="search", name=SYSTEMS[model.name].of or model.name)
 
 
-def needs(part: Part) -> list[Part]:
+def needs(corpus: Corpus, part: Part) -> list[Part]:
     """The parts whose lines or files a part takes."""
     if part.kind == "latency":
         return [part._replace(kind="model")]
@@ -151,7 +157,8 @@ def needs(part: Part) -> list[Part]:
         return []
     system = SYSTEMS[part.name]
     if part.kind == "model":
-        return [search_of(part)] * bool(system.space) + [TEACHER] * system.distilled
+        taught = corpus.distils and system.distilled
+        return [search_of(part)] * bool(system.space) + [TEACHER] * taught
     supernet = supernet_of(system, part.seed)
     found = [Part("largest", supernet.name), supernet]
     # What a limit of FLOPs is comes from a search under one of latency.
@@ -163,22 +170,24 @@ def parts(corpus: Corpus, names: list[str], seeds: int) -> Iterator[Part]:
 
     Seed by seed, so that each seed's comparison is complete before the next; kind by kind.
     """
-    chosen, done = [SYSTEMS[name] for name in names], set[Part]()
+    # Without a teacher, what differs in having none is no system of its own.
+    chosen = [SYSTEMS[name] for name in names if corpus.distils or SYSTEMS[name].distilled]
+    done = set[Part]()
     for seed in range(seeds):
         found: dict[Part, None] = {}
         for system in chosen:
             if system.claim or not seed:
                 for budget in _budgets(corpus, system):
-                    _add(Part("latency", system.name, budget, seed), found)
+                    _add(corpus, Part("latency", system.name, budget, seed), found)
         new = [part for part in found if part not in done]
         yield from sorted(new, key=lambda part: KINDS.index(part.kind))
         done |= set(found)
 
 
-def _add(part: Part, found: dict[Part, None]):
+def _add(corpus: Corpus, part: Part, found: dict[Part, None]):
     """Adds a part behind all that it needs."""
-    for needed in needs(part):
-        _add(needed, found)
+    for needed in needs(corpus, part):
+        _add(corpus, needed, found)
     found.setdefault(part)
 
 

@@ -6,12 +6,13 @@ python benchmarks/paper_tables.py --corpus=msdocs --json --only=automoe,hat --se
 python benchmarks/paper_tables.py --corpus=msdocs --json --kinds=supernet,teacher
 
 Systems stand in configs/systems.py (searched spaces) and configs/systems/ (architectures made by
-hand). Each model is trained from scratch with the same text, a teacher's translations beside it,
-updates and recipe; scored on test text in fp32 and int8; and timed in turns with the largest dense
-Transformer, of whose latency the budgets are shares. Trainings run one on each core; what is timed
-runs alone. Every finished part is a line of benchmarks/results/paper_CORPUS.jsonl, and is not done
-again; with --kinds all that is timed (largest, search, latency) can wait for a machine that has
-nothing else to do. Unfinished trainings and searches go on from what is in --workdir.
+hand). Each model is trained from scratch with the same text (of some corpora a teacher's
+translations beside it), updates and recipe; scored on test text in fp32 and int8; and timed in
+turns with the largest dense Transformer, of whose latency the budgets are shares. Trainings run one
+on each core; what is timed runs alone. Every finished part is a line of
+benchmarks/results/paper_CORPUS.jsonl, and is not done again; with --kinds all that is timed
+(largest, search, latency) can wait for a machine that has nothing else to do. Unfinished trainings
+and searches go on from what is in --workdir.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any
 import measure
 import trainings
 from paper_study import Study
-from paper_systems import CORPORA, KINDS, SYSTEMS, TOGETHER, Part, batches, needs, parts
+from paper_systems import CORPORA, KINDS, SYSTEMS, TOGETHER, Corpus, Part, batches, needs, parts
 from trainings import ROOT
 
 from automoe_jax.system import files
@@ -69,10 +70,10 @@ def run(study: Study, wanted: list[Part], results: Path, ray: str):
                 one(part, None)
 
 
-def require(wanted: list[Part], lines: dict[Part, dict[str, Any]]):
+def require(corpus: Corpus, wanted: list[Part], lines: dict[Part, dict[str, Any]]):
     """Ends the program if a part needs one that is neither done nor wanted."""
     for part in wanted:
-        for needed in needs(part):
+        for needed in needs(corpus, part):
             if part not in lines and needed not in lines and needed not in wanted:
                 sys.exit(f"{part.title} needs {needed.title}: give {needed.kind} to --kinds, too")
 
@@ -117,7 +118,7 @@ def main():
     if args.list:
         show(wanted, read(results))
         return
-    require(wanted, read(results))
+    require(corpus, wanted, read(results))
     results.parent.mkdir(exist_ok=True)
     run(Study(corpus, args.workdir.absolute() / args.corpus), wanted, results, args.ray)
     lines = read(results)

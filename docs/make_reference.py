@@ -4,11 +4,8 @@ python docs/make_reference.py            # writes it
 python docs/make_reference.py --check    # exits with 1 where it is not what this would write
 """
 
-import ast
 import dataclasses
 import importlib
-import inspect
-import re
 import sys
 import textwrap
 from pathlib import Path
@@ -18,6 +15,7 @@ from absl import flags
 
 from automoe_jax.cli import main as console
 from automoe_jax.config import RunConfig
+from automoe_jax.system import field_docs
 
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """# Reference
@@ -78,11 +76,7 @@ def command(name: str) -> str:
 
 def group(name: str, config: Any) -> str:
     """The sections of a group of a config, and of the groups in it."""
-    kind = type(config)
-    bases = [own for own in kind.__mro__ if dataclasses.is_dataclass(own)]
-    about = "\n\n".join(inspect.cleandoc(own.__doc__ or "") for own in bases)
-    text, _, listed = about.partition("Attributes:")
-    known = _attributes(listed) | _comments(kind)
+    text, known = field_docs.described(type(config))
     rows, inner = [], ""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -91,44 +85,13 @@ def group(name: str, config: Any) -> str:
         else:
             rows.append((f"`{field.name}`", f"`{_shown(value)}`", known.get(field.name, "")))
     table = _table(("field", "default", "what it is"), rows)
-    return f"### config.{name}\n\n{text.strip()}\n{table}{inner}"
+    return f"### config.{name}\n\n{text}\n{table}{inner}"
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value)) or " "
     return str(value) if value != "" else " "
-
-
-def _attributes(listed: str) -> dict[str, str]:
-    """The entries of a docstring's `Attributes:`, of several names with commas too."""
-    entries = re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", listed, re.MULTILINE)
-    return {
-        name.strip(): " ".join(text.split()) for names, text in entries for name in names.split(",")
-    }
-
-
-def _comments(kind: type) -> dict[str, str]:
-    """What comments beside or above fields say, of a dataclass and of those it inherits from."""
-    found: dict[str, str] = {}
-    for own in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(own):
-            continue
-        lines = textwrap.dedent(inspect.getsource(own)).splitlines()
-        body = ast.parse("\n".join(lines)).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for node in body.body:
-            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-                continue
-            above = []
-            at = node.lineno - 2
-            while lines[at].strip().startswith("#"):
-                above.insert(0, lines[at].strip().lstrip("# "))
-                at -= 1
-            _, mark, beside = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")
-            if above or mark:
-                found[node.target.id] = " ".join([*above, beside]).strip()
-    return found
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -111,6 +111,11 @@ def supernet_of(space: SearchSpace, dropout: float = 0.0, *, masked: bool = Fals
     )
 
 
+def logits_of(module, params, *inputs):
+    """A model's logits by one program; op by op, each would be compiled alone."""
+    return jax.jit(module.apply)({"params": params}, *inputs).logits_BTV
+
+
 def layers_of(params, space: SearchSpace):
     """A supernet's params with the layers of each stack apart: {"encoder": {"layer_0": ...}}."""
     hull = space.hull()

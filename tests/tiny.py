@@ -36,11 +36,12 @@ class Killed(Exception):
 
 
 class KillAt(Silent):
-    """Kills the run when a note contains some words."""
+    """Kills the run when a note contains some words; keeps the notes."""
 
     def __init__(self, words: str):
-        self._words = words
+        self._words, self.notes = words, []
 
     def note(self, text: str):
+        self.notes.append(text)
         if self._words in text:
             raise Killed

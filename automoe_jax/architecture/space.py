@@ -32,12 +32,17 @@ class SearchSpace:
     The Q/K/V width is fixed. Heads are chosen per layer, FFN sizes per expert.
 
     Attributes:
+      qkv_dim: width of queries, keys and values, of all heads together.
+      encoder_embed_dims, decoder_embed_dims: widths of a side, alike in all its layers.
+      encoder_depths, decoder_depths: numbers of layers.
+      encoder_heads, decoder_self_heads, decoder_cross_heads: of an attention, per layer.
       cross_spans: last encoder layers attended to, per decoder layer.
       encoder_experts, decoder_experts: numbers of experts, per layer; (1,) is dense (HAT).
       encoder_placement, decoder_placement: the number of experts of each layer where it is
         fixed, as (1, 2, 1, 2, 1, 2); empty where it is searched.
       expert_sizes: "fractional" gives each expert its own size, "standard" one size to all
         experts of a layer.
+      encoder_ffn_dims, decoder_ffn_dims: hidden units, per expert or dense FFN.
       identity_experts: adds experts of size 0, which return their input: any expert of a
         fractional layer, the first of a standard layer of two or more.
       encoder_top_k, decoder_top_k: experts per token; a layer takes at most those it has.

@@ -1,6 +1,8 @@
 """The flag `--config`: a file of `configs/`, and `--config.group.field` to change its fields."""
 
+import dataclasses
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from automoe_jax.config import RunConfig, base, resolve
+from automoe_jax.system import field_docs
 from automoe_jax.system.errors import UserError
 
 # `--help` lists a flag under the command that calls `ConfigFlag`, not under this module.
@@ -48,8 +51,11 @@ class ConfigFlag:
         """Ends what a command has begun; called when it ends, however."""
 
     def help_text(self) -> str:
-        """The fields of a config and their defaults."""
-        lines = [f"  --config.{name}={value}" for name, value in _fields(base()).items()]
+        """The fields of a config, their defaults and what they are."""
+        lines = []
+        for name, value, about in _described(RunConfig()):
+            lines.append(f"  --config.{name}={value}")
+            lines += [flags.text_wrap(about, indent=" " * 6)] * bool(about)
         return "Fields of --config and their defaults:\n\n" + "\n".join(lines)
 
     def refuse_yaml(self, argv: list[str]):
@@ -86,3 +92,14 @@ def _fields(group: Any, prefix: str = "") -> dict[str, Any]:
         nested = hasattr(value, "items")
         fields |= _fields(value, f"{prefix}{name}.") if nested else {prefix + name: value}
     return fields
+
+
+def _described(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every field of a config: its dotted name, its default, and what it is."""
+    _, known = field_docs.described(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _described(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value, known.get(field.name, "")

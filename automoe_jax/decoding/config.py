@@ -11,11 +11,14 @@ QUANTIZATIONS = ("none", "int8")
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Beam sizes and platforms, each with its own program, and approximations of an export.
+    """What an export translates with, and approximations of it.
 
-    quantize: "int8" for 8-bit matrices and activations; embeddings, norms and routers stay fp32.
-    shortlist: target words allowed for each source word, besides the most frequent ones, by a
-    lexicon counted from the training text; only 0, all words, is exact.
+    Attributes:
+      beam_sizes, platforms: each beam size has a program of its own on each platform.
+      quantize: "none", or "int8" for 8-bit matrices and activations; embeddings, norms and routers
+        stay fp32.
+      shortlist: target words allowed for each source word, besides the most frequent ones, by a
+        lexicon counted from the training text; only 0, all words, is exact.
     """
 
     beam_sizes: tuple[int, ...] = (1, 4, 5)

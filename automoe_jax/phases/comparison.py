@@ -71,8 +71,8 @@ def of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
         raise UserError(
             f"{path} is no result file of benchmarks/paper_tables.py: {type(e).__name__} {e}"
         ) from None
-    teachers = parts.get("teacher", {}).values()
-    return rows, next((line["examples"] for line in teachers if "examples" in line), [])
+    lines = [*parts.get("teacher", {}).values(), *parts.get("model", {}).values()]
+    return rows, next((line["examples"] for line in lines if "examples" in line), [])
 
 
 def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:

@@ -49,7 +49,7 @@ BLEU_NOISE = 0.2
 
 def run_pipeline(run: Run) -> dict[str, Any]:
     """Runs the phases that are not done; returns the content of `report/results.json`."""
-    config, note = run.config, run.progress.note
+    config = run.config
     check_has_supernet(config.space)
     with _timed(run, "prepare"):
         other = config.pipeline.teacher not in ("", SUPERNET)
@@ -67,46 +67,48 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     content = {**config.groups("export", "latency"), "pipeline": settled}
     claim(run, REPORT, REPORT, content, begun=begun)
 
-    note("phase 1 of 5: supernet training")
+    searched = run.path / SEARCH / search_result.RESULT
+    chosen = run.path / SUBNET / weights.CHOSEN
+    reported = run.path / REPORT / report.RESULTS
+    _announce(run, 1, "supernet training", searched.exists())
     with _timed(run, "supernet"):
         train.train_supernet(run)
         params, step = weights.supernet_params(run, data.tokenizer.vocab_sizes)
 
-    note("phase 2 of 5: search")
+    _announce(run, 2, "search", searched.exists())
     folder = run.path / SEARCH
     with _timed(run, "search"):
         found = search(run, folder, data, params, step)
-    best = found["best"][: config.pipeline.finalists]
-    finalists = {f"{SUBNET}/{i}": load(folder / b["file"]) for i, b in enumerate(best, 1)}
+    first = found["best"][: config.pipeline.finalists]
+    finalists = {f"{SUBNET}/{i}": load(folder / f["file"]) for i, f in enumerate(first, 1)}
 
     beside = _random(run, found)
     also = " and the random subnet" if beside else ""
-    note(f"phase 3 of 5: training {len(finalists)} finalist(s){also}")
+    done = chosen.exists() and all((run.path / out).exists() for out in beside)
+    _announce(run, 3, f"training {len(finalists)} finalist(s){also}", done)
     with _timed(run, "distillation"):
         text = _distilled(run, params, step)
-        if text is not None:
-            other_text(run, text)  # once, before several workers want it
     with _timed(run, "finalists"):
-        trainings = {**finalists, **beside}
-        teacher = _folder(run, config.pipeline.teacher)
-        work = functools.partial(_train, text, teacher)
-        for _ in each_part(run, work, list(trainings.items())):
-            pass
+        _train_all(run, {**finalists, **beside}, text)
 
-    note("phase 4 of 5: export")
-    with _timed(run, "export"):
-        exported = (run.path / EXPORT / workdir.MANIFEST).exists()
-        if not (exported and (run.path / SUBNET / weights.CHOSEN).exists()):
+    done = chosen.exists() and (run.path / EXPORT / workdir.MANIFEST).exists()
+    _announce(run, 4, "export", done)
+    if not done:
+        with _timed(run, "export"):
             _choose(run, finalists)
 
-    note("phase 5 of 5: report")
-    if not (run.path / REPORT / report.RESULTS).exists():
+    _announce(run, 5, "report", reported.exists())
+    if not reported.exists():
         with _timed(run, "report"):
-            chosen = weights.chosen_finalist(run)
-            results = report.compare(run, params, finalists[chosen], found)
-            results |= report.routing_of(run, data, chosen)
+            best = weights.chosen_finalist(run)
+            results = report.compare(run, params, finalists[best], found)
+            results |= report.routing_of(run, data, best)
         report.write(run, {**results, "seconds": _seconds(run)}, found)
-    return files.read_json(run.path / REPORT / report.RESULTS, "report")
+    return files.read_json(reported, "report")
+
+
+def _announce(run: Run, number: int, phase: str, done: bool):
+    run.progress.note(f"phase {number} of 5: {phase}{', which is done' if done else ''}")
 
 
 def _check(run: Run, data: PreparedData):
@@ -125,6 +127,15 @@ def _check(run: Run, data: PreparedData):
         teachers.load(_path(teacher), data.tokenizer, Silent())
     if distilled not in ("", SUPERNET):
         read_manifest(_path(distilled))
+
+
+def _train_all(run: Run, subnets: dict[str, Subnet], text: Path | None):
+    """Trains subnets, each in a folder, on the corpus `text` in place of the run's."""
+    if text is not None:
+        other_text(run, text)  # once, before several workers want it
+    work = functools.partial(_train, text, _folder(run, run.config.pipeline.teacher))
+    for _ in each_part(run, work, list(subnets.items())):
+        pass
 
 
 def _train(text: Path | None, teacher: Path | None, run: Run, part: tuple[str, Subnet]):

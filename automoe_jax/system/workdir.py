@@ -57,20 +57,37 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     folder = resolve(folder)
     origin = {}
     if (folder / MANIFEST).exists():
-        made = settings(folder, kind)
-        stored = {k: with_defaults(v, config.get(k)) for k, v in made.items()}
-        different = list(_differences(stored, _as_json(config), ""))
+        different = _different(settings(folder, kind), config)
         if not different:
             return
         if begun:
-            more = len(different) - _NAMED
-            told = "; ".join(different[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
-            advice = _ADVICE.get(kind, _SAME)
-            raise UserError(f"{folder} was made with another config: {told}; {advice}")
+            raise UserError(_refusal(folder, different, _ADVICE.get(kind, _SAME)))
         manifest = read(folder, kind)
         if CONVERTED in manifest:
             origin = {CONVERTED: manifest[CONVERTED]}
     write(folder, kind, {"config": config, **origin})
+
+
+def check(folder: Path, kind: str, config: dict[str, Any], advice: str):
+    """`UserError` where the folder was made with other values of the settings `config`.
+
+    It may have more settings; `advice` says what to do.
+    """
+    made = settings(folder, kind)
+    different = _different({k: v for k, v in made.items() if k in config}, config)
+    if different:
+        raise UserError(_refusal(folder, different, advice))
+
+
+def _different(made: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    stored = {k: with_defaults(v, config.get(k)) for k, v in made.items()}
+    return list(_differences(stored, _as_json(config), ""))
+
+
+def _refusal(folder: Path, different: list[str], advice: str) -> str:
+    more = len(different) - _NAMED
+    told = "; ".join(different[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    return f"{folder} was made with another config: {told}; {advice}"
 
 
 def write(folder: Path, kind: str, content: dict[str, Any]):

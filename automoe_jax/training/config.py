@@ -19,10 +19,16 @@ INHERITED_EXPERTS = ("first", "used", "merged")
 class OptimizerConfig:
     """Adam without clipping or weight decay.
 
-    Learning rate: linear from `initial_rate` to `peak_rate` in `warmup_steps`, then by `schedule`.
-    "cosine" and "linear" end at `final_rate` at `steps` and are constant from there on (the
-    published cosine jumps back to the peak for its last update). "inverse_sqrt" falls with the
-    square root of the updates (Vaswani et al. 2017), whatever `steps`, but not below `final_rate`.
+    Attributes:
+      steps: updates.
+      warmup_steps: updates in which the rate rises linearly, from `initial_rate` to `peak_rate`.
+      schedule: of the rate from there on. "cosine" and "linear" end at `final_rate` at `steps` and
+        are constant after them (the published cosine jumps back to the peak for its last update).
+        "inverse_sqrt" falls with the square root of the updates (Vaswani et al. 2017), whatever
+        `steps`, but not below `final_rate`.
+      initial_rate, peak_rate, final_rate: learning rates.
+      b1, b2: decays of the averages of gradients and of their squares.
+      eps: added to the root of the latter.
     """
 
     steps: int = 40_000
@@ -131,14 +137,20 @@ class SamplingConfig:
 class TrainingConfig(OptimizerConfig):
     """One training, group `training` (supernet) or `subnet_training` of a config.
 
-    The batches of an update are spread over all devices; more batches than devices are accumulated
-    as micro-batches. The paper: 128 of 4,096 tokens.
-
-    `final_weights` are those that evaluation, export, search and the training of a subnet take
-    from it: of the "last" update; the "average" of the newest `averaged_checkpoints`; "ema", the
-    exponential moving average over updates with `ema_decay`; or the "best", with the lowest
-    validation loss (of a supernet: the mean over its evaluated subnets). With `ema_decay`,
-    validation losses and the best weights are those of the moving average.
+    Attributes:
+      batches_per_step: of an update, spread over all devices; more than devices are accumulated as
+        micro-batches. The paper: 128 of 4,096 tokens.
+      encoder_load_balance, decoder_load_balance: weights of each layer's own, from the first, in
+        place of `load_balance`; both sides or none.
+      teacher_weight: of a teacher's predictions in the loss, in place of the labels (word-level
+        distillation); without a teacher unused.
+      teacher_temperature: of the softmax of these predictions.
+      final_weights: those that evaluation, export, search and the training of a subnet take from
+        it: of the "last" update; the "average" of the newest `averaged_checkpoints`; "ema", the
+        exponential moving average over updates with `ema_decay`; or the "best", with the lowest
+        validation loss (of a supernet: the mean over its evaluated subnets). With `ema_decay`,
+        validation losses and the best weights are those of the moving average.
+      averaged_checkpoints: how many "average" takes.
     """
 
     tokens_per_batch: int = 4096  # of one device and micro-batch: rows times the longer side
@@ -148,12 +160,9 @@ class TrainingConfig(OptimizerConfig):
     buckets: int = 8  # most batch shapes; each compiles once
     label_smoothing: float = 0.1  # share of the target spread over all words
     load_balance: float = 0.01  # weight of the routers' load-balance loss, mean over layers
-    # Weights of each layer's own, from the first, in place of `load_balance`; both sides or none.
     encoder_load_balance: tuple[float, ...] = ()
     decoder_load_balance: tuple[float, ...] = ()
     router_z: float = 0.0  # weight of the routers' z-loss, mean over layers
-    # Of a teacher's predictions in the loss, in place of the labels (word-level distillation), and
-    # the temperature of their softmax; without a teacher unused.
     teacher_weight: float = 0.5
     teacher_temperature: float = 1.0
     # Which experts of a layer a subnet that starts from a supernet takes: the "first" ones, as it

@@ -1,6 +1,7 @@
 """The console command, and what comes with the project."""
 
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -50,6 +51,18 @@ def test_help_shows_commands_as_one_would_type_them(monkeypatch):
     assert "automoe train --config wmt14 --subnet best_1.json --init_from runs/wmt14" in installed
     monkeypatch.setattr(sys, "argv", ["launch/train.py"])
     assert "python launch/train.py --config configs/wmt14.py" in options.help_text(command)
+
+
+def test_help_says_what_every_field_of_a_config_is():
+    text = options.help_text(importlib.import_module("automoe_jax.cli.train"))
+    fields = re.findall(r"^  --config\.(\S+?)=.*\n((?:      .*\n?)*)", text, re.MULTILINE)
+    assert len(fields) > 100
+    assert [name for name, about in fields if not about.strip()] == []
+    about = {name: " ".join(text.split()) for name, text in fields}
+    assert about["search.constraint.params_m"].startswith("all parameters")
+    # One of a base class, one of a comment, and one of two that are explained together.
+    assert about["subnet_training.b1"] == about["training.b2"]
+    assert about["training.buckets"] == "most batch shapes; each compiles once"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The Evolved Transformer: its size, and its cells against loops over positions written out."""
 
 import dataclasses
+from functools import partial
 
 import evolved_reference
 import jax
@@ -102,7 +103,9 @@ def test_cells_are_those_of_the_paper():
     expected = evolved_reference.encoder_cell(wide["encoder"]["layer_0"], encoder.heads, x_SD)
     cell = EncoderCell(encoder, ARCH.qkv_dim, 0.0)
     own = {"params": params["encoder"]["layer_0"]}
-    found = cell.apply(own, x_SD[None].astype(np.float32), np.ones((1, s), bool), 0.0, None)
+    found = jax.jit(cell.apply)(
+        own, x_SD[None].astype(np.float32), np.ones((1, s), bool), 0.0, None
+    )
     np.testing.assert_allclose(found[0], expected, rtol=2e-5, atol=2e-5)
 
     heads = decoder.self_heads, doubled_heads(decoder.self_heads), decoder.cross_heads
@@ -111,7 +114,7 @@ def test_cells_are_those_of_the_paper():
     own = {"params": params["decoder"]["layer_0"]}
     memory = Memory(x_SD[None].astype(np.float32), np.ones((1, s), bool))
     inputs = x_TD[None].astype(np.float32), np.tri(n, dtype=bool)[None], memory
-    found = cell.apply(own, *inputs, 0.0, None)
+    found = jax.jit(cell.apply)(own, *inputs, 0.0, None)
     np.testing.assert_allclose(found[0], expected, rtol=2e-5, atol=2e-5)
 
 
@@ -159,22 +162,18 @@ def test_remat_and_bfloat16():
     src, tgt = token_batch(np.random.default_rng(3))
     params = on_device(random_evolved(scale=0.1))
 
-    def gradient(**fields):
+    def loss(params, **fields):
         module = EvolvedTransformer(ARCH, (VOCAB, VOCAB), 12, 8, **fields)
+        hidden = module.apply({"params": params}, src, tgt).hidden_BTD
+        return jnp.sum(hidden.astype(jnp.float32) ** 2), hidden
 
-        def hidden(params):
-            return module.apply({"params": params}, src, tgt).hidden_BTD
+    def gradient(**fields):
+        return jax.jit(jax.grad(partial(loss, **fields), has_aux=True))(params)
 
-        def loss(params):
-            return jnp.sum(hidden(params).astype(jnp.float32) ** 2)
-
-        return hidden(params), jax.jit(jax.grad(loss))(params)
-
-    hidden, plain = gradient()
-    _, again = gradient(remat=True)
+    (plain, hidden), (again, _) = gradient(), gradient(remat=True)
     for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max() + 1e-9)
-    half, _ = gradient(dtype="bfloat16")
+    _, half = jax.jit(partial(loss, dtype="bfloat16"))(params)
     assert half.dtype == jnp.bfloat16
     assert np.abs(half.astype(jnp.float32) - hidden).max() < 0.05 * np.abs(hidden).max()
 

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import elastic_space, random_params, standalone_of, supernet_of, token_batch
+from conftest import (
+    elastic_space,
+    logits_of,
+    random_params,
+    standalone_of,
+    supernet_of,
+    token_batch,
+)
 
 from automoe_jax.architecture.active import to_active
 from automoe_jax.model.extract import extract, inherited
@@ -53,8 +60,7 @@ def sample(seed: int):
 
 
 def logits(subnet, params):
-    batch = token_batch(np.random.default_rng(0))
-    return standalone_of(SPACE, subnet).apply({"params": params}, *batch).logits_BTV
+    return logits_of(standalone_of(SPACE, subnet), params, *token_batch(np.random.default_rng(0)))
 
 
 def columns(layer):
@@ -64,7 +70,7 @@ def columns(layer):
 
 def test_best_first_sorts_and_keeps_the_function():
     rng = np.random.default_rng(1)
-    for seed in range(4):
+    for seed in range(2):
         subnet, params = sample(seed)
         importance = {
             side: {
@@ -105,7 +111,7 @@ def test_a_supernet_starts_with_the_trained_function(sharing):
     found = supernet_started(params, dense, fresh, space)
     assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, fresh)
     expected = logits(dense, params)
-    ours = model.apply({"params": found}, *batch, to_active(dense, hull)).logits_BTV
+    ours = logits_of(model, found, *batch, to_active(dense, hull))
     np.testing.assert_allclose(ours, expected, atol=2e-5)
     own = inherited(found, dense, space)
     np.testing.assert_allclose(logits(dense, own), expected, atol=2e-5)

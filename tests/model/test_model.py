@@ -10,6 +10,7 @@ from conftest import (
     VOCAB,
     elastic_space,
     layers_of,
+    logits_of,
     random_params,
     standalone_of,
     supernet_of,
@@ -193,10 +194,11 @@ def test_scales_can_be_part_of_the_weights():
     own, (src, tgt) = extract(params, subnet, space.hull()), token_batch(rng)
     scaled = standalone_of(space, subnet)
     plain = dataclasses.replace(scaled, scales=Scales())
-    expected = scaled.apply({"params": own}, src, tgt).logits_BTV
-    found = plain.apply({"params": with_scales(own, scales_of(space))}, src, tgt).logits_BTV
+    expected = logits_of(scaled, own, src, tgt)
+    apply = jax.jit(lambda params: plain.apply({"params": params}, src, tgt).logits_BTV)
+    found = apply(with_scales(own, scales_of(space)))
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
-    unscaled = plain.apply({"params": own}, src, tgt).logits_BTV
+    unscaled = apply(own)
     assert np.abs(unscaled - expected).max() > 1e-2 * np.abs(expected).max()
 
 
@@ -402,7 +404,7 @@ def test_dropout_follows_the_key_and_the_width():
     a, b, c = (np.asarray(apply(active, jax.random.key(i))) for i in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 1e-2
-    without = model.apply({"params": params}, src, tgt, active).logits_BTV
+    without = logits_of(model, params, src, tgt, active)
     assert np.abs(a - without).max() > 1e-2
 
 
@@ -438,9 +440,9 @@ def test_jitter_moves_routers_alone():
                   extract(params, subnet, hull), ()),
     }  # fmt: skip
     for model, own, more in models.values():
+        apply = jax.jit(model.apply)
         still, again, moved = (
-            model.apply({"params": own}, src, tgt, *more, key)
-            for key in (None, None, jax.random.key(1))
+            apply({"params": own}, src, tgt, *more, key) for key in (None, None, jax.random.key(1))
         )
         np.testing.assert_array_equal(still.router_logits[0], again.router_logits[0])
         gap = np.abs(np.asarray(moved.router_logits[0] - still.router_logits[0]))

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import elastic_space, random_params, standalone_of, token_batch
+from conftest import elastic_space, logits_of, random_params, standalone_of, token_batch
 
 from automoe_jax.model.extract import inherited
 from automoe_jax.model.pruning import pruned, with_all_experts
@@ -90,7 +90,6 @@ def test_all_experts_keep_the_function(weights, merge):
     same = pruned(weights, FULL, FULL, LOADS, merge=merge)
     batch = token_batch(np.random.default_rng(0))
     before, after = (
-        standalone_of(SPACE, FULL).apply({"params": params}, *batch).logits_BTV
-        for params in (weights, same)
+        logits_of(standalone_of(SPACE, FULL), params, *batch) for params in (weights, same)
     )
     np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import elastic_space, random_params, standalone_of, token_batch
+from conftest import elastic_space, logits_of, random_params, standalone_of, token_batch
 
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model.extract import extract
@@ -75,7 +75,7 @@ def test_the_function_is_kept(gate):
     found = upcycled(trained, DENSE, mixture, fresh, gate)
     batch = token_batch(np.random.default_rng(0))
     before, after = (
-        standalone_of(space, subnet).apply({"params": params}, *batch).logits_BTV
+        logits_of(standalone_of(space, subnet), params, *batch)
         for subnet, params in ((DENSE, trained), (mixture, found))
     )
     np.testing.assert_allclose(after, before, atol=1e-5 * np.abs(before).max(), rtol=0)

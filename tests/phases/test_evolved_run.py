@@ -26,7 +26,7 @@ from automoe_jax.training.target import TrainingTarget
 
 SPACE = SearchSpace(
     qkv_dim=8, encoder_embed_dims=(8,), decoder_embed_dims=(12,), encoder_depths=(1,),
-    decoder_depths=(2,), encoder_heads=(2,), decoder_self_heads=(2,), decoder_cross_heads=(2,),
+    decoder_depths=(1,), encoder_heads=(2,), decoder_self_heads=(2,), decoder_cross_heads=(2,),
     cross_spans=(1,), encoder_experts=(1,), decoder_experts=(1,), encoder_ffn_dims=(16,),
     decoder_ffn_dims=(16,), cell="evolved",
 )  # fmt: skip

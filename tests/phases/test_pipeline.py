@@ -112,8 +112,12 @@ def test_pipeline_survives_kills(tmp_path):
     assert np.abs(trained).max() > 0
     np.testing.assert_allclose(exported, config.space.ffn_scale * trained, rtol=1e-6)
 
-    # Everything is done: again costs nothing and changes nothing.
-    assert pipeline_of(config, tmp_path, KillAt("step ")) == results
+    # Everything is done: again costs nothing, changes nothing, and says so.
+    again = KillAt("step ")
+    assert pipeline_of(config, tmp_path, again) == results
+    phases = [note for note in again.notes if note.startswith("phase")]
+    assert len(phases) == 5
+    assert all(note.endswith(", which is done") for note in phases)
     chosen = json.loads((tmp_path / "subnet/chosen.json").read_text())
     assert (tmp_path / chosen["folder"] / "export/manifest.json").exists()
     wider = dataclasses.replace(tiny_config(gflops=1e-3), pipeline=taught)

@@ -10,6 +10,8 @@ from scipy.stats import kendalltau
 from tiny import KillAt, Killed, tiny_config
 
 from automoe_jax.architecture import counts as complexity
+from automoe_jax.decoding import evaluation
+from automoe_jax.model.extract import inherited
 from automoe_jax.phases import rank as ranking
 from automoe_jax.phases import sensitivity
 from automoe_jax.system import files
@@ -109,7 +111,7 @@ def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
 
     def rank(progress):
         own = dataclasses.replace(run, progress=progress)
-        return ranking.rank(own, "rank", data, params, 8, 5)
+        return ranking.rank(own, "rank", data, params, 8, ranking.Compared(5))
 
     with pytest.raises(Killed):
         rank(KillAt("subnet 3 of 5"))
@@ -119,13 +121,56 @@ def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
         run.config.space, 5, run.config.seed
     )  # each once, in their order
     assert result == json.loads((run.path / "rank" / "rank.json").read_text()) == rank(Silent())
-    inherited = [row["inherited"] for row in result["subnets"]]
+    before = [row["inherited"] for row in result["subnets"]]
     trained = [row["trained"] for row in result["subnets"]]
     assert trained == [pytest.approx(10 - row["gflops"] * 1e4) for row in result["subnets"]]
-    tau: float = kendalltau(inherited, trained).statistic  # pyright: ignore
+    tau: float = kendalltau(before, trained).statistic  # pyright: ignore
     assert result["tau"] == pytest.approx(tau)
     assert (run.path / "rank" / "rank.png").stat().st_size > 10_000
     assert not [x for x in (run.path / "rank").iterdir() if x.is_dir()]  # weights are not kept
+
+
+def test_translations_are_ranked_too(prepared, monkeypatch):
+    """With trained weights and inherited ones; other weights of a supernet train nothing again."""
+    run, data, _, params = prepared
+    trained, seen = [], []
+    bleu = iter([10.0, 20.0, 30.0, 40.0, 13.0, 19.0, 35.0, 39.0, 10.0, 40.0, 30.0, 20.0])
+
+    def train(run, subnet, init_from, out):
+        trained.append(subnet)
+
+    def evaluate(translator, sources, references, beam):
+        seen.append((translator.manifest["weights_from"], len(sources), len(references), beam))
+        return dataclasses.replace(evaluation.score(sources, sources), bleu=next(bleu)), []
+
+    def weights_of(run, out):
+        return inherited(params, trained[-1], run.config.space), trained[-1], 8
+
+    monkeypatch.setattr(ranking, "train_subnet", train)
+    monkeypatch.setattr(ranking, "trained_loss", lambda run, out: float(len(trained)))
+    monkeypatch.setattr(ranking, "subnet_params", weights_of)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+
+    def rank(out, step, *compared):
+        return ranking.rank(run, out, data, params, step, ranking.Compared(*compared))
+
+    result = rank("rank_bleu", 8, 4, 7)
+    assert set(seen) == {("for comparison", 7, 7, 2)}
+    assert len(seen) == 8
+    assert len(trained) == 4
+    rows = result["subnets"]
+    assert [row["bleu_trained"] for row in rows] == [10.0, 20.0, 30.0, 40.0]
+    assert [row["bleu_inherited"] for row in rows] == [13.0, 19.0, 35.0, 39.0]
+    assert result["bleu"] == {"sentences": 7, "mean_difference": 10 / 4, "tau": 1.0}
+
+    again = rank("rank_other", 6, 4, 7, "rank_bleu")
+    assert [row["trained"] for row in again["subnets"]] == [row["trained"] for row in rows]
+    assert again["bleu"]["mean_difference"] == 40 / 4
+    assert len(trained) == 4
+    with pytest.raises(UserError, match=r"subnets is 4 there and 5 here.*leave --trained_in out"):
+        rank("rank_third", 6, 5, 7, "rank_bleu")
+    with pytest.raises(UserError, match=r"supernet_step is 8 there and 6 here; .* another --out"):
+        rank("rank_bleu", 6, 4, 7)
 
 
 def test_sensitivity_goes_on_after_a_kill(prepared, monkeypatch):

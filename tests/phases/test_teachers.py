@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from conftest import logits_of
 
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.model.extract import inherited
@@ -37,7 +38,7 @@ def assert_teaches(teacher, run, subnet, params, tolerance=1e-5):
     sizes = teacher.module.vocab_sizes
     own = target(run.config, sizes, subnet).module()
     ours, theirs = (
-        module.apply({"params": jax.tree.map(np.asarray, weights)}, ids, ids).logits_BTV
+        logits_of(module, jax.tree.map(np.asarray, weights), ids, ids)
         for module, weights in ((teacher.module, teacher.params), (own, params))
     )
     np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max())

@@ -94,6 +94,18 @@ def test_seeds_are_one_row(study, tmp_path):
     assert "hat sagt 1" in page
 
 
+def test_examples_of_a_corpus_without_a_teacher(tmp_path):
+    """They stand in the lines of models."""
+    path = tmp_path / "paper_test.jsonl"
+    trained, timed = model("hat", 0.5, 0, 6.0, 33.0)
+    trained["examples"] = [{"source": f"say <{i}>", "reference": f"sage {i}"} for i in range(2)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in (trained, timed)))
+    compare([path], tmp_path / "out", "a test")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "say &lt;1&gt;" in page
+    assert "hat sagt 1" in page
+
+
 def test_what_the_gain_is_made_of(study, tmp_path):
     rows = compare([study], tmp_path / "out", "a test")
     header, *found = gains.table(rows)
