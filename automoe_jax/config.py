@@ -20,6 +20,8 @@ from automoe_jax.system import checks
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 
+DISTILL_CHOICES = ("best", "nearest")
+
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
@@ -33,6 +35,9 @@ class PipelineConfig:
         or the folder of an export or a workdir; empty for none.
       distill: whose translations of the training text stand beside it for the finalists
         (sequence-level distillation): "supernet" or the folder of an export; empty for none.
+      distill_choice: which hypothesis of it becomes a pair: the "best", or of its beam the
+        "nearest" to the reference, by sentence BLEU.
+      distill_n_best: with "best", hypotheses of a sentence that become pairs.
       train_random: whether the random subnet within the limits, which the report compares with, is
         trained as the finalists are.
       valid_sentences, test_sentences: to choose among finalists, and to report BLEU on; 0 for all.
@@ -42,6 +47,8 @@ class PipelineConfig:
     inherit: bool = False
     teacher: str = ""
     distill: str = ""
+    distill_choice: str = "best"
+    distill_n_best: int = 1
     train_random: bool = False
     valid_sentences: int = 0
     test_sentences: int = 0
@@ -49,6 +56,18 @@ class PipelineConfig:
     def __post_init__(self):
         checks.at_least(1, self, "pipeline.", "finalists")
         checks.at_least(0, self, "pipeline.", "valid_sentences", "test_sentences")
+        checks.at_least(1, self, "pipeline.", "distill_n_best")
+        checks.one_of(self, "pipeline.", distill_choice=DISTILL_CHOICES)
+        if self.distill_choice == "nearest" and self.distill_n_best > 1:
+            raise UserError(
+                f"pipeline.distill_n_best is {self.distill_n_best}, but pipeline.distill_choice "
+                "'nearest' takes one hypothesis; leave one of them out"
+            )
+        if not self.distill and (self.distill_choice, self.distill_n_best) != ("best", 1):
+            raise UserError(
+                "pipeline.distill_choice and pipeline.distill_n_best do nothing without "
+                "pipeline.distill; give a teacher there, as supernet, or leave them out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ class Corpus:
       settings: for all trainings of this corpus, beside those of the config.
       search: for all searches.
       tests: file names of further test sets, beside the test split.
+      same: systems that are another one here, and so left out.
     """
 
     config: str
@@ -28,6 +29,7 @@ class Corpus:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     search: dict[str, Any] = dataclasses.field(default_factory=dict)
     tests: tuple[str, ...] = ()
+    same: tuple[str, ...] = ()
 
     @property
     def distils(self) -> bool:
@@ -42,7 +44,7 @@ class Corpus:
 
 CORPORA = {
     # No teacher: translating its 174,000 pairs would take longer than several of the models.
-    "msdocs": Corpus("msdocs", (2400, 2400, 0), (0.35, 0.5, 0.7)),
+    "msdocs": Corpus("msdocs", (2400, 2400, 0), (0.35, 0.5, 0.7), same=("experts_4",)),
     "multi30k": Corpus("multi30k", (2500, 1500, 2500), (0.5,), tests=("test2017_flickr",)),
     # To try this program out, within minutes: results mean nothing.
     "quickstart": Corpus(
@@ -95,8 +97,8 @@ SYSTEMS = {
         System("automoe_standard", "automoe_standard"),
         System("automoe_flops", "automoe"),  # Table 6: limited by FLOPs instead of latency
         *(System(name, name) for name in (
-            "experts_2", "experts_6", "experts_16", "fixed_encoder", "placement_121212",
-            "placement_111222", "placement_222111", "identity")),
+            "experts_2", "experts_4", "experts_6", "experts_16", "fixed_encoder",
+            "placement_121212", "placement_111222", "placement_222111", "identity")),
         System("automoe_inherited", "automoe", inherit=True, of="automoe"),
         System("automoe_undistilled", "automoe", distilled=False, of="automoe"),
         *(System(path.stem, claim=path.stem in _CLAIMS,
@@ -171,7 +173,11 @@ def parts(corpus: Corpus, names: list[str], seeds: int) -> Iterator[Part]:
     Seed by seed, so that each seed's comparison is complete before the next; kind by kind.
     """
     # Without a teacher, what differs in having none is no system of its own.
-    chosen = [SYSTEMS[name] for name in names if corpus.distils or SYSTEMS[name].distilled]
+    chosen = [
+        SYSTEMS[name]
+        for name in names
+        if name not in corpus.same and (corpus.distils or SYSTEMS[name].distilled)
+    ]
     done = set[Part]()
     for seed in range(seeds):
         found: dict[Part, None] = {}

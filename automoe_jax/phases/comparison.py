@@ -87,11 +87,13 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
     # Of cells that the project's kernels do not have.
     slower = (latency or {}).get("fp32", {}).get("kernels") == "xla"
     name = f"{line['name']}, on XLA's operations" if slower else line["name"]
+    tests = line["fp32"].get("tests", {})
     return Row(
         name, f"{line['budget']:g}" if line["budget"] else "", line["seed"],
         line["subnet"], line["params_m"], line["active_params_m"], line["gflops"], measured,
         line["seconds"] / 3600, tuple(line.get("translations", ())),
         _means((latency or {}).get("fp32", {})),
+        {test: own["bleu"] for test, own in tests.items() if test != "test"},
     )  # fmt: skip
 
 

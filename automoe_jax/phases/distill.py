@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from automoe_jax.config import DISTILL_CHOICES
 from automoe_jax.data.corpus import Split
 from automoe_jax.data.parallel_text import LinePair
 from automoe_jax.data.tokens import text_or_none
@@ -21,7 +22,6 @@ from automoe_jax.system import files, malloc, workdir
 from automoe_jax.system.errors import UserError
 
 KIND = "distilled corpus"
-CHOICES = ("best", "nearest")
 _CHUNK = 2048  # pairs that are translated at a time: what a killed run repeats
 _PARTS = "parts"  # folder of what is translated so far
 _COUNTS = "distilled.json"  # written last
@@ -47,8 +47,8 @@ class Distillation:
     original: bool = True
 
     def __post_init__(self):
-        if self.choice not in CHOICES:
-            raise UserError(f"--choice is {self.choice!r}; allowed: {', '.join(CHOICES)}")
+        if self.choice not in DISTILL_CHOICES:
+            raise UserError(f"--choice is {self.choice!r}; allowed: {', '.join(DISTILL_CHOICES)}")
         if not 1 <= self.n_best <= self.beam_size:
             raise UserError(f"--n_best is {self.n_best}; allowed: 1 to the beam, {self.beam_size}")
         if self.choice == "nearest" and self.n_best > 1:

@@ -125,8 +125,8 @@ def _check(run: Run, data: PreparedData):
     teacher, distilled = config.pipeline.teacher, config.pipeline.distill
     if teacher not in ("", SUPERNET):
         teachers.load(_path(teacher), data.tokenizer, Silent())
-    if distilled not in ("", SUPERNET):
-        read_manifest(_path(distilled))
+    if distilled:
+        _distillation(run, None if distilled == SUPERNET else _path(distilled))
 
 
 def _train_all(run: Run, subnets: dict[str, Subnet], text: Path | None):
@@ -171,19 +171,31 @@ def _distilled(run: Run, params: Params, step: int) -> Path | None:
     export = run.path / TEACHER if teacher == SUPERNET else _path(teacher)
     if teacher == SUPERNET and not (export / workdir.MANIFEST).exists():
         largest = run.config.space.largest()
-        how = dataclasses.replace(run.config.export, quantize="int8", beam_sizes=(DEFAULT_BEAM,))
-        own = dataclasses.replace(run, config=dataclasses.replace(run.config, export=how))
+        int8 = dataclasses.replace(run.config.export, quantize="int8", beam_sizes=(DEFAULT_BEAM,))
+        own = dataclasses.replace(run, config=dataclasses.replace(run.config, export=int8))
         weights_from = weights.origin(
             run.supernet, "largest subnet of the supernet", step, run.config.training.final_weights
         )
         export_params(
             own, inherited(params, largest, run.config.space), largest, export, weights_from
         )
-    sizes = read_manifest(export)["beam_sizes"]
-    beam = Distillation(DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes))
-    found = distill.distill(run, open_splits(run), distill.Teacher(export), beam, folder)
+    how = _distillation(run, export)
+    found = distill.distill(run, open_splits(run), distill.Teacher(export), how, folder)
     run.progress.note(f"{found.pairs:,} training pairs, {found.translated:,} of them translated")
     return folder
+
+
+def _distillation(run: Run, export: Path | None) -> Distillation:
+    """How an export, or None for the supernet's that is not made yet, translates the text."""
+    pipeline = run.config.pipeline
+    sizes = [DEFAULT_BEAM] if export is None else read_manifest(export)["beam_sizes"]
+    beam = DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes)
+    if pipeline.distill_n_best > beam:
+        raise UserError(
+            f"pipeline.distill_n_best is {pipeline.distill_n_best}; allowed: 1 to the beam of "
+            f"{pipeline.distill}, {beam}"
+        )
+    return Distillation(beam, choice=pipeline.distill_choice, n_best=pipeline.distill_n_best)
 
 
 def _seconds(run: Run) -> dict[str, float]:

@@ -37,6 +37,7 @@ class Row:
     hours: float | None = None  # of training and scoring
     translations: tuple[str, ...] = ()  # of the examples
     parts_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # of its latency, fp32
+    more_tests: dict[str, float] = dataclasses.field(default_factory=dict)  # BLEU, fp32, by name
 
     @property
     def label(self) -> str:
@@ -101,9 +102,11 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 def table(groups: Sequence[Group]) -> list[list[str]]:
     """Header, then a row for each system and budget: means over its seeds, the sum of hours."""
+    more = list(dict.fromkeys(name for g in groups for row in g.rows for name in row.more_tests))
     rows = [
         ["system", "seeds", "params M", "active M", "sparsity", "GFLOPs", "ms fp32", "speed-up",
-         "BLEU fp32", "from", "to", "chrF", "ms int8", "BLEU int8", "hours"],
+         "BLEU fp32", "from", "to", "chrF", *(f"BLEU {name}" for name in more), "ms int8",
+         "BLEU int8", "hours"],
     ]  # fmt: skip
     for group in groups:
         own = group.rows
@@ -118,11 +121,17 @@ def table(groups: Sequence[Group]) -> list[list[str]]:
             f"{np.mean([row.gflops for row in own]):.4f}",
             _number(group.ms("fp32"), 2), _number(None if share is None else 1 / share, 2),
             *(_number(x, 2) for x in bleu or (None,) * 3),
-            _number(float(np.mean(chrf)) if chrf else None, 2),
+            _mean(chrf, 2),
+            *(_mean([row.more_tests[name] for row in own if name in row.more_tests], 2)
+              for name in more),
             _number(group.ms("int8"), 2), _number(int8[0] if int8 else None, 2),
             _number(float(np.sum(known)) if known else None, 1),
         ])  # fmt: skip
     return rows
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    return _number(float(np.mean(values)) if values else None, digits)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -103,6 +103,15 @@ def test_a_corpus_without_a_teacher():
     assert list(parts(CORPORA["msdocs"], ["automoe_undistilled"], 1)) == []
 
 
+def test_what_is_another_system_is_left_out():
+    for corpus in ("msdocs", "multi30k", "quickstart"):
+        for name in CORPORA[corpus].same:
+            assert space_of(f"{corpus}:{name}") == space_of(f"{corpus}:automoe")
+            assert list(parts(CORPORA[corpus], [name], 1)) == []
+    assert space_of("multi30k:experts_4") != space_of("multi30k:automoe")
+    assert list(parts(CORPORA["multi30k"], ["experts_4"], 1))
+
+
 def test_claims_have_seeds():
     found = list(parts(CORPORA["msdocs"], list(SYSTEMS), 3))
     models = [part for part in found if part.kind == "model"]
@@ -125,4 +134,14 @@ def test_kinds_of_parts_need_those_before(tmp_path):
         [*command, *given, "--list"], capture_output=True, text=True, check=True
     ).stdout
     assert "0 of 3 done" in listed
+    own = [*command, "--only=hat", f"--results={tmp_path / 'x'}", "--seeds=1", "--list"]
+    assert (
+        "at 0.6"
+        in subprocess.run(
+            [*own, "--budgets=0.6"], capture_output=True, text=True, check=True
+        ).stdout
+    )
+    other = subprocess.run([*own, "--budgets=0.7"], capture_output=True, text=True, check=False)
+    assert other.returncode
+    assert "0.7" in other.stderr
     assert "supernet" not in listed

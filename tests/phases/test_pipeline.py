@@ -37,8 +37,9 @@ def pipeline_of(config, folder, progress: Progress = SILENT):
 def test_pipeline_survives_kills(tmp_path):
     config = tiny_config()
     taught = dataclasses.replace(
-        config.pipeline, teacher="supernet", distill="supernet", train_random=True
-    )
+        config.pipeline, teacher="supernet", distill="supernet", distill_choice="nearest",
+        train_random=True,
+    )  # fmt: skip
     config = dataclasses.replace(config, pipeline=taught)
     kills = "train: ", "iteration 1", "of them translated", "finalist 2: validation", "measuring"
     for words in kills:
@@ -75,6 +76,8 @@ def test_pipeline_survives_kills(tmp_path):
     # Each finalist learned from the largest subnet, and from its translations.
     finalist = json.loads((tmp_path / "subnet/1/manifest.json").read_text())["config"]
     assert (finalist["teacher"], finalist["text"]) == ("supernet", "distilled")
+    how = json.loads((tmp_path / "distilled/manifest.json").read_text())["config"]
+    assert (how["choice"], how["n_best"], how["beam_size"]) == ("nearest", 1, 5)
     counts = json.loads((tmp_path / "distilled/distilled.json").read_text())
     assert 400 < counts["pairs"] == 400 + counts["translated"]
     assert (
@@ -151,6 +154,11 @@ def test_pipeline_survives_kills(tmp_path):
         ("latency", {"platform": "gpu"}, "JAX finds no gpu"),
         ("pipeline", {"teacher": "nowhere"}, "neither a workdir nor an export"),
         ("pipeline", {"distill": "nowhere"}, "nowhere"),
+        (
+            "pipeline",
+            {"distill": "supernet", "distill_n_best": 6},
+            "distill_n_best is 6; allowed: 1 to the beam of supernet, 5",
+        ),
     ],
 )
 def test_what_a_later_phase_would_refuse_is_said_before_training(tmp_path, group, fields, words):
@@ -237,4 +245,7 @@ def test_config_mistakes():
     assert "config.training.steps is 'x'" in message("training", "steps", "x")
     assert "config.training.stps is not a field" in message("training", "stps", 1)
     assert "steps is 0" in message("training", "steps", 0)
+    assert "distill_choice is 'x'; allowed: best" in message("pipeline", "distill_choice", "x")
+    alone = message("pipeline", "distill_n_best", 2)
+    assert "do nothing without pipeline.distill" in alone
     assert "data.kind is 'x'" in message("data", "kind", "x")

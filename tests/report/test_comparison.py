@@ -34,7 +34,8 @@ def model(name, budget, seed, ms, bleu, timed=True):
     about = {"name": name, "budget": budget, "seed": seed, "seconds": 1800.0}
     lines = [{
         **about, "kind": "model", "subnet": subnet, "params_m": 4.0, "active_params_m": 2.5,
-        "gflops": ms / 50, "fp32": scores, "int8": {**scores, "bleu": bleu - 0.2},
+        "gflops": ms / 50, "int8": {**scores, "bleu": bleu - 0.2},
+        "fp32": {**scores, "tests": {"test": {"bleu": bleu}, "other": {"bleu": bleu - 9}}},
         "translations": [f"{name} sagt {i}" for i in range(2)],
     }]  # fmt: skip
     if timed:
@@ -83,6 +84,7 @@ def test_seeds_are_one_row(study, tmp_path):
     assert (found["seeds"], found["BLEU fp32"], found["from"], found["to"]) == (
         "2", "33.50", "33.00", "34.00",
     )  # fmt: skip
+    assert found["BLEU other"] == "24.50"
     assert found["speed-up"] == f"{12 / 6.1:.2f}"
     assert found["sparsity"] == "37.5%"
     assert found["hours"] == "1.0"
