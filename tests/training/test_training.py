@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import elastic_space, random_params, standalone_of, supernet_of, token_batch
+from conftest import ROOT, elastic_space, random_params, standalone_of, supernet_of, token_batch
 from jax.sharding import Mesh
 from small_training import CONFIG, DATA, TINY, KillAt, Killed, run_training
 
@@ -573,6 +575,39 @@ def test_an_optimizer_over_four_devices_is_the_whole_one(uninterrupted, tmp_path
             run_training(folder, KillAt(4), config=first)
         assert_alike(run_training(folder, config=second), whole)
     assert summed.called
+
+
+def test_a_cut_state_goes_on_with_fewer_devices(tmp_path, monkeypatch):
+    """Killed on four devices, each with a part of it, the run ends on two."""
+    monkeypatch.setattr(sharding, "LEAST", 64)
+    parts = dataclasses.replace(CONFIG, shard_optimizer=True)
+    # Of what each device draws by itself, nothing: one subnet an update, and no dropout.
+    one = SamplingConfig(unit="update")
+    train = functools.partial(run_training, dropout=0.0, config=parts, rules=one)
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", KillAt(4))
+    program = """
+import dataclasses, json, os, pathlib, sys
+from small_training import CONFIG, SamplingConfig, run_training  # sets flags of XLA
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+import jax
+from automoe_jax.training import sharding
+sharding.LEAST = 64
+config = dataclasses.replace(CONFIG, shard_optimizer=True)
+rules = SamplingConfig(unit="update")
+found = run_training(pathlib.Path(sys.argv[1]), dropout=0.0, config=config, rules=rules)
+print(json.dumps([jax.device_count(), [[*key, value] for key, value in found.items()]]))
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "killed")],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr[-2000:]
+    devices, lines = json.loads(done.stdout.splitlines()[-1])
+    assert devices == 2
+    assert_alike({(step, name): value for step, name, value in lines}, whole)
 
 
 def assert_alike(found, whole):
