@@ -26,7 +26,8 @@ $(DEV_STAMP): $(RUN_STAMP)
 quickstart: $(RUN_STAMP)  ## the whole way on an embedded corpus: train, search, export, report
 	$(BIN)/python launch/pipeline.py --config configs/quickstart.py --workdir runs/quickstart
 
-# Huge pages: tests compile most of the time, and compilers allocate much.
+# Huge pages: tests compile most of the time, and compilers allocate much. Each file in one worker:
+# its fixtures are made, and its programs compiled, once.
 test: $(DEV_STAMP)  ## the tests
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 

@@ -35,8 +35,8 @@ class PipelineConfig:
         or the folder of an export or a workdir; empty for none.
       distill: whose translations of the training text stand beside it for the finalists
         (sequence-level distillation): "supernet" or the folder of an export; empty for none.
-      distill_choice: which hypothesis of it becomes a pair: the "best", or of its beam the
-        "nearest" to the reference, by sentence BLEU.
+      distill_choice: which hypothesis of that teacher becomes a pair: the "best", or of its beam
+        the "nearest" to the reference, by sentence BLEU.
       distill_n_best: with "best", hypotheses of a sentence that become pairs.
       train_random: whether the random subnet within the limits, which the report compares with, is
         trained as the finalists are.
@@ -65,8 +65,9 @@ class PipelineConfig:
             )
         if not self.distill and (self.distill_choice, self.distill_n_best) != ("best", 1):
             raise UserError(
-                "pipeline.distill_choice and pipeline.distill_n_best do nothing without "
-                "pipeline.distill; give a teacher there, as supernet, or leave them out"
+                f"pipeline.distill_choice is {self.distill_choice!r} and pipeline.distill_n_best "
+                f"{self.distill_n_best}, but nothing is distilled; give pipeline.distill a "
+                "teacher, as supernet, or leave them out"
             )
 
 

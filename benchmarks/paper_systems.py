@@ -1,7 +1,7 @@
 """The systems of paper_tables.py, the corpora, and the parts that their comparison is made of."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,24 +167,34 @@ def needs(corpus: Corpus, part: Part) -> list[Part]:
     return [*found, *[part._replace(name="automoe")] * (part.name == "automoe_flops")]
 
 
-def parts(corpus: Corpus, names: list[str], seeds: int) -> Iterator[Part]:
+def systems(corpus: Corpus) -> list[str]:
+    """The systems that are compared on a corpus.
+
+    Without a teacher, what differs from another one in having none is left out.
+    """
+    return [
+        name
+        for name, system in SYSTEMS.items()
+        if name not in corpus.same and (corpus.distils or system.distilled)
+    ]
+
+
+def parts(
+    corpus: Corpus, names: list[str], seeds: int, budgets: Collection[float] | None = None
+) -> Iterator[Part]:
     """All parts of the comparison of some systems, in an order in which they can be done.
 
-    Seed by seed, so that each seed's comparison is complete before the next; kind by kind.
+    Seed by seed, so that each seed's comparison is complete before the next; kind by kind. Of
+    systems that are searched, those at `budgets`, of the corpus's; None for all.
     """
-    # Without a teacher, what differs in having none is no system of its own.
-    chosen = [
-        SYSTEMS[name]
-        for name in names
-        if name not in corpus.same and (corpus.distils or SYSTEMS[name].distilled)
-    ]
     done = set[Part]()
     for seed in range(seeds):
         found: dict[Part, None] = {}
-        for system in chosen:
+        for system in (SYSTEMS[name] for name in names):
             if system.claim or not seed:
                 for budget in _budgets(corpus, system):
-                    _add(corpus, Part("latency", system.name, budget, seed), found)
+                    if not budget or budgets is None or budget in budgets:
+                        _add(corpus, Part("latency", system.name, budget, seed), found)
         new = [part for part in found if part not in done]
         yield from sorted(new, key=lambda part: KINDS.index(part.kind))
         done |= set(found)

@@ -3,7 +3,7 @@
 python benchmarks/paper_tables.py --corpus=multi30k --list
 python benchmarks/paper_tables.py --corpus=msdocs --json         # many hours; goes on where it was
 python benchmarks/paper_tables.py --corpus=msdocs --json --only=automoe,hat --seeds=1
-python benchmarks/paper_tables.py --corpus=msdocs --json --budgets=0.5 --kinds=supernet,search
+python benchmarks/paper_tables.py --corpus=msdocs --json --budgets=0.5 --kinds=supernet,model
 
 Systems stand in configs/systems.py (searched spaces) and configs/systems/ (architectures made by
 hand). Each model is trained from scratch with the same text (of some corpora a teacher's
@@ -16,7 +16,6 @@ and searches go on from what is in --workdir.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 import threading
@@ -27,7 +26,7 @@ from typing import Any
 import measure
 import trainings
 from paper_study import Study
-from paper_systems import CORPORA, KINDS, SYSTEMS, TOGETHER, Corpus, Part, batches, needs, parts
+from paper_systems import CORPORA, KINDS, TOGETHER, Corpus, Part, batches, needs, parts, systems
 from trainings import ROOT
 
 from automoe_jax.system import files
@@ -79,15 +78,6 @@ def require(corpus: Corpus, wanted: list[Part], lines: dict[Part, dict[str, Any]
                 sys.exit(f"{part.title} needs {needed.title}: give {needed.kind} to --kinds, too")
 
 
-def with_budgets(corpus: Corpus, given: str | None) -> Corpus:
-    """The corpus with the budgets that were given, some of its own."""
-    if given is None:
-        return corpus
-    own = [f"{budget:g}" for budget in corpus.budgets]
-    names = measure.names(given, own, "--budgets")
-    return dataclasses.replace(corpus, budgets=tuple(float(x) for x in own if x in names))
-
-
 def show(wanted: list[Part], lines: dict[Part, dict[str, Any]]):
     """All parts, what they took, and what is left."""
     took: dict[str, list[float]] = {}
@@ -113,7 +103,7 @@ def main():
     )
     parser.add_argument("--corpus", required=True, choices=CORPORA)
     parser.add_argument("--list", action="store_true", help="list the parts and what is done")
-    parser.add_argument("--only", default=",".join(SYSTEMS), help="systems, with commas")
+    parser.add_argument("--only", help="systems, with commas; all by default")
     parser.add_argument("--seeds", type=int, default=3, help="of systems that a claim rests on")
     parser.add_argument("--budgets", help="some of the corpus's shares of latency, with commas")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of parts, with commas")
@@ -121,11 +111,13 @@ def main():
     parser.add_argument("--results", type=Path, help="file (default: benchmarks/results/)")
     parser.add_argument("--ray", default="", help="cluster to train on: auto, or HOST:PORT")
     args = parser.parse_args()
-    names = measure.names(args.only, SYSTEMS)
+    corpus = CORPORA[args.corpus]
+    known, own = systems(corpus), [f"{budget:g}" for budget in corpus.budgets]
+    names = measure.names(args.only or ",".join(known), known)
+    budgets = [float(x) for x in measure.names(args.budgets or ",".join(own), own, "--budgets")]
     kinds = measure.names(args.kinds, KINDS, "--kinds")
     results = args.results or ROOT / "benchmarks" / "results" / f"paper_{args.corpus}.jsonl"
-    corpus = with_budgets(CORPORA[args.corpus], args.budgets)
-    wanted = [p for p in parts(corpus, names, args.seeds) if p.kind in kinds]
+    wanted = [p for p in parts(corpus, names, args.seeds, budgets) if p.kind in kinds]
     if args.list:
         show(wanted, read(results))
         return

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from automoe_jax.config import RunConfig, base, resolve
+from automoe_jax.config import RunConfig, resolve
 from automoe_jax.system import field_docs
 from automoe_jax.system.errors import UserError
 
@@ -55,7 +55,8 @@ class ConfigFlag:
         lines = []
         for name, value, about in _described(RunConfig()):
             lines.append(f"  --config.{name}={value}")
-            lines += [flags.text_wrap(about, indent=" " * 6)] * bool(about)
+            if about:
+                lines.append(flags.text_wrap(about, indent=" " * 6))
         return "Fields of --config and their defaults:\n\n" + "\n".join(lines)
 
     def refuse_yaml(self, argv: list[str]):
@@ -75,7 +76,7 @@ class ConfigFlag:
             return f"--config cannot be read: {reason}"
         if isinstance(error, flags.Error):
             return None
-        known = _fields(base())
+        known = [name for name, _, _ in _described(RunConfig())]
         for argument in argv[1:]:
             name = argument.removeprefix("--config.").split("=")[0]
             if argument.startswith("--config.") and name not in known:
@@ -85,17 +86,8 @@ class ConfigFlag:
         return f"--config cannot be read: {type(error).__name__}: {error}"
 
 
-def _fields(group: Any, prefix: str = "") -> dict[str, Any]:
-    """Default of every field of a config by its dotted name, as "training.steps"."""
-    fields = {}
-    for name, value in group.items():
-        nested = hasattr(value, "items")
-        fields |= _fields(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return fields
-
-
 def _described(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Every field of a config: its dotted name, its default, and what it is."""
+    """Every field of a config: its dotted name, as "training.steps", its default, what it is."""
     _, known = field_docs.described(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

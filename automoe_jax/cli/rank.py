@@ -18,7 +18,7 @@ from automoe_jax.architecture.subnet import from_json
 from automoe_jax.cli import options, terminal
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.rank import FEWEST, Compared, rank
+from automoe_jax.phases.rank import FEWEST, RankingSettings, rank
 from automoe_jax.phases.run import RANK, check_out
 from automoe_jax.phases.weights import supernet_params
 from automoe_jax.search import sensitivity
@@ -46,15 +46,15 @@ def main():
         raise UserError(f"--bleu is {_BLEU.value}; give a number of sentences, or 0 for none")
     check_out(CONFIG.run(config), _OUT.value)
     if _TRAINED_IN.value:
-        check_out(CONFIG.run(config), _TRAINED_IN.value)
+        check_out(CONFIG.run(config), _TRAINED_IN.value, "--trained_in")
     CONFIG.require()
     # Only the loss at the end is used.
     training = dataclasses.replace(config.subnet_training, eval_every=0)
     run = CONFIG.open_run(dataclasses.replace(config, subnet_training=training))
     data = prepare(run)
     params, step = supernet_params(run, data.tokenizer.vocab_sizes)
-    compared = Compared(_SUBNETS.value, _BLEU.value, _TRAINED_IN.value)
-    result = rank(run, _OUT.value, data, params, step, compared)
+    settings = RankingSettings(_SUBNETS.value, _BLEU.value, _TRAINED_IN.value)
+    result = rank(run, _OUT.value, data, params, step, settings)
     if _JSON.value:
         terminal.print_json(result)
         return

@@ -82,7 +82,7 @@ def measure_approximation(run: Run, params: Params, subnet: Subnet, folder: Path
     sources, references = evaluation.read_split(corpus_split(run, "valid"), COMPARED)
     beam = Translator.load(folder).beam_size()
     exact = folder.with_name(f".{folder.name}.exact")
-    plain = _with_export(run, beam_sizes=(beam,), quantize="none", shortlist=0)
+    plain = with_export(run, beam_sizes=(beam,), quantize="none", shortlist=0)
     export_params(plain, params, subnet, exact, "for comparison")
     try:
         bleu = {}
@@ -102,7 +102,7 @@ def measure_approximation(run: Run, params: Params, subnet: Subnet, folder: Path
     return difference
 
 
-def _with_export(run: Run, **changes: Any) -> Run:
+def with_export(run: Run, **changes: Any) -> Run:
     """The run with other settings in group `export`."""
     settings = dataclasses.replace(run.config.export, **changes)
     return dataclasses.replace(run, config=dataclasses.replace(run.config, export=settings))
@@ -124,7 +124,7 @@ class SupernetExporter:
     def export(self, subnet: Subnet, folder: Path, beam_sizes: Sequence[int] = ()):
         """A complete export; `beam_sizes` replace the config's."""
         sizes = tuple(beam_sizes) or self.run.config.export.beam_sizes
-        run = _with_export(self.run, beam_sizes=sizes)
+        run = with_export(self.run, beam_sizes=sizes)
         export_params(run, self.params(subnet), subnet, folder, self.origin)
 
     def export_for_timing(self, subnet: Subnet, folder: Path, beam_size: int):

@@ -89,10 +89,17 @@ class TranslationQuality:
 
     def _score(self, subnet: Subnet, sources: Sequence[str], references: Sequence[str]) -> float:
         self.exporter.export(subnet, self.folder, (self.beam_size,))
-        translator = Translator.load(self.folder)
-        scores, _ = evaluation.evaluate(translator, sources, references, self.beam_size)
-        shutil.rmtree(self.folder)
+        scores = scored(self.folder, sources, references, self.beam_size)
         return 100 - getattr(scores, self.metric)
+
+
+def scored(
+    export: Path, sources: Sequence[str], references: Sequence[str], beam_size: int
+) -> evaluation.Scores:
+    """The scores of an export's translations; removes the export."""
+    scores, _ = evaluation.evaluate(Translator.load(export), sources, references, beam_size)
+    shutil.rmtree(export)
+    return scores
 
 
 def make_objective(

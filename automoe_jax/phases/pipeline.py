@@ -84,12 +84,14 @@ def run_pipeline(run: Run) -> dict[str, Any]:
 
     beside = _random(run, found)
     also = " and the random subnet" if beside else ""
-    done = chosen.exists() and all((run.path / out).exists() for out in beside)
+    steps = config.subnet_training.steps
+    done = chosen.exists() and all(latest_step(run.path / out) == steps for out in beside)
     _announce(run, 3, f"training {len(finalists)} finalist(s){also}", done)
-    with _timed(run, "distillation"):
-        text = _distilled(run, params, step)
-    with _timed(run, "finalists"):
-        _train_all(run, {**finalists, **beside}, text)
+    if not done:
+        with _timed(run, "distillation"):
+            text = _distilled(run, params, step)
+        with _timed(run, "finalists"):
+            _train_all(run, {**finalists, **beside}, text)
 
     done = chosen.exists() and (run.path / EXPORT / workdir.MANIFEST).exists()
     _announce(run, 4, "export", done)
@@ -192,8 +194,8 @@ def _distillation(run: Run, export: Path | None) -> Distillation:
     beam = DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes)
     if pipeline.distill_n_best > beam:
         raise UserError(
-            f"pipeline.distill_n_best is {pipeline.distill_n_best}; allowed: 1 to the beam of "
-            f"{pipeline.distill}, {beam}"
+            f"config.pipeline.distill_n_best is {pipeline.distill_n_best}; allowed: 1 to the "
+            f"beam of {pipeline.distill}, {beam}"
         )
     return Distillation(beam, choice=pipeline.distill_choice, n_best=pipeline.distill_n_best)
 

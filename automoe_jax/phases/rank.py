@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet, short_name, to_json
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding import evaluation
-from automoe_jax.decoding.translator import Translator
 from automoe_jax.model.extract import Params
-from automoe_jax.phases.export import SupernetExporter, export_params
+from automoe_jax.phases.export import SupernetExporter, export_params, with_export
+from automoe_jax.phases.objectives import scored
 from automoe_jax.phases.prepare import corpus_split, prepare
 from automoe_jax.phases.report import beam_size
 from automoe_jax.phases.run import EXPORT, Run, claim, each_part
@@ -32,6 +32,7 @@ from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.population import PopulationScorer
 
 RESULT = "rank.json"
+_INHERITED = "inherited_bleu.jsonl"
 FEWEST = 4
 DRAWS = 40  # random subnets drawn for each one that is trained
 RESAMPLES = 2000  # of the bootstrap
@@ -99,13 +100,13 @@ def _or_zero(correlation: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compared:
-    """What a ranking compares.
+class RankingSettings:
+    """How supernet and subnets are compared.
 
     Attributes:
       count: subnets that are trained.
       sentences: of validation text that each translates, with both weights; 0 for losses alone.
-      trained_in: folder of another ranking, whose trained subnets are taken; empty to train.
+      trained_in: folder of a finished ranking whose trained subnets are taken; empty to train.
     """
 
     count: int
@@ -114,7 +115,7 @@ class Compared:
 
 
 def rank(
-    run: Run, out: str, data: PreparedData, params: Params, step: int, compared: Compared
+    run: Run, out: str, data: PreparedData, params: Params, step: int, settings: RankingSettings
 ) -> dict[str, Any]:
     """Trains subnets from scratch and compares their losses, and BLEU, with inherited ones.
 
@@ -123,84 +124,102 @@ def rank(
     continues with the subnet that it was at. The trained weights are not kept.
     """
     config, folder = run.config, run.path / out
-    home = compared.trained_in or out
-    _claim(run, out, step, compared)
+    _claim(run, out, step, settings)
     if (folder / RESULT).exists():
         return files.read_json(folder / RESULT, "ranking")
-    subnets = spread(config.space, compared.count, config.seed)
+    subnets = spread(config.space, settings.count, config.seed)
     supernet = target(config, data.tokenizer.vocab_sizes)
     scorer = PopulationScorer(supernet, config.training, params)
     inherited = scorer.losses(scorer.prepare(data.valid), subnets)
-    done = _train_all(run, home, subnets, compared.sentences)
-    trained = [own["loss"] for own in done]
+    text, bleu = None, {}
+    if settings.sentences:
+        text = evaluation.read_split(corpus_split(run, "valid"), settings.sentences)
+        exporter = SupernetExporter(run, params, "inherited, for comparison")
+        bleu["inherited"] = _inherited_bleu(exporter, folder, subnets, text)
+    results = _trained(run, settings.trained_in or out, subnets, text)
+    trained = [result["loss"] for result in results]
+    if text is not None:
+        bleu["trained"] = [result["bleu"] for result in results]
     found = trust(np.array(inherited), np.array(trained))
-    rows = [
-        {"inherited": a, "trained": b, "gflops": complexity.count(s).flops / 1e9,
-         "subnet": to_json(s)}
-        for a, b, s in zip(inherited, trained, subnets, strict=True)
-    ]  # fmt: skip
-    bleu = {}
-    if compared.sentences:
-        exporter = SupernetExporter(run, params, "for comparison")
-        own = _inherited_bleu(exporter, folder / f".{EXPORT}", subnets, compared.sentences)
-        for row, a, b in zip(rows, own, done, strict=True):
-            row |= {"bleu_inherited": a, "bleu_trained": b["bleu"]}
-        bleu = _bleu_of(own, [b["bleu"] for b in done], compared.sentences)
     title = (
         f"Kendall's tau {found.tau:.2f} [{found.tau_low:.2f}, {found.tau_high:.2f}], Spearman "
         f"{found.spearman:.2f}"
     )
     plots.rank_plot(inherited, trained, title, folder / "rank.png")
-    steps = {"supernet_step": step, "subnet_steps": config.subnet_training.steps}
-    changes = [dataclasses.asdict(e) for e in effects(subnets, inherited, trained)]
+    rows = [
+        {
+            "inherited": inherited[i],
+            "trained": trained[i],
+            **{f"bleu_{kind}": values[i] for kind, values in bleu.items()},
+            "gflops": complexity.count(subnet).flops / 1e9,
+            "subnet": to_json(subnet),
+        }
+        for i, subnet in enumerate(subnets)
+    ]
     result = {
-        "version": 1, **dataclasses.asdict(found), **steps, "bleu": bleu, "effects": changes,
+        "version": 1,
+        **dataclasses.asdict(found),
+        "supernet_step": step,
+        "subnet_steps": config.subnet_training.steps,
+        "bleu": {} if text is None else _agreement(**bleu, sentences=len(text[0])),
+        "effects": [dataclasses.asdict(e) for e in effects(subnets, inherited, trained)],
         "subnets": rows,
-    }  # fmt: skip
+    }
     files.write_json(folder / RESULT, result)
     return result
 
 
-def _claim(run: Run, out: str, step: int, compared: Compared):
+def _claim(run: Run, out: str, step: int, settings: RankingSettings):
     """Claims the folder of a ranking, and checks the one whose trained subnets it takes."""
-    config = run.config
+    config, folder = run.config, run.path / out
     trained = {
-        **config.groups(*SUBNET_GROUPS), "subnets": compared.count,
+        **config.groups(*SUBNET_GROUPS),
+        "subnets": settings.count,
         **config.subnet_training.weights_for("subnet_weights"),
-        **({"sentences": compared.sentences} if compared.sentences else {}),
-    }  # fmt: skip
-    if compared.trained_in:
-        advice = "give the same settings of subnets, or leave --trained_in out"
-        workdir.check(run.path / compared.trained_in, "ranking", trained, advice)
-    settings = {
-        **trained, "supernet_step": step, **config.training.weights_for("supernet_weights")
-    }  # fmt: skip
-    begun = any((run.path / out).glob("[0-9]*")) or (run.path / out / RESULT).exists()
-    claim(run, out, "ranking", settings, begun=begun)
+    }
+    if settings.sentences:
+        how = {"sentences": settings.sentences, "beam_size": beam_size(config)}
+        trained |= {"bleu": how, **config.groups("export")}
+    if settings.trained_in:
+        other = run.path / settings.trained_in
+        if not (other / RESULT).exists():
+            raise UserError(
+                f"--trained_in={settings.trained_in}: {other} has no finished ranking; finish it "
+                "first, by the command that began it, or leave --trained_in out"
+            )
+        free = {"supernet_step", "supernet_weights"}
+        if not settings.sentences:
+            free |= {"bleu", "export"}
+        advice = "give --subnets, --bleu and the settings of subnets as there"
+        workdir.check(other, "ranking", trained, free, f"{advice}, or leave --trained_in out")
+    begun = [RESULT, _INHERITED, "[0-9]*"]
+    content = {
+        **trained,
+        "supernet_step": step,
+        **config.training.weights_for("supernet_weights"),
+    }
+    claim(run, out, "ranking", content, begun=any(any(folder.glob(x)) for x in begun))
+
+
+Text = tuple[Sequence[str], Sequence[str]]  # sources and references
 
 
 def _inherited_bleu(
-    exporter: SupernetExporter, folder: Path, subnets: list[Subnet], sentences: int
+    exporter: SupernetExporter, folder: Path, subnets: list[Subnet], text: Text
 ) -> list[float]:
-    """Validation BLEU of subnets with inherited weights, each exported into `folder`."""
-    run = exporter.run
-    found = []
-    for i, subnet in enumerate(subnets, 1):
-        exporter.export(subnet, folder, (beam_size(run.config),))
-        found.append(_bleu(run, folder, sentences))
-        run.progress.note(f"subnet {i}: inherited BLEU {found[-1]:.2f}")
-    return found
+    """BLEU of subnets with inherited weights: lines of a file in the ranking's folder."""
+    run, path = exporter.run, folder / _INHERITED
+    beam, export = beam_size(run.config), folder / f".{EXPORT}"
+    known = [line["bleu"] for line in files.read_json_lines(path)]
+    for i, subnet in enumerate(subnets[len(known) :], len(known) + 1):
+        exporter.export(subnet, export, (beam,))
+        known.append(scored(export, *text, beam).bleu)
+        files.append_json_line(path, {"subnet": i, "bleu": known[-1]})
+        run.progress.note(f"subnet {i}: inherited BLEU {known[-1]:.2f}")
+    return known
 
 
-def _bleu(run: Run, export: Path, sentences: int) -> float:
-    """BLEU of an export on validation text; removes the export."""
-    texts = evaluation.read_split(corpus_split(run, "valid"), sentences)
-    found, _ = evaluation.evaluate(Translator.load(export), *texts, beam_size(run.config))
-    shutil.rmtree(export)
-    return found.bleu
-
-
-def _bleu_of(inherited: list[float], trained: list[float], sentences: int) -> dict[str, float]:
+def _agreement(inherited: list[float], trained: list[float], sentences: int) -> dict[str, float]:
     """How far inherited BLEU is from trained, and how alike both rank the subnets."""
     one, other = np.array(inherited), np.array(trained)
     return {
@@ -210,17 +229,18 @@ def _bleu_of(inherited: list[float], trained: list[float], sentences: int) -> di
     }
 
 
-def _train_all(run: Run, out: str, subnets: list[Subnet], sentences: int) -> list[dict[str, float]]:
-    """Loss, and BLEU, of subnets trained from scratch: files N.json in the folder `out`."""
+def _trained(
+    run: Run, out: str, subnets: list[Subnet], text: Text | None
+) -> list[dict[str, float]]:
+    """Loss, and BLEU on a text, of subnets trained from scratch: files N.json in `out`."""
     done = [run.path / out / f"{i}.json" for i in range(1, len(subnets) + 1)]
     missing = [i for i, path in enumerate(done) if not path.exists()]
     parts = ((f"{out}/{i + 1}", subnets[i]) for i in _noted(run, missing, subnets))
-    work = functools.partial(_train_one, sentences)
-    for nth, found in each_part(run, work, parts):
+    for nth, found in each_part(run, functools.partial(_train_one, text), parts):
         i = missing[nth]
         files.write_json(done[i], {"version": 1, **found})
         shutil.rmtree(run.path / out / str(i + 1))
-        bleu = f", BLEU {found['bleu']:.2f}" if sentences else ""
+        bleu = f", BLEU {found['bleu']:.2f}" if "bleu" in found else ""
         run.progress.note(f"subnet {i + 1}: trained {found['loss']:.4f}{bleu}")
     return [files.read_json(path, "loss") for path in done]
 
@@ -231,15 +251,16 @@ def _noted(run: Run, missing: list[int], subnets: list[Subnet]) -> Iterator[int]
         yield i
 
 
-def _train_one(sentences: int, run: Run, part: tuple[str, Subnet]) -> dict[str, float]:
+def _train_one(text: Text | None, run: Run, part: tuple[str, Subnet]) -> dict[str, float]:
     out, subnet = part
     train_subnet(run, subnet, None, out)
     found = {"loss": trained_loss(run, out)}
-    if sentences:
+    if text is not None:
         params, _, _ = subnet_params(run, out)
-        export = run.path / out / EXPORT
-        export_params(run, params, subnet, export, "for comparison")
-        found["bleu"] = _bleu(run, export, sentences)
+        export, beam = run.path / out / EXPORT, beam_size(run.config)
+        own = with_export(run, beam_sizes=(beam,))
+        export_params(own, params, subnet, export, "trained from scratch, for comparison")
+        found["bleu"] = scored(export, *text, beam).bleu
     return found
 
 

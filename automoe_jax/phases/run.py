@@ -104,13 +104,13 @@ def _in_worker(work: Callable[[Run, P], R], run: Run, part: P) -> R:
     return work(run, part)
 
 
-def check_out(run: Run, name: str):
-    """`UserError` unless the name that a user gave is that of a folder for results in a run."""
+def check_out(run: Run, name: str, flag: str = "--out"):
+    """`UserError` unless the name given with a flag is that of a folder for results in a run."""
     kept = [path.name for path in (run.corpus, run.tokenizer, run.tokens)]
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts or parts[0] in (*kept, CACHE):
         raise UserError(
-            f"--out is {name!r}; give the name of a folder in the workdir, other than "
+            f"{flag} is {name!r}; give the name of a folder in the workdir, other than "
             f"{', '.join(kept)}"
         )
 

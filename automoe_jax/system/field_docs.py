@@ -1,4 +1,4 @@
-"""What the fields of a dataclass are, as its docstring and the comments beside them say it."""
+"""Descriptions of the fields of a dataclass, from its docstring and the comments beside them."""
 
 import ast
 import dataclasses

@@ -5,7 +5,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,13 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     write(folder, kind, {"config": config, **origin})
 
 
-def check(folder: Path, kind: str, config: dict[str, Any], advice: str):
-    """`UserError` where the folder was made with other values of the settings `config`.
+def check(folder: Path, kind: str, config: dict[str, Any], free: Collection[str], advice: str):
+    """`UserError` if the folder was made with other settings than `config`.
 
-    It may have more settings; `advice` says what to do.
+    Those named in `free` may differ; `advice` says what to do.
     """
     made = settings(folder, kind)
-    different = _different({k: v for k, v in made.items() if k in config}, config)
+    different = _different({k: v for k, v in made.items() if k not in free}, config)
     if different:
         raise UserError(_refusal(folder, different, advice))
 

@@ -22,13 +22,13 @@ class OptimizerConfig:
     Attributes:
       steps: updates.
       warmup_steps: updates in which the rate rises linearly, from `initial_rate` to `peak_rate`.
-      schedule: of the rate from there on. "cosine" and "linear" end at `final_rate` at `steps` and
-        are constant after them (the published cosine jumps back to the peak for its last update).
-        "inverse_sqrt" falls with the square root of the updates (Vaswani et al. 2017), whatever
-        `steps`, but not below `final_rate`.
+      schedule: of the rate after the warm-up. "cosine" and "linear" end at `final_rate` at `steps`
+        and are constant after them (the published cosine jumps back to the peak for its last
+        update). "inverse_sqrt" falls with the square root of the updates (Vaswani et al. 2017),
+        whatever `steps`, but not below `final_rate`.
       initial_rate, peak_rate, final_rate: learning rates.
       b1, b2: decays of the averages of gradients and of their squares.
-      eps: added to the root of the latter.
+      eps: added to the root of the averaged squares.
     """
 
     steps: int = 40_000
@@ -74,7 +74,7 @@ class ModelConfig:
 class SamplingConfig:
     """Which subnets a step trains, and whether they learn from another; group `sampling`.
 
-    The defaults are the published ones.
+    The defaults are the published ones, but for `unit`.
 
     Attributes:
       unit: what runs one subnet, or one sandwich: a "micro_batch" of a device, a "device" or the
@@ -138,8 +138,8 @@ class TrainingConfig(OptimizerConfig):
     """One training, group `training` (supernet) or `subnet_training` of a config.
 
     Attributes:
-      batches_per_step: of an update, spread over all devices; more than devices are accumulated as
-        micro-batches. The paper: 128 of 4,096 tokens.
+      batches_per_step: of an update, spread over all devices; where there are more than devices,
+        they are accumulated as micro-batches. The paper: 128 of 4,096 tokens.
       encoder_load_balance, decoder_load_balance: weights of each layer's own, from the first, in
         place of `load_balance`; both sides or none.
       teacher_weight: of a teacher's predictions in the loss, in place of the labels (word-level

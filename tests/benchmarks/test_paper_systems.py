@@ -19,6 +19,7 @@ from benchmarks.paper_systems import (
     batches,
     parts,
     search_of,
+    systems,
 )
 
 CONFIG = runpy.run_path(str(ROOT / "configs" / "systems.py"))
@@ -95,21 +96,36 @@ def test_no_batch_needs_a_part_of_its_own():
 
 def test_a_corpus_without_a_teacher():
     """What would differ from another system in having none is left out."""
-    found = list(parts(CORPORA["msdocs"], list(SYSTEMS), 1))
+    found = list(parts(CORPORA["msdocs"], systems(CORPORA["msdocs"]), 1))
     assert not [part for part in found if part.kind == "teacher"]
     assert not [part for part in found if part.name == "automoe_undistilled"]
-    taught = list(parts(CORPORA["multi30k"], list(SYSTEMS), 1))
-    assert [part for part in taught if part.name == "automoe_undistilled"]
-    assert list(parts(CORPORA["msdocs"], ["automoe_undistilled"], 1)) == []
+    assert "automoe_undistilled" in systems(CORPORA["multi30k"])
+    taught = list(parts(CORPORA["multi30k"], ["automoe_undistilled"], 1))
+    assert Part("teacher", "teacher") not in taught  # it has none, where the others have one
 
 
 def test_what_is_another_system_is_left_out():
     for corpus in ("msdocs", "multi30k", "quickstart"):
         for name in CORPORA[corpus].same:
             assert space_of(f"{corpus}:{name}") == space_of(f"{corpus}:automoe")
-            assert list(parts(CORPORA[corpus], [name], 1)) == []
+            assert name not in systems(CORPORA[corpus])
     assert space_of("multi30k:experts_4") != space_of("multi30k:automoe")
-    assert list(parts(CORPORA["multi30k"], ["experts_4"], 1))
+    assert "experts_4" in systems(CORPORA["multi30k"])
+
+
+def test_some_budgets():
+    """Those of one budget; what is compared at the middle one alone is compared there or not."""
+    corpus, names = CORPORA["msdocs"], ["automoe", "identity", "mini_transformer_base"]
+    low, middle = (
+        [part for part in parts(corpus, names, 1, [budget]) if part.kind == "model"]
+        for budget in (0.35, 0.5)
+    )
+    assert low == [Part("model", "automoe", 0.35), Part("model", "mini_transformer_base")]
+    assert [part.name for part in middle] == ["automoe", "identity", "mini_transformer_base"]
+    assert {part.budget for part in middle} == {0.5, 0.0}
+    whole = set(parts(corpus, names, 1))
+    some = set(parts(corpus, names, 1, [0.35, 0.7])) | set(parts(corpus, names, 1, [0.5]))
+    assert some == whole
 
 
 def test_claims_have_seeds():
@@ -134,14 +150,7 @@ def test_kinds_of_parts_need_those_before(tmp_path):
         [*command, *given, "--list"], capture_output=True, text=True, check=True
     ).stdout
     assert "0 of 3 done" in listed
-    own = [*command, "--only=hat", f"--results={tmp_path / 'x'}", "--seeds=1", "--list"]
-    assert (
-        "at 0.6"
-        in subprocess.run(
-            [*own, "--budgets=0.6"], capture_output=True, text=True, check=True
-        ).stdout
-    )
-    other = subprocess.run([*own, "--budgets=0.7"], capture_output=True, text=True, check=False)
-    assert other.returncode
-    assert "0.7" in other.stderr
     assert "supernet" not in listed
+    other = subprocess.run([*command, "--budgets=0.7"], capture_output=True, text=True, check=False)
+    assert other.returncode == 1
+    assert "--budgets names 0.7; allowed: 0.6" in other.stderr

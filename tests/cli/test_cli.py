@@ -174,6 +174,9 @@ def test_flags_that_would_do_nothing():
 def test_search_and_ranking_mistakes(tmp_path):
     assert "--seeds has 'a'; give integers" in mistake("search", *QUICK, "--seeds=1,a")
     assert "--subnets is 2; give at least 4" in mistake("rank", *QUICK, "--subnets=2")
+    assert "--bleu is -1; give a number of sentences" in mistake("rank", *QUICK, "--bleu=-1")
+    outside = mistake("rank", *QUICK, "--trained_in=../a")
+    assert "--trained_in is '../a'; give the name of a folder" in outside
     assert "--out is '../a'; give the name of a folder" in mistake("search", *QUICK, "--out=../a")
     one = "--candidates=configs/subnets/transformer_base.json"
     assert "--candidates names fewer than 2" in mistake("halving", *QUICK, one)

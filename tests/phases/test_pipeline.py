@@ -157,7 +157,7 @@ def test_pipeline_survives_kills(tmp_path):
         (
             "pipeline",
             {"distill": "supernet", "distill_n_best": 6},
-            "distill_n_best is 6; allowed: 1 to the beam of supernet, 5",
+            "pipeline.distill_n_best is 6; allowed: 1 to the beam of supernet, 5",
         ),
     ],
 )
@@ -247,5 +247,5 @@ def test_config_mistakes():
     assert "steps is 0" in message("training", "steps", 0)
     assert "distill_choice is 'x'; allowed: best" in message("pipeline", "distill_choice", "x")
     alone = message("pipeline", "distill_n_best", 2)
-    assert "do nothing without pipeline.distill" in alone
+    assert "distill_n_best 2, but nothing is distilled" in alone
     assert "data.kind is 'x'" in message("data", "kind", "x")

@@ -111,7 +111,7 @@ def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
 
     def rank(progress):
         own = dataclasses.replace(run, progress=progress)
-        return ranking.rank(own, "rank", data, params, 8, ranking.Compared(5))
+        return ranking.rank(own, "rank", data, params, 8, ranking.RankingSettings(5))
 
     with pytest.raises(Killed):
         rank(KillAt("subnet 3 of 5"))
@@ -131,17 +131,21 @@ def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
 
 
 def test_translations_are_ranked_too(prepared, monkeypatch):
-    """With trained weights and inherited ones; other weights of a supernet train nothing again."""
+    """With inherited weights and trained ones; of other weights of a supernet, without training."""
     run, data, _, params = prepared
     trained, seen = [], []
-    bleu = iter([10.0, 20.0, 30.0, 40.0, 13.0, 19.0, 35.0, 39.0, 10.0, 40.0, 30.0, 20.0])
+    bleu = iter([13.0, 19.0, 35.0, 39.0, 10.0, 20.0, 30.0, 40.0, 10.0, 40.0, 30.0, 20.0])
 
     def train(run, subnet, init_from, out):
         trained.append(subnet)
+        if len(trained) == 3:
+            raise Killed
 
-    def evaluate(translator, sources, references, beam):
-        seen.append((translator.manifest["weights_from"], len(sources), len(references), beam))
-        return dataclasses.replace(evaluation.score(sources, sources), bleu=next(bleu)), []
+    def scored(export, sources, references, beam):
+        manifest = json.loads((export / "manifest.json").read_text())
+        about = manifest["weights_from"].partition(",")[0], manifest["beam_sizes"]
+        seen.append((*about, len(sources), len(references), beam))
+        return dataclasses.replace(evaluation.score(sources, sources), bleu=next(bleu))
 
     def weights_of(run, out):
         return inherited(params, trained[-1], run.config.space), trained[-1], 8
@@ -149,28 +153,54 @@ def test_translations_are_ranked_too(prepared, monkeypatch):
     monkeypatch.setattr(ranking, "train_subnet", train)
     monkeypatch.setattr(ranking, "trained_loss", lambda run, out: float(len(trained)))
     monkeypatch.setattr(ranking, "subnet_params", weights_of)
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(ranking, "scored", scored)
 
-    def rank(out, step, *compared):
-        return ranking.rank(run, out, data, params, step, ranking.Compared(*compared))
+    def rank(out, step, *settings, run=run):
+        return ranking.rank(run, out, data, params, step, ranking.RankingSettings(*settings))
 
+    with pytest.raises(Killed):
+        rank("rank_bleu", 8, 4, 7)
+    with pytest.raises(UserError, match="has no finished ranking; finish it first"):
+        rank("rank_other", 6, 4, 7, "rank_bleu")
     result = rank("rank_bleu", 8, 4, 7)
-    assert set(seen) == {("for comparison", 7, 7, 2)}
-    assert len(seen) == 8
-    assert len(trained) == 4
+    kinds = ["inherited"] * 4 + ["trained from scratch"] * 4
+    assert seen == [(kind, [2], 7, 7, 2) for kind in kinds]  # each once
+    assert len(trained) == 5
     rows = result["subnets"]
-    assert [row["bleu_trained"] for row in rows] == [10.0, 20.0, 30.0, 40.0]
     assert [row["bleu_inherited"] for row in rows] == [13.0, 19.0, 35.0, 39.0]
+    assert [row["bleu_trained"] for row in rows] == [10.0, 20.0, 30.0, 40.0]
     assert result["bleu"] == {"sentences": 7, "mean_difference": 10 / 4, "tau": 1.0}
 
     again = rank("rank_other", 6, 4, 7, "rank_bleu")
     assert [row["trained"] for row in again["subnets"]] == [row["trained"] for row in rows]
     assert again["bleu"]["mean_difference"] == 40 / 4
-    assert len(trained) == 4
-    with pytest.raises(UserError, match=r"subnets is 4 there and 5 here.*leave --trained_in out"):
-        rank("rank_third", 6, 5, 7, "rank_bleu")
+    assert rank("rank_losses", 8, 4, 0, "rank_bleu")["tau"] == result["tau"]
+    assert len(trained) == 5
+
+
+def test_whose_trained_subnets_are_taken(prepared, monkeypatch):
+    """Only those of the same settings."""
+    run, data, _, params = prepared
+    monkeypatch.setattr(ranking, "train_subnet", lambda *_: None)
+    monkeypatch.setattr(ranking, "trained_loss", lambda run, out: 3.0)
+    monkeypatch.setattr(ranking.shutil, "rmtree", lambda _: None)
+
+    def rank(out, settings, step=8, **subnet_training):
+        own = dataclasses.replace(run.config.subnet_training, **subnet_training)
+        config = dataclasses.replace(run.config, subnet_training=own)
+        changed = dataclasses.replace(run, config=config)
+        return ranking.rank(changed, out, data, params, step, ranking.RankingSettings(*settings))
+
+    rank("of_best", (4,), final_weights="best")
+    for settings, changes, words in (
+        ((5, 0, "of_best"), {"final_weights": "best"}, "subnets is 4 there and 5 here"),
+        ((4, 7, "of_best"), {"final_weights": "best"}, "bleu is None there"),
+        ((4, 0, "of_best"), {}, "subnet_weights is 'best' there and None here"),
+    ):
+        with pytest.raises(UserError, match=rf"{words}.*or leave --trained_in out"):
+            rank("other", settings, **changes)
     with pytest.raises(UserError, match=r"supernet_step is 8 there and 6 here; .* another --out"):
-        rank("rank_bleu", 6, 4, 7)
+        rank("of_best", (4,), 6, final_weights="best")
 
 
 def test_sensitivity_goes_on_after_a_kill(prepared, monkeypatch):

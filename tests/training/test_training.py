@@ -592,12 +592,31 @@ import dataclasses, json, os, pathlib, sys
 from small_training import CONFIG, SamplingConfig, run_training  # sets flags of XLA
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
 import jax
+from unittest import mock
+from automoe_jax.system.progress import Silent
 from automoe_jax.training import sharding
+
+class Begins(Silent):
+    steps = []
+    def task(self, name, total):
+        begins = self
+        class Task:
+            def update(self, done, **fields):
+                begins.steps.append(done)
+            def close(self):
+                pass
+        return Task()
+
 sharding.LEAST = 64
+sharding.summed = mock.Mock(side_effect=sharding.summed)
 config = dataclasses.replace(CONFIG, shard_optimizer=True)
 rules = SamplingConfig(unit="update")
-found = run_training(pathlib.Path(sys.argv[1]), dropout=0.0, config=config, rules=rules)
-print(json.dumps([jax.device_count(), [[*key, value] for key, value in found.items()]]))
+found = run_training(
+    pathlib.Path(sys.argv[1]), Begins(), dropout=0.0, config=config, rules=rules
+)
+cut = sharding.summed.called
+lines = [[*key, value] for key, value in found.items()]
+print(json.dumps([jax.device_count(), min(Begins.steps), cut, lines]))
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     done = subprocess.run(
@@ -605,8 +624,9 @@ print(json.dumps([jax.device_count(), [[*key, value] for key, value in found.ite
         env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not done.returncode, done.stderr[-2000:]
-    devices, lines = json.loads(done.stdout.splitlines()[-1])
-    assert devices == 2
+    devices, begin, cut, lines = json.loads(done.stdout.splitlines()[-1])
+    assert (devices, cut) == (2, True)
+    assert begin >= 2  # from a checkpoint
     assert_alike({(step, name): value for step, name, value in lines}, whole)
 
 
