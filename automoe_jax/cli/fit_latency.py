@@ -61,7 +61,7 @@ def main():
     else:
         run, vocab_sizes = CONFIG.run(config), (_VOCAB.value, _VOCAB.value)
         hold(run)
-        compile_cache.enable(run.path / CACHE)
+        compile_cache.enable_for_run(run.path / CACHE)
     if _RANDOM.value:
         params = random_weights(config, vocab_sizes)
     else:

@@ -91,7 +91,7 @@ class RunFlags(ConfigFlag):
             )
         self.fetch()
         run = open_run(config, self.path, TerminalProgress(), workers, bucket)
-        compile_cache.enable(run.path / CACHE)
+        compile_cache.enable_for_run(run.path / CACHE)
         return run
 
     def close(self):

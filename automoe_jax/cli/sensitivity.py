@@ -36,7 +36,7 @@ def main():
         raise UserError(f"--workdir={_WORKDIR.value} has no supernet; train one first")
     groups = workdir.settings(folder / SUPERNET, SUPERNET)
     run = open_run(settings.from_stored(groups), folder, TerminalProgress())
-    compile_cache.enable(run.path / CACHE)
+    compile_cache.enable_for_run(run.path / CACHE)
     analysis = sensitivity.analyse(run, _SUBNETS.value, _PAIRS.value)
     if _JSON.value:
         terminal.print_json(analysis.as_json())

@@ -100,7 +100,7 @@ def _in_worker(work: Callable[[Run, P], R], run: Run, part: P) -> R:
             f"{run.path} is not on {platform.node()}, a node of the Ray cluster; use a --workdir "
             "that all nodes see"
         )
-    compile_cache.enable(run.path / CACHE)
+    compile_cache.enable_for_run(run.path / CACHE)
     return work(run, part)
 
 

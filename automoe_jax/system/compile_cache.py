@@ -13,6 +13,7 @@ import jax
 from automoe_jax.system.malloc import COMPILE_EVENT
 
 MIN_COMPILE_SECONDS = 0.1
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _RETRIEVAL_EVENT = "/jax/compilation_cache/cache_retrieval_time_sec"
 
 
@@ -31,6 +32,14 @@ def enable(folder: Path, *, environment: bool = True):
         jax.config.update(name, value)
         if environment:
             os.environ[name.upper()] = str(value)
+
+
+def enable_for_run(folder: Path):
+    """As `enable`, in the folder that `JAX_COMPILATION_CACHE_DIR` names, else in one of a run."""
+    given = os.environ.get(VARIABLE)
+    # It may have been set by `enable`, in the process that started this one.
+    own = given and Path(given).name == machine()
+    enable(Path(given).parent if given and own else Path(given or folder))
 
 
 def folder() -> Path | None:

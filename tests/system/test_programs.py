@@ -167,3 +167,16 @@ def test_cancelled_programs_are_not_compiled(monkeypatch):
     programs._pool.finish()
     assert slow.begun == [1]
     assert not programs.compiling()
+
+
+def test_a_cache_that_the_environment_names(tmp_path, monkeypatch):
+    """It is for all runs; a child of a program that has one takes the same folder."""
+    used = []
+    monkeypatch.setattr(compile_cache, "enable", used.append)
+    monkeypatch.delenv(compile_cache.VARIABLE, raising=False)
+    compile_cache.enable_for_run(tmp_path / "run")
+    monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "all"))
+    compile_cache.enable_for_run(tmp_path / "run")
+    monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "all" / compile_cache.machine()))
+    compile_cache.enable_for_run(tmp_path / "run")
+    assert used == [tmp_path / "run", tmp_path / "all", tmp_path / "all"]
