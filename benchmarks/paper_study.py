@@ -17,6 +17,7 @@ from paper_systems import (
     Part,
     search_of,
     supernet_of,
+    taught,
 )
 from trainings import ROOT
 
@@ -137,7 +138,7 @@ class Study:
         if system.space:
             space, path = system.space, self._file(part, lines[search_of(part)]["subnet"])
         own, more = {**self._training(updates), "seed": part.seed}, [f"--subnet={path}"]
-        if system.distilled and self._corpus.distils:
+        if taught(self._corpus, system):
             own |= {"data.kind": "parallel_text", "data.path": self._distilled}
         if system.inherit:
             more.append(f"--init_from={self._run(supernet_of(system, part.seed))}")

@@ -151,6 +151,11 @@ def search_of(model: Part) -> Part:
     return model._replace(kind="search", name=SYSTEMS[model.name].of or model.name)
 
 
+def taught(corpus: Corpus, system: System) -> bool:
+    """Whether the models of a system have the teacher's translations beside the text."""
+    return corpus.distils and system.distilled
+
+
 def needs(corpus: Corpus, part: Part) -> list[Part]:
     """The parts whose lines or files a part takes."""
     if part.kind == "latency":
@@ -159,8 +164,7 @@ def needs(corpus: Corpus, part: Part) -> list[Part]:
         return []
     system = SYSTEMS[part.name]
     if part.kind == "model":
-        taught = corpus.distils and system.distilled
-        return [search_of(part)] * bool(system.space) + [TEACHER] * taught
+        return [search_of(part)] * bool(system.space) + [TEACHER] * taught(corpus, system)
     supernet = supernet_of(system, part.seed)
     found = [Part("largest", supernet.name), supernet]
     # What a limit of FLOPs is comes from a search under one of latency.

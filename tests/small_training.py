@@ -43,16 +43,17 @@ class Killed(Exception):
 
 
 class KillAt(Silent):
-    """Kills the run at a step."""
+    """Kills the run at a step, None for never; keeps the steps."""
 
     def __init__(self, step):
-        self._step = step
+        self._step, self.steps = step, []
 
     def task(self, name, total):
         outer = self
 
         class Task:
             def update(self, done, **fields):
+                outer.steps.append(done)
                 if done == outer._step:
                     raise Killed
 

@@ -53,9 +53,10 @@ class ConfigFlag:
     def help_text(self) -> str:
         """The fields of a config, their defaults and what they are."""
         lines = []
-        for name, value, about in _described(RunConfig()):
+        for name, value, kind in _fields(RunConfig()):
             lines.append(f"  --config.{name}={value}")
-            if about:
+            _, known = field_docs.described(kind)
+            if about := known.get(name.rpartition(".")[2]):
                 lines.append(flags.text_wrap(about, indent=" " * 6))
         return "Fields of --config and their defaults:\n\n" + "\n".join(lines)
 
@@ -76,7 +77,7 @@ class ConfigFlag:
             return f"--config cannot be read: {reason}"
         if isinstance(error, flags.Error):
             return None
-        known = [name for name, _, _ in _described(RunConfig())]
+        known = [name for name, _, _ in _fields(RunConfig())]
         for argument in argv[1:]:
             name = argument.removeprefix("--config.").split("=")[0]
             if argument.startswith("--config.") and name not in known:
@@ -86,12 +87,11 @@ class ConfigFlag:
         return f"--config cannot be read: {type(error).__name__}: {error}"
 
 
-def _described(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Every field of a config: its dotted name, as "training.steps", its default, what it is."""
-    _, known = field_docs.described(type(config))
+def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, type]]:
+    """Every field of a config: its dotted name, as "training.steps", its default, its class."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _described(value, f"{prefix}{field.name}.")
+            yield from _fields(value, f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name, value, known.get(field.name, "")
+            yield prefix + field.name, value, type(config)

@@ -156,7 +156,7 @@ class Translator:
         """The wanted or the default beam size; `UserError` where the export has no such program."""
         sizes = self.manifest["beam_sizes"]
         if wanted is None:
-            return DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes)
+            return default_beam(sizes)
         if wanted not in sizes:
             line = (
                 f"beam size {wanted} is not in export {self.folder}; it has "
@@ -167,6 +167,11 @@ class Translator:
                 line += f"; for another, export again with --config.export.beam_sizes={more}"
             raise UserError(line)
         return wanted
+
+
+def default_beam(sizes: Sequence[int]) -> int:
+    """The beam size for an export with programs of these, where none is asked for."""
+    return DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes)
 
 
 def _load_weights(folder: Path, manifest: dict[str, Any], kernels: str) -> Weights:

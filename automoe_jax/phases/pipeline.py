@@ -18,7 +18,7 @@ from automoe_jax.architecture.subnet import Subnet, from_json
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.decoding import evaluation
 from automoe_jax.decoding.manifest import read_manifest
-from automoe_jax.decoding.translator import DEFAULT_BEAM, Translator
+from automoe_jax.decoding.translator import DEFAULT_BEAM, Translator, default_beam
 from automoe_jax.model.extract import Params, inherited
 from automoe_jax.phases import (
     distill,
@@ -30,7 +30,12 @@ from automoe_jax.phases import (
     weights,
 )  # fmt: skip
 from automoe_jax.phases.distill import Distillation
-from automoe_jax.phases.export import add_scores, export_params, measure_approximation
+from automoe_jax.phases.export import (
+    add_scores,
+    export_params,
+    measure_approximation,
+    with_export,
+)
 from automoe_jax.phases.prepare import corpus_split, open_splits, other_text, prepare
 from automoe_jax.phases.run import EXPORT, REPORT, SEARCH, SUBNET, SUPERNET, Run, claim, each_part
 from automoe_jax.phases.search import search
@@ -173,8 +178,7 @@ def _distilled(run: Run, params: Params, step: int) -> Path | None:
     export = run.path / TEACHER if teacher == SUPERNET else _path(teacher)
     if teacher == SUPERNET and not (export / workdir.MANIFEST).exists():
         largest = run.config.space.largest()
-        int8 = dataclasses.replace(run.config.export, quantize="int8", beam_sizes=(DEFAULT_BEAM,))
-        own = dataclasses.replace(run, config=dataclasses.replace(run.config, export=int8))
+        own = with_export(run, quantize="int8", beam_sizes=(DEFAULT_BEAM,))
         weights_from = weights.origin(
             run.supernet, "largest subnet of the supernet", step, run.config.training.final_weights
         )
@@ -191,7 +195,7 @@ def _distillation(run: Run, export: Path | None) -> Distillation:
     """How an export, or None for the supernet's that is not made yet, translates the text."""
     pipeline = run.config.pipeline
     sizes = [DEFAULT_BEAM] if export is None else read_manifest(export)["beam_sizes"]
-    beam = DEFAULT_BEAM if DEFAULT_BEAM in sizes else max(sizes)
+    beam = default_beam(sizes)
     if pipeline.distill_n_best > beam:
         raise UserError(
             f"config.pipeline.distill_n_best is {pipeline.distill_n_best}; allowed: 1 to the "

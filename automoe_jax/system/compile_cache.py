@@ -37,9 +37,8 @@ def enable(folder: Path, *, environment: bool = True):
 def enable_for_run(folder: Path):
     """As `enable`, in the folder that `JAX_COMPILATION_CACHE_DIR` names, else in one of a run."""
     given = os.environ.get(VARIABLE)
-    # It may have been set by `enable`, in the process that started this one.
-    own = given and Path(given).name == machine()
-    enable(Path(given).parent if given and own else Path(given or folder))
+    # Set by `enable`, in the process that started this one, it names the sub-folder.
+    enable(Path(given.removesuffix(machine())) if given else folder)
 
 
 def folder() -> Path | None:

@@ -2,11 +2,13 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import textwrap
 
 
+@functools.cache
 def described(kind: type) -> tuple[str, dict[str, str]]:
     """What a dataclass is for, and what each of its fields is.
 

@@ -38,15 +38,19 @@ def benchmark(exports, *more: str) -> str:
 
 
 def test_parts_of_the_latency_of_two_exports(exports):
-    """Times add up to what a translation takes; with --json as numbers, else in a table."""
-    found = json.loads(benchmark(exports, "--parts", "--json").splitlines()[-1])["exports"]
+    """Times add up to what a translation takes; with --json as numbers, else in a table.
+
+    So many runs that what else the machine does falls to those that are dropped.
+    """
+    found = json.loads(benchmark(exports, "--parts", "--json", "--runs=40").splitlines()[-1])[
+        "exports"
+    ]
     assert [row["export"] for row in found] == exports
     for row in found:
         assert list(row["parts_ms"]) == list(PARTS)
         assert all(low <= ms <= high for ms, low, high in row["parts_ms"].values())
         whole = row["inputs"]["mixed words"]["mean_ms"]
-        # Timed one after the other, beside other tests.
-        assert 0.1 < sum(ms for ms, *_ in row["parts_ms"].values()) / whole < 10
+        assert sum(ms for ms, *_ in row["parts_ms"].values()) == pytest.approx(whole, rel=0.9)
     table = benchmark(exports, "--parts")
     for word in ("encoder", "beam", "output"):
         assert word in table

@@ -589,34 +589,20 @@ def test_a_cut_state_goes_on_with_fewer_devices(tmp_path, monkeypatch):
         train(tmp_path / "killed", KillAt(4))
     program = """
 import dataclasses, json, os, pathlib, sys
-from small_training import CONFIG, SamplingConfig, run_training  # sets flags of XLA
+from small_training import CONFIG, KillAt, SamplingConfig, run_training  # sets flags of XLA
 os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
 import jax
 from unittest import mock
-from automoe_jax.system.progress import Silent
 from automoe_jax.training import sharding
-
-class Begins(Silent):
-    steps = []
-    def task(self, name, total):
-        begins = self
-        class Task:
-            def update(self, done, **fields):
-                begins.steps.append(done)
-            def close(self):
-                pass
-        return Task()
-
 sharding.LEAST = 64
 sharding.summed = mock.Mock(side_effect=sharding.summed)
 config = dataclasses.replace(CONFIG, shard_optimizer=True)
 rules = SamplingConfig(unit="update")
-found = run_training(
-    pathlib.Path(sys.argv[1]), Begins(), dropout=0.0, config=config, rules=rules
-)
+never, folder = KillAt(None), pathlib.Path(sys.argv[1])
+found = run_training(folder, never, dropout=0.0, config=config, rules=rules)
 cut = sharding.summed.called
 lines = [[*key, value] for key, value in found.items()]
-print(json.dumps([jax.device_count(), min(Begins.steps), cut, lines]))
+print(json.dumps([jax.device_count(), min(never.steps), cut, lines]))
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     done = subprocess.run(
