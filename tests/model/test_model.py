@@ -204,7 +204,13 @@ def test_scales_can_be_part_of_the_weights():
 
 @pytest.mark.parametrize(
     ("backend", "least_spared"),
-    [("loop", None), ("loop", 0), ("pallas", None), ("ragged_dot", None), ("blocked", None)],
+    [
+        ("loop", None),
+        ("loop", 0),
+        ("pallas", None),
+        pytest.param("ragged_dot", None, marks=pytest.mark.slow),
+        pytest.param("blocked", None, marks=pytest.mark.slow),
+    ],
 )
 def test_loops_equal_masks(backend, least_spared, monkeypatch):
     """Loss and gradients of the loops over layers are those of masks alone, for every weight."""

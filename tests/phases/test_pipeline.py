@@ -34,14 +34,19 @@ def pipeline_of(config, folder, progress: Progress = SILENT):
     return run_pipeline(open_run(config, folder, progress))
 
 
-def test_pipeline_survives_kills(tmp_path):
+KILLS = "train: ", "iteration 1", "of them translated", "finalist 2: validation", "measuring"
+
+
+@pytest.mark.parametrize(
+    "kills", [KILLS[1:4:2], pytest.param(KILLS, marks=pytest.mark.slow)], ids=["two", "all"]
+)
+def test_pipeline_survives_kills(tmp_path, kills):
     config = tiny_config()
     taught = dataclasses.replace(
         config.pipeline, teacher="supernet", distill="supernet", distill_choice="nearest",
         train_random=True,
     )  # fmt: skip
     config = dataclasses.replace(config, pipeline=taught)
-    kills = "train: ", "iteration 1", "of them translated", "finalist 2: validation", "measuring"
     for words in kills:
         with pytest.raises(Killed):
             pipeline_of(config, tmp_path, KillAt(words))

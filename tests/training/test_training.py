@@ -175,7 +175,7 @@ def test_a_step_that_is_not_finite_changes_nothing(params, four_devices):
     assert all(np.all(x == 0) for x in jax.tree.leaves(finite))
 
 
-@pytest.mark.parametrize("backend", ["loop", "pallas"])
+@pytest.mark.parametrize("backend", ["loop", pytest.param("pallas", marks=pytest.mark.slow)])
 def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
     """To the precision of bfloat16, 8 bits; gradients are summed in float32."""
     source, target = token_batch(np.random.default_rng(6))
@@ -624,7 +624,6 @@ def assert_alike(found, whole):
 
 
 SPREAD = {
-    "two": ({}, {"expert_parallel": 2}),
     "two, optimizer cut": ({}, {"expert_parallel": 2, "shard_optimizer": True}),
     "four, all options": (
         {"rule": "sandwich", "sandwich": 3, "distillation": 0.5, "random_experts": True},
@@ -653,7 +652,7 @@ def test_experts_over_devices_are_those_of_one(tmp_path, monkeypatch, sampled, h
     assert_alike(run(tmp_path / "killed", config=config), whole)
 
 
-@pytest.mark.parametrize("backend", ["pallas", "blocked"])
+@pytest.mark.parametrize("backend", ["pallas", pytest.param("blocked", marks=pytest.mark.slow)])
 def test_experts_over_devices_with_the_kernels_of_others(backend):
     """The products of TPUs and GPUs, on this CPU: spread experts take the step of whole ones."""
     space = dataclasses.replace(SPACE, encoder_experts=(1, 4), decoder_experts=(1, 4))
