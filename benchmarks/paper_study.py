@@ -11,10 +11,12 @@ from typing import Any
 import trainings
 from paper_systems import (
     ARCHITECTURES,
+    OURS,
     REFERENCE,
     SYSTEMS,
     Corpus,
     Part,
+    paired,
     search_of,
     supernet_of,
     taught,
@@ -60,7 +62,9 @@ class Study:
             return self._teacher(core)
         if part.kind == "search":
             return self._search(part, lines)
-        return self._model(part, core, lines) if part.kind == "model" else self._latency(part)
+        if part.kind == "model":
+            return self._model(part, core, lines)
+        return self._pair(part) if part.kind == "pair" else self._latency(part)
 
     def _largest(self, part: Part) -> dict[str, Any]:
         """How long the largest subnet of a space takes beside the reference, random weights."""
@@ -166,7 +170,7 @@ class Study:
 
     def _scores(self, core: trainings.Core | None, folder: Path, exported: Path) -> dict[str, Any]:
         """BLEU and chrF of the test sets; of the first, BLEU's 95 % interval (bootstrap)."""
-        output = folder / f"test_{exported.name}.txt"
+        output = _translated(exported)
         sets = {"test": [f"--workdir={folder}", f"--output={output}"]}
         sets |= {name: self._test_set(name) for name in self._corpus.tests}
         program = [sys.executable, str(ROOT / "launch" / "evaluate.py"), f"--export={exported}"]
@@ -197,9 +201,7 @@ class Study:
         """Gold latencies of a model in turns with the reference, as the first of each."""
         folder = self._run(part._replace(kind="model"))
         own = [folder / f"export_{kind}" for kind in QUANTIZED]
-        # Cells without kernels of the project: the reference is timed without them, too.
-        kernels = "xla" if SYSTEMS[part.name].holder == "evolved" else "auto"
-        first, *rest = self._timed(self._reference(), *own, kernels=kernels)
+        first, *rest = self._timed(self._reference(), *own, kernels=_kernels(part))
         found = {
             kind: {
                 "ms": times["mean_ms"],
@@ -210,6 +212,26 @@ class Study:
             for kind, times in zip(QUANTIZED, rest, strict=True)
         }
         return {"reference_ms": first["mean_ms"], **found}
+
+    def _pair(self, part: Part) -> dict[str, Any]:
+        """What the model of OURS has more than another: BLEU, with the 95 % interval of a paired
+        bootstrap over sentences, and its latency as a share of the other's.
+        """
+        own, other = (self._run(model) for model in paired(part))
+        found: dict[str, Any] = {"of": OURS}
+        _, references = evaluation.read_split(stored_split(own, "test"))
+        for kind in QUANTIZED:
+            exports = [run / f"export_{kind}" for run in (own, other)]
+            ours, others = (
+                files.lines(_translated(path).read_text(encoding="utf-8")) for path in exports
+            )
+            gain = evaluation.paired_difference(ours, others, references)
+            _, times = self._timed(*reversed(exports), kernels=_kernels(part))
+            found[kind] = {
+                "bleu": [gain.bleu, gain.low, gain.high],
+                "of_other": times["ratio_to_first"],
+            }
+        return found
 
     def _timed(self, *exports: Path, kernels: str = "auto") -> list[dict[str, Any]]:
         """The times of exports, in turns."""
@@ -300,3 +322,13 @@ class Study:
         flags = trainings.flags({**self._corpus.settings, **own})
         command = [sys.executable, str(ROOT / "launch" / f"{program}.py"), config]
         return trainings.run_on_core(core, [*command, f"--workdir={workdir}", *flags, *more])
+
+
+def _translated(export: Path) -> Path:
+    """The translations of the test set by an export of a run."""
+    return export.with_name(f"test_{export.name}.txt")
+
+
+def _kernels(part: Part) -> str:
+    """What a part is timed with: beside cells without kernels of the project, nothing has any."""
+    return "xla" if SYSTEMS[part.name].holder == "evolved" else "auto"

@@ -110,7 +110,8 @@ SYSTEMS = {
 SAME_SPACE = {"random": "automoe"}
 # Parts that run one on each core, those of a group together; others run alone, on all.
 TOGETHER = (("supernet", "teacher"), ("model",))
-KINDS = ("largest", "supernet", "teacher", "search", "model", "latency")
+KINDS = ("largest", "supernet", "teacher", "search", "model", "latency", "pair")
+OURS = "automoe"  # the system that each other one is paired with
 
 
 class Part(NamedTuple):
@@ -118,7 +119,8 @@ class Part(NamedTuple):
 
     "largest" times the largest subnet of a space beside the reference, "supernet" trains the
     supernet of a space, "search" finds a system's subnet, "model" trains and scores it, "latency"
-    times it. Teacher and largest subnets have no seed but 0.
+    times it, "pair" compares it with that of OURS at a budget: sentence by sentence, and timed in
+    turns. Teacher and largest subnets have no seed but 0.
     """
 
     kind: str
@@ -151,6 +153,13 @@ def search_of(model: Part) -> Part:
     return model._replace(kind="search", name=SYSTEMS[model.name].of or model.name)
 
 
+def paired(pair: Part) -> tuple[Part, Part]:
+    """The models that a pair compares: that of OURS, and the other system's."""
+    own = pair._replace(kind="model", name=OURS)
+    budget = pair.budget if SYSTEMS[pair.name].space else 0.0
+    return own, pair._replace(kind="model", budget=budget)
+
+
 def taught(corpus: Corpus, system: System) -> bool:
     """Whether the models of a system have the teacher's translations beside the text."""
     return corpus.distils and system.distilled
@@ -160,6 +169,8 @@ def needs(corpus: Corpus, part: Part) -> list[Part]:
     """The parts whose lines or files a part takes."""
     if part.kind == "latency":
         return [part._replace(kind="model")]
+    if part.kind == "pair":
+        return list(paired(part))
     if part.kind not in ("model", "search"):
         return []
     system = SYSTEMS[part.name]
@@ -189,16 +200,18 @@ def parts(
     """All parts of the comparison of some systems, in an order in which they can be done.
 
     Seed by seed, so that each seed's comparison is complete before the next; kind by kind. Of
-    systems that are searched, those at `budgets`, of the corpus's; None for all.
+    systems that are searched, those at `budgets`, of the corpus's; None for all. Pairs where OURS
+    is among `names`.
     """
     done = set[Part]()
     for seed in range(seeds):
         found: dict[Part, None] = {}
         for system in (SYSTEMS[name] for name in names):
             if system.claim or not seed:
-                for budget in _budgets(corpus, system):
-                    if not budget or budgets is None or budget in budgets:
-                        _add(corpus, Part("latency", system.name, budget, seed), found)
+                for part in _ends(corpus, system, seed):
+                    wanted = not part.budget or budgets is None or part.budget in budgets
+                    if wanted and (part.kind != "pair" or OURS in names):
+                        _add(corpus, part, found)
         new = [part for part in found if part not in done]
         yield from sorted(new, key=lambda part: KINDS.index(part.kind))
         done |= set(found)
@@ -211,10 +224,14 @@ def _add(corpus: Corpus, part: Part, found: dict[Part, None]):
     found.setdefault(part)
 
 
-def _budgets(corpus: Corpus, system: System) -> tuple[float, ...]:
-    if not system.space:
-        return (0.0,)
-    return corpus.budgets if system.claim else (corpus.middle,)
+def _ends(corpus: Corpus, system: System, seed: int) -> Iterator[Part]:
+    """The parts of a system with a seed that no other part needs."""
+    budgets = corpus.budgets if system.claim else (corpus.middle,)
+    for budget in budgets if system.space else (0.0,):
+        yield Part("latency", system.name, budget, seed)
+    if system.name != OURS:
+        for budget in budgets:
+            yield Part("pair", system.name, budget, seed)
 
 
 def batches(parts: list[Part]) -> Iterator[list[Part]]:

@@ -1,5 +1,6 @@
 """A page that compares what several runs, or the parts of a study, came to."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.phases.report import RESULTS
 from automoe_jax.phases.run import EXPORT, REPORT
 from automoe_jax.report import comparison, curves
-from automoe_jax.report.systems import PRECISIONS, PrecisionScores, Row
+from automoe_jax.report.systems import PRECISIONS, Interval, Pair, PrecisionScores, Row
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import metrics
@@ -63,9 +64,14 @@ def of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
     try:
         for line in files.parse_json_lines(path):
             parts.setdefault(line["kind"], {})[tuple(line[name] for name in _PART)] = line
-        rows = [
-            _of_part(line, parts.get("latency", {}).get(key))
+        models = {
+            key: _of_part(line, parts.get("latency", {}).get(key))
             for key, line in parts.get("model", {}).items()
+        }
+        pairs = [*parts.get("pair", {}).values()]
+        rows = [
+            dataclasses.replace(row, pairs=_pairs(key, models, pairs))
+            for key, row in models.items()
         ]
     except (KeyError, TypeError) as e:
         raise UserError(
@@ -82,7 +88,7 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
         share = times.get("of_reference")
         measured[precision] = PrecisionScores(
             (scores["bleu"], *scores["bleu_95"]), scores["chrf"], times.get("ms"),
-            None if share is None else (share[0], share[1], share[2]),
+            None if share is None else _interval(share),
         )  # fmt: skip
     # Of cells that the project's kernels do not have.
     slower = (latency or {}).get("fp32", {}).get("kernels") == "xla"
@@ -95,6 +101,26 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
         _means((latency or {}).get("fp32", {})),
         {test: own["bleu"] for test, own in tests.items() if test != "test"},
     )  # fmt: skip
+
+
+def _pairs(
+    key: tuple[Any, ...], models: dict[tuple[Any, ...], Row], lines: Sequence[dict[str, Any]]
+) -> dict[str, Pair]:
+    """What lines of pairs say that a model has of others, by these others' labels."""
+    found = {}
+    for line in lines:
+        name, budget, seed = (line[part] for part in _PART)
+        if (line["of"], budget, seed) == key:
+            # What is made by hand had no budget.
+            other = models.get((name, budget, seed)) or models[name, 0.0, seed]
+            own = line["fp32"]
+            found[other.label] = Pair(_interval(own["bleu"]), _interval(own["of_other"]))
+    return found
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    value, low, high = values
+    return value, low, high
 
 
 def _means(timed: dict[str, Any]) -> dict[str, float]:

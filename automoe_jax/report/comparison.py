@@ -77,8 +77,10 @@ def _gains(studies: dict[str, Sequence[Row]]) -> str:
     return f"""<h2>What the gain is made of</h2>
 {shown}
 <p><small>BLEU of a searched mixture (fp32) less that of the model in the second column, trained
-alike: the mean over seeds, its 95 % interval (Student, seeds as the unit), each seed's. The last
-column is its latency as a share of that model's.</small></p>
+alike: the mean over seeds, its 95 % interval (several seeds: Student, seeds as the unit; one seed:
+a paired bootstrap over sentences, where the two were compared directly), each seed's. The last
+column is its latency as a share of that model's, with an interval if the two were timed in turns.
+</small></p>
 """
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import scipy  # loads `scipy.stats` at its first use
 
-from automoe_jax.report.systems import Row
+from automoe_jax.report.systems import Pair, Row
 
 _Other = Callable[[Row, Sequence[Row]], Row | None]
 
@@ -20,14 +20,15 @@ class Gain:
     against: tuple[str, ...]  # labels, each once
     budget: str
     bleus: tuple[float, ...]  # in the order of the seeds
-    latencies: tuple[float, ...]  # quotients of shares of the reference's; of what was timed
+    latencies: tuple[float, ...]  # shares of the others'; of what was timed
+    pair: Pair | None  # of one seed, where the two were directly compared
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of the mean, 95 %, seeds as the unit (Student); None for one seed."""
+        """Of the mean, 95 %, seeds as the unit (Student); of one seed over sentences, if known."""
         n = len(self.bleus)
         if n < 2:
-            return None
+            return None if self.pair is None else self.pair.bleu[1:]
         error = float(np.std(self.bleus, ddof=1)) / math.sqrt(n)
         half = float(scipy.stats.t.ppf(0.975, n - 1)) * error
         mean = float(np.mean(self.bleus))
@@ -52,12 +53,22 @@ def gains(rows: Sequence[Row]) -> list[Gain]:
 
 
 def _gain(what: str, budget: str, pairs: Sequence[tuple[Row, Row]]) -> Gain:
-    both = [(row.precisions["fp32"], other.precisions["fp32"]) for row, other in pairs]
     labels = dict.fromkeys(other.label for _, other in pairs)
-    bleus = tuple(own.bleu[0] - its.bleu[0] for own, its in both)
-    shares = [(own.of_reference, its.of_reference) for own, its in both]
-    latencies = tuple(own[0] / its[0] for own, its in shares if own and its)
-    return Gain(what, tuple(labels), budget, bleus, latencies)
+    bleus = tuple(
+        row.precisions["fp32"].bleu[0] - other.precisions["fp32"].bleu[0] for row, other in pairs
+    )
+    shares = (_share(row, other) for row, other in pairs)
+    latencies = tuple(x for x in shares if x is not None)
+    pair = pairs[0][0].pair(pairs[0][1]) if len(pairs) == 1 else None
+    return Gain(what, tuple(labels), budget, bleus, latencies, pair)
+
+
+def _share(row: Row, other: Row) -> float | None:
+    """The latency of a model as a share of another's: in turns, or by those of the reference's."""
+    if pair := row.pair(other):
+        return pair.of_other[0]
+    own, its = (x.precisions["fp32"].of_reference for x in (row, other))
+    return own[0] / its[0] if own and its else None
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
@@ -69,9 +80,16 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
             gain.what, ", ".join(gain.against), gain.budget, f"{np.mean(gain.bleus):+.1f}",
             "" if interval is None else "{:+.1f}, {:+.1f}".format(*interval),
             ", ".join(f"{x:+.1f}" for x in gain.bleus) if several else "one seed",
-            f"{np.mean(gain.latencies):.2f}" if gain.latencies else "",
+            _latency(gain),
         ])  # fmt: skip
     return found
+
+
+def _latency(gain: Gain) -> str:
+    if not gain.latencies:
+        return ""
+    mean = f"{np.mean(gain.latencies):.2f}"
+    return mean if gain.pair is None else mean + " [{:.2f}, {:.2f}]".format(*gain.pair.of_other[1:])
 
 
 def _same(system: str) -> _Other:

@@ -23,6 +23,21 @@ class PrecisionScores:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pair:
+    """What a model has of another one, in fp32, directly compared."""
+
+    bleu: Interval  # more; paired bootstrap over sentences
+    of_other: Interval  # its latency as a share of the other's, timed in turns
+
+    @property
+    def reverse(self) -> "Pair":
+        """The same of the other model."""
+        bleu, low, high = self.bleu
+        share, shortest, longest = self.of_other
+        return Pair((-bleu, -high, -low), (1 / share, 1 / longest, 1 / shortest))
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """One trained model."""
 
@@ -38,11 +53,21 @@ class Row:
     translations: tuple[str, ...] = ()  # of the examples
     parts_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # of its latency, fp32
     more_tests: dict[str, float] = dataclasses.field(default_factory=dict)  # BLEU, fp32, by name
+    pairs: dict[str, Pair] = dataclasses.field(default_factory=dict)  # with others of its seed
 
     @property
     def label(self) -> str:
         """The system, and its budget where there is one."""
         return f"{self.system} ({self.budget})" if self.budget else self.system
+
+    def pair(self, other: "Row") -> Pair | None:
+        """The two directly compared, where they are of one seed and were."""
+        if self.seed != other.seed:
+            return None
+        if found := self.pairs.get(other.label):
+            return found
+        reverse = other.pairs.get(self.label)
+        return None if reverse is None else reverse.reverse
 
     @property
     def mixture(self) -> bool:

@@ -14,9 +14,11 @@ from automoe_jax.system.errors import UserError
 from benchmarks.paper_systems import (
     ARCHITECTURES,
     CORPORA,
+    OURS,
     SYSTEMS,
     Part,
     batches,
+    paired,
     parts,
     search_of,
     systems,
@@ -69,6 +71,11 @@ def test_parts_come_after_what_they_need(corpus):
     for part in found:
         if part.kind == "latency":
             assert place[part._replace(kind="model")] < place[part]
+        if part.kind == "pair":
+            ours, other = paired(part)
+            assert (ours.name, ours.budget, ours.seed) == (OURS, part.budget, part.seed)
+            assert other.budget == (part.budget if SYSTEMS[part.name].space else 0.0)
+            assert max(place[ours], place[other]) < place[part]
         if part.kind == "model" and SYSTEMS[part.name].space:
             assert place[search_of(part)] < place[part]
         if part.kind == "model" and SYSTEMS[part.name].distilled and CORPORA[corpus].distils:
@@ -89,6 +96,7 @@ def test_no_batch_needs_a_part_of_its_own():
     assert [{part.kind for part in batch} for batch in made] == [
         {"teacher"}, {"model"}, {"latency"},
     ]  # fmt: skip
+    # Pairs are of what was asked for: nothing is searched for their sake.
     for batch in batches(list(parts(CORPORA["multi30k"], list(SYSTEMS), 3))):
         kinds = {part.kind for part in batch}
         assert len(kinds) == 1 or kinds == {"supernet", "teacher"}
@@ -126,6 +134,14 @@ def test_some_budgets():
     whole = set(parts(corpus, names, 1))
     some = set(parts(corpus, names, 1, [0.35, 0.7])) | set(parts(corpus, names, 1, [0.5]))
     assert some == whole
+
+
+def test_pairs_at_every_budget_of_ours():
+    corpus = CORPORA["msdocs"]
+    found = parts(corpus, ["automoe", "identity", "mini_transformer_4_1"], 1)
+    pairs = [(part.name, part.budget) for part in found if part.kind == "pair"]
+    by_hand = [("mini_transformer_4_1", budget) for budget in corpus.budgets]
+    assert sorted(pairs) == [("identity", 0.5), *by_hand]  # one claims something, one does not
 
 
 def test_claims_have_seeds():

@@ -131,6 +131,29 @@ def test_what_the_gain_is_made_of(study, tmp_path):
     assert page.count("searched alike without them") == 1
 
 
+def test_what_was_compared_directly_has_intervals(study):
+    """Of one seed; with HAT's model, and turned round with the one that inherits."""
+    pair = {"kind": "pair", "of": "automoe", "budget": 0.5, "seed": 0, "seconds": 60.0}
+    scores = {"bleu": [0.5, 0.1, 0.9], "of_other": [0.8, 0.75, 0.85]}
+    lines = [
+        *model("automoe_inherited", 0.5, 0, 6.0, 33.4),
+        *({**pair, "name": name, "fp32": scores, "int8": scores}
+          for name in ("hat", "automoe_inherited", "mini_transformer_deep_1")),
+    ]  # fmt: skip
+    with study.open("a") as f:
+        f.write("".join(json.dumps(line) + "\n" for line in lines))
+    rows, _ = phase.of_study(study)
+    header, *found = gains.table(rows)
+    by_what = {row[0]: dict(zip(header, row, strict=True)) for row in found}
+    experts = by_what["experts: searched alike without them"]
+    assert (experts["95 %"], experts["latency"]) == ("+0.1, +0.9", "0.80 [0.75, 0.85]")
+    inherited = by_what["training: inherited weights"]
+    assert (inherited["95 %"], inherited["latency"]) == ("-0.9, -0.1", "1.25 [1.18, 1.33]")
+    # Two seeds, one of them compared directly: shares of the reference's for the other.
+    by_hand = next(x for x in found if "dense model made by hand" in x[0])
+    assert by_hand[-1] == f"{(0.8 + 6.2 / 5.0) / 2:.2f}"
+
+
 def test_the_best_by_hand_may_have_another_seed(study):
     """Each system of a family counts, whether it has this seed or not."""
     with study.open("a") as f:
