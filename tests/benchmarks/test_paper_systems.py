@@ -1,11 +1,13 @@
 """The systems that are compared, and the parts of their comparison."""
 
+import re
 import runpy
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from programs import launch
 
 from automoe_jax.architecture.counts import count
 from automoe_jax.config import resolve
@@ -54,6 +56,26 @@ def test_architectures_by_hand_fit_their_space():
     assert max(flops, key=flops.__getitem__) == "mini_transformer_big"
     # Experts of one size are used one at a time: the FLOPs of the dense model, but for the routers.
     assert flops["mini_switch_deep_2"] == pytest.approx(flops["mini_transformer_deep_2"], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIG["SYSTEMS"])
+def test_a_dry_run_at_full_size(name):
+    """Its step compiles; the supernet has every weight that its largest subnet has."""
+    flags = [f"--config=configs/systems.py:wmt14:{name}", "--dry_run"]
+    if name == "evolved":  # has no supernet
+        flags.append("--subnet=configs/subnets/evolved_base.json")
+    done = launch("train", *flags)
+    said = done.stdout.decode() + done.stderr.decode()
+    assert done.returncode == 0, said
+    assert "memory per device: " in said
+    if name != "evolved":
+        weights, largest = (
+            float(re.findall(rf"{what}: ([\d,.]+).* parameters", said)[0].replace(",", ""))
+            for what in ("supernet", "largest subnet")
+        )
+        tables = weights / 1e6 - largest  # of words; 32,768 of 640 are 21 million
+        assert 15 < tables < 30
 
 
 def test_an_unknown_system_is_named():
