@@ -15,7 +15,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from result_tables import QUICKSTART, RESULTS, ROOT, STUDIES, TABLES, Table, study
+from matplotlib import pyplot as plt
+from matplotlib.ticker import StrMethodFormatter
+from result_tables import (
+    QUICKSTART,
+    RESULTS,
+    ROOT,
+    STUDIES,
+    TABLES,
+    Table,
+    experts_by_updates,
+    study,
+)
 
 from automoe_jax.report import comparison, plots, systems
 from automoe_jax.system import files
@@ -80,6 +91,31 @@ def draw():
     for corpus in STUDIES:
         figure = comparison.figure(systems.grouped(study(corpus)))
         plots.save(figure, PICTURE.with_name(f"systems_{corpus}.png"))
+    draw_experts()
+
+
+def draw_experts():
+    """Draws what eight experts gain over one FFN: learning curves, and the gain at their ends."""
+    one, eight = (experts_by_updates(n) for n in (1, 8))
+    figure, (curves, gain) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for name, found, style in (("one FFN", one, "o-"), ("eight experts", eight, "s--")):
+        for nth, (updates, line) in enumerate(found.items()):
+            points = [(int(x), loss) for x, loss in line["losses"].items()]
+            label = f"{name}, {updates:,} updates"
+            curves.plot(*zip(*points, strict=True), style, color=f"C{nth}", markersize=4,
+                        linewidth=1, label=label)  # fmt: skip
+    curves.set(xscale="log", xlabel="updates", ylabel="validation loss (nats a token)")
+    curves.legend(fontsize=8)
+    gains = [one[n]["losses"][str(n)] - eight[n]["losses"][str(n)] for n in one]
+    gain.plot([*one], gains, "o-", color="tab:red")
+    gain.set(xscale="log", xlabel="updates of the whole training", ylim=(0, None),
+             ylabel="gain of eight experts (nats a token)")  # fmt: skip
+    for axes in (curves, gain):
+        axes.set_xticks([*one] if axes is gain else [150, 300, *one])
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    plots.save(figure, PICTURE.with_name("experts.png"))
 
 
 def main():

@@ -115,19 +115,23 @@ def _scaled(x: Line) -> bool:
     return usual and x["ffn_scale"] == 0.25 and not x["seed"]
 
 
+def experts_by_updates(n: int) -> dict[int, Line]:
+    """Trainings with n experts of 512 in each layer and scaled branches, by updates."""
+    found = (x for x in lines("experts_pay") if _scaled(x) and x.get("ffn", 512) == 512)
+    own = {x["updates"]: x for x in found if x["experts"] == n}
+    return {updates: own[updates] for updates in sorted(own)}
+
+
 def experts_gain() -> Table:
     """Eight experts against one FFN by updates, with scaled branches."""
     rows = [["updates", "epochs", "one FFN: nats, BLEU", "eight experts: nats, BLEU",
              "gain: nats, BLEU"]]  # fmt: skip
-    found = [x for x in lines("experts_pay") if _scaled(x) and x.get("ffn", 512) == 512]
-    for updates in sorted({x["updates"] for x in found}):
-        one, eight = (
-            next(x for x in found if (x["experts"], x["updates"]) == (n, updates)) for n in (1, 8)
-        )
+    for updates, one in experts_by_updates(1).items():
+        eight = experts_by_updates(8)[updates]
         nats = [x["losses"][str(updates)] for x in (one, eight)]
-        bleus = [x.get("bleu") for x in (one, eight)]
+        bleus = [x["bleu"] for x in (one, eight) if "bleu" in x]
         cells = [[f"{x:.3f}" for x in (*nats, nats[0] - nats[1])], [""] * 3]
-        if None not in bleus:
+        if len(bleus) == 2:
             cells[1] = [f", {x:.1f}" for x in (*bleus, bleus[1] - bleus[0])]
         epochs = f"{updates / UPDATES_OF_AN_EPOCH:.1f}"
         rows.append([f"{updates:,}", epochs, *map("".join, zip(*cells, strict=True))])
