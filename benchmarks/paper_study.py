@@ -11,12 +11,11 @@ from typing import Any
 import trainings
 from paper_systems import (
     ARCHITECTURES,
-    OURS,
     REFERENCE,
     SYSTEMS,
     Corpus,
     Part,
-    paired,
+    compared,
     search_of,
     supernet_of,
     taught,
@@ -32,6 +31,7 @@ from automoe_jax.phases.prepare import stored_split
 from automoe_jax.phases.run import SUBNET, SUPERNET
 from automoe_jax.published.subnet_files import load
 from automoe_jax.system import files
+from automoe_jax.system.errors import UserError
 
 Lines = dict[Part, dict[str, Any]]
 GOLD_RUNS = 300
@@ -64,7 +64,9 @@ class Study:
             return self._search(part, lines)
         if part.kind == "model":
             return self._model(part, core, lines)
-        return self._pair(part) if part.kind == "pair" else self._latency(part)
+        if part.kind == "difference":
+            return self._difference(part)
+        return self._latency(part)
 
     def _largest(self, part: Part) -> dict[str, Any]:
         """How long the largest subnet of a space takes beside the reference, random weights."""
@@ -213,33 +215,38 @@ class Study:
         }
         return {"reference_ms": first["mean_ms"], **found}
 
-    def _pair(self, part: Part) -> dict[str, Any]:
-        """What the model of OURS has more than another: BLEU, with the 95 % interval of a paired
-        bootstrap over sentences, and its latency as a share of the other's.
+    def _difference(self, part: Part) -> dict[str, Any]:
+        """The model of OURS beside another, in fp32: the difference of their BLEU with its 95 %
+        interval (paired bootstrap over sentences), the ratio of their latencies, timed in turns.
         """
-        own, other = (self._run(model) for model in paired(part))
-        found: dict[str, Any] = {"of": OURS}
-        _, references = evaluation.read_split(stored_split(own, "test"))
-        for kind in QUANTIZED:
-            exports = [run / f"export_{kind}" for run in (own, other)]
-            ours, others = (
-                files.lines(_translated(path).read_text(encoding="utf-8")) for path in exports
-            )
-            gain = evaluation.paired_difference(ours, others, references)
-            _, times = self._timed(*reversed(exports), kernels=_kernels(part))
-            found[kind] = {
-                "bleu": [gain.bleu, gain.low, gain.high],
-                "of_other": times["ratio_to_first"],
-            }
-        return found
+        models = compared(part)
+        runs = [self._run(model) for model in models]
+        test, its_test = (evaluation.read_split(stored_split(run, "test")) for run in runs)
+        if test != its_test:
+            raise UserError(f"{runs[0]} and {runs[1]} have different test text")
+        exports = [run / "export_fp32" for run in runs]
+        ours, others = (
+            files.lines(_translated(path).read_text(encoding="utf-8")) for path in exports
+        )
+        gain = evaluation.paired_difference(ours, others, test[1])
+        _, times = self._timed(*reversed(exports), kernels=_kernels(part), parts=False)
+        own, other = (dict(zip(("name", "budget", "seed"), x[1:], strict=True)) for x in models)
+        return {
+            "ours": own,
+            "other": other,
+            "bleu": [gain.bleu, gain.low, gain.high],
+            "latency_ratio": times["ratio_to_first"],
+        }
 
-    def _timed(self, *exports: Path, kernels: str = "auto") -> list[dict[str, Any]]:
-        """The times of exports, in turns."""
+    def _timed(
+        self, *exports: Path, kernels: str = "auto", parts: bool = True
+    ) -> list[dict[str, Any]]:
+        """The times of exports, in turns; `parts` for those of the parts of a translation, too."""
         program = [sys.executable, str(ROOT / "launch" / "benchmark.py"), "--json"]
         given = [
             f"--runs={GOLD_RUNS}",
             f"--kernels={kernels}",
-            "--parts",
+            *["--parts"] * parts,
             *(f"--export={path}" for path in exports),
         ]
         printed = trainings.run_on_core(None, [*program, *given])
@@ -330,5 +337,5 @@ def _translated(export: Path) -> Path:
 
 
 def _kernels(part: Part) -> str:
-    """What a part is timed with: beside cells without kernels of the project, nothing has any."""
+    """The kernels of everything that a part times: cells that have none run on XLA's operations."""
     return "xla" if SYSTEMS[part.name].holder == "evolved" else "auto"

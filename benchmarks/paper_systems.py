@@ -110,8 +110,8 @@ SYSTEMS = {
 SAME_SPACE = {"random": "automoe"}
 # Parts that run one on each core, those of a group together; others run alone, on all.
 TOGETHER = (("supernet", "teacher"), ("model",))
-KINDS = ("largest", "supernet", "teacher", "search", "model", "latency", "pair")
-OURS = "automoe"  # the system that each other one is paired with
+KINDS = ("largest", "supernet", "teacher", "search", "model", "latency", "difference")
+OURS = "automoe"  # the system that each other one is compared with directly
 
 
 class Part(NamedTuple):
@@ -119,8 +119,8 @@ class Part(NamedTuple):
 
     "largest" times the largest subnet of a space beside the reference, "supernet" trains the
     supernet of a space, "search" finds a system's subnet, "model" trains and scores it, "latency"
-    times it, "pair" compares it with that of OURS at a budget: sentence by sentence, and timed in
-    turns. Teacher and largest subnets have no seed but 0.
+    times it, "difference" compares it directly with that of OURS at a budget. Teacher and largest
+    subnets have no seed but 0.
     """
 
     kind: str
@@ -153,11 +153,11 @@ def search_of(model: Part) -> Part:
     return model._replace(kind="search", name=SYSTEMS[model.name].of or model.name)
 
 
-def paired(pair: Part) -> tuple[Part, Part]:
-    """The models that a pair compares: that of OURS, and the other system's."""
-    own = pair._replace(kind="model", name=OURS)
-    budget = pair.budget if SYSTEMS[pair.name].space else 0.0
-    return own, pair._replace(kind="model", budget=budget)
+def compared(difference: Part) -> tuple[Part, Part]:
+    """The models of a difference: that of OURS, and the other system's."""
+    ours = difference._replace(kind="model", name=OURS)
+    budget = difference.budget if SYSTEMS[difference.name].space else 0.0
+    return ours, difference._replace(kind="model", budget=budget)
 
 
 def taught(corpus: Corpus, system: System) -> bool:
@@ -169,8 +169,8 @@ def needs(corpus: Corpus, part: Part) -> list[Part]:
     """The parts whose lines or files a part takes."""
     if part.kind == "latency":
         return [part._replace(kind="model")]
-    if part.kind == "pair":
-        return list(paired(part))
+    if part.kind == "difference":
+        return list(compared(part))
     if part.kind not in ("model", "search"):
         return []
     system = SYSTEMS[part.name]
@@ -200,17 +200,17 @@ def parts(
     """All parts of the comparison of some systems, in an order in which they can be done.
 
     Seed by seed, so that each seed's comparison is complete before the next; kind by kind. Of
-    systems that are searched, those at `budgets`, of the corpus's; None for all. Pairs where OURS
-    is among `names`.
+    systems that are searched, those at `budgets`, of the corpus's; None for all. Differences
+    only if OURS is among `names`.
     """
     done = set[Part]()
     for seed in range(seeds):
         found: dict[Part, None] = {}
         for system in (SYSTEMS[name] for name in names):
             if system.claim or not seed:
-                for part in _ends(corpus, system, seed):
+                for part in _final(corpus, system, seed):
                     wanted = not part.budget or budgets is None or part.budget in budgets
-                    if wanted and (part.kind != "pair" or OURS in names):
+                    if wanted and (part.kind != "difference" or OURS in names):
                         _add(corpus, part, found)
         new = [part for part in found if part not in done]
         yield from sorted(new, key=lambda part: KINDS.index(part.kind))
@@ -224,14 +224,15 @@ def _add(corpus: Corpus, part: Part, found: dict[Part, None]):
     found.setdefault(part)
 
 
-def _ends(corpus: Corpus, system: System, seed: int) -> Iterator[Part]:
+def _final(corpus: Corpus, system: System, seed: int) -> Iterator[Part]:
     """The parts of a system with a seed that no other part needs."""
-    budgets = corpus.budgets if system.claim else (corpus.middle,)
-    for budget in budgets if system.space else (0.0,):
+    by_hand = not system.space
+    budgets = corpus.budgets if system.claim or by_hand else (corpus.middle,)
+    for budget in (0.0,) if by_hand else budgets:
         yield Part("latency", system.name, budget, seed)
     if system.name != OURS:
         for budget in budgets:
-            yield Part("pair", system.name, budget, seed)
+            yield Part("difference", system.name, budget, seed)
 
 
 def batches(parts: list[Part]) -> Iterator[list[Part]]:

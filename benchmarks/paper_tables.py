@@ -8,11 +8,12 @@ python benchmarks/paper_tables.py --corpus=msdocs --json --budgets=0.5 --kinds=s
 Systems stand in configs/systems.py (searched spaces) and configs/systems/ (architectures made by
 hand). Each model is trained from scratch with the same text (of some corpora a teacher's
 translations beside it), updates and recipe; scored on test text in fp32 and int8; timed in turns
-with the largest dense Transformer, of whose latency the budgets are shares; and paired with the
-searched mixture, sentence by sentence and timed in turns. Trainings run one on each core; what is
-timed runs alone. Every finished part is a line of benchmarks/results/paper_CORPUS.jsonl, and is not
-done again; with --kinds all that is timed (largest, search, latency, pair) can wait for a machine
-that has nothing else to do. Unfinished trainings and searches go on from what is in --workdir.
+with the largest dense Transformer, of whose latency the budgets are shares; and, where --only names
+automoe, compared with its model directly: sentence by sentence, and timed in turns. Trainings run
+one on each core; what is timed runs alone. Every finished part is a line of
+benchmarks/results/paper_CORPUS.jsonl, and is not done again; with --kinds all that is timed
+(largest, search, latency, difference) can wait for a machine that has nothing else to do.
+Unfinished trainings and searches go on from what is in --workdir.
 """
 
 import argparse

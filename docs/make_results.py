@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import FixedLocator, StrMethodFormatter
 from result_tables import (
     QUICKSTART,
     RESULTS,
@@ -104,16 +104,17 @@ def draw_experts():
             label = f"{name}, {updates:,} updates"
             curves.plot(*zip(*points, strict=True), style, color=f"C{nth}", markersize=4,
                         linewidth=1, label=label)  # fmt: skip
-    curves.set(xscale="log", xlabel="updates", ylabel="validation loss (nats a token)")
+    curves.set(xlabel="updates", ylabel="validation loss (nats a token)")
     curves.legend(fontsize=8)
-    gains = [one[n]["losses"][str(n)] - eight[n]["losses"][str(n)] for n in one]
-    gain.plot([*one], gains, "o-", color="tab:red")
-    gain.set(xscale="log", xlabel="updates of the whole training", ylim=(0, None),
+    both = sorted(one.keys() & eight)
+    gains = [one[n]["losses"][str(n)] - eight[n]["losses"][str(n)] for n in both]
+    gain.plot(both, gains, "o-", color="tab:red")
+    gain.set(xlabel="updates of the whole training", ylim=(0, None),
              ylabel="gain of eight experts (nats a token)")  # fmt: skip
     for axes in (curves, gain):
-        axes.set_xticks([*one] if axes is gain else [150, 300, *one])
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator([min(both) // 4, min(both) // 2, *both]))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.minorticks_off()
         axes.grid(alpha=0.3)
     plots.save(figure, PICTURE.with_name("experts.png"))
 

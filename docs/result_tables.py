@@ -126,10 +126,11 @@ def experts_gain() -> Table:
     """Eight experts against one FFN by updates, with scaled branches."""
     rows = [["updates", "epochs", "one FFN: nats, BLEU", "eight experts: nats, BLEU",
              "gain: nats, BLEU"]]  # fmt: skip
-    for updates, one in experts_by_updates(1).items():
-        eight = experts_by_updates(8)[updates]
-        nats = [x["losses"][str(updates)] for x in (one, eight)]
-        bleus = [x["bleu"] for x in (one, eight) if "bleu" in x]
+    one, eight = (experts_by_updates(n) for n in (1, 8))
+    for updates in sorted(one.keys() & eight):
+        both = one[updates], eight[updates]
+        nats = [x["losses"][str(updates)] for x in both]
+        bleus = [x["bleu"] for x in both if "bleu" in x]
         cells = [[f"{x:.3f}" for x in (*nats, nats[0] - nats[1])], [""] * 3]
         if len(bleus) == 2:
             cells[1] = [f", {x:.1f}" for x in (*bleus, bleus[1] - bleus[0])]

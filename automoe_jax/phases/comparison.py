@@ -1,7 +1,7 @@
 """A page that compares what several runs, or the parts of a study, came to."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,13 @@ from automoe_jax.decoding.manifest import read_manifest
 from automoe_jax.phases.report import RESULTS
 from automoe_jax.phases.run import EXPORT, REPORT
 from automoe_jax.report import comparison, curves
-from automoe_jax.report.systems import PRECISIONS, Interval, Pair, PrecisionScores, Row
+from automoe_jax.report.systems import (
+    PRECISIONS,
+    Interval,
+    PairedDifference,
+    PrecisionScores,
+    Row,
+)
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import metrics
@@ -61,24 +67,25 @@ def of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
     translated as examples. `UserError` if it is none.
     """
     parts: dict[str, dict[tuple[Any, ...], dict[str, Any]]] = {}
+    lines = files.parse_json_lines(path)
     try:
-        for line in files.parse_json_lines(path):
+        for line in lines:
             parts.setdefault(line["kind"], {})[tuple(line[name] for name in _PART)] = line
         models = {
             key: _of_part(line, parts.get("latency", {}).get(key))
             for key, line in parts.get("model", {}).items()
         }
-        pairs = [*parts.get("pair", {}).values()]
+        differences = parts.get("difference", {}).values()
         rows = [
-            dataclasses.replace(row, pairs=_pairs(key, models, pairs))
+            dataclasses.replace(row, differences=_differences(key, models, differences))
             for key, row in models.items()
         ]
-    except (KeyError, TypeError) as e:
+    except (KeyError, TypeError, ValueError) as e:
         raise UserError(
             f"{path} is no result file of benchmarks/paper_tables.py: {type(e).__name__} {e}"
         ) from None
-    lines = [*parts.get("teacher", {}).values(), *parts.get("model", {}).values()]
-    return rows, next((line["examples"] for line in lines if "examples" in line), [])
+    shown = [*parts.get("teacher", {}).values(), *parts.get("model", {}).values()]
+    return rows, next((line["examples"] for line in shown if "examples" in line), [])
 
 
 def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
@@ -103,18 +110,17 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
     )  # fmt: skip
 
 
-def _pairs(
-    key: tuple[Any, ...], models: dict[tuple[Any, ...], Row], lines: Sequence[dict[str, Any]]
-) -> dict[str, Pair]:
-    """What lines of pairs say that a model has of others, by these others' labels."""
+def _differences(
+    key: tuple[Any, ...], models: dict[tuple[Any, ...], Row], lines: Iterable[dict[str, Any]]
+) -> dict[str, PairedDifference]:
+    """Of a model from others that are there, by their labels."""
     found = {}
     for line in lines:
-        name, budget, seed = (line[part] for part in _PART)
-        if (line["of"], budget, seed) == key:
-            # What is made by hand had no budget.
-            other = models.get((name, budget, seed)) or models[name, 0.0, seed]
-            own = line["fp32"]
-            found[other.label] = Pair(_interval(own["bleu"]), _interval(own["of_other"]))
+        own, other = (tuple(line[x][part] for part in _PART) for x in ("ours", "other"))
+        if own == key and other in models:
+            found[models[other].label] = PairedDifference(
+                _interval(line["bleu"]), _interval(line["latency_ratio"])
+            )
     return found
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import scipy  # loads `scipy.stats` at its first use
 
-from automoe_jax.report.systems import Pair, Row
+from automoe_jax.report.systems import PairedDifference, Row
 
 _Other = Callable[[Row, Sequence[Row]], Row | None]
 
@@ -21,14 +21,14 @@ class Gain:
     budget: str
     bleus: tuple[float, ...]  # in the order of the seeds
     latencies: tuple[float, ...]  # shares of the others'; of what was timed
-    pair: Pair | None  # of one seed, where the two were directly compared
+    difference: PairedDifference | None  # of one seed, if the two were compared directly
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """Of the mean, 95 %, seeds as the unit (Student); of one seed over sentences, if known."""
         n = len(self.bleus)
         if n < 2:
-            return None if self.pair is None else self.pair.bleu[1:]
+            return None if self.difference is None else self.difference.bleu[1:]
         error = float(np.std(self.bleus, ddof=1)) / math.sqrt(n)
         half = float(scipy.stats.t.ppf(0.975, n - 1)) * error
         mean = float(np.mean(self.bleus))
@@ -57,18 +57,22 @@ def _gain(what: str, budget: str, pairs: Sequence[tuple[Row, Row]]) -> Gain:
     bleus = tuple(
         row.precisions["fp32"].bleu[0] - other.precisions["fp32"].bleu[0] for row, other in pairs
     )
-    shares = (_share(row, other) for row, other in pairs)
-    latencies = tuple(x for x in shares if x is not None)
-    pair = pairs[0][0].pair(pairs[0][1]) if len(pairs) == 1 else None
-    return Gain(what, tuple(labels), budget, bleus, latencies, pair)
+    differences = [row.difference(other) for row, other in pairs]
+    known = [x for x in differences if x is not None]
+    if len(known) == len(pairs):
+        latencies = tuple(x.latency_ratio[0] for x in known)
+    else:
+        latencies = tuple(_quotients(pairs))
+    one = differences[0] if len(pairs) == 1 else None
+    return Gain(what, tuple(labels), budget, bleus, latencies, one)
 
 
-def _share(row: Row, other: Row) -> float | None:
-    """The latency of a model as a share of another's: in turns, or by those of the reference's."""
-    if pair := row.pair(other):
-        return pair.of_other[0]
-    own, its = (x.precisions["fp32"].of_reference for x in (row, other))
-    return own[0] / its[0] if own and its else None
+def _quotients(pairs: Sequence[tuple[Row, Row]]) -> Iterator[float]:
+    """Of two models' shares of the reference's latency, where both were timed."""
+    for pair in pairs:
+        own, its = (row.precisions["fp32"].of_reference for row in pair)
+        if own and its:
+            yield own[0] / its[0]
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
@@ -89,7 +93,9 @@ def _latency(gain: Gain) -> str:
     if not gain.latencies:
         return ""
     mean = f"{np.mean(gain.latencies):.2f}"
-    return mean if gain.pair is None else mean + " [{:.2f}, {:.2f}]".format(*gain.pair.of_other[1:])
+    if gain.difference is None:
+        return mean
+    return mean + " [{:.2f}, {:.2f}]".format(*gain.difference.latency_ratio[1:])
 
 
 def _same(system: str) -> _Other:
@@ -109,18 +115,22 @@ def _by_hand(family: str) -> _Other:
     """
 
     def of(row: Row, rows: Sequence[Row]) -> Row | None:
-        most = row.precisions["fp32"].of_reference
-        if most is None:
-            return None
         systems: dict[str, Row] = {}
         for x in (x for x in rows if x.system.startswith(family)):
             if x.system not in systems or x.seed == row.seed:
                 systems[x.system] = x
-        shares = [(x, x.precisions["fp32"].of_reference) for x in systems.values()]
-        fitting = [x for x, share in shares if share and share[1] <= most[2]]
+        fitting = [x for x in systems.values() if _as_fast(x, row)]
         return max(fitting, key=lambda x: x.precisions["fp32"].bleu[0], default=None)
 
     return of
+
+
+def _as_fast(row: Row, other: Row) -> bool:
+    """Whether a model is not surely slower than another one."""
+    if found := row.difference(other):
+        return found.latency_ratio[1] <= 1
+    own, its = (x.precisions["fp32"].of_reference for x in (row, other))
+    return own is not None and its is not None and own[1] <= its[2]
 
 
 # In words; the system that should be better; the model that a row of it is compared with.
@@ -130,6 +140,18 @@ COMPARED: tuple[tuple[str, str, _Other], ...] = (
     ("the best dense model made by hand that is as fast", "automoe", _by_hand("mini_transformer")),
     ("the best mixture made by hand that is as fast", "automoe", _by_hand("mini_switch")),
     ("heterogeneity: sizes of experts", "automoe", _same("automoe_standard")),
+    ("limit: latency, not FLOPs", "automoe", _same("automoe_flops")),
+    ("depth of the encoder: searched", "automoe", _same("fixed_encoder")),
+    *(
+        (
+            f"numbers of experts: searched, not {'-'.join(numbers)}",
+            "automoe",
+            _same(f"placement_{numbers}"),
+        )
+        for numbers in ("121212", "111222", "222111")
+    ),
+    *((f"at most {n} experts a layer", "automoe", _same(f"experts_{n}")) for n in (2, 4, 6, 16)),
+    ("experts of several sizes, not identities", "automoe", _same("identity")),
     ("training: the teacher's translations", "automoe", _same("automoe_undistilled")),
     ("training: inherited weights", "automoe_inherited", _same("automoe")),
 )

@@ -23,18 +23,18 @@ class PrecisionScores:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """What a model has of another one, in fp32, directly compared."""
+class PairedDifference:
+    """A model beside another one, in fp32."""
 
-    bleu: Interval  # more; paired bootstrap over sentences
-    of_other: Interval  # its latency as a share of the other's, timed in turns
+    bleu: Interval  # difference; paired bootstrap over sentences
+    latency_ratio: Interval  # timed in turns
 
     @property
-    def reverse(self) -> "Pair":
-        """The same of the other model."""
+    def reverse(self) -> "PairedDifference":
+        """That of the other model."""
         bleu, low, high = self.bleu
-        share, shortest, longest = self.of_other
-        return Pair((-bleu, -high, -low), (1 / share, 1 / longest, 1 / shortest))
+        ratio, lowest, highest = self.latency_ratio
+        return PairedDifference((-bleu, -high, -low), (1 / ratio, 1 / highest, 1 / lowest))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +53,21 @@ class Row:
     translations: tuple[str, ...] = ()  # of the examples
     parts_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # of its latency, fp32
     more_tests: dict[str, float] = dataclasses.field(default_factory=dict)  # BLEU, fp32, by name
-    pairs: dict[str, Pair] = dataclasses.field(default_factory=dict)  # with others of its seed
+    # From other models of its seed, by their labels.
+    differences: dict[str, PairedDifference] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """The system, and its budget where there is one."""
         return f"{self.system} ({self.budget})" if self.budget else self.system
 
-    def pair(self, other: "Row") -> Pair | None:
-        """The two directly compared, where they are of one seed and were."""
+    def difference(self, other: "Row") -> PairedDifference | None:
+        """From another model, if the two are of one seed and were compared directly."""
         if self.seed != other.seed:
             return None
-        if found := self.pairs.get(other.label):
+        if found := self.differences.get(other.label):
             return found
-        reverse = other.pairs.get(self.label)
+        reverse = other.differences.get(self.label)
         return None if reverse is None else reverse.reverse
 
     @property

@@ -131,27 +131,54 @@ def test_what_the_gain_is_made_of(study, tmp_path):
     assert page.count("searched alike without them") == 1
 
 
-def test_what_was_compared_directly_has_intervals(study):
-    """Of one seed; with HAT's model, and turned round with the one that inherits."""
-    pair = {"kind": "pair", "of": "automoe", "budget": 0.5, "seed": 0, "seconds": 60.0}
-    scores = {"bleu": [0.5, 0.1, 0.9], "of_other": [0.8, 0.75, 0.85]}
-    lines = [
-        *model("automoe_inherited", 0.5, 0, 6.0, 33.4),
-        *({**pair, "name": name, "fp32": scores, "int8": scores}
-          for name in ("hat", "automoe_inherited", "mini_transformer_deep_1")),
-    ]  # fmt: skip
+def difference(name, budget, bleu, latency_ratio, other_budget=None):
+    """The line that compares automoe's model with another one."""
+    part = {"name": name, "budget": budget, "seed": 0}
+    return {
+        **part, "kind": "difference", "seconds": 60.0, "bleu": bleu, "latency_ratio": latency_ratio,
+        "ours": {**part, "name": "automoe"},
+        "other": part if other_budget is None else {**part, "budget": other_budget},
+    }  # fmt: skip
+
+
+def add(study, *lines):
     with study.open("a") as f:
         f.write("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_what_was_compared_directly_has_intervals(study):
+    """Of one seed; also of a model that is the other one there."""
+    add(
+        study, *model("automoe_inherited", 0.5, 0, 6.0, 33.4),
+        difference("hat", 0.5, [0.5, 0.1, 0.9], [0.8, 0.75, 0.85]),
+        difference("automoe_inherited", 0.5, [-0.4, -0.8, 0.1], [1.02, 0.99, 1.05]),
+        difference("random", 0.5, [9.0, 8.0, 10.0], [0.5, 0.4, 0.6]),  # its model is not there
+    )  # fmt: skip
     rows, _ = phase.of_study(study)
     header, *found = gains.table(rows)
     by_what = {row[0]: dict(zip(header, row, strict=True)) for row in found}
+    assert not any("random" in what for what in by_what)
     experts = by_what["experts: searched alike without them"]
-    assert (experts["95 %"], experts["latency"]) == ("+0.1, +0.9", "0.80 [0.75, 0.85]")
+    assert (experts["BLEU"], experts["95 %"]) == ("+0.5", "+0.1, +0.9")
+    assert experts["latency"] == "0.80 [0.75, 0.85]"
     inherited = by_what["training: inherited weights"]
-    assert (inherited["95 %"], inherited["latency"]) == ("-0.9, -0.1", "1.25 [1.18, 1.33]")
-    # Two seeds, one of them compared directly: shares of the reference's for the other.
-    by_hand = next(x for x in found if "dense model made by hand" in x[0])
-    assert by_hand[-1] == f"{(0.8 + 6.2 / 5.0) / 2:.2f}"
+    assert (inherited["BLEU"], inherited["95 %"]) == ("+0.4", "-0.1, +0.8")
+    assert inherited["latency"] == "0.98 [0.95, 1.01]"
+
+
+def test_direct_latencies_of_some_seeds_are_not_mixed_with_others(study):
+    add(study, difference("mini_transformer_deep_1", 0.5, [2.0, 1.0, 3.0], [0.9, 0.8, 1.1], 0.0))
+    rows, _ = phase.of_study(study)
+    by_hand = next(x for x in gains.gains(rows) if "dense model made by hand" in x.what)
+    assert by_hand.latencies == pytest.approx((6.0 / 5.0, 6.2 / 5.0))
+
+
+def test_what_is_surely_slower_in_turns_is_not_as_fast(study):
+    slower = difference("mini_transformer_deep_1", 0.7, [4.5, 4, 5], [0.9, 0.85, 0.95], 0.0)
+    add(study, slower)
+    rows, _ = phase.of_study(study)
+    found = [x.budget for x in gains.gains(rows) if "dense model made by hand" in x.what]
+    assert found == ["0.5"]
 
 
 def test_the_best_by_hand_may_have_another_seed(study):

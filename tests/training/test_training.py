@@ -624,6 +624,7 @@ def assert_alike(found, whole):
 
 
 SPREAD = {
+    "two": pytest.param({}, {"expert_parallel": 2}, marks=pytest.mark.slow),
     "two, optimizer cut": ({}, {"expert_parallel": 2, "shard_optimizer": True}),
     "four, all options": (
         {"rule": "sandwich", "sandwich": 3, "distillation": 0.5, "random_experts": True},
