@@ -11,6 +11,7 @@ from typing import Any
 import trainings
 from paper_systems import (
     ARCHITECTURES,
+    OURS,
     REFERENCE,
     SYSTEMS,
     Corpus,
@@ -20,6 +21,7 @@ from paper_systems import (
     supernet_of,
     taught,
 )
+from supernet_options import inherited
 from trainings import ROOT
 
 from automoe_jax import config as settings
@@ -65,7 +67,7 @@ class Study:
         if part.kind == "model":
             return self._model(part, core, lines)
         if part.kind == "difference":
-            return self._difference(part)
+            return self._difference(part, lines)
         return self._latency(part)
 
     def _largest(self, part: Part) -> dict[str, Any]:
@@ -215,9 +217,10 @@ class Study:
         }
         return {"reference_ms": first["mean_ms"], **found}
 
-    def _difference(self, part: Part) -> dict[str, Any]:
+    def _difference(self, part: Part, lines: Lines) -> dict[str, Any]:
         """The model of OURS beside another, in fp32: the difference of their BLEU with its 95 %
-        interval (paired bootstrap over sentences), the ratio of their latencies, timed in turns.
+        interval (paired bootstrap over sentences), the ratio of their latencies, timed in turns;
+        and the losses that the supernet of OURS gives both, where its space has the other.
         """
         models = compared(part)
         runs = [self._run(model) for model in models]
@@ -236,7 +239,18 @@ class Study:
             "other": other,
             "bleu": [gain.bleu, gain.low, gain.high],
             "latency_ratio": times["ratio_to_first"],
+            "inherited": self._inherited([lines[model]["subnet"] for model in models], part.seed),
         }
+
+    def _inherited(self, subnets: list[dict[str, Any]], seed: int) -> list[float] | None:
+        """Validation losses with weights of the supernet of OURS; None if one is not in it."""
+        found = [from_json(subnet) for subnet in subnets]
+        try:
+            for subnet in found:
+                settings.resolve(self._config(OURS)).space.validate(subnet)
+        except UserError:
+            return None
+        return inherited(self._run(supernet_of(SYSTEMS[OURS], seed)), found)
 
     def _timed(
         self, *exports: Path, kernels: str = "auto", parts: bool = True

@@ -107,6 +107,7 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
         line["seconds"] / 3600, tuple(line.get("translations", ())),
         _means((latency or {}).get("fp32", {})),
         {test: own["bleu"] for test, own in tests.items() if test != "test"},
+        line.get("loss"),
     )  # fmt: skip
 
 
@@ -118,9 +119,11 @@ def _differences(
     for line in lines:
         own, other = (tuple(line[x][part] for part in _PART) for x in ("ours", "other"))
         if own == key and other in models:
+            losses = line["inherited"]
             found[models[other].label] = PairedDifference(
-                _interval(line["bleu"]), _interval(line["latency_ratio"])
-            )
+                _interval(line["bleu"]), _interval(line["latency_ratio"]),
+                None if losses is None else losses[1] - losses[0],
+            )  # fmt: skip
     return found
 
 

@@ -78,9 +78,10 @@ def _gains(studies: dict[str, Sequence[Row]]) -> str:
 {shown}
 <p><small>BLEU of a searched mixture (fp32) less that of the model in the second column, trained
 alike: the mean over seeds, its 95 % interval (several seeds: Student, seeds as the unit; one seed:
-a paired bootstrap over sentences, where the two were compared directly), each seed's. The last
-column is its latency as a share of that model's: timed in turns, with the interval of one seed; or
-the quotient of the two shares of the reference's latency.</small></p>
+a paired bootstrap over sentences, where the two were compared directly), each seed's; by how much
+its validation loss is lower, trained and with weights inherited from one supernet. The last column
+is its latency as a share of that model's: timed in turns, with the interval of one seed; or the
+quotient of the two shares of the reference's latency.</small></p>
 """
 
 

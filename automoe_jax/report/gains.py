@@ -21,6 +21,8 @@ class Gain:
     budget: str
     bleus: tuple[float, ...]  # in the order of the seeds
     latencies: tuple[float, ...]  # shares of the others'; of what was timed
+    nats: tuple[float, ...]  # how much lower the validation losses are, where known
+    inherited: tuple[float, ...]  # the same with weights of one supernet
     difference: PairedDifference | None  # of one seed, if the two were compared directly
 
     @property
@@ -63,8 +65,13 @@ def _gain(what: str, budget: str, pairs: Sequence[tuple[Row, Row]]) -> Gain:
         latencies = tuple(x.latency_ratio[0] for x in known)
     else:
         latencies = tuple(_quotients(pairs))
+    nats = tuple(
+        other.loss - row.loss for row, other in pairs
+        if row.loss is not None and other.loss is not None
+    )  # fmt: skip
+    inherited = tuple(x.inherited for x in known if x.inherited is not None)
     one = differences[0] if len(pairs) == 1 else None
-    return Gain(what, tuple(labels), budget, bleus, latencies, one)
+    return Gain(what, tuple(labels), budget, bleus, latencies, nats, inherited, one)
 
 
 def _quotients(pairs: Sequence[tuple[Row, Row]]) -> Iterator[float]:
@@ -77,13 +84,26 @@ def _quotients(pairs: Sequence[tuple[Row, Row]]) -> Iterator[float]:
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """Header, then a row for each of `gains`: means over seeds, the interval, and each seed."""
-    found = [["what", "against", "budget", "BLEU", "95 %", "of each seed", "latency"]]
+    found = [
+        [
+            "what",
+            "against",
+            "budget",
+            "BLEU",
+            "95 %",
+            "of each seed",
+            "nats",
+            "inherited",
+            "latency",
+        ]
+    ]
     for gain in gains(rows):
         interval, several = gain.interval, len(gain.bleus) > 1
         found.append([
             gain.what, ", ".join(gain.against), gain.budget, f"{np.mean(gain.bleus):+.1f}",
             "" if interval is None else "{:+.1f}, {:+.1f}".format(*interval),
             ", ".join(f"{x:+.1f}" for x in gain.bleus) if several else "one seed",
+            *(f"{np.mean(x):+.3f}" if x else "" for x in (gain.nats, gain.inherited)),
             _latency(gain),
         ])  # fmt: skip
     return found

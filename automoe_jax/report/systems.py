@@ -28,13 +28,17 @@ class PairedDifference:
 
     bleu: Interval  # difference; paired bootstrap over sentences
     latency_ratio: Interval  # timed in turns
+    inherited: float | None = None  # how much lower its loss is, if one supernet has both
 
     @property
     def reverse(self) -> "PairedDifference":
         """That of the other model."""
         bleu, low, high = self.bleu
         ratio, lowest, highest = self.latency_ratio
-        return PairedDifference((-bleu, -high, -low), (1 / ratio, 1 / highest, 1 / lowest))
+        return PairedDifference(
+            (-bleu, -high, -low), (1 / ratio, 1 / highest, 1 / lowest),
+            None if self.inherited is None else -self.inherited,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Row:
     translations: tuple[str, ...] = ()  # of the examples
     parts_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # of its latency, fp32
     more_tests: dict[str, float] = dataclasses.field(default_factory=dict)  # BLEU, fp32, by name
+    loss: float | None = None  # on validation text
     # From other models of its seed, by their labels.
     differences: dict[str, PairedDifference] = dataclasses.field(default_factory=dict)
 

@@ -11,6 +11,7 @@ from conftest import ROOT
 from programs import launch
 
 from automoe_jax.architecture.counts import count
+from automoe_jax.architecture.subnet import to_json
 from automoe_jax.config import resolve
 from automoe_jax.published.subnet_files import load
 from automoe_jax.system.errors import UserError
@@ -194,7 +195,16 @@ def test_a_difference_is_that_of_ours(tmp_path, monkeypatch):
         return [{"ratio_to_first": [1.0, 1.0, 1.0]}, {"ratio_to_first": [0.8, 0.7, 0.9]}]
 
     monkeypatch.setattr(paper_study.Study, "_timed", in_turns)
-    found = study.do(Part("difference", "hat", 0.5), None, {})
+    # Scored once with HAT's subnet in the space, and once outside it.
+    monkeypatch.setattr(paper_study, "inherited", lambda run, subnets: [len(subnets), 3.0])
+    inside, outside = (to_json(space_of(name).smallest()) for name in ("msdocs:hat", "wmt14:hat"))
+    ours, other = compared(Part("difference", "hat", 0.5))
+    lines = {ours: {"subnet": inside}, other: {"subnet": outside}}
+    assert study.do(Part("difference", "hat", 0.5), None, lines)["inherited"] is None
+    timed.clear()
+    lines[other]["subnet"] = inside
+    found = study.do(Part("difference", "hat", 0.5), None, lines)
+    assert found["inherited"] == [2, 3.0]
     assert timed == ["hat-0.5-0", "automoe-0.5-0"]  # ours as a share of the other's
     assert found["latency_ratio"] == [0.8, 0.7, 0.9]
     assert found["ours"] == {"name": "automoe", "budget": 0.5, "seed": 0}

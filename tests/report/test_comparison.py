@@ -33,8 +33,8 @@ def model(name, budget, seed, ms, bleu, timed=True):
     scores = {"bleu": bleu, "bleu_95": [bleu - 0.7, bleu + 0.8], "chrf": bleu + 25}
     about = {"name": name, "budget": budget, "seed": seed, "seconds": 1800.0}
     lines = [{
-        **about, "kind": "model", "subnet": subnet, "params_m": 4.0, "active_params_m": 2.5,
-        "gflops": ms / 50, "int8": {**scores, "bleu": bleu - 0.2},
+        **about, "kind": "model", "loss": 3.0 - bleu / 50, "subnet": subnet, "params_m": 4.0,
+        "active_params_m": 2.5, "gflops": ms / 50, "int8": {**scores, "bleu": bleu - 0.2},
         "fp32": {**scores, "tests": {"test": {"bleu": bleu}, "other": {"bleu": bleu - 9}}},
         "translations": [f"{name} sagt {i}" for i in range(2)],
     }]  # fmt: skip
@@ -111,14 +111,16 @@ def test_examples_of_a_corpus_without_a_teacher(tmp_path):
 def test_what_the_gain_is_made_of(study, tmp_path):
     rows = compare([study], tmp_path / "out", "a test")
     header, *found = gains.table(rows)
-    assert header == ["what", "against", "budget", "BLEU", "95 %", "of each seed", "latency"]
+    assert header == [
+        "what", "against", "budget", "BLEU", "95 %", "of each seed", "nats", "inherited", "latency",
+    ]  # fmt: skip
     by_hand, deep = "the best dense model made by hand that is as fast", "mini_transformer_deep_1"
     experts = "experts: searched alike without them"
     assert found == [
-        [experts, "hat (0.5)", "0.5", "+0.5", "", "one seed", "0.98"],
+        [experts, "hat (0.5)", "0.5", "+0.5", "", "one seed", "+0.010", "", "0.98"],
         # The larger one by hand was not timed. 2.5 -+ 12.706 * 0.707 / sqrt(2).
-        [by_hand, deep, "0.5", "+2.5", "-3.9, +8.9", "+2.0, +3.0", "1.22"],
-        [by_hand, deep, "0.7", "+4.5", "", "one seed", "1.64"],
+        [by_hand, deep, "0.5", "+2.5", "-3.9, +8.9", "+2.0, +3.0", "+0.050", "", "1.22"],
+        [by_hand, deep, "0.7", "+4.5", "", "one seed", "+0.090", "", "1.64"],
     ]
     assert "What the gain is made of" in (tmp_path / "out" / "index.html").read_text()
     alone = [row for row in rows if row.system.startswith("mini")]
@@ -131,11 +133,12 @@ def test_what_the_gain_is_made_of(study, tmp_path):
     assert page.count("searched alike without them") == 1
 
 
-def difference(name, budget, bleu, latency_ratio, other_budget=None):
+def difference(name, budget, bleu, latency_ratio, other_budget=None, inherited=None):
     """The line that compares automoe's model with another one."""
     part = {"name": name, "budget": budget, "seed": 0}
     return {
         **part, "kind": "difference", "seconds": 60.0, "bleu": bleu, "latency_ratio": latency_ratio,
+        "inherited": inherited,
         "ours": {**part, "name": "automoe"},
         "other": part if other_budget is None else {**part, "budget": other_budget},
     }  # fmt: skip
@@ -150,7 +153,7 @@ def test_what_was_compared_directly_has_intervals(study):
     """Of one seed; also of a model that is the other one there."""
     add(
         study, *model("automoe_inherited", 0.5, 0, 6.0, 33.4),
-        difference("hat", 0.5, [0.5, 0.1, 0.9], [0.8, 0.75, 0.85]),
+        difference("hat", 0.5, [0.5, 0.1, 0.9], [0.8, 0.75, 0.85], inherited=[2.5, 2.504]),
         difference("automoe_inherited", 0.5, [-0.4, -0.8, 0.1], [1.02, 0.99, 1.05]),
         difference("random", 0.5, [9.0, 8.0, 10.0], [0.5, 0.4, 0.6]),  # its model is not there
     )  # fmt: skip
@@ -161,6 +164,7 @@ def test_what_was_compared_directly_has_intervals(study):
     experts = by_what["experts: searched alike without them"]
     assert (experts["BLEU"], experts["95 %"]) == ("+0.5", "+0.1, +0.9")
     assert experts["latency"] == "0.80 [0.75, 0.85]"
+    assert (experts["nats"], experts["inherited"]) == ("+0.010", "+0.004")
     inherited = by_what["training: inherited weights"]
     assert (inherited["BLEU"], inherited["95 %"]) == ("+0.4", "-0.1, +0.8")
     assert inherited["latency"] == "0.98 [0.95, 1.01]"
