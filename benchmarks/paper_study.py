@@ -265,7 +265,7 @@ class Study:
         ]
         printed = trainings.run_on_core(None, [*program, *given])
         rows = json.loads(printed.splitlines()[-1])["exports"]
-        more = "kernels", "parts_ms"
+        more = ("kernels", *["parts_ms"] * parts)
         return [row["inputs"]["mixed words"] | {k: row[k] for k in more} for row in rows]
 
     def _reference(self) -> Path:
