@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import pyplot as plt
 
 from automoe_jax.report import curves, gains
 from automoe_jax.report.architecture import statistics
 from automoe_jax.report.elements import STYLE, card, html_table, picture
 from automoe_jax.report.plots import parts_plot, save
-from automoe_jax.report.systems import PRECISIONS, Group, Row, grouped, table
+from automoe_jax.report.systems import PRECISIONS, Group, PrecisionScores, Row, grouped, table
 from automoe_jax.search.front import front
 from automoe_jax.system import files
 
@@ -50,8 +51,8 @@ def write(
 {picture(folder / f"{PICTURE}.png", "BLEU against latency of every system")}
 <p><small>BLEU on test text, cased, 13a. Lines through points: lowest and highest of several
 seeds; of one seed 95 % intervals, where known: of BLEU by a bootstrap over sentences, of the share
-of the reference's latency as timed in turns. Steps: the best of dense models, and of mixtures, that
-are at least as fast.</small></p>
+of the reference's latency as timed in turns (ms of different times may not compare). Steps: the
+best of dense models, and of mixtures, that are at least as fast.</small></p>
 <h2>All systems</h2>
 <p><small>A click on a column's name sorts by it.</small></p>
 {_sortable(table(groups))}
@@ -100,8 +101,15 @@ model: the encoder, the decoder's layers, the output layer, the rest of the beam
 
 
 def figure(groups: Sequence[Group]) -> Any:
-    """BLEU against latency in each precision, with the fronts of dense models and mixtures."""
-    shown = [p for p in PRECISIONS if any(_point(group, p) for group in groups)] or ["fp32"]
+    """BLEU against latency in each precision, with the fronts of dense models and mixtures.
+
+    Latencies are shares of the reference's where all are known: what was timed at different times
+    is compared by them. Else they are in ms.
+    """
+    timed = [x for group in groups for row in group.rows for x in row.precisions.values()]
+    shares = all(x.of_reference is not None for x in timed if x.ms is not None)
+    shown = [p for p in PRECISIONS if any(_point(group, p, shares=shares) for group in groups)]
+    shown = shown or ["fp32"]
     figure, axes = plt.subplots(
         1, len(shown), figsize=(5.6 * len(shown), 4.8), layout="constrained", sharey=True,
         squeeze=False,
@@ -111,22 +119,23 @@ def figure(groups: Sequence[Group]) -> Any:
     for precision, panel in zip(shown, axes[0], strict=True):
         for kind, color in (("dense", "tab:gray"), ("mixture", "tab:red")):
             own = [g for g in groups if g.rows[0].mixture == (kind == "mixture")]
-            points = [p for g in own if (p := _point(g, precision))]
+            points = [p for g in own if (p := _point(g, precision, shares=shares))]
             best = sorted(points[i] for i in front([(x, -y) for x, y in points]))
             panel.step(*zip(*best, strict=True) if best else ([], []), where="post", color=color,
                        linewidth=1, label=f"best {kind}")  # fmt: skip
         for group in groups:
             nth = systems.index(group.rows[0].system)
-            if point := _point(group, precision):
+            if point := _point(group, precision, shares=shares):
                 _, low, high = group.bleu(precision) or (None, None, None)
                 low, high = (point[1] if end is None else end for end in (low, high))
                 panel.errorbar(
                     *point, yerr=[[max(point[1] - low, 0)], [max(high - point[1], 0)]],
-                    xerr=_spread(group, precision), fmt=_MARKERS[nth % len(_MARKERS)],
-                    color=colors(nth % 20), markersize=6, linewidth=0.8,
-                    label=group.rows[0].system,
+                    xerr=_spread(group, precision, shares=shares),
+                    fmt=_MARKERS[nth % len(_MARKERS)], color=colors(nth % 20), markersize=6,
+                    linewidth=0.8, label=group.rows[0].system,
                 )  # fmt: skip
-        panel.set_xlabel(f"latency, {precision} (ms)")
+        unit = "share of the reference's" if shares else "ms"
+        panel.set_xlabel(f"latency, {precision} ({unit})")
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("BLEU")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -135,22 +144,29 @@ def figure(groups: Sequence[Group]) -> Any:
     return figure
 
 
-def _point(group: Group, precision: str) -> tuple[float, float] | None:
-    ms, bleu = group.ms(precision), group.bleu(precision)
-    return None if ms is None or bleu is None else (ms, bleu[0])
+def _point(group: Group, precision: str, *, shares: bool) -> tuple[float, float] | None:
+    x = group.share(precision) if shares else group.ms(precision)
+    bleu = group.bleu(precision)
+    return None if x is None or bleu is None else (x, bleu[0])
 
 
-def _spread(group: Group, precision: str) -> list[list[float]] | None:
+def _spread(group: Group, precision: str, *, shares: bool) -> list[list[float]] | None:
     """Below and above the latency: of one seed by the interval of its share, else by the seeds."""
-    ms, own = group.ms(precision), [row.precisions.get(precision) for row in group.rows]
-    known = [x.ms for x in own if x is not None and x.ms is not None]
-    if ms is None or not known:
+    own = [row.precisions[precision] for row in group.rows if precision in row.precisions]
+    latencies = [_share(score) if shares else score.ms for score in own]
+    known = [x for x in latencies if x is not None]
+    if not known:
         return None
-    first = own[0]
-    if len(known) == 1 and first is not None and first.of_reference is not None:
-        value, low, high = first.of_reference
-        return [[max(ms - ms * low / value, 0)], [max(ms * high / value - ms, 0)]]
-    return [[ms - min(known)], [max(known) - ms]]
+    if len(known) == 1 and own[0].of_reference is not None:
+        value, low, high = own[0].of_reference
+        return [[max(known[0] - known[0] * low / value, 0)],
+                [max(known[0] * high / value - known[0], 0)]]  # fmt: skip
+    mean = float(np.mean(known))
+    return [[mean - min(known)], [max(known) - mean]]
+
+
+def _share(score: PrecisionScores) -> float | None:
+    return None if score.of_reference is None else score.of_reference[0]
 
 
 def _shares(rows: Sequence[Row]) -> str:

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from pages import assert_fits
 from programs import launch, mistake
 
@@ -12,7 +13,7 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import to_json
 from automoe_jax.phases import comparison as phase
 from automoe_jax.phases.comparison import compare
-from automoe_jax.report import gains, systems
+from automoe_jax.report import comparison, gains, systems
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
@@ -247,7 +248,14 @@ def test_a_pipelines_run(tmp_path, study, monkeypatch):
     monkeypatch.setattr(phase, "read_manifest", lambda path: {"quantization": "int8"})
     first, *_ = compare([run, study], tmp_path / "int8", "a test")
     assert list(first.precisions) == ["int8"]
-    # Its interval, and its share of another run's reference, are not known.
+    # Its interval, and its share of another run's reference, are not known: all are shown in ms.
+    labels = {}
+    for name, rows in {"both": found, "study": found[2:]}.items():
+        figure = comparison.figure(systems.grouped(rows))
+        labels[name] = figure.axes[0].get_xlabel()
+        pyplot.close(figure)
+    assert labels["both"] == "latency, fp32 (ms)"
+    assert labels["study"] == "latency, fp32 (share of the reference's)"
     header, row, *_ = systems.table(systems.grouped(found))
     known = dict(zip(header, row, strict=True))
     assert (known["from"], known["to"], known["speed-up"]) == ("", "", "")
