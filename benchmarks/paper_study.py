@@ -21,7 +21,6 @@ from paper_systems import (
     supernet_of,
     taught,
 )
-from supernet_options import inherited
 from trainings import ROOT
 
 from automoe_jax import config as settings
@@ -244,13 +243,17 @@ class Study:
 
     def _inherited(self, subnets: list[dict[str, Any]], seed: int) -> list[float] | None:
         """Validation losses with weights of the supernet of OURS; None if one is not in it."""
+        space = settings.resolve(self._config(OURS)).space
         found = [from_json(subnet) for subnet in subnets]
         try:
             for subnet in found:
-                settings.resolve(self._config(OURS)).space.validate(subnet)
+                space.validate(subnet)
         except UserError:
             return None
-        return inherited(self._run(supernet_of(SYSTEMS[OURS], seed)), found)
+        # Imported here: what trains takes 0.7 s to load, and --list needs none of it.
+        import supernet_options  # noqa: PLC0415
+
+        return supernet_options.inherited(self._run(supernet_of(SYSTEMS[OURS], seed)), found)
 
     def _timed(
         self, *exports: Path, kernels: str = "auto", parts: bool = True

@@ -207,11 +207,10 @@ def parts(
     for seed in range(seeds):
         found: dict[Part, None] = {}
         for system in (SYSTEMS[name] for name in names):
-            if system.claim or not seed:
-                for part in _final(corpus, system, seed):
-                    wanted = not part.budget or budgets is None or part.budget in budgets
-                    if wanted and (part.kind != "difference" or OURS in names):
-                        _add(corpus, part, found)
+            for part in _final(corpus, system, seed):
+                wanted = not part.budget or budgets is None or part.budget in budgets
+                if wanted and (part.kind != "difference" or OURS in names):
+                    _add(corpus, part, found)
         new = [part for part in found if part not in done]
         yield from sorted(new, key=lambda part: KINDS.index(part.kind))
         done |= set(found)
@@ -225,7 +224,9 @@ def _add(corpus: Corpus, part: Part, found: dict[Part, None]):
 
 
 def _final(corpus: Corpus, system: System, seed: int) -> Iterator[Part]:
-    """The parts of a system with a seed that no other part needs."""
+    """The parts of a system with a seed that no other part needs; none of a seed that it lacks."""
+    if seed and not system.claim:
+        return
     by_hand = not system.space
     budgets = corpus.budgets if system.claim or by_hand else (corpus.middle,)
     for budget in (0.0,) if by_hand else budgets:

@@ -75,9 +75,9 @@ def of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
             key: _of_part(line, parts.get("latency", {}).get(key))
             for key, line in parts.get("model", {}).items()
         }
-        differences = parts.get("difference", {}).values()
+        differences = _differences(parts.get("difference", {}).values(), models)
         rows = [
-            dataclasses.replace(row, differences=_differences(key, models, differences))
+            dataclasses.replace(row, differences=differences.get(key, {}))
             for key, row in models.items()
         ]
     except (KeyError, TypeError, ValueError) as e:
@@ -112,15 +112,15 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
 
 
 def _differences(
-    key: tuple[Any, ...], models: dict[tuple[Any, ...], Row], lines: Iterable[dict[str, Any]]
-) -> dict[str, PairedDifference]:
-    """Of a model from others that are there, by their labels."""
-    found = {}
+    lines: Iterable[dict[str, Any]], models: dict[tuple[Any, ...], Row]
+) -> dict[tuple[Any, ...], dict[str, PairedDifference]]:
+    """Of each model from others that are there, by these others' labels."""
+    found: dict[tuple[Any, ...], dict[str, PairedDifference]] = {}
     for line in lines:
         own, other = (tuple(line[x][part] for part in _PART) for x in ("ours", "other"))
-        if own == key and other in models:
+        if other in models:
             losses = line["inherited"]
-            found[models[other].label] = PairedDifference(
+            found.setdefault(own, {})[models[other].label] = PairedDifference(
                 _interval(line["bleu"]), _interval(line["latency_ratio"]),
                 None if losses is None else losses[1] - losses[0],
             )  # fmt: skip

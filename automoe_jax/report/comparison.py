@@ -12,7 +12,7 @@ from automoe_jax.report import curves, gains
 from automoe_jax.report.architecture import statistics
 from automoe_jax.report.elements import STYLE, card, html_table, picture
 from automoe_jax.report.plots import parts_plot, save
-from automoe_jax.report.systems import PRECISIONS, Group, PrecisionScores, Row, grouped, table
+from automoe_jax.report.systems import PRECISIONS, Group, Row, grouped, table
 from automoe_jax.search.front import front
 from automoe_jax.system import files
 
@@ -153,7 +153,7 @@ def _point(group: Group, precision: str, *, shares: bool) -> tuple[float, float]
 def _spread(group: Group, precision: str, *, shares: bool) -> list[list[float]] | None:
     """Below and above the latency: of one seed by the interval of its share, else by the seeds."""
     own = [row.precisions[precision] for row in group.rows if precision in row.precisions]
-    latencies = [_share(score) if shares else score.ms for score in own]
+    latencies = [score.share if shares else score.ms for score in own]
     known = [x for x in latencies if x is not None]
     if not known:
         return None
@@ -163,10 +163,6 @@ def _spread(group: Group, precision: str, *, shares: bool) -> list[list[float]] 
                 [max(known[0] * high / value - known[0], 0)]]  # fmt: skip
     mean = float(np.mean(known))
     return [[mean - min(known)], [max(known) - mean]]
-
-
-def _share(score: PrecisionScores) -> float | None:
-    return None if score.of_reference is None else score.of_reference[0]
 
 
 def _shares(rows: Sequence[Row]) -> str:

@@ -77,26 +77,16 @@ def _gain(what: str, budget: str, pairs: Sequence[tuple[Row, Row]]) -> Gain:
 def _quotients(pairs: Sequence[tuple[Row, Row]]) -> Iterator[float]:
     """Of two models' shares of the reference's latency, where both were timed."""
     for pair in pairs:
-        own, its = (row.precisions["fp32"].of_reference for row in pair)
+        own, its = (row.precisions["fp32"].share for row in pair)
         if own and its:
-            yield own[0] / its[0]
+            yield own / its
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """Header, then a row for each of `gains`: means over seeds, the interval, and each seed."""
-    found = [
-        [
-            "what",
-            "against",
-            "budget",
-            "BLEU",
-            "95 %",
-            "of each seed",
-            "nats",
-            "inherited",
-            "latency",
-        ]
-    ]
+    found = [[
+        "what", "against", "budget", "BLEU", "95 %", "of each seed", "nats", "inherited", "latency",
+    ]]  # fmt: skip
     for gain in gains(rows):
         interval, several = gain.interval, len(gain.bleus) > 1
         found.append([

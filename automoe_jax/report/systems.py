@@ -21,6 +21,11 @@ class PrecisionScores:
     ms: float | None = None
     of_reference: Interval | None = None
 
+    @property
+    def share(self) -> float | None:
+        """Of the reference's latency, without its interval."""
+        return None if self.of_reference is None else self.of_reference[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class PairedDifference:
@@ -110,12 +115,7 @@ class Group:
 
     def share(self, precision: str) -> float | None:
         """Of the reference's latency, mean over seeds."""
-
-        def value(row: Row) -> float | None:
-            share = row.precisions[precision].of_reference
-            return None if share is None else share[0]
-
-        return self._mean(value, precision)
+        return self._mean(lambda row: row.precisions[precision].share, precision)
 
     def _mean(self, value: Any, precision: str) -> float | None:
         found = [value(row) for row in self.rows if precision in row.precisions]

@@ -196,7 +196,8 @@ def test_a_difference_is_that_of_ours(tmp_path, monkeypatch):
 
     monkeypatch.setattr(paper_study.Study, "_timed", in_turns)
     # Scored once with HAT's subnet in the space, and once outside it.
-    monkeypatch.setattr(paper_study, "inherited", lambda run, subnets: [len(subnets), 3.0])
+    options = importlib.import_module("supernet_options")
+    monkeypatch.setattr(options, "inherited", lambda run, subnets: [len(subnets), 3.0])
     inside, outside = (to_json(space_of(name).smallest()) for name in ("msdocs:hat", "wmt14:hat"))
     ours, other = compared(Part("difference", "hat", 0.5))
     lines = {ours: {"subnet": inside}, other: {"subnet": outside}}
