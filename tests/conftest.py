@@ -151,9 +151,9 @@ def evolved_space() -> SearchSpace:
     )  # fmt: skip
 
 
-def random_evolved(seed: int = 0, scale: float = 0.3):
-    """As `random_params`, of `evolved_space`'s one architecture."""
-    space, ids = evolved_space(), np.full((1, 2), 4, np.int32)
+def random_evolved(seed: int = 0, scale: float = 0.3, space: SearchSpace | None = None):
+    """As `random_params`, of the one architecture of `space` (default: `evolved_space`'s)."""
+    space, ids = space or evolved_space(), np.full((1, 2), 4, np.int32)
     module = standalone_of(space, space.largest())
     abstract = jax.eval_shape(lambda: module.init(jax.random.key(0), ids, ids))["params"]
     rng = np.random.default_rng(seed)

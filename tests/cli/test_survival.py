@@ -30,9 +30,9 @@ def check(found: dict, kills: int):
     assert [goal["value"] for goal in found["goals"].values()] == [0, 0], found
 
 
-def test_killed_runs_equal_the_uninterrupted_one():
-    """SIGKILL at three moments of the process's life."""
-    check(killed(3), 3)
+def test_a_killed_run_equals_the_uninterrupted_one():
+    """SIGKILL at a moment of the process's life."""
+    check(killed(1), 1)
 
 
 @pytest.mark.slow
@@ -98,6 +98,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_due_and_during_search(small_di
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_during_export_and_translate(small_disk, tmp_path):
     run = tmp_path / "run"
     assert launch("train", *FLAGS, "--workdir", str(run)).returncode == 0

@@ -160,10 +160,11 @@ def test_dropout_follows_its_key():
 
 def test_remat_and_bfloat16():
     src, tgt = token_batch(np.random.default_rng(3))
-    params = on_device(random_evolved(scale=0.1))
+    space = dataclasses.replace(SPACE, encoder_depths=(1,), decoder_depths=(1,))
+    params = on_device(random_evolved(scale=0.1, space=space))
 
     def loss(params, **fields):
-        module = EvolvedTransformer(ARCH, (VOCAB, VOCAB), 12, 8, **fields)
+        module = EvolvedTransformer(space.largest(), (VOCAB, VOCAB), 12, 8, **fields)
         hidden = module.apply({"params": params}, src, tgt).hidden_BTD
         return jnp.sum(hidden.astype(jnp.float32) ** 2), hidden
 

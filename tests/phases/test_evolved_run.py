@@ -32,6 +32,7 @@ SPACE = SearchSpace(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_trains_teaches_and_translates(prepared, tmp_path):
     run, data, *_ = prepared
     training = dataclasses.replace(run.config.subnet_training, steps=30, warmup_steps=5)

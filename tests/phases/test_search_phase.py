@@ -659,10 +659,10 @@ def test_front_over_three(prepared, tmp_path):
     assert on_front & measured.keys()
 
 
-def test_bleu_as_objective(prepared, tmp_path):
+def test_a_score_of_translations_as_objective(prepared, tmp_path):
     config = configured(
-        {"objective": "chrf", "objective_sentences": 8, "iterations": 1, "population": 3,
-         "mutations": 1, "crossovers": 1, "parents": 1, "keep": 1}
+        {"objective": "chrf", "objective_sentences": 8, "iterations": 1, "population": 2,
+         "mutations": 1, "crossovers": 0, "parents": 1, "keep": 1}
     )  # fmt: skip
     found = search(prepared, config, tmp_path)
     assert 0 < found[0].loss <= 100
