@@ -107,6 +107,11 @@ class RunConfig:
                 "config.sampling.unit is 'equal_compute', which exchanges layers, and config.space "
                 "has a placement, which fixes them; use another unit, or leave the placement out"
             )
+        if self.sampling.alike_share and placed:
+            raise UserError(
+                f"config.sampling.alike_share is {self.sampling.alike_share}, which makes layers "
+                "alike, and config.space has a placement, which makes them differ; leave one out"
+            )
         spread = self.training.shard_optimizer or self.training.expert_parallel > 1
         if self.sampling.project_conflicts and spread:
             raise UserError(

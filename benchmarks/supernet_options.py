@@ -63,6 +63,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gate_normalised": {"space.gate": "normalised"},
     "gate_count": {"space.gate": "count"},
     "experts_bias": {"sampling.experts_bias": 1.0},
+    "alike_half": {"sampling.alike_share": 0.5},
+    "flops_draws": {"sampling.flops_draws": 16},
     "largest_half": {"sampling.largest_share": 0.5},
     "sandwich": SANDWICH,
     "sandwich_distillation": {**SANDWICH, "sampling.distillation": 0.5},

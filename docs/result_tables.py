@@ -28,6 +28,8 @@ OPTIONS = {
     "largest_first": "`sampling.largest_first=300`: the largest alone in the first 300 updates",
     "random_experts": "`sampling.random_experts`: any experts instead of the first",
     "experts_bias": "`sampling.experts_bias=1`: many experts are drawn more often",
+    "alike_half": "`sampling.alike_share=0.5`: half of the random subnets have layers all alike",
+    "flops_draws": "`sampling.flops_draws=16`: FLOPs drawn more uniformly",
     "from_trained": "one FFN of 512 trained alone for as many updates, then the supernet from it "
     "(`--init_from`)",
     "sandwich": "`sampling.rule=sandwich`, four subnets of a quarter of the tokens, of equal time",

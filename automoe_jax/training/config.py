@@ -87,6 +87,12 @@ class SamplingConfig:
       largest_share: probability that a random subnet is the largest instead.
       experts_bias: a layer of a random subnet has n experts with a probability proportional to n to
         this power. With 1, the experts of any number get equally many tokens each.
+      alike_share: probability that a random subnet has all layers of a side like its first one, as
+        those made by hand; drawn layer by layer, hardly any are.
+      flops_draws: of this many random subnets the one is trained whose FLOPs are nearest to a
+        number drawn uniformly between the smallest subnet's and the largest's, as FLOPs of plain
+        draws lie about their mean (AttentiveNAS, Wang et al. 2021, arXiv 2011.09011, draws by
+        FLOPs too); 1 for plain draws.
       random_experts: a layer of n experts has any n of the supernet's, drawn at random, in place of
         the first, so that all are trained alike; it needs `space.sharing` "front".
       project_conflicts: where the gradient of a sandwich's largest subnet opposes that of its
@@ -103,6 +109,8 @@ class SamplingConfig:
     sandwich: int = 4
     largest_share: float = 0.0
     experts_bias: float = 0.0
+    alike_share: float = 0.0
+    flops_draws: int = 1
     random_experts: bool = False
     project_conflicts: bool = False
     largest_first: int = 0
@@ -113,7 +121,8 @@ class SamplingConfig:
         checks.one_of(self, "sampling.", unit=SAMPLING_UNITS, rule=RULES)
         checks.at_least(2, self, "sampling.", "sandwich")
         checks.at_least(0, self, "sampling.", "largest_first")
-        for name in ("largest_share", "distillation"):
+        checks.at_least(1, self, "sampling.", "flops_draws")
+        for name in ("largest_share", "alike_share", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"sampling.{name} is {getattr(self, name)}; allowed: 0 to 1")
         if not 0 <= self.experts_bias < math.inf:

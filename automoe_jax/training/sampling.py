@@ -1,13 +1,14 @@
 """The subnets that a step trains: a pure function of seed, step, device and micro-batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
 from automoe_jax.architecture.active import ActiveSubnet, to_active
+from automoe_jax.architecture.counts import count
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.batches import Share
@@ -29,7 +30,7 @@ def draw(
 ) -> list[list[Subnet]]:
     """The subnets of each device of all processes: those of each micro-batch after the other.
 
-    With `config.unit` "equal_compute" the space must have no placement.
+    With `config.unit` "equal_compute" or an `alike_share` the space must have no placement.
     """
     each = config.subnets(step)
 
@@ -41,8 +42,7 @@ def draw(
         # The first one's stream has no number of its own: it is that of the published rule.
         own = (nth - len(_ENDS),) if nth > len(_ENDS) else ()
         rng = np.random.default_rng([_STREAM, seed, step, *_drawer(config, device, micro), *own])
-        is_largest = config.largest_share > 0 and rng.random() < config.largest_share
-        subnet = space.largest() if is_largest else space.sample(rng, config.experts_bias)
+        subnet = _random(space, rng, config)
         if config.unit == "equal_compute":
             order = np.random.default_rng([_ORDER_STREAM, seed, step, device, micro, nth])
             subnet = _reordered(subnet, order)
@@ -50,6 +50,19 @@ def draw(
 
     passes = [(m, nth) for m in range(n_micro) for nth in range(each)]
     return [[one(d, *own) for own in passes] for d in range(n_devices)]
+
+
+def _random(space: SearchSpace, rng: np.random.Generator, config: SamplingConfig) -> Subnet:
+    """A random subnet by the rules of `config`."""
+    if config.largest_share > 0 and rng.random() < config.largest_share:
+        return space.largest()
+    drawn = [space.sample(rng, config.experts_bias) for _ in range(config.flops_draws)]
+    if config.alike_share > 0:
+        drawn = [_alike(x) if rng.random() < config.alike_share else x for x in drawn]
+    if len(drawn) == 1:
+        return drawn[0]
+    goal = rng.uniform(count(space.smallest()).flops, count(space.largest()).flops)
+    return min(drawn, key=lambda subnet: abs(count(subnet).flops - goal))
 
 
 def stack(
@@ -98,13 +111,23 @@ def _drawer(config: SamplingConfig, device: int, micro: int) -> tuple[int, int]:
 
 def _reordered(subnet: Subnet, rng: np.random.Generator) -> Subnet:
     """A subnet with the layers of each stack in another order: as many FLOPs, and as likely."""
+    return _with_layers(subnet, rng.permutation)
 
-    def reordered(stack: Any) -> Any:
-        order = rng.permutation(len(stack.layers))
-        return dataclasses.replace(stack, layers=tuple(stack.layers[i] for i in order))
+
+def _alike(subnet: Subnet) -> Subnet:
+    """A subnet with each layer of a stack like the first one."""
+    return _with_layers(subnet, lambda depth: [0] * depth)
+
+
+def _with_layers(subnet: Subnet, places: Callable[[int], Iterable[int]]) -> Subnet:
+    """A subnet with those layers of each stack whose numbers `places` gives for its depth."""
+
+    def rebuilt(stack: Any) -> Any:
+        layers = tuple(stack.layers[i] for i in places(len(stack.layers)))
+        return dataclasses.replace(stack, layers=layers)
 
     return dataclasses.replace(
-        subnet, encoder=reordered(subnet.encoder), decoder=reordered(subnet.decoder)
+        subnet, encoder=rebuilt(subnet.encoder), decoder=rebuilt(subnet.decoder)
     )
 
 

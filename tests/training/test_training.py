@@ -356,6 +356,8 @@ def test_the_largest_has_its_share_of_random_draws():
         ({"project_conflicts": True}, r"sampling\.project_conflicts is True, but sampling\.rule"),
         ({"temperature": 0.0}, r"sampling\.temperature is 0\.0"),
         ({"experts_bias": -1.0}, r"sampling\.experts_bias is -1\.0"),
+        ({"alike_share": -0.5}, r"sampling\.alike_share is -0\.5; allowed: 0 to 1"),
+        ({"flops_draws": 0}, r"sampling\.flops_draws is 0"),
     ],
 )
 def test_wrong_sampling(fields, message):
@@ -371,6 +373,45 @@ def test_experts_are_drawn_in_proportion_to_their_number():
         share = n / 7
         spread = 3 * (share * (1 - share) / len(counts)) ** 0.5
         assert counts.count(n) / len(counts) == pytest.approx(share, abs=spread)
+
+
+def test_layers_are_alike_in_a_share_of_random_draws():
+    some, plain = (
+        [s for row in sampling.draw(SPACE, 1, 5, 100, 8, config) for s in row]
+        for config in (SamplingConfig(alike_share=0.5), SamplingConfig())
+    )
+    pairs = [(s, _first_repeated(p), p) for s, p in zip(some, plain, strict=True)]
+    assert all(subnet in choices for subnet, *choices in pairs)
+    uneven = [subnet == alike for subnet, alike, drawn in pairs if drawn != alike]
+    spread = 3 * (0.25 / len(uneven)) ** 0.5
+    assert np.mean(uneven) == pytest.approx(0.5, abs=spread)
+    for subnet in some:
+        SPACE.validate(subnet)
+    fixed = elastic_space(encoder_depths=(2,), encoder_experts=(1, 2), encoder_placement=(1, 2))
+    with pytest.raises(UserError, match=r"alike_share is 0\.5, which makes layers alike"):
+        RunConfig(space=fixed, sampling=SamplingConfig(alike_share=0.5))
+
+
+def _first_repeated(subnet):
+    """A subnet whose layers are all like the first of their stack."""
+    stacks = {
+        side: dataclasses.replace(stack, layers=stack.layers[:1] * len(stack.layers))
+        for side, stack in (("encoder", subnet.encoder), ("decoder", subnet.decoder))
+    }
+    return dataclasses.replace(subnet, **stacks)
+
+
+def test_flops_spread_over_their_range():
+    def quarters(config):
+        """Shares of draws by quarter of the range."""
+        ends = tuple(counts.count(x).flops for x in (SPACE.smallest(), SPACE.largest()))
+        rows = sampling.draw(SPACE, 1, 5, 50, 8, config)
+        flops = [counts.count(subnet).flops for row in rows for subnet in row]
+        return np.histogram(flops, bins=4, range=ends)[0] / len(flops)
+
+    plain, even = quarters(SamplingConfig()), quarters(SamplingConfig(flops_draws=16))
+    assert even[-1] > 3 * plain[-1]
+    assert np.abs(even - 0.25).sum() < 0.8 * np.abs(plain - 0.25).sum()
 
 
 def test_a_sandwich_gives_the_mean_over_its_subnets(params, single):
