@@ -86,6 +86,7 @@ _CLAIMS = (
     "mini_transformer_4_1",
     "mini_transformer_deep_1",
     "mini_transformer_deep_2",
+    "mini_switch_4_1",
     "mini_switch_deep_2",
 )
 SYSTEMS = {

@@ -56,7 +56,9 @@ def test_architectures_by_hand_fit_their_space():
     flops = {path.stem: count(load(path)).flops for path in ARCHITECTURES.glob("*.json")}
     assert max(flops, key=flops.__getitem__) == "mini_transformer_big"
     # Experts of one size are used one at a time: the FLOPs of the dense model, but for the routers.
-    assert flops["mini_switch_deep_2"] == pytest.approx(flops["mini_transformer_deep_2"], rel=0.01)
+    for depths in ("4_1", "deep_2"):
+        dense = flops[f"mini_transformer_{depths}"]
+        assert flops[f"mini_switch_{depths}"] == pytest.approx(dense, rel=0.01)
 
 
 @pytest.mark.slow
