@@ -29,6 +29,9 @@ class PipelineConfig:
 
     Attributes:
       finalists: number of found subnets to train; the best one is kept.
+      halving: updates of the first of several rounds of short trainings (successive halving), which
+        choose the finalists among the `search.keep` subnets that are found; with 0 they are the
+        first of the search, by inherited losses.
       inherit: True to start them from the supernet's weights; the paper trains them from scratch.
       teacher: what the finalists learn from besides the text (word-level distillation, by
         `subnet_training.teacher_weight`): "supernet" for the largest subnet of the run's supernet,
@@ -44,6 +47,7 @@ class PipelineConfig:
     """
 
     finalists: int = 2
+    halving: int = 0
     inherit: bool = False
     teacher: str = ""
     distill: str = ""
@@ -55,7 +59,7 @@ class PipelineConfig:
 
     def __post_init__(self):
         checks.at_least(1, self, "pipeline.", "finalists")
-        checks.at_least(0, self, "pipeline.", "valid_sentences", "test_sentences")
+        checks.at_least(0, self, "pipeline.", "halving", "valid_sentences", "test_sentences")
         checks.at_least(1, self, "pipeline.", "distill_n_best")
         checks.one_of(self, "pipeline.", distill_choice=DISTILL_CHOICES)
         if self.distill_choice == "nearest" and self.distill_n_best > 1:
@@ -111,6 +115,13 @@ class RunConfig:
             raise UserError(
                 f"config.sampling.alike_share is {self.sampling.alike_share}, which makes layers "
                 "alike, and config.space has a placement, which makes them differ; leave one out"
+            )
+        keep, pipeline = self.search.keep, self.pipeline
+        if pipeline.halving and keep <= max(pipeline.finalists, 2):
+            raise UserError(
+                f"config.pipeline.halving is {pipeline.halving}, but config.search.keep is {keep}: "
+                f"there is nothing to choose for finalists={pipeline.finalists}; use "
+                f"--config.search.keep={2 * max(pipeline.finalists, 2)} or more, or halving=0"
             )
         spread = self.training.shard_optimizer or self.training.expert_parallel > 1
         if self.sampling.project_conflicts and spread:

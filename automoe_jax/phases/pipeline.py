@@ -22,6 +22,7 @@ from automoe_jax.decoding.translator import DEFAULT_BEAM, Translator, default_be
 from automoe_jax.model.extract import Params, inherited
 from automoe_jax.phases import (
     distill,
+    halving,
     report,
     search_context,
     search_result,
@@ -84,8 +85,9 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     folder = run.path / SEARCH
     with _timed(run, "search"):
         found = search(run, folder, data, params, step)
-    first = found["best"][: config.pipeline.finalists]
-    finalists = {f"{SUBNET}/{i}": load(folder / f["file"]) for i, f in enumerate(first, 1)}
+    with _timed(run, "halving"):
+        chosen_first = finalists_of(run, found)
+    finalists = {f"{SUBNET}/{i}": subnet for i, subnet in enumerate(chosen_first, 1)}
 
     beside = _random(run, found)
     also = " and the random subnet" if beside else ""
@@ -112,6 +114,16 @@ def run_pipeline(run: Run) -> dict[str, Any]:
             results |= report.routing_of(run, data, best)
         report.write(run, {**results, "seconds": _seconds(run)}, found)
     return files.read_json(reported, "report")
+
+
+def finalists_of(run: Run, found: dict[str, Any]) -> list[Subnet]:
+    """The found subnets to train, by `pipeline.halving`; `found` as in `search/result.json`."""
+    subnets = [load(run.path / SEARCH / row["file"]) for row in found["best"]]
+    pipeline = run.config.pipeline
+    if pipeline.halving and len(subnets) > max(pipeline.finalists, 2):
+        ranked = halving.halve(run, halving.FOLDER, subnets, pipeline.halving)
+        subnets = [from_json(row["subnet"]) for row in ranked["subnets"]]
+    return subnets[: pipeline.finalists]
 
 
 def _announce(run: Run, number: int, phase: str, done: bool):

@@ -8,19 +8,22 @@ import pytest
 from conftest import ROOT, shipped_config
 from tiny import KillAt, Killed, tiny_config
 
-from automoe_jax.config import base, resolve
+from automoe_jax.architecture.subnet import to_json
+from automoe_jax.config import PipelineConfig, RunConfig, base, resolve
 from automoe_jax.data import tokens
 from automoe_jax.decoding import weight_file
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.manifest import WEIGHTS
 from automoe_jax.decoding.translator import Translator
-from automoe_jax.phases.pipeline import run_pipeline
+from automoe_jax.phases import halving
+from automoe_jax.phases.pipeline import finalists_of, run_pipeline
+from automoe_jax.phases.rank import spread
 from automoe_jax.phases.run import Run, check_out, open_run
 from automoe_jax.phases.search import run_search
 from automoe_jax.phases.weights import subnet_params, trained_folder
 from automoe_jax.published import subnet_files
 from automoe_jax.search.candidates import InfeasibleError
-from automoe_jax.search.config import ConstraintConfig
+from automoe_jax.search.config import ConstraintConfig, SearchConfig
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress, Silent
@@ -188,6 +191,38 @@ def test_results_go_into_a_folder_of_the_workdir(tmp_path, name):
     check_out(run, "search_60ms")
     with pytest.raises(UserError, match="give the name of a folder in the workdir"):
         check_out(run, name)
+
+
+@pytest.mark.parametrize("steps", [0, 30])
+def test_finalists_are_chosen_by_short_trainings(tmp_path, monkeypatch, steps):
+    config = tiny_config()
+    subnets = spread(config.space, 5, seed=0)
+    for i, subnet in enumerate(subnets):
+        files.write_json(tmp_path / "search" / f"best_{i}.json", to_json(subnet))
+    found = {"best": [{"file": f"best_{i}.json"} for i in range(5)]}
+    trained = []
+
+    def train(own, subnet, init_from=None, out="", **_):
+        trained.append(subnet)
+        (tmp_path / out).mkdir(parents=True)
+
+    monkeypatch.setattr(halving, "train_subnet", train)
+    monkeypatch.setattr(halving, "trained_loss", lambda *_: -float(subnets.index(trained[-1])))
+    chosen = dataclasses.replace(config.pipeline, finalists=3, halving=steps)
+    config = dataclasses.replace(
+        config, pipeline=chosen, search=dataclasses.replace(config.search, keep=5)
+    )
+    finalists = finalists_of(Run(config, tmp_path, SILENT), found)
+    assert finalists == (subnets[:1:-1] if steps else subnets[:3])
+    assert len(trained) == (10 if steps else 0)  # rounds of 5, 3 and 2
+
+
+def test_halving_needs_more_than_the_finalists():
+    pipeline = PipelineConfig(finalists=3, halving=30)
+    with pytest.raises(
+        UserError, match=r"search\.keep is 3: .*for finalists=3; use .*keep=6 or mo"
+    ):
+        RunConfig(pipeline=pipeline, search=SearchConfig(keep=3))
 
 
 @pytest.mark.parametrize("stored", [{"folder": "subnet/2"}, {"chosen": 1}], ids=["name", "index"])
