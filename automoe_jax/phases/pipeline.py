@@ -85,9 +85,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     folder = run.path / SEARCH
     with _timed(run, "search"):
         found = search(run, folder, data, params, step)
-    with _timed(run, "halving"):
-        chosen_first = finalists_of(run, found)
-    finalists = {f"{SUBNET}/{i}": subnet for i, subnet in enumerate(chosen_first, 1)}
+    finalists = {f"{SUBNET}/{i}": x for i, x in enumerate(finalists_of(run, found), 1)}
 
     beside = _random(run, found)
     also = " and the random subnet" if beside else ""
@@ -121,7 +119,8 @@ def finalists_of(run: Run, found: dict[str, Any]) -> list[Subnet]:
     subnets = [load(run.path / SEARCH / row["file"]) for row in found["best"]]
     pipeline = run.config.pipeline
     if pipeline.halving and len(subnets) > max(pipeline.finalists, 2):
-        ranked = halving.halve(run, halving.FOLDER, subnets, pipeline.halving)
+        with _timed(run, "halving"):
+            ranked = halving.halve(run, halving.FOLDER, subnets, pipeline.halving)
         subnets = [from_json(row["subnet"]) for row in ranked["subnets"]]
     return subnets[: pipeline.finalists]
 
