@@ -74,6 +74,10 @@ class PipelineConfig:
                 "teacher, as supernet, or leave them out"
             )
 
+    def chooses_among(self, found: int) -> bool:
+        """Whether so many found subnets leave successive halving something to choose."""
+        return found > max(self.finalists, 2)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -117,7 +121,7 @@ class RunConfig:
                 "alike, and config.space has a placement, which makes them differ; leave one out"
             )
         keep, pipeline = self.search.keep, self.pipeline
-        if pipeline.halving and keep <= max(pipeline.finalists, 2):
+        if pipeline.halving and not pipeline.chooses_among(keep):
             raise UserError(
                 f"config.pipeline.halving is {pipeline.halving}, but config.search.keep is {keep}: "
                 f"there is nothing to choose for finalists={pipeline.finalists}; use "

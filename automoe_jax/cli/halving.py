@@ -20,7 +20,7 @@ from automoe_jax.published import subnet_files
 from automoe_jax.system.errors import UserError
 
 CONFIG = RunFlags(parts=True)
-_OUT = flags.DEFINE_string("out", halving.FOLDER, "folder in the workdir")
+_OUT = flags.DEFINE_string("out", "halving", "folder in the workdir")
 _SUBNETS = flags.DEFINE_integer(
     "subnets", 8, "random candidates, spread over the range of FLOPs, in place of --candidates"
 )

@@ -17,7 +17,6 @@ from automoe_jax.phases.train import SUBNET_GROUPS, train_subnet
 from automoe_jax.system import files
 from automoe_jax.training.checkpoints import latest_step
 
-FOLDER = "halving"  # of the workdir, where no other is asked for
 RESULT, BEST = "halving.json", "best.json"
 
 

@@ -49,6 +49,7 @@ from automoe_jax.training.target import check_has_supernet
 
 SECONDS = "seconds.json"
 TEACHER, DISTILLED = "teacher", "distilled"  # folders: an export, and its translations
+HALVING = f"{SUBNET}/halving"  # not that of `launch/halving.py`, which may have other candidates
 # Differences of BLEU below this are noise: the cheaper finalist is chosen.
 BLEU_NOISE = 0.2
 
@@ -118,9 +119,9 @@ def finalists_of(run: Run, found: dict[str, Any]) -> list[Subnet]:
     """The found subnets to train, by `pipeline.halving`; `found` as in `search/result.json`."""
     subnets = [load(run.path / SEARCH / row["file"]) for row in found["best"]]
     pipeline = run.config.pipeline
-    if pipeline.halving and len(subnets) > max(pipeline.finalists, 2):
+    if pipeline.halving and pipeline.chooses_among(len(subnets)):
         with _timed(run, "halving"):
-            ranked = halving.halve(run, halving.FOLDER, subnets, pipeline.halving)
+            ranked = halving.halve(run, HALVING, subnets, pipeline.halving)
         subnets = [from_json(row["subnet"]) for row in ranked["subnets"]]
     return subnets[: pipeline.finalists]
 

@@ -126,9 +126,7 @@ def _with_layers(subnet: Subnet, places: Callable[[int], Iterable[int]]) -> Subn
         layers = tuple(stack.layers[i] for i in places(len(stack.layers)))
         return dataclasses.replace(stack, layers=layers)
 
-    return dataclasses.replace(
-        subnet, encoder=rebuilt(subnet.encoder), decoder=rebuilt(subnet.decoder)
-    )
+    return dataclasses.replace(subnet, **{side: rebuilt(stack) for side, stack in subnet.stacks})
 
 
 def fixed_set(space: SearchSpace, seed: int, count: int) -> list[Subnet]:

@@ -396,7 +396,7 @@ def _first_repeated(subnet):
     """A subnet whose layers are all like the first of their stack."""
     stacks = {
         side: dataclasses.replace(stack, layers=stack.layers[:1] * len(stack.layers))
-        for side, stack in (("encoder", subnet.encoder), ("decoder", subnet.decoder))
+        for side, stack in subnet.stacks
     }
     return dataclasses.replace(subnet, **stacks)
 
