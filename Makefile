@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Most of 11,000 modules are never imported: those that are, are compiled then.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 # Rebuilt when the list of dependencies changes.
 RUN_STAMP := $(VENV)/.run-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 DEV_STAMP := $(VENV)/.dev-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
@@ -15,12 +17,12 @@ help:  ## list the targets
 $(RUN_STAMP):
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing what the project runs on"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(INSTALL) -r requirements.txt
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "installing what its tests and checks need"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
 quickstart: $(RUN_STAMP)  ## the whole way on an embedded corpus: train, search, export, report
@@ -49,7 +51,7 @@ docs: $(DEV_STAMP)  ## docs/reference.md from the code, tables and picture from 
 	$(BIN)/python docs/make_results.py
 
 site: $(DEV_STAMP)  ## the pages of docs/, in site/
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove the virtual environment, runs and caches

@@ -77,6 +77,19 @@ def one_line(done: subprocess.CompletedProcess) -> str:
     return error.strip().splitlines()[-1]
 
 
+def test_a_disk_that_is_full_while_text_is_prepared(small_disk):
+    disk = small_disk(5)
+    prepare = "prepare", *FLAGS, "--workdir", str(disk / "run")
+    fill(disk, 20_000)
+    line = one_line(launch(*prepare))
+    assert "the disk is full" in line
+    assert "free some space, and the same command goes on" in line
+    (disk / "ballast").unlink()
+    done = launch(*prepare)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.slow
 def test_a_disk_that_is_full_when_a_checkpoint_is_due_and_during_search(small_disk, tmp_path):
     disk = small_disk(200)
     first = launch("train", *FLAGS, "--workdir", str(disk / "run"), "--config.training.steps=3")

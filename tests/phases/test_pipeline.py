@@ -37,20 +37,20 @@ def pipeline_of(config, folder, progress: Progress = SILENT):
     return run_pipeline(open_run(config, folder, progress))
 
 
-TWO_KILLS = "iteration 1", "finalist 2: validation"
+TAUGHT = {"teacher": "supernet", "distill": "supernet", "distill_choice": "nearest"}
+ONE_KILL = ("finalist 2: validation",)  # one in a search: test_search_phase.py
 ALL_KILLS = "train: ", "iteration 1", "of them translated", "finalist 2: validation", "measuring"
 
 
 @pytest.mark.parametrize(
-    "kills", [TWO_KILLS, pytest.param(ALL_KILLS, marks=pytest.mark.slow)], ids=["two", "all"]
+    ("kills", "taught"),
+    [(ONE_KILL, {}), pytest.param(ALL_KILLS, TAUGHT, marks=pytest.mark.slow)],
+    ids=["plain", "taught"],
 )
-def test_pipeline_survives_kills(tmp_path, kills):
+def test_pipeline_survives_kills(tmp_path, kills, taught):
     config = tiny_config()
-    taught = dataclasses.replace(
-        config.pipeline, teacher="supernet", distill="supernet", distill_choice="nearest",
-        train_random=True,
-    )  # fmt: skip
-    config = dataclasses.replace(config, pipeline=taught)
+    pipeline = dataclasses.replace(config.pipeline, train_random=True, **taught)
+    config = dataclasses.replace(config, pipeline=pipeline)
     for words in kills:
         with pytest.raises(Killed):
             pipeline_of(config, tmp_path, KillAt(words))
@@ -82,19 +82,8 @@ def test_pipeline_survives_kills(tmp_path, kills):
     assert theirs["subnet"] != ours["subnet"]
     assert theirs["subnet_training"] == ours["subnet_training"]
 
-    # Each finalist learned from the largest subnet, and from its translations.
-    finalist = json.loads((tmp_path / "subnet/1/manifest.json").read_text())["config"]
-    assert (finalist["teacher"], finalist["text"]) == ("supernet", "distilled")
-    how = json.loads((tmp_path / "distilled/manifest.json").read_text())["config"]
-    assert (how["choice"], how["n_best"], how["beam_size"]) == ("nearest", 1, 5)
-    counts = json.loads((tmp_path / "distilled/distilled.json").read_text())
-    assert 400 < counts["pairs"] == 400 + counts["translated"]
-    assert (
-        len(tokens.load(tmp_path / "distilled/tokens/train"))
-        - len(tokens.load(tmp_path / "tokens/train"))
-        > 1
-    )
-
+    if taught:
+        check_taught(tmp_path, ours)
     # All layers have experts here; the report shows where tokens go.
     assert [layer["layer"] for layer in results["routing"]] == ["encoder 1", "decoder 1"]
     losses = results["routing_losses"]
@@ -132,7 +121,7 @@ def test_pipeline_survives_kills(tmp_path, kills):
     assert all(note.endswith(", which is done") for note in phases)
     chosen = json.loads((tmp_path / "subnet/chosen.json").read_text())
     assert (tmp_path / chosen["folder"] / "export/manifest.json").exists()
-    wider = dataclasses.replace(tiny_config(gflops=1e-3), pipeline=taught)
+    wider = dataclasses.replace(tiny_config(gflops=1e-3), pipeline=pipeline)
     with pytest.raises(UserError, match=r"search\.constraint\.gflops is 0\.00025 there"):
         pipeline_of(wider, tmp_path)
     other = dataclasses.replace(config, model=ModelConfig(0.4, 0.1))
@@ -145,6 +134,20 @@ def test_pipeline_survives_kills(tmp_path, kills):
     moved = tmp_path.with_name(f"{tmp_path.name}_moved")
     tmp_path.rename(moved)
     assert pipeline_of(config, moved, KillAt("step ")) == results
+
+
+def check_taught(folder, finalist):
+    """A finalist learned from the largest subnet, and from its translations."""
+    assert (finalist["teacher"], finalist["text"]) == ("supernet", "distilled")
+    how = json.loads((folder / "distilled/manifest.json").read_text())["config"]
+    assert (how["choice"], how["n_best"], how["beam_size"]) == ("nearest", 1, 5)
+    counts = json.loads((folder / "distilled/distilled.json").read_text())
+    assert 400 < counts["pairs"] == 400 + counts["translated"]
+    assert (
+        len(tokens.load(folder / "distilled/tokens/train"))
+        - len(tokens.load(folder / "tokens/train"))
+        > 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,6 +237,7 @@ def test_the_chosen_finalist_is_found(tmp_path, stored):
     assert trained_folder(run) == "subnet/2"
 
 
+@pytest.mark.slow
 def test_search_under_a_measured_limit(prepared, tmp_path):
     """Latency as a share of the largest subnet's, timed, verified, and written down."""
     config = tiny_config(latency_ratio=0.999)

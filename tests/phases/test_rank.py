@@ -130,6 +130,7 @@ def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
     assert not [x for x in (run.path / "rank").iterdir() if x.is_dir()]  # weights are not kept
 
 
+@pytest.mark.slow
 def test_translations_are_ranked_too(prepared, monkeypatch):
     """With inherited weights and trained ones; of other weights of a supernet, without training."""
     run, data, _, params = prepared

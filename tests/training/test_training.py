@@ -206,29 +206,35 @@ def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
         compare(standalone_of(SPACE, subnet), extract(params, subnet, HULL), None)
 
 
-def test_layers_computed_again_have_the_same_gradients(params, monkeypatch):
-    """With dropout, whose masks must be the same again."""
+def loss_of(weights, model, which):
+    """The loss of a batch by one key of dropout."""
     source, target = token_batch(np.random.default_rng(6))
-    batch, key = {"source": source, "target": target}, jax.random.key(1)
+    batch = {"source": source, "target": target}
+    sums, _ = batch_loss(model, weights, batch, which, jax.random.key(1), SMOOTHING)
+    return sums.loss / sums.tokens
+
+
+@pytest.mark.slow
+def test_layers_computed_again_have_the_same_gradients(params):
+    """With dropout, whose masks must be the same again."""
     subnet = SPACE.sample(np.random.default_rng(7))
     alone = standalone_of(SPACE, subnet).clone(dropout=0.1)
     active, own = to_active(subnet, HULL), extract(params, subnet, HULL)
-
-    def loss(weights, model, which):
-        sums, _ = batch_loss(model, weights, batch, which, key, SMOOTHING)
-        return sums.loss / sums.tokens
-
     for model, weights, which in ((MODEL.clone(dropout=0.1), params, active), (alone, own, None)):
         gradients = [
-            jax.jit(jax.grad(loss), static_argnums=1)(weights, model.clone(remat=remat), which)
+            jax.jit(jax.grad(loss_of), static_argnums=1)(weights, model.clone(remat=remat), which)
             for remat in (True, False)
         ]
         assert_close(*gradients)
+
+
+def test_layers_computed_again_store_nothing(params, monkeypatch):
+    active = to_active(SPACE.sample(np.random.default_rng(7)), HULL)
     stored = mock.Mock(side_effect=elastic_stack._empty_buffers)
     monkeypatch.setattr(elastic_stack, "_empty_buffers", stored)
     for remat, times in ((True, 0), (False, 2)):
         model = MODEL.clone(remat=remat)
-        jax.eval_shape(jax.grad(functools.partial(loss, model=model)), params, which=active)
+        jax.eval_shape(jax.grad(functools.partial(loss_of, model=model)), params, which=active)
         assert stored.call_count == times
 
 
@@ -589,6 +595,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(uninterrupted, tmp_path):
     assert run_training(tmp_path) == whole  # finished: nothing happens
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_sandwiches_is_the_uninterrupted_one(tmp_path):
     """Killed before and after the end of the largest subnet's own updates, which have a program."""
     rules = SamplingConfig(
@@ -618,6 +625,7 @@ def test_an_optimizer_over_four_devices_is_the_whole_one(uninterrupted, tmp_path
     assert summed.called
 
 
+@pytest.mark.slow
 def test_a_cut_state_goes_on_with_fewer_devices(tmp_path, monkeypatch):
     """Killed on four devices, each with a part of it, the run ends on two."""
     monkeypatch.setattr(sharding, "LEAST", 64)
@@ -666,7 +674,9 @@ def assert_alike(found, whole):
 
 SPREAD = {
     "two": pytest.param({}, {"expert_parallel": 2}, marks=pytest.mark.slow),
-    "two, optimizer cut": ({}, {"expert_parallel": 2, "shard_optimizer": True}),
+    "two, optimizer cut": pytest.param(
+        {}, {"expert_parallel": 2, "shard_optimizer": True}, marks=pytest.mark.slow
+    ),
     "four, all options": (
         {"rule": "sandwich", "sandwich": 3, "distillation": 0.5, "random_experts": True},
         {"expert_parallel": 4, "shard_optimizer": True, "remat": "layer"},
@@ -694,7 +704,8 @@ def test_experts_over_devices_are_those_of_one(tmp_path, monkeypatch, sampled, h
     assert_alike(run(tmp_path / "killed", config=config), whole)
 
 
-@pytest.mark.parametrize("backend", ["pallas", pytest.param("blocked", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["pallas", "blocked"])
 def test_experts_over_devices_with_the_kernels_of_others(backend):
     """The products of TPUs and GPUs, on this CPU: spread experts take the step of whole ones."""
     space = dataclasses.replace(SPACE, encoder_experts=(1, 4), decoder_experts=(1, 4))
