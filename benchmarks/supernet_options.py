@@ -68,12 +68,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "largest_half": {"sampling.largest_share": 0.5},
     "sandwich": SANDWICH,
     "sandwich_distillation": {**SANDWICH, "sampling.distillation": 0.5},
-    "largest_first": {"sampling.largest_first": 300},
+    "largest_first": {},
+    "largest_first_half": {},
     "random_experts": {"sampling.random_experts": True},
     "sandwich_conflicts": {**SANDWICH, "sampling.project_conflicts": True},
     "from_trained": {},
     "balance_z": {"training.load_balance": 0.03, "training.router_z": 0.001},
 }
+# The share of the updates that train the largest subnet alone, at the start.
+ALONE = {"largest_first": 0.25, "largest_first_half": 0.5}
 
 
 def stored_config(folder: Path) -> settings.RunConfig:
@@ -137,6 +140,7 @@ def train(
         "training.warmup_steps": min(updates // 4, 400),
         "training.eval_every": updates // 2,
         "training.eval_subnets": 0,
+        "sampling.largest_first": round(ALONE.get(option, 0) * updates),
         **trainings.EXPERTS_SPACE,
         **OPTIONS[option],
     }

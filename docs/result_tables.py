@@ -25,7 +25,8 @@ Line = dict[str, Any]
 OPTIONS = {
     "plain": "plain: one random subnet a batch, `space.sharing=front`",
     "largest_half": "`sampling.largest_share=0.5`: the largest in every other batch",
-    "largest_first": "`sampling.largest_first=300`: the largest alone in the first 300 updates",
+    "largest_first": "`sampling.largest_first`: the largest alone in the first quarter of updates",
+    "largest_first_half": "the same, in the first half",
     "random_experts": "`sampling.random_experts`: any experts instead of the first",
     "experts_bias": "`sampling.experts_bias=1`: many experts are drawn more often",
     "alike_half": "`sampling.alike_share=0.5`: half of the random subnets have layers all alike",
