@@ -72,7 +72,7 @@ def of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
         for line in lines:
             parts.setdefault(line["kind"], {})[tuple(line[name] for name in _PART)] = line
         models = {
-            key: _of_part(line, parts.get("latency", {}).get(key))
+            key: _of_part(line, *(parts.get(kind, {}).get(key) for kind in ("latency", "search")))
             for key, line in parts.get("model", {}).items()
         }
         differences = _differences(parts.get("difference", {}).values(), models)
@@ -88,7 +88,9 @@ def of_study(path: Path) -> tuple[list[Row], list[dict[str, str]]]:
     return rows, next((line["examples"] for line in shown if "examples" in line), [])
 
 
-def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
+def _of_part(
+    line: dict[str, Any], latency: dict[str, Any] | None, search: dict[str, Any] | None
+) -> Row:
     measured = {}
     for precision in PRECISIONS:
         scores, times = line[precision], (latency or {}).get(precision, {})
@@ -104,7 +106,8 @@ def _of_part(line: dict[str, Any], latency: dict[str, Any] | None) -> Row:
     return Row(
         name, f"{line['budget']:g}" if line["budget"] else "", line["seed"],
         line["subnet"], line["params_m"], line["active_params_m"], line["gflops"], measured,
-        line["seconds"] / 3600, tuple(line.get("translations", ())),
+        line["seconds"] / 3600, None if search is None else search["seconds"] / 60,
+        tuple(line.get("translations", ())),
         _means((latency or {}).get("fp32", {})),
         {test: own["bleu"] for test, own in tests.items() if test != "test"},
         line.get("loss"),

@@ -59,6 +59,7 @@ class Row:
     gflops: float
     precisions: dict[str, PrecisionScores]
     hours: float | None = None  # of training and scoring
+    search_minutes: float | None = None  # of its own search, in a trained supernet
     translations: tuple[str, ...] = ()  # of the examples
     parts_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # of its latency, fp32
     more_tests: dict[str, float] = dataclasses.field(default_factory=dict)  # BLEU, fp32, by name
@@ -132,17 +133,16 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 
 def table(groups: Sequence[Group]) -> list[list[str]]:
-    """Header, then a row for each system and budget: means over its seeds, the sum of hours."""
+    """Header, then a row for each system and budget: means over its seeds, the sum of times."""
     more = list(dict.fromkeys(name for g in groups for row in g.rows for name in row.more_tests))
     rows = [
         ["system", "seeds", "params M", "active M", "sparsity", "GFLOPs", "ms fp32", "speed-up",
          "BLEU fp32", "from", "to", "chrF", *(f"BLEU {name}" for name in more), "ms int8",
-         "BLEU int8", "hours"],
+         "BLEU int8", "search min", "hours"],
     ]  # fmt: skip
     for group in groups:
         own = group.rows
         share, bleu, int8 = group.share("fp32"), group.bleu("fp32"), group.bleu("int8")
-        known = [row.hours for row in own if row.hours is not None]
         chrf = [row.precisions["fp32"].chrf for row in own if "fp32" in row.precisions]
         rows.append([
             group.label, str(len(own)), *(
@@ -156,13 +156,18 @@ def table(groups: Sequence[Group]) -> list[list[str]]:
             *(_mean([row.more_tests[name] for row in own if name in row.more_tests], 2)
               for name in more),
             _number(group.ms("int8"), 2), _number(int8[0] if int8 else None, 2),
-            _number(float(np.sum(known)) if known else None, 1),
+            _sum([row.search_minutes for row in own]), _sum([row.hours for row in own]),
         ])  # fmt: skip
     return rows
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
     return _number(float(np.mean(values)) if values else None, digits)
+
+
+def _sum(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return _number(sum(known) if known else None, 1)
 
 
 def _number(value: float | None, digits: int) -> str:
