@@ -188,9 +188,9 @@ class SearchSpace:
             spaces.append(dataclasses.replace(self, **fixed))
         return spaces
 
-    def sample(self, rng: Rng, experts_bias: float = 0.0) -> Subnet:
-        """A subnet with every dimension drawn uniformly; `experts_bias` as in `SamplingConfig`."""
-        return variation.sample(self.stacks, self.qkv_dim, self.cell, rng, experts_bias)
+    def sample(self, rng: Rng, experts_bias: float = 0.0, depth_bias: float = 0.0) -> Subnet:
+        """A subnet with every dimension drawn uniformly; biases as in `SamplingConfig`."""
+        return variation.sample(self.stacks, self.qkv_dim, self.cell, rng, experts_bias, depth_bias)
 
     def mutate(self, subnet: Subnet, rng: Rng, probability: float) -> Subnet:
         """A copy with each dimension drawn anew with the given probability."""

@@ -17,15 +17,21 @@ Attention = dict[str, Choices]  # `StackSpace.attention`
 
 
 def sample(
-    spaces: Sequence[StackSpace], qkv_dim: int, cell: str, rng: Rng, experts_bias: float = 0.0
+    spaces: Sequence[StackSpace],
+    qkv_dim: int,
+    cell: str,
+    rng: Rng,
+    experts_bias: float = 0.0,
+    depth_bias: float = 0.0,
 ) -> Subnet:
     """A subnet with every dimension drawn uniformly.
 
-    A layer has n experts with a probability proportional to n to the power of `experts_bias`.
+    But a layer has n experts with a probability proportional to n to the power of `experts_bias`,
+    and a stack n layers with one proportional to n to the power of `depth_bias`.
     """
     layers: list[tuple[LayerSpec, ...]] = []
     for space in spaces:
-        depth = _draw(rng, space.depths)
+        depth = _draw_biased(rng, space.depths, depth_bias)
         attention = space.attention(len(layers[0]) if layers else depth)
         layers.append(
             tuple(_sample_layer(space, rng, i, attention, experts_bias) for i in range(depth))
@@ -77,13 +83,7 @@ def _subnet(spaces: Sequence[StackSpace], embed_dims, layers, qkv_dim: int, cell
 def _sample_layer(
     space: StackSpace, rng: Rng, i: int, attention: Attention, experts_bias: float = 0.0
 ) -> LayerSpec:
-    counts = space.expert_counts(i)
-    if experts_bias:
-        weights = np.array(counts, float) ** experts_bias
-        n = int(rng.choice(counts, p=weights / weights.sum()))
-    else:
-        n = _draw(rng, counts)
-    experts = _sample_experts(space, rng, n)
+    experts = _sample_experts(space, rng, _draw_biased(rng, space.expert_counts(i), experts_bias))
     top_k = _draw(rng, space.top_ks(len(experts)))
     drawn = {name: _draw(rng, choices) for name, choices in attention.items()}
     return STACKS[space.side].layer_type(**drawn, experts=experts, top_k=top_k)
@@ -131,6 +131,14 @@ def _cross_layer(
 
 def _draw(rng: Rng, choices: Choices) -> int:
     return int(choices[int(rng.integers(len(choices)))])
+
+
+def _draw_biased(rng: Rng, choices: Choices, bias: float) -> int:
+    """n with a probability proportional to n to the power of `bias`."""
+    if not bias:
+        return _draw(rng, choices)
+    weights = (np.array(choices) / max(choices)) ** bias
+    return int(rng.choice(choices, p=weights / weights.sum()))
 
 
 def _maybe(rng: Rng, p: float, value: int, choices: Choices) -> int:

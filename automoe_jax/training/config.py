@@ -87,6 +87,8 @@ class SamplingConfig:
       largest_share: probability that a random subnet is the largest instead.
       experts_bias: a layer of a random subnet has n experts with a probability proportional to n to
         this power. With 1, the experts of any number get equally many tokens each.
+      depth_bias: a stack of a random subnet has n layers with a probability proportional to n to
+        this power: the layers that only deep stacks have are trained more often.
       alike_share: probability that a random subnet has all layers of a side like its first one, as
         those made by hand; drawn layer by layer, hardly any are.
       flops_draws: of this many random subnets the one is trained whose FLOPs are nearest to a
@@ -109,6 +111,7 @@ class SamplingConfig:
     sandwich: int = 4
     largest_share: float = 0.0
     experts_bias: float = 0.0
+    depth_bias: float = 0.0
     alike_share: float = 0.0
     flops_draws: int = 1
     random_experts: bool = False
@@ -125,8 +128,9 @@ class SamplingConfig:
         for name in ("largest_share", "alike_share", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"sampling.{name} is {getattr(self, name)}; allowed: 0 to 1")
-        if not 0 <= self.experts_bias < math.inf:
-            raise UserError(f"sampling.experts_bias is {self.experts_bias}; allowed: 0 or more")
+        for name in ("experts_bias", "depth_bias"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"sampling.{name} is {getattr(self, name)}; allowed: 0 or more")
         if not 0 < self.temperature < math.inf:
             raise UserError(f"sampling.temperature is {self.temperature}; allowed: above 0")
         for name in ("distillation", "project_conflicts"):

@@ -56,7 +56,8 @@ def _random(space: SearchSpace, rng: np.random.Generator, config: SamplingConfig
     """A random subnet by the rules of `config`."""
     if config.largest_share > 0 and rng.random() < config.largest_share:
         return space.largest()
-    drawn = [space.sample(rng, config.experts_bias) for _ in range(config.flops_draws)]
+    biases = config.experts_bias, config.depth_bias
+    drawn = [space.sample(rng, *biases) for _ in range(config.flops_draws)]
     if config.alike_share > 0:
         drawn = [_alike(x) if rng.random() < config.alike_share else x for x in drawn]
     if len(drawn) == 1:

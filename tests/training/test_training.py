@@ -362,6 +362,7 @@ def test_the_largest_has_its_share_of_random_draws():
         ({"project_conflicts": True}, r"sampling\.project_conflicts is True, but sampling\.rule"),
         ({"temperature": 0.0}, r"sampling\.temperature is 0\.0"),
         ({"experts_bias": -1.0}, r"sampling\.experts_bias is -1\.0"),
+        ({"depth_bias": float("nan")}, r"sampling\.depth_bias is nan; allowed: 0 or more"),
         ({"alike_share": -0.5}, r"sampling\.alike_share is -0\.5; allowed: 0 to 1"),
         ({"flops_draws": 0}, r"sampling\.flops_draws is 0"),
     ],
@@ -371,14 +372,21 @@ def test_wrong_sampling(fields, message):
         SamplingConfig(**fields)
 
 
-def test_experts_are_drawn_in_proportion_to_their_number():
+def test_experts_and_layers_are_drawn_by_their_number():
     space = dataclasses.replace(SPACE, encoder_experts=(1, 2, 4), decoder_experts=(1, 2, 4))
-    rows = sampling.draw(space, 1, 5, 100, 8, SamplingConfig(experts_bias=1.0))
-    counts = [len(s.encoder.layers[0].experts) for row in rows for s in row]
-    for n in (1, 2, 4):
-        share = n / 7
-        spread = 3 * (share * (1 - share) / len(counts)) ** 0.5
-        assert counts.count(n) / len(counts) == pytest.approx(share, abs=spread)
+    rows = sampling.draw(space, 1, 5, 100, 8, SamplingConfig(experts_bias=1.0, depth_bias=2.0))
+    drawn = [subnet for row in rows for subnet in row]
+    experts = [len(subnet.encoder.layers[0].experts) for subnet in drawn]
+    _shares_are(experts, {1: 1 / 7, 2: 2 / 7, 4: 4 / 7})
+    for side in ("encoder", "decoder"):
+        depths = [len(getattr(subnet, side).layers) for subnet in drawn]
+        _shares_are(depths, {1: 1 / 5, 2: 4 / 5})
+
+
+def _shares_are(values, shares):
+    for value, share in shares.items():
+        spread = 3 * (share * (1 - share) / len(values)) ** 0.5
+        assert values.count(value) / len(values) == pytest.approx(share, abs=spread)
 
 
 def test_layers_are_alike_in_a_share_of_random_draws():
