@@ -101,6 +101,20 @@ def options() -> Table:
     return rows
 
 
+def depths() -> Table:
+    """What dense subnets inherit, by decoder depth and width, from supernets trained otherwise."""
+    found = lines("supernet_depths")
+    choices = [tuple(x[:2]) for x in found[0]["losses"]]
+    titles = [f"{depth} of {width}" for depth, width in choices]
+    rows = [["sampling", *titles, "random"]]
+    for x in found:
+        losses = {(depth, width): loss for depth, width, loss in x["losses"]}
+        own = [f"`{name}={value:g}`" for name, value in x["sampling"].items()]
+        values = [*(losses[choice] for choice in choices), x["random"]]
+        rows.append([", ".join(own) or "plain", *(f"{value:.3f}" for value in values)])
+    return rows
+
+
 def recipes() -> Table:
     """What a recipe of training is worth, means over seeds."""
     kinds = ("last", "average", "ema")
@@ -288,6 +302,7 @@ def gains_of(corpus: str) -> Table:
 
 TABLES: dict[str, Callable[[], Table]] = {
     "supernet_options": options,
+    "supernet_depths": depths,
     "recipes": recipes,
     "experts_gain": experts_gain,
     "larger_ffns": larger_ffns,
