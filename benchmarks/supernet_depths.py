@@ -20,39 +20,17 @@ from typing import Any
 import measure
 import numpy as np
 import supernet_options
+import trainings
 from trainings import ROOT
 
-from automoe_jax.architecture.subnet import Subnet, from_json
+from automoe_jax.architecture.subnet import from_json
+from automoe_jax.config import RunConfig
 from automoe_jax.system import files
 from automoe_jax.training import sampling
 from automoe_jax.training.config import SamplingConfig
 
 RESULTS = ROOT / "benchmarks" / "results" / "supernet_depths.jsonl"
 ENCODER_DEPTH, FFN = 4, 512
-
-
-def dense(space: Any, depth: int, width: int) -> Subnet:
-    """One FFN in each layer, heads and spans as large as the space has them."""
-    encoder = {"heads": max(space.encoder_heads), "experts": [FFN]}
-    decoder = {
-        "self_heads": max(space.decoder_self_heads),
-        "cross_heads": max(space.decoder_cross_heads),
-        "cross_span": max(space.cross_spans),
-        "experts": [FFN],
-    }
-    subnet = from_json(
-        {
-            "version": 1,
-            "qkv_dim": space.qkv_dim,
-            "encoder": {
-                "embed_dim": max(space.encoder_embed_dims),
-                "layers": [encoder] * ENCODER_DEPTH,
-            },
-            "decoder": {"embed_dim": width, "layers": [decoder] * depth},
-        }
-    )
-    space.validate(subnet)
-    return subnet
 
 
 def changed(config: SamplingConfig) -> dict[str, Any]:
@@ -62,12 +40,17 @@ def changed(config: SamplingConfig) -> dict[str, Any]:
     return {name: value for name, value in own.items() if value != plain[name]}
 
 
-def scored(folder: Path) -> dict[str, Any]:
-    """The losses of a workdir's supernet."""
-    config = supernet_options.stored_config(folder)
+def scored(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """The losses of a workdir's supernet, trained by `config`."""
     space = config.space
     choices = list(itertools.product(space.decoder_depths, space.decoder_embed_dims))
-    subnets = [dense(space, *choice) for choice in choices]
+    encoder_width = max(space.encoder_embed_dims)
+    subnets = [
+        from_json(trainings.dense((encoder_width, width), (ENCODER_DEPTH, depth), FFN))
+        for depth, width in choices
+    ]
+    for subnet in subnets:
+        space.validate(subnet)
     subnets += sampling.fixed_set(space, 0, supernet_options.RANDOM)
     losses = supernet_options.inherited(folder, subnets)
     by_choice = [[*choice, loss] for choice, loss in zip(choices, losses, strict=False)]
@@ -93,9 +76,8 @@ def main():
         about = changed(config.sampling), config.training.steps, config.seed
         if about in [(x["sampling"], x["updates"], x["seed"]) for x in lines]:
             continue
-        lines.append(scored(folder))
-        with args.results.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(lines[-1]) + "\n")
+        lines.append(scored(folder, config))
+        files.append_json_line(args.results, lines[-1])
     print(json.dumps({"benchmark": "supernet_depths", "rows": lines}))
 
 
