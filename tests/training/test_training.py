@@ -446,7 +446,7 @@ def test_a_sandwich_gives_the_mean_over_its_subnets(params, single):
     assert float(out.target_tokens[0]) == n_tokens
 
 
-def test_the_first_subnet_of_a_sandwich_teaches_the_others(params):
+def test_the_first_subnet_of_a_sandwich_teaches_the_others(params, single):
     batch = {k: v[:1] for k, v in device_batches(2).items()}
     rng, weight, temperature = np.random.default_rng(4), 0.7, 2.0
     drawn = [[SPACE.largest(), SPACE.sample(rng), SPACE.smallest()] * 2]
@@ -455,24 +455,27 @@ def test_the_first_subnet_of_a_sandwich_teaches_the_others(params):
     )
     ours, _ = one_device(parallel.map_train_step(step), params, batch, drawn)
 
-    def logits(p, one, active):
+    def log_softmax(p, one, active):
         ids = one["source"], decoder_input(one["target"])
-        return MODEL.apply({"params": p}, *ids, active).logits_BTV
+        logits = MODEL.apply({"params": p}, *ids, active).logits_BTV
+        return jax.nn.log_softmax(logits / temperature)
 
-    def objective(p, one, active, largest, weight):
-        hard = batch_loss(MODEL, p, one, active, None, SMOOTHING)[0].loss
-        taught = jax.lax.stop_gradient(logits(p, one, largest))
-        log_p = jax.nn.log_softmax(logits(p, one, active) / temperature)
-        soft_BT = -jnp.sum(jax.nn.softmax(taught / temperature) * log_p, axis=-1)
-        soft = temperature**2 * jnp.sum(soft_BT * (one["target"] != PAD_ID))
-        return (1 - weight) * hard + weight * soft
+    @jax.jit
+    @jax.grad
+    def soft_gradient(p, one, active, taught_BTV):
+        soft_BT = -jnp.sum(jnp.exp(taught_BTV) * log_softmax(p, one, active), axis=-1)
+        return temperature**2 * jnp.sum(soft_BT * (one["target"] != PAD_ID))
 
-    gradient, total = jax.jit(jax.grad(objective)), jax.tree.map(jnp.zeros_like, params)
+    taught, total = jax.jit(log_softmax), jax.tree.map(jnp.zeros_like, params)
     for nth, subnet in enumerate(drawn[0]):
-        one = {k: v[0, nth // 3] for k, v in batch.items()}
-        active = [to_active(x, HULL) for x in (subnet, SPACE.largest())]
-        own = gradient(params, one, *active, weight if nth % 3 else 0.0)
-        total = jax.tree.map(jnp.add, total, own)
+        one, active = {k: v[0, nth // 3] for k, v in batch.items()}, to_active(subnet, HULL)
+        largest_BTV = taught(params, one, to_active(SPACE.largest(), HULL))
+        (hard, _), soft = (
+            single(params, one, active),
+            soft_gradient(params, one, active, largest_BTV),
+        )
+        w = weight if nth % 3 else 0.0
+        total = jax.tree.map(lambda t, h, s, w=w: t + (1 - w) * h + w * s, total, hard, soft)
     n_tokens = 3 * np.sum(batch["target"] != PAD_ID)
     assert_close(ours, jax.tree.map(lambda g: np.asarray(g / n_tokens), total))
 
