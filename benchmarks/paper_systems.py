@@ -44,7 +44,15 @@ class Corpus:
 
 CORPORA = {
     # No teacher: translating its 174,000 pairs would take longer than several of the models.
-    "msdocs": Corpus("msdocs", (2400, 2400, 0), (0.35, 0.5, 0.7), same=("experts_4",)),
+    # Supernets draw all depths alike, whatever the config says.
+    "msdocs": Corpus(
+        "msdocs", (2400, 2400, 0), (0.35, 0.5, 0.7), {"sampling.depth_bias": 0.0},
+        same=("experts_4",),
+    ),
+    # And deep stacks more often: at the budget that leaves room for them.
+    "msdocs_deep": Corpus(
+        "msdocs", (2400, 2400, 0), (0.7,), {"sampling.depth_bias": 2.0}, same=("experts_4",)
+    ),
     "multi30k": Corpus("multi30k", (2500, 1500, 2500), (0.5,), tests=("test2017_flickr",)),
     # To try this program out, within minutes: results mean nothing.
     "quickstart": Corpus(

@@ -1,8 +1,8 @@
 """What subnets of each decoder depth and width inherit from supernets that were trained otherwise.
 
-python launch/train.py --config configs/systems.py:msdocs:automoe --workdir=runs/plain
-python launch/train.py --config configs/systems.py:msdocs:automoe --workdir=runs/deep \\
-    --config.sampling.depth_bias=2
+python launch/train.py --config configs/systems.py:msdocs:automoe --workdir=runs/plain \\
+    --config.sampling.depth_bias=0
+python launch/train.py --config configs/systems.py:msdocs:automoe --workdir=runs/deep
 python benchmarks/supernet_depths.py --json runs/plain runs/deep
 
 Scores, on all validation text, dense subnets (one FFN of 512 a layer; four encoder layers) of all

@@ -23,6 +23,7 @@ EXPERTS_SPACE = {
     "space.decoder_experts": "1,2,4,8",
     "space.encoder_ffn_dims": "256,512",
     "space.decoder_ffn_dims": "256,512",
+    "sampling.depth_bias": 0,  # no draws for depths that are fixed
 }
 
 
