@@ -40,7 +40,7 @@ def get_config():
     space.attention_scale = 0.5
 
     # At limits that leave room for three decoder layers, what search finds then is 2.5 BLEU better
-    # (docs/training.md, "Decoder depths"); with less than half of the largest's latency: 0.
+    # (docs/training.md, "Decoder depths"); under one that only one layer meets: 0.
     config.sampling.depth_bias = 2.0
     config.model.dropout = 0.1
     config.model.attention_dropout = 0.0
