@@ -78,7 +78,7 @@ class Training:
     def space_flags(self) -> list[str]:
         """The flags of what a model's weights mean."""
         settings: dict[str, Any] = {
-            **trainings.EXPERTS_SPACE,
+            **trainings.EXPERTS_SETTINGS,
             "space.ffn_scale": self.ffn_scale,
             "space.attention_scale": self.attention_scale,
             "space.gate": self.gate,

@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("workdirs", type=Path, nargs="+")
     args = parser.parse_args()
-    lines = files.parse_json_lines(args.results) if args.results.exists() else []
+    lines = files.read_json_lines(args.results)
     for folder in args.workdirs:
         config = supernet_options.stored_config(folder)
         about = changed(config.sampling), config.training.steps, config.seed

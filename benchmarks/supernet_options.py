@@ -141,7 +141,7 @@ def train(
         "training.eval_every": updates // 2,
         "training.eval_subnets": 0,
         "sampling.largest_first": round(ALONE.get(option, 0) * updates),
-        **trainings.EXPERTS_SPACE,
+        **trainings.EXPERTS_SETTINGS,
         **OPTIONS[option],
     }
     flags = trainings.flags(own)
@@ -165,7 +165,7 @@ def train_dense(updates: int, seed: int, folder: Path, core: trainings.Core) -> 
         "subnet_training.steps": updates,
         "subnet_training.warmup_steps": min(updates // 4, 400),
         "subnet_training.eval_every": updates // 2,
-        **trainings.EXPERTS_SPACE,
+        **trainings.EXPERTS_SETTINGS,
     }
     subnet = folder.with_suffix(".json")
     files.write_json(subnet, trainings.architecture([FFN]))

@@ -56,7 +56,7 @@ def train(subnet: Subnet, updates: int, folder: Path, core: trainings.Core) -> f
         "subnet_training.steps": updates,
         "subnet_training.warmup_steps": min(updates // 4, 400),
         "subnet_training.eval_every": updates,
-        **trainings.EXPERTS_SPACE,
+        **trainings.EXPERTS_SETTINGS,
     }
     described = folder.with_suffix(".json")
     files.write_json(described, to_json(subnet))

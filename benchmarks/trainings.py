@@ -14,8 +14,8 @@ from automoe_jax.system.ray_workers import RayWorkers
 
 Core = int | RayWorkers  # one of this machine, or any of a cluster
 ROOT = Path(__file__).resolve().parent.parent
-# Of configs/msdocs.py, what the benchmarks of experts vary: all else is fixed.
-EXPERTS_SPACE = {
+# Of configs/msdocs.py, what the benchmarks of experts set otherwise: experts alone vary.
+EXPERTS_SETTINGS = {
     "space.decoder_embed_dims": 128,
     "space.encoder_depths": 3,
     "space.decoder_depths": 2,
@@ -23,7 +23,7 @@ EXPERTS_SPACE = {
     "space.decoder_experts": "1,2,4,8",
     "space.encoder_ffn_dims": "256,512",
     "space.decoder_ffn_dims": "256,512",
-    "sampling.depth_bias": 0,  # no draws for depths that are fixed
+    "sampling.depth_bias": 0,  # a biased draw moves the stream even where depths are fixed
 }
 
 

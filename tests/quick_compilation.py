@@ -3,7 +3,7 @@
 import importlib.metadata
 
 # Code generation at level 0, without the passes that take longest: 0.6 of the time to compile.
-# In one part: two workers leave no core for the other 31, and splitting takes 0.2 of the time.
+# In one part, not 32: two workers leave no core for more, and splitting takes a tenth of the time.
 FLAGS = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_parallel_codegen_split_count=1"

@@ -467,13 +467,11 @@ def test_the_first_subnet_of_a_sandwich_teaches_the_others(params, single):
         return temperature**2 * jnp.sum(soft_BT * (one["target"] != PAD_ID))
 
     taught, total = jax.jit(log_softmax), jax.tree.map(jnp.zeros_like, params)
+    largest = to_active(SPACE.largest(), HULL)
     for nth, subnet in enumerate(drawn[0]):
         one, active = {k: v[0, nth // 3] for k, v in batch.items()}, to_active(subnet, HULL)
-        largest_BTV = taught(params, one, to_active(SPACE.largest(), HULL))
-        (hard, _), soft = (
-            single(params, one, active),
-            soft_gradient(params, one, active, largest_BTV),
-        )
+        hard, _ = single(params, one, active)
+        soft = soft_gradient(params, one, active, taught(params, one, largest))
         w = weight if nth % 3 else 0.0
         total = jax.tree.map(lambda t, h, s, w=w: t + (1 - w) * h + w * s, total, hard, soft)
     n_tokens = 3 * np.sum(batch["target"] != PAD_ID)
