@@ -91,6 +91,7 @@ class System:
 
 
 _CLAIMS = (
+    "mini_transformer_base",
     "mini_transformer_4_1",
     "mini_transformer_deep_1",
     "mini_transformer_deep_2",
