@@ -29,9 +29,9 @@ quickstart: $(RUN_STAMP)  ## the whole way on an embedded corpus: train, search,
 	$(BIN)/python launch/pipeline.py --config configs/quickstart.py --workdir runs/quickstart
 
 # Huge pages: tests compile most of the time, and compilers allocate much. Each file in one worker:
-# its fixtures are made, and its programs compiled, once.
+# its fixtures are made, and its programs compiled, once; the longest files first (tests/conftest.py).
 test: $(DEV_STAMP)  ## the tests
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(DEV_STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

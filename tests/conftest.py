@@ -45,6 +45,18 @@ hypothesis.settings.load_profile("here")
 
 ROOT = Path(__file__).parent.parent
 VOCAB = 64
+# These begin, so that no worker waits long for the last file of another.
+LONGEST = {
+    "test_training.py", "test_model.py", "test_search_phase.py", "test_decoding.py",
+    "test_pipeline.py", "test_published_model.py", "test_export.py", "test_safe_loading.py",
+    "test_final_weights.py", "test_pods.py", "test_grouped_ffn.py", "test_teachers.py",
+    "test_survival.py", "test_watching.py", "test_cli.py", "test_convert.py",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """Puts the files that take longest first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)

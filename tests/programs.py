@@ -33,6 +33,8 @@ def launch(
         Path(paths["stdin"]).write_bytes(stdin)
         request = {"program": program, "args": args, "env": env or {}, "timeout": timeout, **paths}
         server = program_server(json.dumps(environment(), sort_keys=True))
+        assert server.stdin is not None
+        assert server.stdout is not None
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
         code = int(server.stdout.readline())

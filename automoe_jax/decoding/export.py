@@ -42,6 +42,8 @@ def export(
     made_by: dict[str, Any] | None = None,
     kernels: Sequence[str] = KERNELS,
     lexicon: Lexicon | None = None,
+    *,
+    programs: bool = True,
 ):
     """Writes an export under a temporary name, then renames it.
 
@@ -53,8 +55,10 @@ def export(
       tokenizer: folder to copy; None for an export that is run on token ids.
       samples: source sentences for benchmarking on real text.
       made_by: the config of the run, seed and space included, for the manifest.
-      kernels: kinds of programs to write: "native", "xla"; evolved cells have the latter alone.
+      kernels: kinds that it is for: "native", "xla"; evolved cells have the latter alone.
       lexicon: restricts the output layer, sentence by sentence; None for all words.
+      programs: whether to write them. `Translator` needs them only where it is told to trust them,
+        so an export that is scored or timed here, and removed, does without.
     """
     check_target(folder)
     packed, about = _pack(params, spec, config.quantize, lexicon)
@@ -78,7 +82,8 @@ def export(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _write_programs(temporary, packed, spec, manifest)
+    if programs:
+        _write_programs(temporary, packed, spec, manifest)
     weight_file.save(temporary / WEIGHTS, packed)
     files.write_json(temporary / "subnet.json", manifest["subnet"])
     if tokenizer is not None:

@@ -35,10 +35,13 @@ def model_spec(config: RunConfig, subnet: Subnet) -> ModelSpec:
     return ModelSpec(subnet, hull.encoder.embed_dim, hull.decoder.embed_dim, config.space.gate)
 
 
-def export_params(run: Run, params: Params, subnet: Subnet, folder: Path, origin: str):
+def export_params(
+    run: Run, params: Params, subnet: Subnet, folder: Path, origin: str, *, programs: bool = True
+):
     """Exports stand-alone weights with the run's tokenizer and some of its sentences.
 
-    `origin` describes where the weights come from. An export in `folder` is replaced.
+    `origin` describes where the weights come from; `programs` as in `export`. An export in
+    `folder` is replaced.
     """
     config = run.config
     samples: list[str] = []
@@ -57,7 +60,7 @@ def export_params(run: Run, params: Params, subnet: Subnet, folder: Path, origin
     params = with_scales(params, scales_of(config.space))
     export(
         params, spec, config.export, folder, origin, run.tokenizer, languages, samples, made_by,
-        lexicon=translations,
+        lexicon=translations, programs=programs,
     )  # fmt: skip
 
 
@@ -83,7 +86,7 @@ def measure_approximation(run: Run, params: Params, subnet: Subnet, folder: Path
     beam = Translator.load(folder).beam_size()
     exact = folder.with_name(f".{folder.name}.exact")
     plain = with_export(run, beam_sizes=(beam,), quantize="none", shortlist=0)
-    export_params(plain, params, subnet, exact, "for comparison")
+    export_params(plain, params, subnet, exact, "for comparison", programs=False)
     try:
         bleu = {}
         for name, path in (("exact", exact), ("export", folder)):
@@ -122,13 +125,13 @@ class SupernetExporter:
         return jax.tree.map(np.asarray, own)
 
     def export(self, subnet: Subnet, folder: Path, beam_sizes: Sequence[int] = ()):
-        """A complete export; `beam_sizes` replace the config's."""
+        """An export for this process, without programs; `beam_sizes` replace the config's."""
         sizes = tuple(beam_sizes) or self.run.config.export.beam_sizes
         run = with_export(self.run, beam_sizes=sizes)
-        export_params(run, self.params(subnet), subnet, folder, self.origin)
+        export_params(run, self.params(subnet), subnet, folder, self.origin, programs=False)
 
     def export_for_timing(self, subnet: Subnet, folder: Path, beam_size: int):
-        """Weights and one program, without a tokenizer."""
+        """Weights alone, without tokenizer and programs."""
         config = self.run.config
         params = with_scales(self.params(subnet), scales_of(config.space))
         _export_for_timing(config, params, subnet, folder, beam_size, self.origin)
@@ -151,6 +154,8 @@ def _export_for_timing(
     config: RunConfig, params: Params, subnet: Subnet, folder: Path, beam_size: int, origin: str
 ):
     settings = dataclasses.replace(config.export, beam_sizes=(beam_size,))
-    # Only the program that will be timed: a search writes hundreds of exports.
     kernels = (kernels_used(config.latency, subnet.cell),)
-    export(params, model_spec(config, subnet), settings, folder, origin, kernels=kernels)
+    export(
+        params, model_spec(config, subnet), settings, folder, origin, kernels=kernels,
+        programs=False,
+    )  # fmt: skip

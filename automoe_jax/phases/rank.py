@@ -259,7 +259,8 @@ def _train_one(text: Text | None, run: Run, part: tuple[str, Subnet]) -> dict[st
         params, _, _ = subnet_params(run, out)
         export, beam = run.path / out / EXPORT, beam_size(run.config)
         own = with_export(run, beam_sizes=(beam,))
-        export_params(own, params, subnet, export, "trained from scratch, for comparison")
+        origin = "trained from scratch, for comparison"
+        export_params(own, params, subnet, export, origin, programs=False)
         found["bleu"] = scored(export, *text, beam).bleu
     return found
 

@@ -103,7 +103,7 @@ def _compare_trained(
     params, subnet, step = subnet_params(run, RANDOM_SUBNET)
     kind = run.config.subnet_training.final_weights
     source = origin(trained, "trained subnet", step, kind)
-    export_params(run, params, subnet, folder / "random_trained", source)
+    export_params(run, params, subnet, folder / "random_trained", source, programs=False)
     translator, beam = Translator.load(folder / "random_trained"), beam_size(run.config)
     scores, others = evaluation.evaluate(translator, *test, beam)
     lowercase = translator.tokenizer is not None and translator.tokenizer.lowercase

@@ -26,7 +26,7 @@ def exports(tmp_path_factory):
     models["b"] = evolved_space(), evolved_space().largest(), random_evolved()
     for name, (own, arch, weights) in models.items():
         spec = ModelSpec(arch, own.hull().encoder.embed_dim, own.hull().decoder.embed_dim)
-        export(weights, spec, ExportConfig((2,)), folder / name, "test", None, None)
+        export(weights, spec, ExportConfig((2,)), folder / name, "test", programs=False)
     return [str(folder / name) for name in models]
 
 

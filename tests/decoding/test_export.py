@@ -146,7 +146,7 @@ def test_shortlist(own_params, tmp_path, quantize):
     every = Lexicon(words, np.arange(VOCAB, dtype=np.int32))
     config = ExportConfig((3,), quantize=quantize)
     for name, lexicon in (("some", some), ("every", every), ("none", None)):
-        export(own_params, SPEC, config, tmp_path / name, "test", lexicon=lexicon)
+        export(own_params, SPEC, config, tmp_path / name, "test", lexicon=lexicon, programs=False)
     texts = sources(20, seed=3)
 
     def found(name, kernels="auto"):
@@ -163,6 +163,20 @@ def test_shortlist(own_params, tmp_path, quantize):
         np.testing.assert_allclose(*scores, atol=1e-4)
 
 
+def test_without_programs(own_params, translator, tmp_path):
+    """An export translates by the programs that are traced here; it has none to be trusted."""
+    export(own_params, SPEC, ExportConfig((3,)), tmp_path / "x", "test", programs=False)
+    assert not list((tmp_path / "x").glob("*.jaxexport"))
+    texts = sources(3)
+    ours, theirs = (
+        [t.score for t in own.translate_ids(texts, 3, max_length=9)]
+        for own in (Translator.load(tmp_path / "x"), translator)
+    )
+    assert ours == theirs
+    with pytest.raises(UserError, match=r"program .*beam3_.*\.jaxexport cannot be read"):
+        Translator.load(tmp_path / "x", trust=True).translate_ids(texts, 3)
+
+
 def test_without_kernels(folder, monkeypatch):
     """No compiler: XLA's operations, and the reason at hand."""
     monkeypatch.setattr(native, "reason", lambda: "no C compiler was found")
@@ -176,7 +190,8 @@ def test_without_kernels(folder, monkeypatch):
 
 
 def test_exported_for_one_kind_only(own_params, tmp_path):
-    export(own_params, SPEC, ExportConfig((1,)), tmp_path / "x", "test", kernels=("xla",))
+    config = ExportConfig((1,))
+    export(own_params, SPEC, config, tmp_path / "x", "test", kernels=("xla",), programs=False)
     translator = Translator.load(tmp_path / "x")
     assert translator.kernels == "xla"
     assert "has no program for them" in translator.why_xla
@@ -241,10 +256,10 @@ def test_only_an_export_is_replaced(own_params, folder, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds something that is not an export"):
-        export(own_params, SPEC, ExportConfig((1,)), tmp_path / "mine", "test")
+        export(own_params, SPEC, ExportConfig((1,)), tmp_path / "mine", "test", programs=False)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     shutil.copytree(folder, tmp_path / "x")
-    export(own_params, SPEC, ExportConfig((1,)), tmp_path / "x", "new weights")
+    export(own_params, SPEC, ExportConfig((1,)), tmp_path / "x", "new weights", programs=False)
     assert Translator.load(tmp_path / "x").manifest["weights_from"] == "new weights"
 
 

@@ -28,7 +28,7 @@ QUICK = LatencyConfig(runs=5, warmup=1, source_length=8, target_length=6, beam_s
 def write(subnet, folder, beam_size):
     params = jax.tree.map(np.asarray, extract(random_params(SPACE), subnet, HULL))
     spec = ModelSpec(subnet, HULL.encoder.embed_dim, HULL.decoder.embed_dim)
-    export(params, spec, ExportConfig((beam_size,)), folder, "random")
+    export(params, spec, ExportConfig((beam_size,)), folder, "random", programs=False)
 
 
 def test_protocol_drops_a_tenth_at_both_ends():
