@@ -62,7 +62,7 @@ def dense(x, weights):
 
 
 def main():
-    process.prepare(huge_pages=True)
+    process.prepare(compiling=True)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=0, help="default: 2,048; on a GPU 32,768")
     parser.add_argument("--embed_dim", type=int, default=640)

@@ -27,7 +27,7 @@ IMPORTS = """
 import importlib, json, platform
 import jax
 from automoe_jax.cli import main, process
-process.prepare(huge_pages=False)
+process.prepare(compiling=False)
 from absl import flags
 for name in main.COMMANDS:
     before = set(flags.FLAGS)

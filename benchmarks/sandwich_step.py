@@ -46,7 +46,7 @@ def batch(rng: np.random.Generator, n_micro: int, rows: int, length: int, vocab:
 
 
 def main():
-    process.prepare(huge_pages=True)
+    process.prepare(compiling=True)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--length", type=int, default=16, help="tokens of a sentence")
     parser.add_argument("--runs", type=int, default=15, help="timed updates of each kind")

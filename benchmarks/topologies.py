@@ -20,6 +20,7 @@ import jax
 import measure
 from trainings import ROOT
 
+from automoe_jax.cli import process
 from automoe_jax.config import RunConfig, resolve
 from automoe_jax.data.plan import Bucket
 from automoe_jax.data.tokenizers.loading import vocab_sizes
@@ -141,6 +142,7 @@ def goals_of(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def main():
+    process.prepare(compiling=True)  # as launch/train.py compiles
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--json", action="store_true", help="accepted; the last line is JSON in any case"

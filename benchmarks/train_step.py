@@ -123,7 +123,7 @@ def full_size(rows: int = 68, length: int = 30, vocab_size: int = 32768) -> Prob
 
 
 def main():
-    process.prepare(huge_pages=True)
+    process.prepare(compiling=True)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rows", type=int, default=68, help="sentences")
     parser.add_argument("--length", type=int, default=30, help="tokens of a sentence")

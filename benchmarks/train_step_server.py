@@ -39,7 +39,7 @@ def main():
     sys.path[0] = str(Path(sys.argv[1]) / "benchmarks")  # in place of this file's folder
     train_step = importlib.import_module("train_step")
     if hasattr(train_step, "process"):
-        train_step.process.prepare(huge_pages=True)
+        train_step.process.prepare(compiling=True)
     else:  # of 39192b6
         train_step.huge_pages.use()
     problem = full_size(train_step)

@@ -39,9 +39,7 @@ _FULL_DISK = (
 def run(command: str):
     """Runs a command with the flags of `sys.argv`; a user's mistake is one line and exit code 2."""
     try:
-        prepare(huge_pages=command in _COMPILING)
-        if command in _COMPILING:
-            gc.set_threshold(*_GC_THRESHOLDS)
+        prepare(compiling=command in _COMPILING)
         interrupt.install()
         # Orbax logs tracebacks and warnings for programmers; what it raises comes here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -105,19 +103,21 @@ def _disk_is_full(error: BaseException) -> bool:
     return False
 
 
-def prepare(*, huge_pages: bool):
+def prepare(*, compiling: bool):
     """Sets what must be set before JAX starts.
 
-    With `huge_pages` the process is started again with glibc's tunable, which glibc reads before
-    `main`, and trims its memory after long compilations. A tunable that is set already stays.
+    A process that compiles long programs is started again with glibc's tunable for huge pages,
+    which glibc reads before `main`, and trims its memory after long compilations; it collects
+    garbage rarely. A tunable that is set already stays.
     """
     xla = os.environ.get("XLA_FLAGS", "")
     limit = "xla_cpu_collective_call_terminate_timeout_seconds"
     if "force_host_platform_device_count" in xla and limit not in xla:
         # Simulated devices may lag behind each other for minutes while one of them compiles.
         os.environ["XLA_FLAGS"] = f"{xla} --{limit}=600"
-    if not huge_pages:
+    if not compiling:
         return
+    gc.set_threshold(*_GC_THRESHOLDS)
     tunables = malloc.with_huge_pages(os.environ.get(malloc.TUNABLES, ""))
     if tunables is not None:
         os.environ[malloc.TUNABLES] = tunables

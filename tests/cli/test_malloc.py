@@ -13,7 +13,7 @@ PROGRAM = """
 import os, sys
 from automoe_jax.cli import process
 print("begun")
-process.prepare(huge_pages=True)
+process.prepare(compiling=True)
 print(os.environ.get("GLIBC_TUNABLES", ""), sys.argv[1:])
 """
 
@@ -38,7 +38,7 @@ for block in blocks:
     ctypes.memset(block, 1, 100_000)
 for block in blocks[:-1]:
     libc.free(block)
-process.prepare(huge_pages=True)
+process.prepare(compiling=True)
 for seconds in (0.01, 2.0):
     before = resident_mb()
     jax.monitoring.record_event_duration_secs(malloc.COMPILE_EVENT, seconds)
