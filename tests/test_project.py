@@ -2,7 +2,9 @@
 
 import ast
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -101,19 +103,65 @@ def test_pages_are_what_code_and_results_say(program):
     assert not found.returncode, found.stderr
 
 
-def test_examples_for_clusters_are_well_formed():
-    """The shell reads the script for SLURM; the JobSet has what its schema requires."""
+def test_the_slurm_example_is_well_formed():
     script = ROOT / "launch/slurm/train.sh"
     subprocess.run(["bash", "-n", script], check=True)
     text = script.read_text()
-    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", text, re.MULTILINE))
+    assert len(options) == text.count("#SBATCH")
+    assert set(options) == {
+        "job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal",
+        "requeue",
+    }  # fmt: skip
     # JAX takes one GPU for each process.
     assert options["ntasks-per-node"] == options["gpus-per-node"]
     assert "launch/train.py" in text
+
+
+def test_sbatch_reads_the_slurm_example(tmp_path, monkeypatch):
+    """It takes all options, and only then looks for a cluster."""
+    if shutil.which("sbatch") is None:
+        pytest.skip("sbatch (Debian: slurm-client) is not installed")
+    config = tmp_path / "slurm.conf"
+    config.write_text("ClusterName=none\nSlurmctldHost=localhost\nAuthType=auth/none\n")
+    monkeypatch.setenv("SLURM_CONF", os.environ.get("SLURM_CONF", str(config)))
+    program = ["sbatch", "--test-only", ROOT / "launch/slurm/train.sh"]
+    found = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert "Unable to contact slurm controller" in found.stderr, found.stderr
+
+
+# The fields of a JobSet that the example has: those of another name would be ignored.
+JOB_SET = {
+    "apiVersion": "jobset.x-k8s.io/v1alpha2",
+    "kind": "JobSet",
+    "metadata": {"name": "automoe"},
+    "spec": {"failurePolicy": {"maxRestarts": int}, "replicatedJobs": list},
+}
+HOSTS = {"name": str, "replicas": int, "template": {"spec": dict}}
+
+
+def assert_fields(found, wanted):
+    """`wanted` holds a value, a type, or those of each field."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for name, own in wanted.items():
+            assert_fields(found[name], own)
+    elif isinstance(wanted, type):
+        assert isinstance(found, wanted)
+    else:
+        assert found == wanted
+
+
+@pytest.fixture
+def job_set():
     yaml = pytest.importorskip("yaml", reason="PyYAML reads the manifest")
-    job = yaml.safe_load((ROOT / "launch/k8s/jobset.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    (hosts,) = job["spec"]["replicatedJobs"]
+    return yaml.safe_load((ROOT / "launch/k8s/jobset.yaml").read_text())
+
+
+def test_the_kubernetes_example_is_well_formed(job_set):
+    assert_fields(job_set, JOB_SET)
+    (hosts,) = job_set["spec"]["replicatedJobs"]
+    assert_fields(hosts, HOSTS)
     one = hosts["template"]["spec"]
     pod = one["template"]["spec"]
     (container,) = pod["containers"]
@@ -125,6 +173,16 @@ def test_examples_for_clusters_are_well_formed():
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
     assert any(arg.startswith("--workdir=/runs") for arg in container["args"])
+
+
+def test_the_kubernetes_example_has_a_job_by_its_schema(job_set):
+    """The Job inside; each field has a name and a type that Kubernetes knows."""
+    validate = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate, with Kubernetes's schemas, is missing"
+    )
+    (hosts,) = job_set["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "hosts"}}
+    validate.validate(job | hosts["template"], validate.latest_version(), strict=True)
 
 
 def test_the_readme_is_short():

@@ -96,6 +96,15 @@ def test_a_wrong_address_is_told_in_seconds(address):
         connect(address)
 
 
+def test_auto_is_the_cluster_of_this_machine(cluster, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    ray.shutdown()  # what other tests connected
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    workers = RayWorkers("auto", cores=1, memory_gb=1.0)
+    assert workers.slots() == 2
+    assert dict(workers.each(square, [4])) == {0: (16, "1")}
+
+
 def test_a_corpus_is_the_same_as_of_this_process(workers, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "_CHUNK", 200)
     run, _, _, params = prepared
@@ -104,6 +113,7 @@ def test_a_corpus_is_the_same_as_of_this_process(workers, prepared, tmp_path, mo
     for name, own in (("here", run), ("there", dataclasses.replace(run, workers=workers))):
         folder = tmp_path / name
         distill.distill(own, open_splits(run), Teacher(export), Distillation(2), folder)
+        monkeypatch.setattr(distill, "_loaded", pytest.fail)  # in this process; not on the nodes
     for path in (tmp_path / "here").glob("*.[de][en]"):
         assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
         assert path.stat().st_size
