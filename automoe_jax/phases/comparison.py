@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from automoe_jax.architecture.subnet import from_json
 from automoe_jax.decoding.manifest import read_manifest
+from automoe_jax.decoding.schema import KERNELS_OF
 from automoe_jax.phases.report import RESULTS
 from automoe_jax.phases.run import EXPORT, REPORT
 from automoe_jax.report import comparison, curves
@@ -29,15 +31,18 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
     Returns its rows. `UserError` if a source is neither, or none has a trained model.
     """
     rows: list[Row] = []
-    examples: list[dict[str, str]] = []
+    examples: dict[str, Sequence[dict[str, str]]] = {}
     trainings: dict[str, curves.Lines] = {}
     studies: dict[str, Sequence[Row]] = {}
+    files_given = [source for source in sources if source.is_file()]
     for source in sources:
         if source.is_file():
             own, found = of_study(source)
-            studies[source.name] = own
-            rows += own
-            examples = examples or found
+            name = _name(source, files_given)
+            studies[name] = own
+            study = name.removesuffix(".jsonl") if len(files_given) > 1 else ""
+            rows += [dataclasses.replace(row, study=study) for row in own]
+            examples[study] = found
         elif (source / REPORT / RESULTS).exists():
             rows += _of_run(source, _name(source, sources))
             for path in sorted(source.rglob(metrics.NAME)):
@@ -53,9 +58,9 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
     return rows
 
 
-def _name(run: Path, others: Sequence[Path]) -> str:
-    """The last parts of a workdir's path that no other one has."""
-    parts, rest = run.resolve().parts, [other.resolve().parts for other in others]
+def _name(path: Path, others: Sequence[Path]) -> str:
+    """The last parts of a path that no other one has."""
+    parts, rest = path.resolve().parts, [other.resolve().parts for other in others]
     n = 1
     while n < len(parts) and sum(parts[-n:] == other[-n:] for other in rest) > 1:
         n += 1
@@ -99,8 +104,8 @@ def _of_part(
             (scores["bleu"], *scores["bleu_95"]), scores["chrf"], times.get("ms"),
             None if share is None else _interval(share),
         )  # fmt: skip
-    # Of cells that the project's kernels do not have.
-    slower = (latency or {}).get("fp32", {}).get("kernels") == "xla"
+    # The project's kernels do not have all cells.
+    slower = "native" not in KERNELS_OF[from_json(line["subnet"]).cell]
     name = f"{line['name']}, on XLA's operations" if slower else line["name"]
     tests = line["fp32"].get("tests", {})
     return Row(

@@ -196,7 +196,7 @@ def _chosen(
 
 def _translated(parts: Path) -> Iterator[LinePair]:
     """The pairs of all parts, in the order of the text."""
-    for path in sorted(parts.iterdir()):
+    for path in sorted(parts.glob("[0-9]*.json")):  # a kill may leave part of another file
         for source, translation in files.read_json(path, "translations")["pairs"]:
             yield source.encode(), translation.encode()
 

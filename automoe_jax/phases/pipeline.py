@@ -52,6 +52,7 @@ TEACHER, DISTILLED = "teacher", "distilled"  # folders: an export, and its trans
 HALVING = f"{SUBNET}/halving"  # not that of `launch/halving.py`, which may have other candidates
 # Differences of BLEU below this are noise: the cheaper finalist is chosen.
 BLEU_NOISE = 0.2
+_WEIGHTS = "subnet_weights"  # key of the manifest
 
 
 def run_pipeline(run: Run) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     begun = (run.path / SUBNET).exists()
     # A random subnet beside the finalists changes none of them.
     settled = dataclasses.replace(config.pipeline, train_random=False)
-    content = {**config.groups("export", "latency"), "pipeline": settled}
+    content = {**config.groups("export", "latency"), "pipeline": settled, **_exported(run)}
     claim(run, REPORT, REPORT, content, begun=begun)
 
     searched = run.path / SEARCH / search_result.RESULT
@@ -124,6 +125,17 @@ def finalists_of(run: Run, found: dict[str, Any]) -> list[Subnet]:
             ranked = halving.halve(run, HALVING, subnets, pipeline.halving)
         subnets = [from_json(row["subnet"]) for row in ranked["subnets"]]
     return subnets[: pipeline.finalists]
+
+
+def _exported(run: Run) -> dict[str, Any]:
+    """Which of the finalists' weights are exported, for the manifest of the report.
+
+    Nothing where that was begun by a version that did not say.
+    """
+    made = run.path / REPORT
+    if (made / workdir.MANIFEST).exists() and _WEIGHTS not in workdir.settings(made, REPORT):
+        return {}
+    return {_WEIGHTS: "last", **run.config.subnet_training.weights_for(_WEIGHTS)}
 
 
 def _announce(run: Run, number: int, phase: str, done: bool):

@@ -1,7 +1,7 @@
 """One page that compares systems: quality against latency, a table, architectures, examples."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,18 @@ def write(
     folder: Path,
     title: str,
     rows: Sequence[Row],
-    examples: Sequence[dict[str, str]] = (),
+    examples: Mapping[str, Sequence[dict[str, str]]] | None = None,
     trainings: dict[str, curves.Lines] | None = None,
     studies: dict[str, Sequence[Row]] | None = None,
 ):
     """Writes `index.html`, which needs no other file, and its pictures as PNG and SVG.
 
-    `examples` have "source" and "reference"; `trainings` are the metrics of runs by name; `studies`
-    are the rows that were trained alike, by the name of their result file.
+    `examples`, by the study of their rows, have "source" and "reference"; `trainings` are the
+    metrics of runs by name; `studies` are the rows that were trained alike, by the name of their
+    result file. Each study of `rows` has a picture of its own: their BLEU is of different text.
     """
     groups = grouped(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    save(figure(groups), *(folder / f"{PICTURE}.{suffix}" for suffix in ("svg", "png")))
     shown = "".join(
         f"<h3>{html.escape(name)}</h3>{curves.figures(lines)}"
         for name, lines in (trainings or {}).items()
@@ -48,7 +48,7 @@ def write(
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>{STYLE}{_STYLE}</style>
 <h1>{name}</h1>
-{picture(folder / f"{PICTURE}.png", "BLEU against latency of every system")}
+{_pictures(groups, folder)}
 <p><small>BLEU on test text, cased, 13a. Lines through points: lowest and highest of several
 seeds; of one seed 95 % intervals, where known: of BLEU by a bootstrap over sentences, of the share
 of the reference's latency as timed in turns (ms of different times may not compare). Steps: the
@@ -58,11 +58,23 @@ best of dense models, and of mixtures, that are at least as fast.</small></p>
 {_sortable(table(groups))}
 {_gains(studies or {})}{_parts(groups, folder)}{_shares(rows)}<h2>Architectures</h2>
 <div class=cards>{"".join(_card(row) for row in rows)}</div>
-{_examples(rows, examples)}{f"<h2>Trainings</h2>{shown}" if shown else ""}
+{_examples(groups, examples or {})}{f"<h2>Trainings</h2>{shown}" if shown else ""}
 <script>{_SORT}</script>
 </html>
 """,
     )
+
+
+def _pictures(groups: Sequence[Group], folder: Path) -> str:
+    """A picture for each study, as PNG and SVG in the folder, with its name above it."""
+    shown = []
+    for i, study in enumerate(dict.fromkeys(group.rows[0].study for group in groups)):
+        png, svg = (folder / f"{PICTURE}{f'_{i}' * (i > 0)}.{x}" for x in ("png", "svg"))
+        save(figure([group for group in groups if group.rows[0].study == study]), svg, png)
+        heading = f"<h2>{html.escape(study)}</h2>" if study else ""
+        about = f"BLEU against latency of every system{f' of {study}' * bool(study)}"
+        shown.append(heading + picture(png, about))
+    return "\n".join(shown)
 
 
 def _gains(studies: dict[str, Sequence[Row]]) -> str:
@@ -184,18 +196,19 @@ def _card(row: Row) -> str:
     return card(row.subnet, f"{row.label}, seed {row.seed}" if row.seed else row.label)
 
 
-def _examples(rows: Sequence[Row], examples: Sequence[dict[str, str]]) -> str:
-    """What each system makes of some sentences, with its first seed."""
-    shown = [group.rows[0] for group in grouped(rows) if group.rows[0].translations]
-    if not shown or not examples:
-        return ""
+def _examples(groups: Sequence[Group], examples: Mapping[str, Sequence[dict[str, str]]]) -> str:
+    """What each system makes of some sentences of its study, with its first seed."""
+    firsts = [group.rows[0] for group in groups]
     parts = []
-    for i, example in enumerate(examples):
-        lines = [["", example["source"]], ["reference", example["reference"]]]
-        lines += [[row.label, row.translations[i]] for row in shown if i < len(row.translations)]
-        parts.append(f"<details{' open' * (i == 0)}><summary>{html.escape(example['source'])}"
-                     f"</summary>{html_table('text', lines)}</details>")  # fmt: skip
-    return f"<h2>Examples</h2>{''.join(parts)}\n"
+    for study, sentences in examples.items():
+        shown = [row for row in firsts if row.study == study and row.translations]
+        for i, example in enumerate(sentences if shown else ()):
+            lines = [["", example["source"]], ["reference", example["reference"]]]
+            lines += [[x.label, x.translations[i]] for x in shown if i < len(x.translations)]
+            parts.append(f"<details{' open' * (not parts)}><summary>"
+                         f"{html.escape(example['source'])}</summary>{html_table('text', lines)}"
+                         "</details>")  # fmt: skip
+    return f"<h2>Examples</h2>{''.join(parts)}\n" if parts else ""
 
 
 def _sortable(rows: list[list[str]]) -> str:

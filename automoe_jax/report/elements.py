@@ -44,7 +44,7 @@ figure .decoder i { background: hsl(28 85% 50% / 40%); }
 def picture(path: Path, about: str) -> str:
     """A PNG inside the page."""
     content = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{content}" alt="{about}">'
+    return f'<img src="data:image/png;base64,{content}" alt="{html.escape(about)}">'
 
 
 def html_table(css_class: str, rows: list[list[str]]) -> str:

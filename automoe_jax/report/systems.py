@@ -64,13 +64,15 @@ class Row:
     parts_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # of its latency, fp32
     more_tests: dict[str, float] = dataclasses.field(default_factory=dict)  # BLEU, fp32, by name
     loss: float | None = None  # on validation text
+    study: str = ""  # that it belongs to, where several are shown
     # From other models of its seed, by their labels.
     differences: dict[str, PairedDifference] = dataclasses.field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """The system, and its budget where there is one."""
-        return f"{self.system} ({self.budget})" if self.budget else self.system
+        """The study, the system, and its budget, of the two where there is one."""
+        study = f"{self.study}: " if self.study else ""
+        return f"{study}{self.system} ({self.budget})" if self.budget else study + self.system
 
     def difference(self, other: "Row") -> PairedDifference | None:
         """From another model, if the two are of one seed and were compared directly."""

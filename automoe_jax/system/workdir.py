@@ -50,7 +50,8 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     """Starts or continues a folder.
 
     Writes `manifest.json` (kind, config, versions, host, when) if there is none, or if the folder
-    has no results yet. `kind` is that of the content, as "run" or "supernet", `config` holds all
+    has no results yet; of what may change between two starts, as `final_weights`, it says the
+    last. `kind` is that of the content, as "run" or "supernet", `config` holds all
     settings that decide it, and `begun` is True if the folder holds results of its manifest;
     `UserError` names the fields that differ if they are of another config.
     """
@@ -59,6 +60,7 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     if (folder / MANIFEST).exists():
         different = _different(settings(folder, kind), config)
         if not different:
+            _renew(folder, kind, config)
             return
         if begun:
             raise UserError(_refusal(folder, different, _ADVICE.get(kind, _SAME)))
@@ -66,6 +68,22 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
         if CONVERTED in manifest:
             origin = {CONVERTED: manifest[CONVERTED]}
     write(folder, kind, {"config": config, **origin})
+
+
+def _renew(folder: Path, kind: str, config: dict[str, Any]):
+    """Has a manifest say what a folder was last continued with, where that may change."""
+    manifest, new = read(folder, kind), _as_json(config)
+    if list(_free(manifest["config"])) != list(_free(new)):
+        files.write_json(folder / MANIFEST, {**manifest, "config": new})
+
+
+def _free(settings: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of `_FREE` with their values, of all groups."""
+    for key, value in sorted(settings.items()) if isinstance(settings, dict) else ():
+        if key in _FREE:
+            yield key, value
+        else:
+            yield from _free(value)
 
 
 def check(folder: Path, kind: str, config: dict[str, Any], free: Collection[str], advice: str):

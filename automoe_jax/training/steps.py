@@ -146,7 +146,9 @@ def per_device_step(
     tx, rates = optimizer.make(config), (config.label_smoothing, config.load_balance)
     model = None
     if teacher is not None:
-        model = TeacherModel(teacher, config.teacher_weight, config.teacher_temperature)
+        model = TeacherModel(
+            teacher, weight=config.teacher_weight, temperature=config.teacher_temperature
+        )
     layout = sharding.layout_of(config)
     options = StepOptions(
         sampling_config.distillation,

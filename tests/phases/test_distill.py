@@ -103,6 +103,7 @@ def test_a_killed_run_goes_on(distilled, tmp_path):
     first = Teacher(kill_at=6)
     with pytest.raises(KeyboardInterrupt):
         distilled(first)
+    (tmp_path / "out" / "parts" / ".000000006.json.1.tmp").write_text('{"version": 1, "pai')
     second = Teacher()
     _, corpus = distilled(second)
     assert (len(first.seen), len(second.seen)) == (6, 1)

@@ -130,6 +130,11 @@ def test_pipeline_survives_kills(tmp_path, kills, taught):
     other = dataclasses.replace(config, export=ExportConfig((1,)))
     with pytest.raises(UserError, match=r"export\.beam_sizes is \[2\] there"):
         pipeline_of(other, tmp_path)
+    average = {"final_weights": "average", "averaged_checkpoints": 1}
+    training = dataclasses.replace(config.subnet_training, **average)
+    other = dataclasses.replace(config, subnet_training=training)
+    with pytest.raises(UserError, match="subnet_weights is 'last' there and 'average of 1' here"):
+        pipeline_of(other, tmp_path)
     # A finished run is moved as one piece.
     moved = tmp_path.with_name(f"{tmp_path.name}_moved")
     tmp_path.rename(moved)

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import evolved_space
 from matplotlib import pyplot
 from pages import assert_fits
 from programs import launch, mistake
@@ -134,6 +135,39 @@ def test_what_the_gain_is_made_of(study, tmp_path):
     compare([study, other], tmp_path / "both", "a test")
     page = (tmp_path / "both" / "index.html").read_text()
     assert page.count("searched alike without them") == 1
+
+
+def test_studies_are_not_mixed(study, tmp_path):
+    """Each has a picture, rows and examples of its own."""
+    other = study.with_name("paper_other.jsonl")
+    trained, timed = model("automoe", 0.5, 0, 6.0, 20.0)
+    trained["examples"] = [{"source": "another text", "reference": "ein anderer Text"}]
+    other.write_text("".join(json.dumps(x) + "\n" for x in (trained, timed)))
+    rows = compare([study, other], tmp_path / "both", "a test")
+    bleus = {g.label: [row.precisions["fp32"].bleu[0] for row in g.rows]
+             for g in systems.grouped(rows)}  # fmt: skip
+    assert bleus["paper_test: automoe (0.5)"] == [33.0, 34.0]
+    assert bleus["paper_other: automoe (0.5)"] == [20.0]
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert page.count('alt="BLEU against latency of every system of paper_') == 2
+    for name in ("systems", "systems_1"):
+        assert (tmp_path / "both" / f"{name}.svg").stat().st_size > 1000
+    _, *sentences = page.partition("<h2>Examples</h2>")[2].split("<summary>")
+    assert ["paper_test" in x for x in sentences] == [True, True, False]
+    assert ["paper_other" in x for x in sentences] == [False, False, True]
+
+
+def test_models_on_other_kernels_are_named_by_their_cells(study):
+    """Not by the machine that timed them, which may have no compiler."""
+    lines = [json.loads(line) for line in study.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "latency":
+            line["fp32"]["kernels"] = "xla"
+    evolved, _ = model("mini_evolved", 0.0, 0, 9.0, 32.0)
+    evolved["subnet"] = to_json(evolved_space().largest())
+    study.write_text("".join(json.dumps(x) + "\n" for x in (*lines, evolved)))
+    names = {row.system for row in phase.of_study(study)[0]}
+    assert {name for name in names if "XLA" in name} == {"mini_evolved, on XLA's operations"}
 
 
 def difference(name, budget, bleu, latency_ratio, other_budget=None, inherited=None):
