@@ -6,9 +6,9 @@ python launch/evaluate.py --workdir=runs/multi30k_tiny --export=runs/multi30k_ti
     --lowercase
 
 "transformer-tiny" of Wu et al., "Good for Misconceived Reasons" (ACL 2021, arXiv 2105.14462): 4 + 4
-layers of width 128 with 4 heads and FFNs of 256, one vocabulary of 10,000 merges, at most 8,000
-updates of 2 x 4,096 tokens, the last ten checkpoints averaged; it has a BLEU of 41.02 on the test
-of 2016, lower-cased and tokenised.
+layers of width 128 with 4 heads and FFNs of 256, one vocabulary of 10,000 merges (here of 10,000
+pieces, characters included), at most 8,000 updates of 2 x 4,096 tokens, the last ten checkpoints
+averaged; it has a BLEU of 41.02 on the test of 2016, lower-cased and tokenised.
 
 DIR holds train, valid and test .en and .de, plain or .gz. Without --config.data.path the folder is
 $AUTOMOE_SHARED/data/multi30k, ../shared/data/multi30k by default.

@@ -283,6 +283,23 @@ def test_shipped_configs_resolve(name):
         config.space.validate(subnet_files.load(subnet))
 
 
+def test_the_small_transformer_has_its_published_recipe():
+    """Wu et al., ACL 2021: architecture, and how it is trained."""
+    config = shipped_config("multi30k_tiny")
+    training, model = config.subnet_training, config.model
+    assert (training.schedule, training.peak_rate) == ("inverse_sqrt", 5e-3)
+    assert (training.steps, training.warmup_steps) == (8000, 2000)
+    assert training.tokens_per_batch * training.batches_per_step == 2 * 4096
+    assert (training.final_weights, training.averaged_checkpoints) == ("average", 10)
+    assert (model.dropout, training.label_smoothing) == (0.3, 0.1)
+    assert (config.tokenizer.vocab_size, config.tokenizer.lowercase) == (10_000, True)
+    (subnet,) = {config.space.largest(), config.space.smallest()}
+    for _, stack in subnet.stacks:
+        assert stack.embed_dim == 128
+        assert [layer.experts for layer in stack.layers] == [(256,)] * 4
+    assert {layer.heads for layer in subnet.encoder.layers} == {4}
+
+
 def test_config_mistakes():
     def message(group, field, value):
         config = base()
