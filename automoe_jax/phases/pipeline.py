@@ -44,7 +44,7 @@ from automoe_jax.published.subnet_files import load
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
-from automoe_jax.training.checkpoints import latest_step
+from automoe_jax.training.checkpoints import has_ended, latest_step
 from automoe_jax.training.target import check_has_supernet
 
 SECONDS = "seconds.json"
@@ -91,8 +91,8 @@ def run_pipeline(run: Run) -> dict[str, Any]:
 
     beside = _random(run, found)
     also = " and the random subnet" if beside else ""
-    steps = config.subnet_training.steps
-    done = chosen.exists() and all(latest_step(run.path / out) == steps for out in beside)
+    ended = (has_ended(run.path / out, config.subnet_training) for out in beside)
+    done = chosen.exists() and all(ended)
     _announce(run, 3, f"training {len(finalists)} finalist(s){also}", done)
     if not done:
         with _timed(run, "distillation"):

@@ -75,6 +75,19 @@ class Checkpoints:
             return False
         return True
 
+    def ended(self, config: TrainingConfig) -> bool:
+        """True if the newest one is that of the last step, or of a loss that falls no more."""
+        step = self.latest()
+        if step is None or step >= config.steps:
+            return step is not None
+        if not config.patience or not (self._folder / str(step) / _LOG).exists():
+            return False
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(log=ocp.args.JsonRestore()))
+        except Exception:  # of many kinds where it is damaged, which `restore` will say
+            return False
+        return found[_LOG].get("lowest", {}).get("waited", 0) >= config.patience
+
     def save(self, state: TrainState, log: dict[str, Any]):
         """Starts writing a state of NumPy arrays and returns; `wait` waits for it.
 
@@ -238,6 +251,12 @@ def latest_step(folder: Path) -> int | None:
     """Step of the newest checkpoint of a run's folder, or None."""
     with _reader(folder) as checkpoints:
         return checkpoints and checkpoints.latest()
+
+
+def has_ended(folder: Path, config: TrainingConfig) -> bool:
+    """Whether the training in a run's folder is over, see `Checkpoints.ended`."""
+    with _reader(folder) as checkpoints:
+        return checkpoints is not None and checkpoints.ended(config)
 
 
 def load_params(

@@ -72,7 +72,7 @@ def train(
     clock = Clock()
     with contextlib.closing(_checkpoints(folder, config)) as store:
         latest = store.latest() or 0
-        if latest >= config.steps and store.is_whole(latest):
+        if store.ended(config) and store.is_whole(latest):
             return
         with clock.spent(STARTING):
             steps = Steps(target, config, sampling_config, seed, data, teacher and teacher())
@@ -81,9 +81,6 @@ def train(
             state, before = _start(target, config, seed, store, init_params, progress)
             steps.compile_ahead(int(state.step), most=1)
             training = _Training(target, config, seed, steps, data, store, clock, state, before)
-        if training.ended:
-            steps.close()
-            return
         with (
             interrupt.deferred(defer=jax.process_count() == 1) as interrupted,
             contextlib.closing(steps),
