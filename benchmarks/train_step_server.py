@@ -7,6 +7,7 @@ it, as {"subnet": "largest"}; the answer is the seconds of one step.
 """
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +40,9 @@ def main():
     sys.path[0] = str(Path(sys.argv[1]) / "benchmarks")  # in place of this file's folder
     train_step = importlib.import_module("train_step")
     if hasattr(train_step, "process"):
-        train_step.process.prepare(compiling=True)
+        prepare = train_step.process.prepare
+        (flag,) = inspect.signature(prepare).parameters  # earlier commits: huge_pages
+        prepare(**{flag: True})
     else:  # of 39192b6
         train_step.huge_pages.use()
     problem = full_size(train_step)

@@ -44,7 +44,8 @@ from automoe_jax.published.subnet_files import load
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
-from automoe_jax.training.checkpoints import has_ended, latest_step
+from automoe_jax.training.checkpoints import latest_step
+from automoe_jax.training.loop import has_ended
 from automoe_jax.training.target import check_has_supernet
 
 SECONDS = "seconds.json"

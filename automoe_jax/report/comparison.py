@@ -69,7 +69,8 @@ def _pictures(groups: Sequence[Group], folder: Path) -> str:
     """A picture for each study, as PNG and SVG in the folder, with its name above it."""
     shown = []
     for i, study in enumerate(dict.fromkeys(group.rows[0].study for group in groups)):
-        png, svg = (folder / f"{PICTURE}{f'_{i}' * (i > 0)}.{x}" for x in ("png", "svg"))
+        name = f"{PICTURE}_{i}" if i else PICTURE
+        png, svg = (folder / f"{name}.{suffix}" for suffix in ("png", "svg"))
         save(figure([group for group in groups if group.rows[0].study == study]), svg, png)
         heading = f"<h2>{html.escape(study)}</h2>" if study else ""
         about = f"BLEU against latency of every system{f' of {study}' * bool(study)}"

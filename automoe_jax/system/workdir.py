@@ -58,23 +58,18 @@ def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
     folder = resolve(folder)
     origin = {}
     if (folder / MANIFEST).exists():
-        different = _different(settings(folder, kind), config)
+        manifest, new = read(folder, kind), _as_json(config)
+        made = _settings(manifest, folder)
+        different = _different(made, config)
         if not different:
-            _renew(folder, kind, config)
+            if list(_free(made)) != list(_free(new)):
+                files.write_json(folder / MANIFEST, {**manifest, "config": new})
             return
         if begun:
             raise UserError(_refusal(folder, different, _ADVICE.get(kind, _SAME)))
-        manifest = read(folder, kind)
         if CONVERTED in manifest:
             origin = {CONVERTED: manifest[CONVERTED]}
     write(folder, kind, {"config": config, **origin})
-
-
-def _renew(folder: Path, kind: str, config: dict[str, Any]):
-    """Has a manifest say what a folder was last continued with, where that may change."""
-    manifest, new = read(folder, kind), _as_json(config)
-    if list(_free(manifest["config"])) != list(_free(new)):
-        files.write_json(folder / MANIFEST, {**manifest, "config": new})
 
 
 def _free(settings: Any) -> Iterator[tuple[str, Any]]:
@@ -141,7 +136,11 @@ def read(folder: Path, kind: str) -> dict[str, Any]:
 
 def settings(folder: Path, kind: str) -> dict[str, Any]:
     """The settings in the manifest of a folder, by group; `UserError` as `read`."""
-    config = read(folder, kind).get("config")
+    return _settings(read(folder, kind), folder)
+
+
+def _settings(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+    config = manifest.get("config")
     if not isinstance(config, dict):
         raise UserError(f"{folder / MANIFEST} is damaged: it has no settings")
     return config

@@ -75,18 +75,12 @@ class Checkpoints:
             return False
         return True
 
-    def ended(self, config: TrainingConfig) -> bool:
-        """True if the newest one is that of the last step, or of a loss that falls no more."""
-        step = self.latest()
-        if step is None or step >= config.steps:
-            return step is not None
-        if not config.patience or not (self._folder / str(step) / _LOG).exists():
-            return False
-        try:
-            found = self._manager.restore(step, args=ocp.args.Composite(log=ocp.args.JsonRestore()))
-        except Exception:  # of many kinds where it is damaged, which `restore` will say
-            return False
-        return found[_LOG].get("lowest", {}).get("waited", 0) >= config.patience
+    def log(self, step: int) -> dict[str, Any]:
+        """What `save` was given for the training loop; {} in checkpoints of earlier versions."""
+        if not (self._folder / str(step) / _LOG).exists():
+            return {}
+        args = ocp.args.Composite(**{_LOG: ocp.args.JsonRestore()})
+        return self._manager.restore(step, args=args)[_LOG]
 
     def save(self, state: TrainState, log: dict[str, Any]):
         """Starts writing a state of NumPy arrays and returns; `wait` waits for it.
@@ -179,13 +173,10 @@ class Checkpoints:
         # As NumPy arrays: whoever reads a checkpoint may have other devices.
         arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), targets)
         args: dict[str, Any] = {name: ocp.args.StandardRestore(x) for name, x in arrays.items()}
-        if (folder / _LOG).exists():  # those of earlier versions have none
-            args[_LOG] = ocp.args.JsonRestore()
         found: Any = self._manager.restore(step, args=ocp.args.Composite(**args))
         opt_state = found[_OPTIMIZER] if _OPTIMIZER in args else None
         average = found[_AVERAGE] if _AVERAGE in args else ()
-        log = found[_LOG] if _LOG in args else {}
-        return Restored(step, found[_PARAMS], opt_state, average, log)
+        return Restored(step, found[_PARAMS], opt_state, average, self.log(step))
 
     def _put_aside(self, step: int) -> str:
         """Moves a damaged checkpoint; says where it is."""
@@ -238,7 +229,7 @@ def _check_seal(folder: Path):
 
 
 @contextlib.contextmanager
-def _reader(folder: Path, name: str = CHECKPOINTS) -> Iterator[Checkpoints | None]:
+def reader(folder: Path, name: str = CHECKPOINTS) -> Iterator[Checkpoints | None]:
     """The checkpoints of a run's folder, to read; None if it has no folder of them."""
     if not (folder / name).is_dir():
         yield None
@@ -249,14 +240,8 @@ def _reader(folder: Path, name: str = CHECKPOINTS) -> Iterator[Checkpoints | Non
 
 def latest_step(folder: Path) -> int | None:
     """Step of the newest checkpoint of a run's folder, or None."""
-    with _reader(folder) as checkpoints:
+    with reader(folder) as checkpoints:
         return checkpoints and checkpoints.latest()
-
-
-def has_ended(folder: Path, config: TrainingConfig) -> bool:
-    """Whether the training in a run's folder is over, see `Checkpoints.ended`."""
-    with _reader(folder) as checkpoints:
-        return checkpoints is not None and checkpoints.ended(config)
 
 
 def load_params(
@@ -274,11 +259,11 @@ def load_params(
     if kind != "ema":
         abstract = abstract._replace(average=())
     if kind == "best":
-        with _reader(folder, BEST) as best:
+        with reader(folder, BEST) as best:
             found = best and best.restore(abstract, note)
         if found is not None:
             return found.params, found.step
-    with _reader(folder) as checkpoints:
+    with reader(folder) as checkpoints:
         readable = iter(()) if checkpoints is None else checkpoints.readable(abstract, note)
         newest = next(readable, None)
         if newest is None:

@@ -22,6 +22,7 @@ from automoe_jax.training.checkpoints import (
     CHECKPOINTS,
     Checkpoints,
     drop_best_beyond,
+    reader,
 )
 from automoe_jax.training.clock import (
     COMPILING,
@@ -72,7 +73,7 @@ def train(
     clock = Clock()
     with contextlib.closing(_checkpoints(folder, config)) as store:
         latest = store.latest() or 0
-        if store.ended(config) and store.is_whole(latest):
+        if _is_over(store, config) and store.is_whole(latest):
             return
         with clock.spent(STARTING):
             steps = Steps(target, config, sampling_config, seed, data, teacher and teacher())
@@ -102,6 +103,25 @@ def train(
             # The processes of a pod, which take the notice of the first that gets one: whoever
             # started them has to see that they are not done.
             raise interrupt.Interrupted(signal.SIGTERM)
+
+
+def has_ended(folder: Path, config: TrainingConfig) -> bool:
+    """Whether the training in a run's folder did its last step, or its loss falls no more."""
+    with reader(folder) as store:
+        return store is not None and _is_over(store, config)
+
+
+def _is_over(store: Checkpoints, config: TrainingConfig) -> bool:
+    step = store.latest()
+    if step is None or step >= config.steps:
+        return step is not None
+    if not config.patience:
+        return False
+    try:
+        log = store.log(step)
+    except Exception:  # of many kinds where it is damaged, which `restore` will say
+        return False
+    return Lowest(**log.get("lowest", {})).exhausts(config.patience)
 
 
 def _checkpoints(folder: Path, config: TrainingConfig) -> Checkpoints:
@@ -150,7 +170,7 @@ class _Training:
     @property
     def ended(self) -> bool:
         """True if the validation loss has not fallen for too long."""
-        return 0 < self._config.patience <= self._lowest.waited
+        return self._lowest.exhausts(self._config.patience)
 
     def run(self, log: "_Log", traced: Profile, best: Checkpoints, interrupted: Callable[[], bool]):
         """Steps until all are done, or the run is to stop; `best` takes the best weights."""

@@ -82,6 +82,10 @@ class Lowest:
             return Lowest(loss)
         return Lowest(self.loss, self.waited + 1)
 
+    def exhausts(self, patience: int) -> bool:
+        """Whether so many evaluations without a lower loss end a training; 0 never do."""
+        return 0 < patience <= self.waited
+
 
 class SkippedSteps:
     """Counts the skipped steps, and ends a run that skips `limit` of them in a row."""

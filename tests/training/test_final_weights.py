@@ -10,7 +10,7 @@ import pytest
 from small_training import CONFIG, DATA, TINY, KillAt, Killed, run_training
 
 from automoe_jax.system.errors import UserError
-from automoe_jax.training import checkpoints
+from automoe_jax.training import checkpoints, loop
 from automoe_jax.training.config import ModelConfig, TrainingConfig
 from automoe_jax.training.evaluation import Evaluator, Score
 from automoe_jax.training.step import TrainState
@@ -203,9 +203,9 @@ def test_patience_ends_a_training(tmp_path, losses):
     run_training(tmp_path, Notes(notes), config=config)
     assert losses == [1.0]
     assert checkpoints.latest_step(tmp_path) == 4
-    assert checkpoints.has_ended(tmp_path, config)
-    assert not checkpoints.has_ended(tmp_path, EVALUATED)  # without patience
-    assert not checkpoints.has_ended(tmp_path / "none", config)
+    assert loop.has_ended(tmp_path, config)
+    assert not loop.has_ended(tmp_path, EVALUATED)  # without patience
+    assert not loop.has_ended(tmp_path / "none", config)
     assert notes[-1] == (
         "validation loss has not fallen for 2 evaluations: the training ends at step 4"
     )
