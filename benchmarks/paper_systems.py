@@ -107,7 +107,7 @@ SYSTEMS = {
         System("automoe_standard", "automoe_standard"),
         System("automoe_flops", "automoe"),  # Table 6: limited by FLOPs instead of latency
         *(System(name, name) for name in (
-            "experts_2", "experts_4", "experts_6", "experts_16", "fixed_encoder",
+            "experts_2", "experts_4", "experts_6", "experts_16", "elastic_encoder", "fixed_encoder",
             "placement_121212", "placement_111222", "placement_222111", "identity")),
         System("automoe_inherited", "automoe", inherit=True, of="automoe"),
         System("automoe_undistilled", "automoe", distilled=False, of="automoe"),

@@ -7,6 +7,7 @@ for the commands that train. The library changes neither by being imported.
 import errno
 import gc
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -30,6 +31,9 @@ _RESUMABLE = {
 # New objects before Python collects garbage. Tracing makes millions that live on; with the default,
 # collecting among them takes a quarter of the time.
 _GC_THRESHOLDS = (200_000, 50, 50)
+# Of Google, whose TPUs are; /sys holds one such folder for each PCI device of a Linux machine.
+_PCI_VENDOR = "0x1ae0"
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
 _FULL_DISK = (
     "the disk is full; what was finished before is good: free some space, and the same command "
     "goes on"
@@ -108,13 +112,16 @@ def prepare(*, compiling: bool):
 
     A process that compiles long programs is started again with glibc's tunable for huge pages,
     which glibc reads before `main`, and trims its memory after long compilations; it collects
-    garbage rarely. A tunable that is set already stays.
+    garbage rarely. A tunable that is set already stays. Where libtpu has no TPU, JAX looks for
+    none.
     """
     xla = os.environ.get("XLA_FLAGS", "")
     limit = "xla_cpu_collective_call_terminate_timeout_seconds"
     if "force_host_platform_device_count" in xla and limit not in xla:
         # Simulated devices may lag behind each other for minutes while one of them compiles.
         os.environ["XLA_FLAGS"] = f"{xla} --{limit}=600"
+    if not {"JAX_PLATFORMS", "JAX_FORCE_TPU_INIT"} & os.environ.keys() and _has_libtpu_alone():
+        os.environ["JAX_PLATFORMS"] = "cpu"
     if not compiling:
         return
     gc.set_threshold(*_GC_THRESHOLDS)
@@ -125,6 +132,17 @@ def prepare(*, compiling: bool):
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     malloc.trim_after_compiling()
+
+
+def _has_libtpu_alone() -> bool:
+    """True if libtpu is installed, as for `train --topology`, but no TPU and no plugin for GPUs.
+
+    JAX would ask libtpu for TPUs, which takes 2 s and writes seven lines of warnings.
+    """
+    if importlib.util.find_spec("libtpu") is None or importlib.util.find_spec("jax_plugins"):
+        return False
+    vendors = (path.read_text().strip() for path in _PCI_DEVICES.glob("*/vendor"))
+    return _PCI_VENDOR not in vendors
 
 
 def _fail(text: str) -> NoReturn:
