@@ -28,8 +28,9 @@ from automoe_jax.architecture import counts
 from automoe_jax.architecture.subnet import from_json, to_json
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.decoding import evaluation
+from automoe_jax.phases import rank
 from automoe_jax.phases.prepare import stored_split
-from automoe_jax.phases.run import SUBNET, SUPERNET
+from automoe_jax.phases.run import RANK, SUBNET, SUPERNET
 from automoe_jax.published.subnet_files import load
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
@@ -38,6 +39,7 @@ Lines = dict[Part, dict[str, Any]]
 GOLD_RUNS = 300
 EXAMPLES = 8  # test sentences whose translations are kept
 PEAK_RATE = 4e-3
+RANKED, RANKED_SHARE = 16, 4  # subnets of a ranking; each has a model's updates over this
 _CONFIG = "configs/systems.py"
 _REFERENCE = ARCHITECTURES / f"{REFERENCE}.json"
 QUANTIZED = {"fp32": "none", "int8": "int8"}
@@ -61,6 +63,8 @@ class Study:
             return self._supernet(part, core)
         if part.kind == "teacher":
             return self._teacher(core)
+        if part.kind == "ranking":
+            return self._ranking(part, core)
         if part.kind == "search":
             return self._search(part, lines)
         if part.kind == "model":
@@ -103,6 +107,16 @@ class Study:
         texts = evaluation.read_split(stored_split(run, "test"), EXAMPLES)
         return [{"source": s, "reference": r} for s, r in zip(*texts, strict=True)]
 
+    def _ranking(self, part: Part, core: trainings.Core | None) -> dict[str, Any]:
+        """Some subnets of a space, trained from scratch for a fraction of a model's updates."""
+        folder = self._run(part._replace(kind="supernet"))
+        updates = self._corpus.updates[1] // RANKED_SHARE
+        own, more = {**self._training(updates), "seed": part.seed}, [f"--subnets={RANKED}"]
+        self._launch(core, "rank", part.name, folder, own, *more)
+        found = files.read_json(folder / RANK / rank.RESULT, "ranking")
+        names = ("tau", "tau_low", "tau_high", "corrected", "effects", "subnets")
+        return {"updates": updates, **{name: found[name] for name in names}}
+
     def _search(self, part: Part, lines: Lines) -> dict[str, Any]:
         """The subnet of a system within a budget, by the latencies that the search measures."""
         supernet = supernet_of(SYSTEMS[part.name], part.seed)
@@ -115,6 +129,10 @@ class Study:
             "search.latency_model": self._latency_model(supernet),
             **self._corpus.search,
         }
+        if SYSTEMS[part.name].calibrated:
+            ranking = Part("ranking", supernet.name)
+            trained = {"version": 1, "subnets": lines[ranking]["subnets"]}
+            own["search.calibration"] = self._file(ranking, trained)
         if part.name == "automoe_flops":
             beside = from_json(lines[part._replace(name="automoe")]["subnet"])
             own["search.constraint.gflops"] = counts.count(beside).flops / 1e9
@@ -310,10 +328,10 @@ class Study:
         """The workdir of a supernet or a model."""
         return self._folder / f"{part.kind}s" / part.folder
 
-    def _file(self, part: Part, subnet: dict[str, Any]) -> Path:
-        """A subnet in a file of its own."""
+    def _file(self, part: Part, content: dict[str, Any]) -> Path:
+        """A subnet, or what a ranking trained, in a file of its own."""
         path = self._folder / "architectures" / f"{part.kind}-{part.folder}.json"
-        files.write_json(path, subnet)
+        files.write_json(path, content)
         return path
 
     def _training(self, updates: int) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class System:
       inherit: whether its subnet starts from the supernet's weights.
       distilled: whether the teacher's translations stand beside the text, if there is a teacher.
       of: the system whose found subnets it trains, in place of searching itself.
+      calibrated: whether trained subnets correct the losses of its search.
     """
 
     name: str
@@ -88,6 +89,7 @@ class System:
     distilled: bool = True
     of: str = ""
     holder: str = "by_hand"
+    calibrated: bool = False
 
 
 _CLAIMS = (
@@ -104,6 +106,7 @@ SYSTEMS = {
         System("automoe", "automoe", claim=True),
         System("hat", "hat", claim=True),
         System("random", "random", claim=True),
+        System("automoe_calibrated", "automoe", claim=True, calibrated=True),
         System("automoe_standard", "automoe_standard"),
         System("automoe_flops", "automoe"),  # Table 6: limited by FLOPs instead of latency
         *(System(name, name) for name in (
@@ -119,8 +122,8 @@ SYSTEMS = {
 # Spaces that share a supernet.
 SAME_SPACE = {"random": "automoe"}
 # Parts that run one on each core, those of a group together; others run alone, on all.
-TOGETHER = (("supernet", "teacher"), ("model",))
-KINDS = ("largest", "supernet", "teacher", "search", "model", "latency", "difference")
+TOGETHER = (("supernet", "teacher"), ("ranking",), ("model",))
+KINDS = ("largest", "supernet", "teacher", "ranking", "search", "model", "latency", "difference")
 OURS = "automoe"  # the system that each other one is compared with directly
 
 
@@ -128,9 +131,9 @@ class Part(NamedTuple):
     """What is done once, and is one line of the results.
 
     "largest" times the largest subnet of a space beside the reference, "supernet" trains the
-    supernet of a space, "search" finds a system's subnet, "model" trains and scores it, "latency"
-    times it, "difference" compares it directly with that of OURS at a budget. Teacher and largest
-    subnets have no seed but 0.
+    supernet of a space, "ranking" trains some of its subnets a little, "search" finds a system's
+    subnet, "model" trains and scores it, "latency" times it, "difference" compares it directly with
+    that of OURS at a budget. Teacher, largest subnets and rankings have no seed but 0.
     """
 
     kind: str
@@ -181,6 +184,8 @@ def needs(corpus: Corpus, part: Part) -> list[Part]:
         return [part._replace(kind="model")]
     if part.kind == "difference":
         return list(compared(part))
+    if part.kind == "ranking":
+        return [part._replace(kind="supernet")]
     if part.kind not in ("model", "search"):
         return []
     system = SYSTEMS[part.name]
@@ -188,6 +193,8 @@ def needs(corpus: Corpus, part: Part) -> list[Part]:
         return [search_of(part)] * bool(system.space) + [TEACHER] * taught(corpus, system)
     supernet = supernet_of(system, part.seed)
     found = [Part("largest", supernet.name), supernet]
+    if system.calibrated:
+        found.append(Part("ranking", supernet.name))
     # What a limit of FLOPs is comes from a search under one of latency.
     return [*found, *[part._replace(name="automoe")] * (part.name == "automoe_flops")]
 

@@ -190,7 +190,7 @@ def main():
         "--json", action="store_true", help="accepted; the last line is JSON in any case"
     )
     parser.add_argument("--only", default=",".join(OPTIONS), help="options, with commas")
-    parser.add_argument("--updates", type=int, default=2400)
+    parser.add_argument("--updates", type=int, default=1200)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "supernet_options")
     parser.add_argument("--score", type=Path, help="score the supernet in a workdir, no more")

@@ -26,7 +26,8 @@ def get_config():
 
     space = config.space
     space.qkv_dim = 128
-    # As in configs/multi30k.py: choices that buy nothing are fixed (docs/search.md).
+    # As in configs/multi30k.py: heads, spans and the encoder's width buy nothing and are fixed
+    # (docs/search.md).
     space.encoder_embed_dims = (128,)
     space.decoder_embed_dims = (128, 192)
     space.encoder_depths = (2, 4, 6)

@@ -61,8 +61,8 @@ class SearchSpace:
       gate: the factor on an expert's output, where a layer has several. "probability" is p, its
         router probability (published); "count" is p times the number of experts of the layer, so
         1 where all are alike; "normalised" is p over the sum of the p of the token's experts, so 1
-        with top_k 1, with the gradient of p over a constant. The last two have the scale of a dense
-        FFN whatever the number of experts.
+        with top_k 1, with the gradient of p over a constant. With top_k 1 the last two have the
+        scale of a dense FFN whatever the number of experts.
       cell: "transformer", or "evolved" for the cells of the Evolved Transformer (So et al. 2019).
         These have one FFN each, and no supernet: their architectures are trained by themselves.
     """

@@ -56,6 +56,11 @@ def main():
     if _RANDOM.value:
         if subnet is None or not _OUT.value:
             raise UserError("--random_weights needs --subnet and --out")
+        if config.export.shortlist:
+            raise UserError(
+                f"--shortlist is {config.export.shortlist}, which is counted in a run's training "
+                "text; with --random_weights give --shortlist=0"
+            )
         out = workdir.resolve(_OUT.value)
         export.export_random(config, subnet, out, tokenizers.vocab_sizes(config.tokenizer))
         print(f"exported with random weights: {out}")

@@ -33,7 +33,9 @@ def main():
     options.refuse_beside(_CANDIDATES, _SUBNETS)
     config = CONFIG.load()
     if _CANDIDATES.value:
-        subnets = list(dict.fromkeys(map(subnet_files.load, _CANDIDATES.value)))
+        width = config.space.qkv_dim
+        loaded = (subnet_files.load(path, width) for path in _CANDIDATES.value)
+        subnets = list(dict.fromkeys(loaded))
         if len(subnets) < 2:
             raise UserError("--candidates names fewer than 2 different subnets; give at least 2")
         for subnet in subnets:

@@ -18,7 +18,7 @@ from automoe_jax.architecture.subnet import from_json
 from automoe_jax.cli import options, terminal
 from automoe_jax.cli.run_flags import RunFlags
 from automoe_jax.phases.prepare import prepare
-from automoe_jax.phases.rank import FEWEST, RankingSettings, rank
+from automoe_jax.phases.rank import FEWEST, RESULT, RankingSettings, rank
 from automoe_jax.phases.run import RANK, check_out
 from automoe_jax.phases.weights import supernet_params
 from automoe_jax.search import sensitivity
@@ -48,8 +48,9 @@ def main():
     if _TRAINED_IN.value:
         check_out(CONFIG.run(config), _TRAINED_IN.value, "--trained_in")
     CONFIG.require()
-    # Only the loss at the end is used.
-    training = dataclasses.replace(config.subnet_training, eval_every=0)
+    training = config.subnet_training
+    if not training.patience and training.final_weights != "best":  # only the last loss is used
+        training = dataclasses.replace(training, eval_every=0)
     run = CONFIG.open_run(dataclasses.replace(config, subnet_training=training))
     data = prepare(run)
     params, step = supernet_params(run, data.tokenizer.vocab_sizes)
@@ -65,6 +66,12 @@ def main():
         f"nats a token; the supernet's first choice is {result['regret']:.4f} nats from the best"
     )
     print(f"the supernet is {result['verdict']}")
+    if corrected := result.get("corrected"):  # files of earlier versions have none
+        print(
+            f"corrected by the other subnets: Kendall's tau {corrected['tau']:.3f}, "
+            f"{corrected['error']:.4f} nats off in place of {corrected['error_inherited']:.4f}; a "
+            f"search does so with --config.search.calibration={run.path / _OUT.value / RESULT}"
+        )
     _print_effects(result)
     print(f"picture: {run.path / _OUT.value / 'rank.png'}")
 

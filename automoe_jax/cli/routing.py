@@ -34,7 +34,7 @@ _JSON = options.define_json("print the result as one JSON line")
 
 def main():
     config = CONFIG.load()
-    subnet = subnet_files.load(_SUBNET.value) if _SUBNET.value else None
+    subnet = subnet_files.load(_SUBNET.value, config.space.qkv_dim) if _SUBNET.value else None
     if subnet is not None:
         config.space.validate(subnet)
     CONFIG.require()

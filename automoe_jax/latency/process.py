@@ -4,6 +4,7 @@ Timing runs in a child because the number of threads can only be set before JAX 
 the memory and threads of a training process would disturb it.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -59,7 +60,8 @@ class Timer:
     def close(self):
         """Ends the child."""
         if self._process.stdin:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # of a request that a dead child never read
+                self._process.stdin.close()
         self._process.wait()
 
     def time(
@@ -102,7 +104,10 @@ class Timer:
             answer = ""
         if not answer:
             code = self._process.wait()
-            raise RuntimeError(f"the timing process ended with exit code {code}")
+            raise UserError(
+                f"the process that times exports ended with exit code {code} (-9: it was killed, "
+                "as where memory ran out); what is finished is kept, and the same command goes on"
+            )
         reply = json.loads(answer)
         if "error" in reply:
             raise UserError(reply["error"])

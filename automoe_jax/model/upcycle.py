@@ -24,9 +24,9 @@ def upcycled(params: Params, trained: Subnet, subnet: Subnet, fresh: Params, gat
 
     Expert i is a copy of the trained layer's expert i, counted around: its front columns where it
     is smaller; where it is larger, the rest is that of `fresh`, new weights of `subnet`, with zeros
-    behind it. A router is kept where the number of experts is the same, else it is fresh. With
-    `gate` "probability", the experts of a layer with another number are scaled so that its output
-    is as before where the router has no preference.
+    behind it. A router is kept where the number of experts is the same, else it is fresh. Experts
+    are scaled so that the output of a layer with other numbers of them, or of a token's, is as
+    before where the router has no preference, under a `gate` of the space.
 
     Raises `UserError` if something else differs.
     """
@@ -45,7 +45,7 @@ def upcycled(params: Params, trained: Subnet, subnet: Subnet, fresh: Params, gat
         for i, layers in enumerate(zip(theirs.layers, ours.layers, strict=True)):
             name = f"layer_{i}"
             experts = params[side][name]["experts"], fresh[side][name]["experts"]
-            own = _experts(*experts, *layers, gate)
+            own = _experts(*experts, *layers, _outputs(layers[0], gate) / _outputs(layers[1], gate))
             out[side][name] = {**params[side][name], "experts": own}
     return out
 
@@ -76,7 +76,7 @@ def supernet_started(params: Params, trained: Subnet, fresh: Params, space: Sear
             name = f"layer_{i}"
             given, there = dict(params[side][name]), own[name]
             experts = _widened(given.pop("experts"), ours.embed_dim)
-            copied = _experts(experts, there["experts"], layer, bound, gate="")
+            copied = _experts(experts, there["experts"], layer, bound, scale=1.0)
             rest = {part: jax.tree.map(_in_front, there[part], given[part]) for part in given}
             own[name] = {**rest, "experts": copied}
         stacked = join([own[f"layer_{i}"] for i in range(len(layers))], sizes)
@@ -103,9 +103,15 @@ def _widened(experts: Params, dim: int) -> Params:
     return {name: wide(name, array) for name, array in experts.items()}
 
 
-def _experts(params: Params, fresh: Params, theirs: LayerSpec, ours: LayerSpec, gate: str):
+def _outputs(layer: LayerSpec, gate: str) -> float:
+    """The output of a layer of copies of one FFN under a router without preference, in FFNs."""
+    if gate == "normalised":
+        return 1.0
+    return layer.top_k / (len(layer.experts) if gate == "probability" else 1)
+
+
+def _experts(params: Params, fresh: Params, theirs: LayerSpec, ours: LayerSpec, scale: float):
     n, n_before = len(ours.experts), len(theirs.experts)
-    scale = n / n_before if gate == "probability" else 1.0
     starts = [sum(theirs.experts[:e]) for e in range(n_before)]
     parts: dict[str, list[Any]] = {"fc1": [], "fc1_bias": [], "fc2": [], "fc2_bias": []}
     begin = 0

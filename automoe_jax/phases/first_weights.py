@@ -49,6 +49,12 @@ def of_subnet(source: Run, own: TrainingTarget, folder: Path, data: PreparedData
         raise UserError(
             f"{folder} holds the trained subnet to start from; name another folder with --out"
         )
+    kind = source.config.subnet_training.inherited_experts
+    if kind != "first":
+        raise UserError(
+            f"subnet_training.inherited_experts is {kind!r}, but {source.path} has no supernet to "
+            "inherit from; leave it out, or name the workdir of one with --init_from"
+        )
     params, architecture, step = subnet_params(source, name)
     if own.subnet.cell == "evolved":
         if architecture != own.subnet:

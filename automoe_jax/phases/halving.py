@@ -7,6 +7,7 @@ inherited ones, which may not tell candidates apart.
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture import counts as complexity
@@ -30,12 +31,17 @@ def halve(run: Run, out: str, subnets: Sequence[Subnet], steps: int) -> dict[str
     A killed run continues with the training that it was at.
     """
     config, folder = run.config, run.path / out
-    inherit = latest_step(run.supernet) is not None
+    supernet_step = latest_step(run.supernet)
+    inherit = supernet_step is not None
     asked = {"steps": steps, "inherit": inherit, "subnets": list(map(to_json, subnets))}
     weights = config.training.weights_for("supernet_weights") if inherit else {}
     settings = {**config.groups(*SUBNET_GROUPS), **asked, **weights}
-    claim(run, out, "halving", settings, begun=any(folder.glob("[0-9]*")))
+    if inherit:
+        settings["supernet_step"] = supernet_step
+    begun = (folder / RESULT).exists() or any(folder.glob("[0-9]*"))
+    claim(run, out, "halving", settings, begun=begun)
     if (folder / RESULT).exists():
+        _remove_trainings(folder, len(subnets))  # a kill may have left some
         return files.read_json(folder / RESULT, "halving")
     alive, losses = list(range(len(subnets))), [[] for _ in subnets]
     updates, nth = 0, 0
@@ -60,12 +66,16 @@ def halve(run: Run, out: str, subnets: Sequence[Subnet], steps: int) -> dict[str
          "gflops": complexity.count(subnets[i]).flops / 1e9}
         for i in order
     ]  # fmt: skip
-    for i in range(len(subnets)):
-        shutil.rmtree(folder / str(i + 1), ignore_errors=True)
     result = {"version": 1, "updates": updates, "inherit": inherit, "subnets": rows}
     files.write_json(folder / BEST, rows[0]["subnet"])
     files.write_json(folder / RESULT, result)
+    _remove_trainings(folder, len(subnets))
     return result
+
+
+def _remove_trainings(folder: Path, count: int):
+    for i in range(count):
+        shutil.rmtree(folder / str(i + 1), ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)

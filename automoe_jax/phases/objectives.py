@@ -9,10 +9,13 @@ from typing import Any, Protocol
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.data.tokens import TokenPairs
 from automoe_jax.decoding import evaluation
+from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.translator import Translator
+from automoe_jax.phases import trained_subnets
 from automoe_jax.phases.export import SupernetExporter
 from automoe_jax.phases.prepare import corpus_split
 from automoe_jax.phases.run import Run
+from automoe_jax.search.calibration import Calibration
 from automoe_jax.training.population import PopulationScorer, sample_pairs
 
 # Seed of the validation pairs that candidates are compared on.
@@ -62,6 +65,25 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
+class CalibratedLoss:
+    """The same, corrected towards the losses of training from scratch."""
+
+    inherited: Loss
+    calibration: Calibration
+    label: str = "validation loss, inherited weights, corrected (nats a token)"
+
+    @property
+    def batch_size(self) -> int:
+        return self.inherited.batch_size
+
+    def sample(self, subnets: Sequence[Subnet]) -> list[float]:
+        return self.calibration.correct(subnets, self.inherited.sample(subnets))
+
+    def full(self, subnet: Subnet) -> float:
+        return self.calibration.correct([subnet], [self.inherited.full(subnet)])[0]
+
+
+@dataclasses.dataclass(frozen=True)
 class TranslationQuality:
     """100 minus the BLEU or chrF of the exported subnet's translations."""
 
@@ -102,6 +124,11 @@ def scored(
     return scores
 
 
+def objective_beam(export: ExportConfig) -> int:
+    """The beam of the translations that candidates are scored by: the smallest."""
+    return min(export.beam_sizes)
+
+
 def make_objective(
     run: Run, folder: Path, scorer: PopulationScorer, exporter: SupernetExporter, pairs: TokenPairs
 ) -> Objective:
@@ -111,8 +138,20 @@ def make_objective(
         sample = sample_pairs(pairs, search.eval_pairs, SAMPLE_SEED)
         batches = scorer.prepare(sample)
         whole = batches if len(sample) == len(pairs) else scorer.prepare(pairs)
-        return Loss(scorer, batches, whole)
+        loss = Loss(scorer, batches, whole)
+        return _calibrated(run, loss) if search.calibration else loss
     sources, references = evaluation.read_split(corpus_split(run, "valid"))
-    beam, hidden = min(run.config.export.beam_sizes), folder / ".objective"
+    beam, hidden = objective_beam(run.config.export), folder / ".objective"
     count = search.objective_sentences
     return TranslationQuality(search.objective, exporter, hidden, sources, references, count, beam)
+
+
+def _calibrated(run: Run, loss: Loss) -> CalibratedLoss:
+    """The loss, corrected by the trained subnets that the config names."""
+    own = trained_subnets.read(run.config.search.calibration, run.config.space)
+    run.progress.note(
+        f"inherited losses are corrected by those of {len(own.subnets)} trained subnets"
+    )
+    return CalibratedLoss(
+        loss, own.calibration(lambda subnets: loss.scorer.losses(loss.all_batches, subnets))
+    )

@@ -73,7 +73,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     begun = (run.path / SUBNET).exists()
     # A random subnet beside the finalists changes none of them.
     settled = dataclasses.replace(config.pipeline, train_random=False)
-    content = {**config.groups("export", "latency"), "pipeline": settled, **_exported(run)}
+    content = {**config.groups("export", "latency"), "pipeline": settled, **_trained(run)}
     claim(run, REPORT, REPORT, content, begun=begun)
 
     searched = run.path / SEARCH / search_result.RESULT
@@ -107,14 +107,20 @@ def run_pipeline(run: Run) -> dict[str, Any]:
         with _timed(run, "export"):
             _choose(run, finalists)
 
-    _announce(run, 5, "report", reported.exists())
-    if not reported.exists():
+    done = reported.exists() and (not beside or _has_gain(reported))
+    _announce(run, 5, "report", done)
+    if not done:
         with _timed(run, "report"):
             best = weights.chosen_finalist(run)
             results = report.compare(run, params, finalists[best], found)
             results |= report.routing_of(run, data, best)
         report.write(run, {**results, "seconds": _seconds(run)}, found)
     return files.read_json(reported, "report")
+
+
+def _has_gain(reported: Path) -> bool:
+    """True if a report compares with the random subnet, as trained."""
+    return files.read_json(reported, "report").get("gain_over_random") is not None
 
 
 def finalists_of(run: Run, found: dict[str, Any]) -> list[Subnet]:
@@ -128,15 +134,18 @@ def finalists_of(run: Run, found: dict[str, Any]) -> list[Subnet]:
     return subnets[: pipeline.finalists]
 
 
-def _exported(run: Run) -> dict[str, Any]:
-    """Which of the finalists' weights are exported, for the manifest of the report.
+def _trained(run: Run) -> dict[str, Any]:
+    """How the finalists are trained, and which of their weights are exported, for the manifest.
 
-    Nothing where that was begun by a version that did not say.
+    Without what a manifest leaves out that an earlier version began.
     """
+    weights_from = {_WEIGHTS: "last", **run.config.subnet_training.weights_for(_WEIGHTS)}
+    content = {**weights_from, **run.config.groups("subnet_training")}
     made = run.path / REPORT
-    if (made / workdir.MANIFEST).exists() and _WEIGHTS not in workdir.settings(made, REPORT):
-        return {}
-    return {_WEIGHTS: "last", **run.config.subnet_training.weights_for(_WEIGHTS)}
+    if not (made / workdir.MANIFEST).exists():
+        return content
+    stored = workdir.settings(made, REPORT)
+    return {name: value for name, value in content.items() if name in stored}
 
 
 def _announce(run: Run, number: int, phase: str, done: bool):

@@ -24,6 +24,7 @@ from automoe_jax.phases.train import SUBNET_GROUPS, train_subnet
 from automoe_jax.phases.weights import subnet_params, target
 from automoe_jax.predictor import scores
 from automoe_jax.report import plots
+from automoe_jax.search import calibration
 from automoe_jax.search.sensitivity import effects
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
@@ -94,6 +95,25 @@ def trust(inherited: np.ndarray, trained: np.ndarray, seed: int = 0) -> Trust:
     return Trust(tau, low, high, spearman, offset, regret, verdict)
 
 
+def _corrected(
+    subnets: list[Subnet], inherited: Sequence[float], trained: Sequence[float]
+) -> dict[str, float]:
+    """How well the others correct each subnet's inherited loss: what a search gains by them.
+
+    Kendall's tau with the trained losses, and standard deviations of what is left between them
+    with and without the correction. Empty for too few subnets.
+    """
+    if len(subnets) <= calibration.FEWEST:
+        return {}
+    truth, uncorrected = np.array(trained), np.array(inherited)
+    corrected = np.array(calibration.left_out(subnets, inherited, trained))
+    return {
+        "tau": _or_zero(scores.kendall(corrected, truth)),
+        "error": float((corrected - truth).std()),
+        "error_inherited": float((uncorrected - truth).std()),
+    }
+
+
 def _or_zero(correlation: float) -> float:
     """Rank correlation is undefined (NaN) if all values are equal."""
     return 0.0 if np.isnan(correlation) else correlation
@@ -162,6 +182,7 @@ def rank(
         "supernet_step": step,
         "subnet_steps": config.subnet_training.steps,
         "bleu": {} if text is None else _agreement(**bleu, sentences=len(text[0])),
+        "corrected": _corrected(subnets, inherited, trained),
         "effects": [dataclasses.asdict(e) for e in effects(subnets, inherited, trained)],
         "subnets": rows,
     }

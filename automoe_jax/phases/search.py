@@ -12,7 +12,8 @@ from automoe_jax.architecture.subnet import Subnet, from_json
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.latency.records import MEASUREMENTS
 from automoe_jax.model.extract import Params
-from automoe_jax.phases import search_result, search_scoring
+from automoe_jax.phases import search_result, search_scoring, trained_subnets
+from automoe_jax.phases.objectives import objective_beam
 from automoe_jax.phases.run import SEARCH, Run
 from automoe_jax.phases.search_context import SearchContext, begin, limits_of, open_search
 from automoe_jax.phases.search_history import HISTORY
@@ -48,9 +49,16 @@ def claim_search(run: Run, folder: Path, step: int | None):
     config = run.config
     groups = ("seed", "data", "tokenizer", "space", "search", "predictor", "latency")
     # Latency and size follow from these.
-    export = {"quantize": config.export.quantize, "shortlist": config.export.shortlist}
+    export: dict[str, Any] = {
+        "quantize": config.export.quantize,
+        "shortlist": config.export.shortlist,
+    }
+    if config.search.objective != "loss":
+        export["objective_beam"] = objective_beam(config.export)
     weights = config.training.weights_for("supernet_weights")
     about = {**config.groups(*groups), **export, "supernet_step": step, **weights}
+    if config.search.calibration:  # its file may be written anew
+        about["calibration"] = trained_subnets.read(config.search.calibration, config.space).digest
     scored, measured = ((folder / name).exists() for name in (HISTORY, MEASUREMENTS))
     try:
         workdir.claim(folder, SEARCH, about, begun=scored or measured)

@@ -18,7 +18,7 @@ from automoe_jax.latency.prober import Prober
 from automoe_jax.latency.process import thread_count
 from automoe_jax.latency.records import LATENCY, MEASUREMENTS, ReplayLog
 from automoe_jax.model.extract import Params
-from automoe_jax.phases import latency_model
+from automoe_jax.phases import latency_model, trained_subnets
 from automoe_jax.phases.costs import HOW, CountedCosts
 from automoe_jax.phases.export import RandomExporter, SupernetExporter
 from automoe_jax.phases.objectives import Objective, make_objective
@@ -123,6 +123,8 @@ def check(config: RunConfig, vocab_sizes: tuple[int, int]):
             "--config.search.algorithm=nsga2"
         )
     _start(config)
+    if search.calibration:
+        trained_subnets.read(search.calibration, config.space)
     if search.needs_latency:
         if search.latency_model and search.latency in ("verified", "predicted"):
             latency_model.read(Path(search.latency_model), config, vocab_sizes)
@@ -185,7 +187,7 @@ def _start(config: RunConfig) -> Subnet | None:
     """The subnet that a local search starts from."""
     if not config.search.start:
         return None
-    start = subnet_files.load(config.search.start)
+    start = subnet_files.load(config.search.start, config.space.qkv_dim)
     config.space.validate(start)
     return start
 

@@ -60,7 +60,12 @@ def analyse(run: Run, count: int, pairs: int) -> Analysis:
     data = prepare(run)
     params, step = supernet_params(run, data.tokenizer.vocab_sizes)
     folder = run.path / FOLDER
-    settings = {**run.config.groups(*SUPERNET_GROUPS), "supernet_step": step, "pairs": pairs}
+    settings = {
+        **run.config.groups(*SUPERNET_GROUPS),
+        "supernet_step": step,
+        **run.config.training.weights_for("supernet_weights"),
+        "pairs": pairs,
+    }
     claim(run, folder, FOLDER, settings, begun=(folder / HISTORY).exists())
     history = ScoreHistory(folder)
     subnets = _draw(run.config.space, count, run.config.seed)

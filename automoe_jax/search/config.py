@@ -89,6 +89,8 @@ class SearchConfig:
       front: costs beside the objective that nsga2 trades off: latency_ms, gflops,
         active_params_m, params_m, size_mb.
       start: subnet file that "local" starts from; "" for the others.
+      calibration: ranking (the `rank.json` of `launch/rank.py`) whose trained subnets correct
+        inherited losses; "" for none.
       constraint: the limits.
     """
 
@@ -112,6 +114,7 @@ class SearchConfig:
     latency_model: str = ""
     front: tuple[str, ...] = ("latency_ms",)
     start: str = ""
+    calibration: str = ""
     constraint: ConstraintConfig = ConstraintConfig()
 
     def __post_init__(self):
@@ -140,6 +143,11 @@ class SearchConfig:
             raise UserError(
                 f"search.start is {self.start!r} and search.algorithm {self.algorithm!r}; the "
                 "local search, and no other, starts from a subnet file"
+            )
+        if self.calibration and self.objective != "loss":
+            raise UserError(
+                f"search.calibration corrects losses, but search.objective is {self.objective!r}; "
+                "give --config.search.objective=loss, or no calibration"
             )
         if self.latency == "verified" and self.measurements < FEWEST_MEASUREMENTS:
             raise UserError(

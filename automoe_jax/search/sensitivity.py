@@ -67,7 +67,7 @@ def analyse(subnets: Sequence[Subnet], losses: Sequence[float], costs: Sequence[
     left out. `ValueError` if there are fewer than `FEWEST` subnets for each that does.
     """
     y_N, c_N = np.asarray(losses, float), np.asarray(costs, float)
-    tables = [_varying(table(subnets)) for table in (side_features, layer_features)]
+    tables = [varying(table(subnets)) for table in (side_features, layer_features)]
     most = max(len(columns) for columns in tables)
     if len(subnets) < FEWEST * most or not most:
         raise ValueError(f"{len(subnets)} subnets for {most} choices; {FEWEST * most} are needed")
@@ -94,7 +94,7 @@ def effects(
 
     Empty where there are fewer subnets than `fewest_paired`.
     """
-    columns = _varying(side_features(subnets))
+    columns = varying(side_features(subnets))
     if not columns or len(subnets) < FEWEST_PAIRED * len(columns):
         return []
     x_NF = np.stack(list(columns.values()), axis=1)
@@ -106,7 +106,7 @@ def effects(
 
 def fewest_paired(subnets: Sequence[Subnet]) -> int:
     """How many subnets `effects` needs for the choices that vary among these."""
-    return FEWEST_PAIRED * len(_varying(side_features(subnets)))
+    return FEWEST_PAIRED * len(varying(side_features(subnets)))
 
 
 Columns = dict[str, np.ndarray]  # (N,) by name of the choice; NaN where a subnet lacks the layer
@@ -155,7 +155,8 @@ def _layer_features(layer: LayerSpec) -> dict[str, float]:
     return {**found, "experts": len(layer.experts), "FFN size": float(np.mean(layer.experts))}
 
 
-def _varying(columns: Columns) -> Columns:
+def varying(columns: Columns) -> Columns:
+    """Those that are not the same for all subnets."""
     return {name: x for name, x in columns.items() if np.nanmin(x) < np.nanmax(x)}
 
 

@@ -212,6 +212,9 @@ class TrainingConfig(OptimizerConfig):
         allowed = {"final_weights": FINAL_WEIGHTS, "inherited_experts": INHERITED_EXPERTS}
         checks.one_of(self, "", compute_dtype=COMPUTE_DTYPES, remat=REMATS, **allowed)
         self._check_final_weights()
+        for name in ("encoder_load_balance", "decoder_load_balance"):
+            if not all(0 <= weight < math.inf for weight in getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}; allowed: 0 or more each")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}; allowed: 0 to 1")
         if not 0 <= self.teacher_weight <= 1:

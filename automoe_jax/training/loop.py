@@ -90,7 +90,9 @@ def train(
             contextlib.closing(_best(folder, training.done)) as best,
         ):
             training.run(log, traced, best, interrupted)
-            if training.done < config.steps:
+            if not training.done:  # a checkpoint of step 0 would be of converted weights
+                progress.note("stopping before the first step")
+            elif training.done < config.steps:
                 training.save()
                 progress.note(
                     f"validation loss has not fallen for {config.patience} evaluations: the "
@@ -207,12 +209,14 @@ class _Training:
         done, config = self.done, self._config
         last = done == config.steps
         save = last or done % config.checkpoint_every == 0
-        # Also before a checkpoint: a resumed run begins its means there.
-        if save or done % config.log_every == 0:
+        evaluate = last or (config.eval_every and done % config.eval_every == 0)
+        # Also before a checkpoint: a resumed run begins its means there. And before an evaluation,
+        # whose time would count as the steps'.
+        if save or evaluate or done % config.log_every == 0:
             self._skipped.wait()
             log.write_means(done, self._window, self._skipped.total)
             self._window = Window()
-        if last or (config.eval_every and done % config.eval_every == 0):
+        if evaluate:
             with self._clock.spent(EVALUATING):
                 self._evaluate(log, best)
             self._window = Window()
@@ -223,7 +227,7 @@ class _Training:
         """Logs validation losses, and keeps the weights if they are the best so far."""
         params = self._state.average if self._config.ema_decay else self._state.params
         scores = self._evaluator.scores(self._whole(params), self._evaluated)
-        log.write_losses(self.done, scores)
+        log.write_losses(self.done, scores, self._evaluated)
         loss = float(np.mean([score.loss for score in scores.values()]))
         self._lowest = self._lowest.after(loss)
         if not self._lowest.waited:
@@ -320,12 +324,12 @@ class _Log:
         shown = {"skipped": skipped} if skipped else {}
         self._task.update(done, loss=f"{loss:.3f}", tokens_per_s=f"{speed:,.0f}", **shown)
 
-    def write_losses(self, done: int, scores: dict[str, Score]):
+    def write_losses(self, done: int, scores: dict[str, Score], subnets: dict[str, Subnet]):
         """Validation losses and loads of experts by name of the subnet."""
         values = {f"valid/loss_{name}": score.loss for name, score in scores.items()}
-        for name in ("largest", "subnet"):
+        for name in ("largest", "random_0", "subnet"):
             if name in scores:
-                values |= _routing(name, scores[name])
+                values |= _routing(name, scores[name], subnets[name])
         self._write(done, values)
         shown = ", ".join(f"{name} {score.loss:.3f}" for name, score in scores.items())
         self._progress.note(f"step {done:,}: validation loss (nats a token): {shown}")
@@ -340,13 +344,18 @@ class _Log:
             self._metrics.close()
 
 
-def _routing(name: str, score: Score) -> dict[str, float]:
-    """Load of each expert, and the router's entropy, of each layer with several."""
+def _routing(name: str, score: Score, subnet: Subnet) -> dict[str, float]:
+    """Of each layer with several experts: load of each and of each FFN size, router's entropy."""
     values = {}
-    for layer, shares in score.load.items():
-        if len(shares) > 1:
-            values |= {
-                f"valid/load_{name}/{layer}/expert_{e}": float(x) for e, x in enumerate(shares)
-            }
+    for side, stack in subnet.stacks:
+        for i, own in enumerate(stack.layers, 1):
+            if len(own.experts) == 1:
+                continue
+            layer = f"{side}_{i}"
             values[f"valid/entropy_{name}/{layer}"] = score.entropy[layer]
+            sizes = dict.fromkeys(own.experts, 0.0)
+            for e, (size, share) in enumerate(zip(own.experts, score.load[layer], strict=False)):
+                values[f"valid/load_{name}/{layer}/expert_{e}"] = float(share)
+                sizes[size] += float(share)
+            values |= {f"valid/size_{name}/{layer}/{k}": share for k, share in sizes.items()}
     return values

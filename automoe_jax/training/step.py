@@ -203,8 +203,9 @@ def make_train_step(
 
         taught = None
         if each > 1 and options.distillation:
-            table_VD = output_table(params)
-            taught = jnp.zeros((rows * time, table_VD.shape[1]), model.dtype)
+            assert isinstance(model, Supernet)
+            width = model.space.hull().decoder.embed_dim  # a shared table may be wider
+            taught = jnp.zeros((rows * time, width), model.dtype)
         total = _sum_passes(one_pass, (subnets, jnp.arange(n_passes)), taught)
         gradient, sums = total
         sums, balance = _sum_devices(sums)

@@ -103,9 +103,12 @@ def test_parts_come_after_what_they_need(corpus):
         if part.kind == "model" and SYSTEMS[part.name].distilled and CORPORA[corpus].distils:
             assert place[Part("teacher", "teacher")] < place[part]
         if part.kind == "search":
-            space = "automoe" if part.name in ("random", "automoe_flops") else part.name
+            others = ("random", "automoe_flops", "automoe_calibrated")
+            space = "automoe" if part.name in others else part.name
             assert place[Part("supernet", space, seed=part.seed)] < place[part]
             assert place[Part("largest", space)] < place[part]
+            if SYSTEMS[part.name].calibrated:
+                assert place[Part("ranking", space)] < place[part]
         if part.name == "automoe_flops":
             assert place[part._replace(kind="search", name="automoe")] < place[part]
 

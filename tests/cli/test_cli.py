@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import shipped_config
 from programs import launch, mistake
 
 from automoe_jax.architecture.space import SearchSpace
@@ -125,6 +126,14 @@ def test_impossible_limits(tmp_path):
 )
 def test_wrong_values_are_named_by_their_field(program, change, words):
     assert words in mistake(program, *QUICK, f"--config.{change}")
+
+
+def test_random_weights_have_no_shortlist(tmp_path):
+    subnet = tmp_path / "subnet.json"
+    subnet_files.save(shipped_config("quickstart").space.smallest(), subnet)
+    flags = [*QUICK, "--random_weights", f"--subnet={subnet}", f"--out={tmp_path / 'export'}"]
+    line = mistake("export", *flags, "--shortlist=50")
+    assert "--shortlist is 50, which is counted in a run's training text" in line
 
 
 def test_config_that_is_none(tmp_path):

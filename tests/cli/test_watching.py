@@ -58,13 +58,20 @@ def test_a_training_logs_where_its_time_goes(run):
 
 def test_a_training_logs_the_load_of_its_experts(run):
     lines = [json.loads(x) for x in (run / "supernet" / "metrics.jsonl").read_text().splitlines()]
-    loads = {x["name"]: x["value"] for x in lines if x["name"].startswith("valid/load_")}
-    layers = {name.rpartition("/")[0] for name in loads}
-    assert {"valid/load_largest/encoder_1", "valid/load_largest/decoder_3"} <= layers
+    last = {x["name"]: x["value"] for x in lines}
+    layers = {x.rpartition("/")[0].partition("_")[2] for x in last if x.startswith("valid/load_")}
+    assert {"largest/encoder_1", "largest/decoder_3"} <= layers
+    assert any(layer.startswith("random_0/") for layer in layers)
     for layer in layers:
-        own = [value for name, value in loads.items() if name.startswith(layer + "/")]
-        assert len(own) == 3
-        assert sum(own) == pytest.approx(1)
+        loads, sizes = (
+            {name.rpartition("/")[2]: x for name, x in last.items()
+             if name.startswith(f"valid/{kind}_{layer}/")}
+            for kind in ("load", "size")
+        )  # fmt: skip
+        assert len(loads) == 3 if layer.startswith("largest") else len(loads) in (2, 3)
+        assert sum(loads.values()) == pytest.approx(1)
+        assert sum(sizes.values()) == pytest.approx(1)
+        assert set(sizes) <= {"8", "16"}
 
 
 def test_a_profile_is_written(run):
@@ -90,7 +97,7 @@ def test_watch_writes_a_page(run, tmp_path):
     page = tmp_path / "curves.html"
     assert launch("watch", f"--workdir={run}", f"--html={page}").returncode == 0
     text = page.read_text()
-    assert text.count("<svg") == 5  # losses, load balance, speed, time, load of experts
+    assert text.count("<svg") == 6  # losses, load balance, speed, time, loads in two subnets
     assert "<script" not in text
     assert "http" not in text.replace("http://www.w3.org", "")  # names of SVG's namespaces
 

@@ -89,6 +89,18 @@ def test_timer_times_exports_in_turns(tmp_path):
         assert len(timer.time([tmp_path / "small"], QUICK)[0]) == 5  # it is still there
 
 
+def test_a_timer_that_was_killed_says_so(tmp_path):
+    """Between two requests, as where memory runs out; closing it does not hide that."""
+    write(SPACE.smallest(), tmp_path / "export", 2)
+    timer = Timer(threads=1)
+    timer.time([tmp_path / "export"], QUICK)
+    timer._process.kill()
+    timer._process.wait()
+    with pytest.raises(UserError, match=r"ended with exit code -9 .*the same command goes on"):
+        timer.time([tmp_path / "export"], QUICK)
+    timer.close()
+
+
 def test_more_threads_than_cpus():
     with pytest.raises(UserError, match="this machine lets us use"):
         Timer(threads=len(available_cpus()) + 1)

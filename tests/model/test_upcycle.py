@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import elastic_space, logits_of, random_params, standalone_of, token_batch
 
+from automoe_jax.architecture.space import GATES
 from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.model.extract import extract
 from automoe_jax.model.upcycle import upcycled
@@ -19,13 +20,16 @@ SPACE = elastic_space(
 SMALL, LARGE = SPACE.encoder_ffn_dims
 
 
-def with_experts(subnet: Subnet, *experts) -> Subnet:
-    """The subnet with these experts in each of its layers, encoder first, one a token."""
+def with_experts(subnet: Subnet, *experts, top_k=1) -> Subnet:
+    """The subnet with these experts in each of its layers, encoder first; `top_k` a token."""
     own = iter(experts)
 
+    def layer(old):
+        sizes = next(own)
+        return dataclasses.replace(old, experts=sizes, top_k=min(top_k, len(sizes)))
+
     def stack(old):
-        layers = [dataclasses.replace(x, experts=next(own), top_k=1) for x in old.layers]
-        return dataclasses.replace(old, layers=tuple(layers))
+        return dataclasses.replace(old, layers=tuple(map(layer, old.layers)))
 
     return dataclasses.replace(subnet, encoder=stack(subnet.encoder), decoder=stack(subnet.decoder))
 
@@ -62,11 +66,13 @@ def test_every_expert_is_a_copy():
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("gate", ["normalised", "probability"])
-def test_the_function_is_kept(gate):
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("gate", GATES)
+def test_the_function_is_kept(gate, top_k):
     """With experts at least as large, and a router without preference, whatever the gate."""
-    space = dataclasses.replace(SPACE, gate=gate)
-    mixture = with_experts(SPACE.largest(), (LARGE, SMALL), (LARGE,) * 4, (SMALL, LARGE, LARGE))
+    space = dataclasses.replace(SPACE, gate=gate, encoder_top_k=(1, 2), decoder_top_k=(1, 2))
+    experts = (LARGE, SMALL), (LARGE,) * 4, (SMALL, LARGE, LARGE)
+    mixture = with_experts(SPACE.largest(), *experts, top_k=top_k)
     trained, fresh = weights(DENSE, 0), weights(mixture, 1)
     for side in ("encoder", "decoder"):
         for layer in fresh[side].values():

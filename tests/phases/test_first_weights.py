@@ -16,6 +16,7 @@ from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.training import loop
 from automoe_jax.training.evaluation import Evaluator, take_pairs
+from automoe_jax.training.importance import importance_of
 from automoe_jax.training.routing import routing_of
 
 
@@ -48,6 +49,15 @@ def test_a_supernet_starts_from_a_trained_subnet(prepared, tmp_path, monkeypatch
 
     alone = target(config, data.tokenizer.vocab_sizes, dense)
     assert loss(ours, params) == pytest.approx(loss(alone, trained), rel=1e-5)
+    # Its best columns came first: they were not in this order before.
+    pairs = first_weights._measured_on(data.train)
+    own = inherited(params, dense, config.space)
+    before, after = (importance_of(alone, x, pairs, config.training) for x in (trained, own))
+    for side, layers in after.items():
+        for name, found_F in layers.items():
+            then_F = np.asarray(before[side][name])
+            np.testing.assert_allclose(found_F, -np.sort(-then_F), rtol=1e-3, atol=1e-12)
+            assert (np.diff(then_F) > 0).any()
 
 
 @pytest.mark.parametrize("kind", ["used", "merged"])

@@ -11,6 +11,7 @@ from automoe_jax.architecture.subnet import from_json
 from automoe_jax.phases import halving
 from automoe_jax.phases.rank import spread
 from automoe_jax.published import subnet_files
+from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 
 
@@ -56,3 +57,27 @@ def test_the_better_half_is_trained_on(prepared, tmp_path, monkeypatch):
     assert result == json.loads((tmp_path / "h" / "halving.json").read_text()) == halve(Silent())
     assert len(calls) == 10
     assert not (tmp_path / "h" / "1").exists()  # weights are not kept
+    # Killed while the trainings were removed, it has its result and removes the rest.
+    (tmp_path / "h" / "2" / "round_3").mkdir(parents=True)
+    assert halve(Silent()) == result
+    assert not (tmp_path / "h" / "2").exists()
+
+
+def test_a_supernet_that_was_trained_on(prepared, tmp_path, monkeypatch):
+    run = dataclasses.replace(prepared[0], path=tmp_path)
+    subnets = spread(run.config.space, 4, seed=0)
+    step = [8]
+
+    def train(own, subnet, init_from=None, out="", **_):
+        assert init_from == tmp_path
+        (tmp_path / out).mkdir(parents=True)
+
+    monkeypatch.setattr(halving, "latest_step", lambda folder: step[0])
+    monkeypatch.setattr(halving, "train_subnet", train)
+    monkeypatch.setattr(halving, "trained_loss", lambda *_: 3.0)
+    killed = dataclasses.replace(run, progress=KillAt("loss 3.0"))
+    with pytest.raises(Killed):
+        halving.halve(killed, "h", subnets[:2], 10)
+    step[0] = 16
+    with pytest.raises(UserError, match=r"supernet_step is 8 there and 16 here; .*another --out"):
+        halving.halve(run, "h", subnets[:2], 10)

@@ -50,12 +50,14 @@ ALL_KILLS = "train: ", "iteration 1", "of them translated", "finalist 2: validat
 def test_pipeline_survives_kills(tmp_path, kills, taught):
     config = tiny_config()
     pipeline = dataclasses.replace(config.pipeline, train_random=True, **taught)
+    alone = dataclasses.replace(config, pipeline=dataclasses.replace(pipeline, train_random=False))
     config = dataclasses.replace(config, pipeline=pipeline)
     for words in kills:
         with pytest.raises(Killed):
-            pipeline_of(config, tmp_path, KillAt(words))
+            pipeline_of(alone, tmp_path, KillAt(words))
     history = (tmp_path / "search" / "history.jsonl").read_text().splitlines()
-    results = pipeline_of(config, tmp_path)
+    assert pipeline_of(alone, tmp_path)["gain_over_random"] is None
+    results = pipeline_of(config, tmp_path)  # a random subnet is wanted, too
     # What was scored before the kills was not scored again.
     assert len({json.dumps(json.loads(x)["subnet"]) for x in history}) == len(history)
 
@@ -134,6 +136,10 @@ def test_pipeline_survives_kills(tmp_path, kills, taught):
     training = dataclasses.replace(config.subnet_training, **average)
     other = dataclasses.replace(config, subnet_training=training)
     with pytest.raises(UserError, match="subnet_weights is 'last' there and 'average of 1' here"):
+        pipeline_of(other, tmp_path)
+    training = dataclasses.replace(config.subnet_training, peak_rate=1e-4)
+    other = dataclasses.replace(config, subnet_training=training)
+    with pytest.raises(UserError, match=r"subnet_training\.peak_rate is .* there and 0\.0001 here"):
         pipeline_of(other, tmp_path)
     # A finished run is moved as one piece.
     moved = tmp_path.with_name(f"{tmp_path.name}_moved")
@@ -315,4 +321,7 @@ def test_config_mistakes():
     assert "distill_choice is 'x'; allowed: best" in message("pipeline", "distill_choice", "x")
     alone = message("pipeline", "distill_n_best", 2)
     assert "distill_n_best 2, but nothing is distilled" in alone
+    assert "only the largest subnet would be" in message("sampling", "largest_first", 40_000)
+    inherits = message("training", "inherited_experts", "used")
+    assert "give config.subnet_training.inherited_experts" in inherits
     assert "data.kind is 'x'" in message("data", "kind", "x")

@@ -126,8 +126,22 @@ def test_a_ranking_goes_on_after_a_kill(prepared, tmp_path, monkeypatch):
     assert trained == [pytest.approx(10 - row["gflops"] * 1e4) for row in result["subnets"]]
     tau: float = kendalltau(before, trained).statistic  # pyright: ignore
     assert result["tau"] == pytest.approx(tau)
+    assert result["corrected"] == {}  # five are too few
     assert (run.path / "rank" / "rank.png").stat().st_size > 10_000
     assert not [x for x in (run.path / "rank").iterdir() if x.is_dir()]  # weights are not kept
+
+
+def test_how_well_the_others_correct_each():
+    """A supernet that sees only experts; training, depth as well."""
+    subnets = ranking.spread(tiny_config().space, 14, seed=0)
+    depths = np.array([len(s.decoder.layers) for s in subnets])
+    experts = np.array([len(s.encoder.layers[0].experts) for s in subnets])
+    inherited = 3.0 - 0.02 * experts
+    found = ranking._corrected(subnets, inherited, inherited - 0.2 * depths)
+    assert found["tau"] > 0.8
+    assert found["error_inherited"] == pytest.approx(np.std(0.2 * depths))
+    assert found["error"] < found["error_inherited"] / 3
+    assert ranking._corrected(subnets[:8], inherited[:8], inherited[:8]) == {}
 
 
 @pytest.mark.slow
@@ -243,3 +257,7 @@ def test_sensitivity_goes_on_after_a_kill(prepared, monkeypatch):
         sensitivity.analyse(run, 20, 20)
     with pytest.raises(UserError, match="pairs is 20 there and 30 here"):
         sensitivity.analyse(run, 48, 30)
+    best = dataclasses.replace(run.config.training, final_weights="best")
+    other = dataclasses.replace(run, config=dataclasses.replace(run.config, training=best))
+    with pytest.raises(UserError, match="supernet_weights is None there and 'best' here"):
+        sensitivity.analyse(other, 48, 20)

@@ -11,7 +11,7 @@ import pytest
 from tiny import Killed, tiny_config
 
 from automoe_jax.architecture import counts
-from automoe_jax.architecture.subnet import from_json
+from automoe_jax.architecture.subnet import from_json, to_json
 from automoe_jax.latency.policy import MeasurementPolicy
 from automoe_jax.latency.records import (
     LATENCY,
@@ -35,11 +35,13 @@ from automoe_jax.predictor import fit as predictor
 from automoe_jax.predictor.model import WORK, LatencyModel
 from automoe_jax.predictor.scores import agreement
 from automoe_jax.published import subnet_files
+from automoe_jax.search import calibration
 from automoe_jax.search.candidates import InfeasibleError
 from automoe_jax.search.front import front
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
+from automoe_jax.training.population import PopulationScorer
 
 
 def configured(search=None, **constraint):
@@ -188,6 +190,29 @@ def test_killed_and_resumed_is_the_same(prepared, tmp_path, mode):
         search(prepared, config, tmp_path / f"at_{moment}")
         assert contents(tmp_path / f"at_{moment}") == whole
     assert FakeProber.timed == FakeProber.finals == []
+
+
+@pytest.mark.usefixtures("no_pictures", "fake_latency")
+def test_a_front_of_measured_latencies_goes_on_as_it_began(prepared, tmp_path, monkeypatch):
+    """Each one that is asked for corrects the others, by what the smallest took beside it."""
+    measure = FakeProber.measure
+
+    def uneven(self, subnet, *args, **kwargs):
+        found = measure(self, subnet, *args, **kwargs)
+        slower = 1 + 0.1 * (counts.count(subnet).flops // 100 % 7)
+        return dataclasses.replace(found, reference=found.reference * slower)
+
+    monkeypatch.setattr(FakeProber, "measure", uneven)
+    config = configured({"algorithm": "nsga2", "latency": "gold"}, size_mb=1.0)
+    search(prepared, config, tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    for moment in moments(whole, seed="gold"):
+        with pytest.MonkeyPatch.context() as patch:
+            KillAtWrite(patch, moment)
+            with pytest.raises(Killed):
+                search(prepared, config, tmp_path / f"at_{moment}")
+        search(prepared, config, tmp_path / f"at_{moment}")
+        assert contents(tmp_path / f"at_{moment}") == whole
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
@@ -692,3 +717,107 @@ def test_local_search_from_a_file(prepared, tmp_path):
     assert lines[0]["origin"] == "start"
     assert from_json(lines[0]["subnet"]) == start
     assert found[0].loss <= lines[0]["loss"] or len(lines) > 1
+
+
+def ranking_file(path, space):
+    """A ranking's file of 12 subnets, whose trained losses fall with the decoder's depth."""
+    rng = np.random.default_rng(4)
+    subnets = [space.sample(rng) for _ in range(12)]
+    rows = [
+        {"subnet": to_json(s), "inherited": 9.0, "trained": 4.0 - len(s.decoder.layers)}
+        for s in subnets
+    ]
+    files.write_json(path, {"version": 1, "subnets": rows})
+    return subnets
+
+
+def test_losses_are_corrected_by_trained_subnets(prepared, tmp_path, no_pictures):
+    limit = {"gflops": 1e-2}  # that all meet
+    plain = configured({"iterations": 1}, **limit)
+    path = tmp_path / "rank.json"
+    known = ranking_file(path, plain.space)
+    config = configured({"iterations": 1, "calibration": str(path)}, **limit)
+    folder, notes = tmp_path / "search", []
+    found = search(prepared, config, folder, notes)
+    assert "inherited losses are corrected by those of 12 trained subnets" in notes
+    _, data, trained, params = prepared
+    scorer = PopulationScorer(trained, config.training, params)
+    losses = functools.partial(scorer.losses, scorer.prepare(data.valid))
+    own = calibration.fit(known, losses(known), [4.0 - len(s.decoder.layers) for s in known])
+    best = found[0].subnet
+    assert found[0].loss == pytest.approx(own.correct([best], losses([best]))[0], rel=1e-5)
+    # What depth is worth was learned: an untrained supernet knows nothing of it.
+    lines = ScoreHistory(folder).lines
+    depths = [len(line["subnet"]["decoder"]["layers"]) for line in lines]
+    assert np.corrcoef(depths, [line["loss"] for line in lines])[0, 1] < -0.9
+    assert "corrected" in json.loads((folder / "result.json").read_text())["objective"]["label"]
+
+
+def test_a_calibration_that_changed(prepared, tmp_path):
+    """A search goes on only with the trained subnets that it began with."""
+    run = prepared[0]
+    path = tmp_path / "rank.json"
+    config = configured({"calibration": str(path)})
+    ranking_file(path, config.space)
+    changed = dataclasses.replace(run, config=config)
+    claim_search(changed, tmp_path / "search", 8)
+    (tmp_path / "search" / "history.jsonl").write_text("")
+    claim_search(changed, tmp_path / "search", 8)
+    stored = json.loads(path.read_text())
+    stored["subnets"][0]["trained"] = 3.5
+    files.write_json(path, stored)
+    with pytest.raises(UserError, match="calibration is"):
+        claim_search(changed, tmp_path / "search", 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "is no ranking; give the rank.json of launch/rank.py"),
+        ({"version": 1, "subnets": [{"subnet": {}}]}, "is no ranking"),
+        (7, "has 7 trained subnets; at least 8 are needed: launch/rank.py --subnets=16"),
+        ("another space", "subnet 1: "),
+    ],
+)
+def test_calibrations_that_cannot_be_used(tmp_path, content, words):
+    config = configured({"calibration": str(tmp_path / "rank.json")})
+    ranking_file(tmp_path / "rank.json", config.space)
+    stored = json.loads((tmp_path / "rank.json").read_text())
+    if isinstance(content, int):
+        content = {**stored, "subnets": stored["subnets"][:content]}
+    if content == "another space":
+        content = stored
+        content["subnets"][0]["subnet"]["encoder"]["embed_dim"] = 4096
+    files.write_json(tmp_path / "rank.json", content)
+    with pytest.raises(UserError, match=words):
+        search_context.check(config, (72, 72))
+
+
+def test_no_calibration_of_other_objectives():
+    with pytest.raises(UserError, match=r"corrects losses, but search.objective is 'bleu'"):
+        configured({"calibration": "rank.json", "objective": "bleu"})
+
+
+def test_another_beam_scores_otherwise(prepared, tmp_path):
+    """A search by BLEU does not go on with another beam; one by loss does not mind."""
+    for objective, refused in (("bleu", True), ("loss", False)):
+        config = configured({"objective": objective})
+        folder = tmp_path / objective
+        claim_search(dataclasses.replace(prepared[0], config=config), folder, 8)
+        (folder / "history.jsonl").write_text("")
+        export = dataclasses.replace(config.export, beam_sizes=(1, 2))
+        run = dataclasses.replace(prepared[0], config=dataclasses.replace(config, export=export))
+        if refused:
+            with pytest.raises(UserError, match="objective_beam is 2 there and 1 here"):
+                claim_search(run, folder, 8)
+        else:
+            claim_search(run, folder, 8)
+
+
+def test_a_start_without_the_width_of_queries_has_the_space_s(tmp_path):
+    config = configured()
+    subnet = to_json(config.space.smallest())
+    del subnet["qkv_dim"]
+    files.write_json(tmp_path / "start.json", subnet)
+    config = configured({"algorithm": "local", "start": str(tmp_path / "start.json")})
+    search_context.check(config, (72, 72))

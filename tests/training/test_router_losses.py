@@ -9,7 +9,7 @@ from automoe_jax.model.seq2seq import Output
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 from automoe_jax.training.step import RouterWeights, router_loss
-from automoe_jax.training.steps import mapped_step
+from automoe_jax.training.steps import _balance_weights, mapped_step
 from automoe_jax.training.target import TrainingTarget
 
 
@@ -40,3 +40,16 @@ def test_a_side_needs_a_weight_for_each_layer():
     config = TrainingConfig(encoder_load_balance=of_encoder)
     with pytest.raises(UserError, match="but decoder_load_balance has none; give one for each"):
         mapped_step(target, config, SamplingConfig())
+
+
+def test_weights_are_those_of_the_layers_in_their_order():
+    """Encoder first; a subnet takes those of the layers that it has."""
+    space = elastic_space(encoder_depths=(1, 2), decoder_depths=(1, 2), cross_spans=(1,))
+    config = TrainingConfig(encoder_load_balance=(0.1, 0.2), decoder_load_balance=(0.3, 0.4))
+    target = TrainingTarget(space, (VOCAB, VOCAB), ModelConfig())
+    assert _balance_weights(target, config) == (0.1, 0.2, 0.3, 0.4)
+    alone = TrainingTarget(space, (VOCAB, VOCAB), ModelConfig(), space.smallest())
+    assert _balance_weights(alone, config) == (0.1, 0.3)
+    assert _balance_weights(target, TrainingConfig()) == ()
+    with pytest.raises(UserError, match=r"decoder_load_balance is \(-0.1,\); allowed: 0 or more"):
+        TrainingConfig(encoder_load_balance=(0.1,), decoder_load_balance=(-0.1,))

@@ -32,7 +32,7 @@ from automoe_jax.model.extract import extract
 from automoe_jax.system import interrupt
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
-from automoe_jax.training import checkpoints, metrics, parallel, sampling, sharding
+from automoe_jax.training import checkpoints, loop, metrics, parallel, sampling, sharding
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 from automoe_jax.training.evaluation import Evaluator
 from automoe_jax.training.monitor import Window
@@ -53,6 +53,10 @@ from automoe_jax.training.target import TrainingTarget, abstract_state
 SPACE = elastic_space(
     encoder_embed_dims=(16,),  # every width is compiled: the model's tests have two
     encoder_depths=(1, 2), decoder_depths=(1, 2), cross_spans=(1, 2),
+)  # fmt: skip
+WIDE_ENCODER = elastic_space(  # the words' shared table is wider than the decoder
+    encoder_embed_dims=(24,), decoder_embed_dims=(16,), encoder_depths=(1,), decoder_depths=(1,),
+    cross_spans=(1,),
 )  # fmt: skip
 HULL = SPACE.hull()
 MODEL = supernet_of(SPACE)
@@ -87,19 +91,23 @@ def device_batches(n_micro=1):
     }
 
 
-@pytest.fixture(scope="module")
-def single():
+def summed_gradient(model):
     """Gradient of the summed loss of one batch, on one device."""
 
     @jax.jit
     def gradient(params, batch, subnet):
         def objective(p):
-            sums, _ = batch_loss(MODEL, p, batch, subnet, None, SMOOTHING)
+            sums, _ = batch_loss(model, p, batch, subnet, None, SMOOTHING)
             return sums.loss, sums
 
         return jax.grad(objective, has_aux=True)(params)
 
     return gradient
+
+
+@pytest.fixture(scope="module")
+def single():
+    return summed_gradient(MODEL)
 
 
 def step_gradient(step, params, batch, subnets):
@@ -446,18 +454,21 @@ def test_a_sandwich_gives_the_mean_over_its_subnets(params, single):
     assert float(out.target_tokens[0]) == n_tokens
 
 
-def test_the_first_subnet_of_a_sandwich_teaches_the_others(params, single):
+@pytest.mark.parametrize("space", [SPACE, WIDE_ENCODER], ids=["alike", "wide encoder"])
+def test_the_first_subnet_of_a_sandwich_teaches_the_others(space):
+    model, hull, params = supernet_of(space), space.hull(), random_params(space)
+    params, single = jax.tree.map(jnp.asarray, params), summed_gradient(model)
     batch = {k: v[:1] for k, v in device_batches(2).items()}
     rng, weight, temperature = np.random.default_rng(4), 0.7, 2.0
-    drawn = [[SPACE.largest(), SPACE.sample(rng), SPACE.smallest()] * 2]
+    drawn = [[space.largest(), space.sample(rng), space.smallest()] * 2]
     step = make_train_step(
-        MODEL, gradients_only(), SMOOTHING, 0.0, StepOptions(weight, temperature)
+        model, gradients_only(), SMOOTHING, 0.0, StepOptions(weight, temperature)
     )
-    ours, _ = one_device(parallel.map_train_step(step), params, batch, drawn)
+    ours, _ = one_device(parallel.map_train_step(step), params, batch, drawn, hull)
 
     def log_softmax(p, one, active):
         ids = one["source"], decoder_input(one["target"])
-        logits = MODEL.apply({"params": p}, *ids, active).logits_BTV
+        logits = model.apply({"params": p}, *ids, active).logits_BTV
         return jax.nn.log_softmax(logits / temperature)
 
     @jax.jit
@@ -467,9 +478,9 @@ def test_the_first_subnet_of_a_sandwich_teaches_the_others(params, single):
         return temperature**2 * jnp.sum(soft_BT * (one["target"] != PAD_ID))
 
     taught, total = jax.jit(log_softmax), jax.tree.map(jnp.zeros_like, params)
-    largest = to_active(SPACE.largest(), HULL)
+    largest = to_active(space.largest(), hull)
     for nth, subnet in enumerate(drawn[0]):
-        one, active = {k: v[0, nth // 3] for k, v in batch.items()}, to_active(subnet, HULL)
+        one, active = {k: v[0, nth // 3] for k, v in batch.items()}, to_active(subnet, hull)
         hard, _ = single(params, one, active)
         soft = soft_gradient(params, one, active, taught(params, one, largest))
         w = weight if nth % 3 else 0.0
@@ -564,9 +575,9 @@ def test_a_trained_model_teaches_a_stand_alone_one():
     assert_close(ours, jax.tree.map(lambda a, b: np.asarray(a + b) / n_tokens, *both))
 
 
-def one_device(step, params, batch, drawn):
+def one_device(step, params, batch, drawn, hull=HULL):
     """As `step_gradient`, on the first device alone."""
-    subnets = sampling.stack(drawn, HULL, Share(0, 1, 1))
+    subnets = sampling.stack(drawn, hull, Share(0, 1, 1))
     state = TrainState(jnp.int32(0), params, gradients_only().init(params))
     state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
     new, out = step(state, batch, subnets, jax.random.key(0))
@@ -831,6 +842,30 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(uninterrupted, tmp_pat
     step = checkpoints.latest_step(tmp_path)
     assert notes[-1] == f"stopping at step {step}, which is saved"
     assert run_training(tmp_path) == whole
+
+
+@pytest.mark.usefixtures("signals")
+def test_interrupted_before_the_first_step_leaves_no_checkpoint(tmp_path, monkeypatch):
+    """One of step 0 would be taken for converted weights."""
+    notes = []
+    progress = Silent()
+    progress.note = notes.append
+
+    def program(self, step, stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Steps, "program", program)
+    with pytest.raises(interrupt.Interrupted):
+        run_training(tmp_path, progress)
+    assert notes[-1] == "stopping before the first step"
+    assert checkpoints.latest_step(tmp_path) is None
+
+
+def test_every_step_is_in_a_mean(tmp_path):
+    """Also those between the last log line and an evaluation."""
+    config = dataclasses.replace(CONFIG, log_every=2, eval_every=3, checkpoint_every=100)
+    whole = run_training(tmp_path, config=config)
+    assert [step for step, name in whole if name == "train/loss"] == [2, 3, 4, 6]
 
 
 class SomeNotFinite:
