@@ -120,17 +120,6 @@ class RunConfig:
                 f"config.sampling.alike_share is {self.sampling.alike_share}, which makes layers "
                 "alike, and config.space has a placement, which makes them differ; leave one out"
             )
-        if self.sampling.largest_first >= self.training.steps:
-            raise UserError(
-                f"config.sampling.largest_first is {self.sampling.largest_first}, but "
-                f"config.training.steps is {self.training.steps}: only the largest subnet would be "
-                "trained; give fewer"
-            )
-        if self.training.inherited_experts != "first":
-            raise UserError(
-                f"config.training.inherited_experts is {self.training.inherited_experts!r}, but a "
-                "supernet inherits none; give config.subnet_training.inherited_experts"
-            )
         keep, pipeline = self.search.keep, self.pipeline
         if pipeline.halving and not pipeline.chooses_among(keep):
             raise UserError(

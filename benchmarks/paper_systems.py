@@ -79,7 +79,7 @@ class System:
       inherit: whether its subnet starts from the supernet's weights.
       distilled: whether the teacher's translations stand beside the text, if there is a teacher.
       of: the system whose found subnets it trains, in place of searching itself.
-      calibrated: whether trained subnets correct the losses of its search.
+      calibrated: whether trained subnets correct the losses of its search; the same for all seeds.
     """
 
     name: str

@@ -9,7 +9,8 @@ Systems stand in configs/systems.py (searched spaces) and configs/systems/ (arch
 hand). Each model is trained from scratch with the same text (of some corpora a teacher's
 translations beside it), updates and recipe; scored on test text in fp32 and int8; timed in turns
 with the largest dense Transformer, of whose latency the budgets are shares; and, where --only names
-automoe, compared with its model directly: sentence by sentence, and timed in turns. Trainings run
+automoe, compared with its model directly: sentence by sentence, and timed in turns. The search of
+automoe_calibrated is corrected by 16 trained subnets, as many updates as four models. Trainings run
 one on each core; what is timed runs alone. Every finished part is a line of
 benchmarks/results/paper_CORPUS.jsonl, and is not done again; with --kinds all that is timed
 (largest, search, latency, difference) can wait for a machine that has nothing else to do.

@@ -68,9 +68,10 @@ def main():
     print(f"the supernet is {result['verdict']}")
     if corrected := result.get("corrected"):  # files of earlier versions have none
         print(
-            f"corrected by the other subnets: Kendall's tau {corrected['tau']:.3f}, "
-            f"{corrected['error']:.4f} nats off in place of {corrected['error_inherited']:.4f}; a "
-            f"search does so with --config.search.calibration={run.path / _OUT.value / RESULT}"
+            f"each corrected by the others: Kendall's tau {corrected['tau']:.3f}; standard "
+            f"deviation of inherited less trained losses {corrected['error']:.4f} nats in place of "
+            f"{corrected['error_inherited']:.4f}; a search corrects them with "
+            f"--config.search.calibration={run.path / _OUT.value / RESULT}"
         )
     _print_effects(result)
     print(f"picture: {run.path / _OUT.value / 'rank.png'}")

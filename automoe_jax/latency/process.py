@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -104,10 +105,12 @@ class Timer:
             answer = ""
         if not answer:
             code = self._process.wait()
-            raise UserError(
-                f"the process that times exports ended with exit code {code} (-9: it was killed, "
-                "as where memory ran out); what is finished is kept, and the same command goes on"
-            )
+            if code == -signal.SIGKILL:
+                raise UserError(
+                    "the process that times exports was killed, as where memory runs out; free "
+                    "some, and give the command again"
+                )
+            raise RuntimeError(f"the timing process ended with exit code {code}")
         reply = json.loads(answer)
         if "error" in reply:
             raise UserError(reply["error"])

@@ -24,9 +24,9 @@ def upcycled(params: Params, trained: Subnet, subnet: Subnet, fresh: Params, gat
 
     Expert i is a copy of the trained layer's expert i, counted around: its front columns where it
     is smaller; where it is larger, the rest is that of `fresh`, new weights of `subnet`, with zeros
-    behind it. A router is kept where the number of experts is the same, else it is fresh. Experts
-    are scaled so that the output of a layer with other numbers of them, or of a token's, is as
-    before where the router has no preference, under a `gate` of the space.
+    behind it. A router is kept where the number of experts is the same, else it is fresh. Where
+    the number of experts, or of experts per token, changes, their outputs are scaled: under the
+    space's `gate`, a router without preference leaves the output of the layer as it was.
 
     Raises `UserError` if something else differs.
     """

@@ -39,7 +39,7 @@ def halve(run: Run, out: str, subnets: Sequence[Subnet], steps: int) -> dict[str
     if inherit:
         settings["supernet_step"] = supernet_step
     begun = (folder / RESULT).exists() or any(folder.glob("[0-9]*"))
-    claim(run, out, "halving", settings, begun=begun)
+    claim(run, out, "halving", settings, begun=begun, added=["supernet_step"])
     if (folder / RESULT).exists():
         _remove_trainings(folder, len(subnets))  # a kill may have left some
         return files.read_json(folder / RESULT, "halving")

@@ -1,6 +1,7 @@
 """What a search minimises: validation loss, or 100 minus BLEU or chrF of translations."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class CalibratedLoss:
-    """The same, corrected towards the losses of training from scratch."""
+    """Validation loss with inherited weights, corrected by `calibration`; nats per token."""
 
     inherited: Loss
     calibration: Calibration
@@ -139,19 +140,17 @@ def make_objective(
         batches = scorer.prepare(sample)
         whole = batches if len(sample) == len(pairs) else scorer.prepare(pairs)
         loss = Loss(scorer, batches, whole)
-        return _calibrated(run, loss) if search.calibration else loss
+        return _calibrated(run, folder, loss) if search.calibration else loss
     sources, references = evaluation.read_split(corpus_split(run, "valid"))
     beam, hidden = objective_beam(run.config.export), folder / ".objective"
     count = search.objective_sentences
     return TranslationQuality(search.objective, exporter, hidden, sources, references, count, beam)
 
 
-def _calibrated(run: Run, loss: Loss) -> CalibratedLoss:
+def _calibrated(run: Run, folder: Path, loss: Loss) -> CalibratedLoss:
     """The loss, corrected by the trained subnets that the config names."""
-    own = trained_subnets.read(run.config.search.calibration, run.config.space)
-    run.progress.note(
-        f"inherited losses are corrected by those of {len(own.subnets)} trained subnets"
-    )
-    return CalibratedLoss(
-        loss, own.calibration(lambda subnets: loss.scorer.losses(loss.all_batches, subnets))
-    )
+    own = trained_subnets.read(run.config.search.calibration, run.config)
+    count = len(own.subnets)
+    run.progress.note(f"inherited losses are corrected by those of {count} trained subnets")
+    inherited = functools.partial(loss.scorer.losses, loss.all_batches)
+    return CalibratedLoss(loss, own.calibration(inherited, folder))

@@ -74,7 +74,7 @@ def run_pipeline(run: Run) -> dict[str, Any]:
     # A random subnet beside the finalists changes none of them.
     settled = dataclasses.replace(config.pipeline, train_random=False)
     content = {**config.groups("export", "latency"), "pipeline": settled, **_trained(run)}
-    claim(run, REPORT, REPORT, content, begun=begun)
+    claim(run, REPORT, REPORT, content, begun=begun, added=[_WEIGHTS, "subnet_training"])
 
     searched = run.path / SEARCH / search_result.RESULT
     chosen = run.path / SUBNET / weights.CHOSEN
@@ -135,17 +135,9 @@ def finalists_of(run: Run, found: dict[str, Any]) -> list[Subnet]:
 
 
 def _trained(run: Run) -> dict[str, Any]:
-    """How the finalists are trained, and which of their weights are exported, for the manifest.
-
-    Without what a manifest leaves out that an earlier version began.
-    """
+    """How the finalists are trained, and which of their weights are exported, for the manifest."""
     weights_from = {_WEIGHTS: "last", **run.config.subnet_training.weights_for(_WEIGHTS)}
-    content = {**weights_from, **run.config.groups("subnet_training")}
-    made = run.path / REPORT
-    if not (made / workdir.MANIFEST).exists():
-        return content
-    stored = workdir.settings(made, REPORT)
-    return {name: value for name, value in content.items() if name in stored}
+    return {**weights_from, **run.config.groups("subnet_training")}
 
 
 def _announce(run: Run, number: int, phase: str, done: bool):

@@ -100,12 +100,12 @@ def _corrected(
 ) -> dict[str, float]:
     """How well the others correct each subnet's inherited loss: what a search gains by them.
 
-    Kendall's tau with the trained losses, and standard deviations of what is left between them
-    with and without the correction. Empty for too few subnets.
+    Kendall's tau with the trained losses, and standard deviations of the differences from them
+    with and without the correction. Empty for too few subnets, or losses that are not finite.
     """
-    if len(subnets) <= calibration.FEWEST:
-        return {}
     truth, uncorrected = np.array(trained), np.array(inherited)
+    if len(subnets) <= calibration.FEWEST or not np.isfinite([truth, uncorrected]).all():
+        return {}
     corrected = np.array(calibration.left_out(subnets, inherited, trained))
     return {
         "tau": _or_zero(scores.kendall(corrected, truth)),

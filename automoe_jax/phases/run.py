@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,15 @@ def is_converted(path: Path) -> bool:
     return (path / workdir.MANIFEST).exists() and workdir.CONVERTED in workdir.read(path, "run")
 
 
-def claim(run: Run, folder: str | Path, kind: str, content: dict[str, Any], *, begun: bool):
+def claim(
+    run: Run,
+    folder: str | Path,
+    kind: str,
+    content: dict[str, Any],
+    *,
+    begun: bool,
+    added: Collection[str] = (),
+):
     """Starts or continues a folder: `workdir.claim` in the first process, others wait for it.
 
     `folder` is absolute, or relative to the workdir; `content` is all settings that decide what
@@ -135,7 +143,7 @@ def claim(run: Run, folder: str | Path, kind: str, content: dict[str, Any], *, b
     """
     path = run.path / folder
     if jax.process_index() == 0:
-        workdir.claim(path, kind, content, begun=begun)
+        workdir.claim(path, kind, content, begun=begun, added=added)
     after_first(run, f"claim {run.stored(path)}")
 
 

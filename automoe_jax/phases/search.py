@@ -4,11 +4,13 @@ A search is `explore` (algorithm, scores, measured parents), `verify` (final mea
 `summarise` (a frozen `SearchResult`, which `search_result.write` puts into files).
 """
 
+import dataclasses
 import statistics
 from pathlib import Path
 from typing import Any
 
 from automoe_jax.architecture.subnet import Subnet, from_json
+from automoe_jax.config import RunConfig
 from automoe_jax.data.tokens import PreparedData
 from automoe_jax.latency.records import MEASUREMENTS
 from automoe_jax.model.extract import Params
@@ -57,17 +59,31 @@ def claim_search(run: Run, folder: Path, step: int | None):
         export["objective_beam"] = objective_beam(config.export)
     weights = config.training.weights_for("supernet_weights")
     about = {**config.groups(*groups), **export, "supernet_step": step, **weights}
-    if config.search.calibration:  # its file may be written anew
-        about["calibration"] = trained_subnets.read(config.search.calibration, config.space).digest
+    about |= _calibrated_by(config, folder)
     scored, measured = ((folder / name).exists() for name in (HISTORY, MEASUREMENTS))
     try:
-        workdir.claim(folder, SEARCH, about, begun=scored or measured)
+        workdir.claim(folder, SEARCH, about, begun=scored or measured, added=["objective_beam"])
     except UserError:
         if scored:
             raise
         workdir.read(folder, SEARCH)  # refuses the measurements of anything else
         (folder / MEASUREMENTS).unlink()  # of a search that scored nothing
         workdir.claim(folder, SEARCH, about, begun=False)
+
+
+def _calibrated_by(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """What a manifest says of `search.calibration`: the content of its file, not where it is.
+
+    A finished search does not need the file.
+    """
+    path = config.search.calibration
+    if not path:
+        return {}
+    if (folder / search_result.RESULT).exists() and not Path(path).exists():
+        digest = workdir.settings(folder, SEARCH).get("calibration")
+    else:
+        digest = trained_subnets.read(path, config).digest
+    return {"search": dataclasses.replace(config.search, calibration=""), "calibration": digest}
 
 
 def run_search(run: Run, folder: Path, data: PreparedData, params: Params) -> SearchResult:

@@ -124,7 +124,7 @@ def check(config: RunConfig, vocab_sizes: tuple[int, int]):
         )
     _start(config)
     if search.calibration:
-        trained_subnets.read(search.calibration, config.space)
+        trained_subnets.read(search.calibration, config)
     if search.needs_latency:
         if search.latency_model and search.latency in ("verified", "predicted"):
             latency_model.read(Path(search.latency_model), config, vocab_sizes)

@@ -48,6 +48,8 @@ def train_supernet(run: Run, init_from: Path | None = None, profile: Span | None
     config = run.config
     check_has_supernet(config.space)
     step = latest_step(run.supernet)
+    if not step:  # runs of earlier versions go on with what they began with
+        _check_sampling(config)
     _check_conversion(run.supernet, SUPERNET, step)
     if step == 0:  # converted weights, not trained here yet
         if init_from is not None:
@@ -72,6 +74,21 @@ def train_supernet(run: Run, init_from: Path | None = None, profile: Span | None
     if source is not None and step is None:
         params = first_weights.of_supernet(source, supernet, data)
     _train(run, supernet, config.training, data, run.supernet, params, profile)
+
+
+def _check_sampling(config: RunConfig):
+    """Raises `UserError` for settings that would train no supernet, or do nothing in one."""
+    first, steps = config.sampling.largest_first, config.training.steps
+    if first >= steps:
+        raise UserError(
+            f"config.sampling.largest_first is {first}, but config.training.steps is {steps}: only "
+            "the largest subnet would be trained; give fewer"
+        )
+    if config.training.inherited_experts != "first":
+        raise UserError(
+            f"config.training.inherited_experts is {config.training.inherited_experts!r}, but a "
+            "supernet inherits none; give config.subnet_training.inherited_experts"
+        )
 
 
 def train_subnet(

@@ -61,9 +61,10 @@ def fit(
     x_NF = np.array(list(columns.values())).reshape(-1, len(subnets)).T
     mean_F, scale_F = x_NF.mean(axis=0), x_NF.std(axis=0)
     z_NF = (x_NF - mean_F) / scale_F
-    found = [_left_out(z_NF, y_N, penalty) for penalty in _PENALTIES if columns or penalty > 1e6]
+    penalties = [x for x in _PENALTIES if columns or np.isinf(x)]
+    found = [_left_out(z_NF, y_N, penalty) for penalty in penalties]
     squares_N = min((errors_N**2 for errors_N, _ in found), key=np.mean)
-    enough = squares_N.mean() + squares_N.std() / np.sqrt(len(y_N))
+    enough = squares_N.mean() + squares_N.std(ddof=1) / np.sqrt(len(y_N))
     slope_F = [own_F for errors_N, own_F in found if np.mean(errors_N**2) <= enough][-1] / scale_F
     lowest_F, highest_F = (f(x_NF, axis=0) for f in (np.min, np.max))
     offset = float(y_N.mean() - mean_F @ slope_F)
@@ -73,8 +74,8 @@ def fit(
 def _left_out(z_NF: np.ndarray, y_N: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """Errors of a ridge regression for each subnet when it is fitted to the others, and slopes.
 
-    Of features whose means are 0, by the diagonal of the hat matrix. An infinite penalty leaves
-    the mean alone.
+    `z_NF` has column means of 0. The errors follow from the diagonal of the hat matrix. With an
+    infinite penalty all slopes are 0.
     """
     count, features = z_NF.shape
     if np.isinf(penalty):
@@ -90,7 +91,10 @@ def _left_out(z_NF: np.ndarray, y_N: np.ndarray, penalty: float) -> tuple[np.nda
 def left_out(
     subnets: Sequence[Subnet], inherited: Sequence[float], trained: Sequence[float]
 ) -> list[float]:
-    """The loss of each subnet, corrected by all others; `ValueError` as `fit`, of the others."""
+    """The loss of each subnet, corrected by all others; `ValueError` as `fit`, of the others.
+
+    As a search has one constant for all subnets, each correction is taken less its mean over all.
+    """
     corrected = []
     for i in range(len(subnets)):
         before, after = slice(i), slice(i + 1, None)
@@ -99,5 +103,6 @@ def left_out(
             [*inherited[before], *inherited[after]],
             [*trained[before], *trained[after]],
         )
-        corrected += own.correct([subnets[i]], [inherited[i]])
+        changes = own.correct(subnets, [0.0] * len(subnets))
+        corrected.append(float(inherited[i] + changes[i] - np.mean(changes)))
     return corrected

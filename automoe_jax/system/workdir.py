@@ -24,6 +24,7 @@ _ADVICE = {
     "run: launch/search.py --out=NAME",
     "ranking": "use the same config, or another --out",
     "halving": "use the same config, or another --out",
+    "sensitivity": "use the same config, or remove this folder: scoring takes minutes",
 }
 # Fields that change a run's output, not its results.
 _FREE = {
@@ -46,20 +47,31 @@ def resolve(path: str | Path) -> Path:
     return folder
 
 
-def claim(folder: Path, kind: str, config: dict[str, Any], *, begun: bool):
+def claim(
+    folder: Path,
+    kind: str,
+    config: dict[str, Any],
+    *,
+    begun: bool,
+    added: Collection[str] = (),
+):
     """Starts or continues a folder.
 
     Writes `manifest.json` (kind, config, versions, host, when) if there is none, or if the folder
     has no results yet; of what may change between two starts, as `final_weights`, it says the
     last. `kind` is that of the content, as "run" or "supernet", `config` holds all
     settings that decide it, and `begun` is True if the folder holds results of its manifest;
-    `UserError` names the fields that differ if they are of another config.
+    `UserError` names the fields that differ if they are of another config. Those in `added` are
+    compared only where the manifest has them: earlier versions did not write them.
     """
     folder = resolve(folder)
     origin = {}
     if (folder / MANIFEST).exists():
-        manifest, new = read(folder, kind), _as_json(config)
+        manifest = read(folder, kind)
         made = _settings(manifest, folder)
+        if begun:
+            config = {k: v for k, v in config.items() if k in made or k not in added}
+        new = _as_json(config)
         different = _different(made, config)
         if not different:
             if list(_free(made)) != list(_free(new)):

@@ -11,6 +11,7 @@ from automoe_jax.architecture.subnet import from_json
 from automoe_jax.phases import halving
 from automoe_jax.phases.rank import spread
 from automoe_jax.published import subnet_files
+from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 
@@ -81,3 +82,8 @@ def test_a_supernet_that_was_trained_on(prepared, tmp_path, monkeypatch):
     step[0] = 16
     with pytest.raises(UserError, match=r"supernet_step is 8 there and 16 here; .*another --out"):
         halving.halve(run, "h", subnets[:2], 10)
+    # Earlier versions did not write the step: their halvings go on.
+    stored = workdir.settings(tmp_path / "h", "halving")
+    del stored["supernet_step"]
+    workdir.write(tmp_path / "h", "halving", {"config": stored})
+    assert halving.halve(run, "h", subnets[:2], 10)["updates"] == 20

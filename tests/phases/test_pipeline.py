@@ -175,6 +175,8 @@ def check_taught(folder, finalist):
         ("search", {"algorithm": "local", "start": "no.json"}, "no.json"),
         ("latency", {"threads": 10**6}, "threads is 1000000"),
         ("latency", {"platform": "gpu"}, "JAX finds no gpu"),
+        ("sampling", {"largest_first": 8}, "only the largest subnet would be trained"),
+        ("training", {"inherited_experts": "used"}, "config.subnet_training.inherited_experts"),
         ("pipeline", {"teacher": "nowhere"}, "neither a workdir nor an export"),
         ("pipeline", {"distill": "nowhere"}, "nowhere"),
         (
@@ -321,7 +323,4 @@ def test_config_mistakes():
     assert "distill_choice is 'x'; allowed: best" in message("pipeline", "distill_choice", "x")
     alone = message("pipeline", "distill_n_best", 2)
     assert "distill_n_best 2, but nothing is distilled" in alone
-    assert "only the largest subnet would be" in message("sampling", "largest_first", 40_000)
-    inherits = message("training", "inherited_experts", "used")
-    assert "give config.subnet_training.inherited_experts" in inherits
     assert "data.kind is 'x'" in message("data", "kind", "x")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import random
 from typing import ClassVar
 
@@ -763,11 +764,22 @@ def test_a_calibration_that_changed(prepared, tmp_path):
     claim_search(changed, tmp_path / "search", 8)
     (tmp_path / "search" / "history.jsonl").write_text("")
     claim_search(changed, tmp_path / "search", 8)
-    stored = json.loads(path.read_text())
+    # Where the file is does not matter.
+    moved = path.rename(tmp_path / "moved.json")
+    own = dataclasses.replace(config.search, calibration=str(moved))
+    changed = dataclasses.replace(run, config=dataclasses.replace(config, search=own))
+    claim_search(changed, tmp_path / "search", 8)
+    content = moved.read_text()
+    stored = json.loads(content)
     stored["subnets"][0]["trained"] = 3.5
-    files.write_json(path, stored)
+    files.write_json(moved, stored)
     with pytest.raises(UserError, match="calibration is"):
         claim_search(changed, tmp_path / "search", 8)
+    moved.unlink()
+    with pytest.raises(UserError, match=r"moved\.json"):
+        claim_search(changed, tmp_path / "search", 8)
+    (tmp_path / "search" / "result.json").write_text("{}")  # finished, it needs no file
+    claim_search(changed, tmp_path / "search", 8)
 
 
 @pytest.mark.parametrize(
@@ -776,6 +788,7 @@ def test_a_calibration_that_changed(prepared, tmp_path):
         ([], "is no ranking; give the rank.json of launch/rank.py"),
         ({"version": 1, "subnets": [{"subnet": {}}]}, "is no ranking"),
         (7, "has 7 trained subnets; at least 8 are needed: launch/rank.py --subnets=16"),
+        ("not finite", "is no ranking"),
         ("another space", "subnet 1: "),
     ],
 )
@@ -783,6 +796,9 @@ def test_calibrations_that_cannot_be_used(tmp_path, content, words):
     config = configured({"calibration": str(tmp_path / "rank.json")})
     ranking_file(tmp_path / "rank.json", config.space)
     stored = json.loads((tmp_path / "rank.json").read_text())
+    if content == "not finite":
+        content = stored
+        content["subnets"][3]["trained"] = math.nan
     if isinstance(content, int):
         content = {**stored, "subnets": stored["subnets"][:content]}
     if content == "another space":
@@ -790,6 +806,20 @@ def test_calibrations_that_cannot_be_used(tmp_path, content, words):
         content["subnets"][0]["subnet"]["encoder"]["embed_dim"] = 4096
     files.write_json(tmp_path / "rank.json", content)
     with pytest.raises(UserError, match=words):
+        search_context.check(config, (72, 72))
+
+
+def test_a_calibration_of_another_corpus(tmp_path):
+    """Known where the ranking's manifest is beside its file."""
+    path = tmp_path / "rank.json"
+    config = configured({"calibration": str(path)})
+    ranking_file(path, config.space)
+    groups = config.groups("data", "tokenizer")
+    workdir.write(tmp_path, "ranking", {"config": groups})
+    search_context.check(config, (72, 72))
+    groups["data"] = dataclasses.replace(config.data, max_length=50)
+    workdir.write(tmp_path, "ranking", {"config": groups})
+    with pytest.raises(UserError, match="made with another group data of the config"):
         search_context.check(config, (72, 72))
 
 
@@ -812,6 +842,13 @@ def test_another_beam_scores_otherwise(prepared, tmp_path):
                 claim_search(run, folder, 8)
         else:
             claim_search(run, folder, 8)
+    # Earlier versions did not write the beam: their searches go on.
+    folder = tmp_path / "bleu"
+    stored = workdir.settings(folder, "search")
+    del stored["objective_beam"]
+    workdir.write(folder, "search", {"config": stored})
+    config = configured({"objective": "bleu"})
+    claim_search(dataclasses.replace(prepared[0], config=config), folder, 8)
 
 
 def test_a_start_without_the_width_of_queries_has_the_space_s(tmp_path):
