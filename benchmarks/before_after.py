@@ -14,7 +14,9 @@ whose code is imported. Parts, with minutes on 2 cores:
 - search (11): 200 candidates under a FLOPs limit with seed 0, as a whole process; their history.
 - training (4): 40 updates of a small supernet; its metrics and the arrays of its checkpoint.
 - translations (6): 200 sentences by exports of one checkpoint, texts and scores.
-- quickstart (26): launch/pipeline.py in a new folder, two rounds.
+- quickstart (26): launch/pipeline.py in a new folder, two rounds, by each commit's own config.
+
+Other programs take the earlier commit's configs/quickstart.py.
 
 Speed goals bound the median over rounds of after / before; result goals count differences. Finished
 parts are lines of WORKDIR/record.jsonl: the same command resumes, and a new --workdir measures

@@ -17,7 +17,7 @@ from measure import goal
 
 ROOT = Path(__file__).resolve().parent.parent
 Item = TypeVar("Item")
-CONFIG = "--config=configs/quickstart.py"
+QUICKSTART = "configs/quickstart.py"
 
 
 def note(text: str):
@@ -148,6 +148,11 @@ class Comparison:
     workdir: Path
     rounds: int
     quickstart_flags: tuple[str, ...]
+
+    @property
+    def config(self) -> str:
+        """The flag of the earlier commit's quickstart: what both have to compute alike."""
+        return f"--config={self.pair['before'].source / QUICKSTART}"
 
     def each(self, part: str, call: Callable[[Checkout], Any], turn: int = 0) -> dict[str, Any]:
         """What `call` returns for both checkouts, by name; once."""

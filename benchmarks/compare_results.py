@@ -5,7 +5,7 @@ import shutil
 from functools import partial
 from typing import Any
 
-from commits import CONFIG, Checkout, Comparison, Outcome, difference_goals, overrides
+from commits import Checkout, Comparison, Outcome, difference_goals, overrides
 from differences import checkpoint, compare, metrics, read_translations
 
 TRAINING = {
@@ -46,8 +46,8 @@ with open(output, "w", encoding="utf-8") as f:
 
 
 def training(comparison: Comparison) -> Outcome:
-    """Metrics and last checkpoint of a short training."""
-    flags = [CONFIG, *overrides(TRAINING)]
+    """Metrics and last checkpoint of a short training; what only the later one logs is left out."""
+    flags = [comparison.config, *overrides(TRAINING)]
 
     def run(checkout: Checkout) -> float:
         shutil.rmtree(checkout.work / "training", ignore_errors=True)
@@ -55,8 +55,9 @@ def training(comparison: Comparison) -> Outcome:
 
     seconds = comparison.each("training", run)
     folders = [c.work / "training" / "supernet" for c in comparison.pair.values()]
+    before, after = map(metrics, folders)
     figures = {
-        "training metrics": compare(*map(metrics, folders)),
+        "training metrics": compare(before, {k: v for k, v in after.items() if k in before}),
         "training checkpoint": compare(*map(checkpoint, folders)),
     }
     return {**figures, "training seconds, compiling included": seconds}, difference_goals(figures)
@@ -67,7 +68,7 @@ def translations(comparison: Comparison) -> Outcome:
     work = comparison.workdir / "translations"
     sentences, subnet = work / "sentences.txt", work / "subnet.json"
     before, after = comparison.pair.values()
-    flags = [CONFIG, *overrides({"training.steps": TRANSLATED_STEPS})]
+    flags = [comparison.config, *overrides({"training.steps": TRANSLATED_STEPS})]
 
     def train() -> float:
         shutil.rmtree(work, ignore_errors=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from child import Child
 from commits import (
-    CONFIG,
+    QUICKSTART,
     Checkout,
     Comparison,
     Outcome,
@@ -156,7 +156,10 @@ def cpu_latency(comparison: Comparison) -> Outcome:
 
 def search(comparison: Comparison) -> Outcome:
     """Seconds of a whole search of an untrained supernet, and the candidates it scores."""
-    flags = [CONFIG, *overrides({f"search.{name}": value for name, value in SEARCH.items()})]
+    flags = [
+        comparison.config,
+        *overrides({f"search.{name}": value for name, value in SEARCH.items()}),
+    ]
 
     def run(out: str, checkout: Checkout) -> float:
         workdir = checkout.work / "search"
@@ -189,7 +192,9 @@ def quickstart(comparison: Comparison) -> Outcome:
     def run(turn: int, checkout: Checkout) -> dict[str, float]:
         workdir = checkout.work / f"quickstart_{turn}"
         shutil.rmtree(workdir, ignore_errors=True)
-        total = checkout.launch("pipeline", CONFIG, f"--workdir={workdir}", *flags)
+        total = checkout.launch(
+            "pipeline", f"--config={QUICKSTART}", f"--workdir={workdir}", *flags
+        )
         timing = json.loads((workdir / "seconds.json").read_text(encoding="utf-8"))
         return {"total": total, **timing["seconds"]}
 
