@@ -8,9 +8,11 @@ from typing import Any
 from commits import Checkout, Comparison, Outcome, difference_goals, overrides
 from differences import checkpoint, compare, metrics, read_translations
 
-# With one batch shape: several join a run one after the other since 89d9b52.
+# One batch shape: several join a run one after the other since 89d9b52. One width of each side:
+# since c60627d small supernets run narrower ones in the program of the widest, with other dropout.
 TRAINING = {
-    "training.buckets": 1,
+    "training.buckets": 1, "space.encoder_embed_dims": "(128,)",
+    "space.decoder_embed_dims": "(128,)",
     "training.steps": 40, "training.warmup_steps": 10, "training.checkpoint_every": 40,
     "training.log_every": 1, "training.batches_per_step": 2, "model.dropout": 0.1,
     "model.attention_dropout": 0.1,
