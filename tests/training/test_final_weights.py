@@ -41,6 +41,16 @@ def each(tmp_path_factory):
     return folder, values, found
 
 
+def unknown_loads(subnet):
+    """Loads and entropies of a subnet's layers that say nothing."""
+    layers = {
+        f"{side}_{i}": np.full(len(layer.experts), np.nan)
+        for side, stack in subnet.stacks
+        for i, layer in enumerate(stack.layers, 1)
+    }
+    return layers, dict.fromkeys(layers, np.nan)
+
+
 def assert_alike(ours, expected):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, expected
@@ -136,7 +146,7 @@ def losses(monkeypatch):
 
     def scores(self, params, subnets):
         loss = given.pop(0)
-        return {name: Score(loss, {}, {}) for name in subnets}
+        return {name: Score(loss, *unknown_loads(subnet)) for name, subnet in subnets.items()}
 
     monkeypatch.setattr(Evaluator, "scores", scores)
     return given
