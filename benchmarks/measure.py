@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from automoe_jax.cli import process
 from automoe_jax.system.machine import cpu_name
+
+process.prepare(compiling=False)  # as commands do, before JAX looks for devices
 
 
 def interleaved(

@@ -1,9 +1,10 @@
 """Inherited losses, corrected by subnets that were trained from scratch.
 
 A supernet misjudges some choices of its space for all subnets alike: it may hold a wide FFN for
-hardly better than a narrow one, or a wide decoder for better than it trains. A ridge regression
-(Hoerl & Kennard 1970) of trained less inherited losses on the choices of both sides says by how
-much. Letters: N subnets, F choices.
+hardly better than a narrow one, or a wide decoder for better than it trains; and its losses may be
+further apart than trained ones. A ridge regression (Hoerl & Kennard 1970) of trained less inherited
+losses on the choices of both sides and on the inherited loss says by how much. Letters: N subnets,
+F features.
 """
 
 import dataclasses
@@ -15,22 +16,23 @@ from automoe_jax.architecture.subnet import Subnet
 from automoe_jax.search.sensitivity import side_features, varying
 
 FEWEST = 8  # trained subnets
+_LOSS = "inherited loss"
 _PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, np.inf)  # of squared slopes, standardised choices
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """A correction of inherited losses, linear in the choices of both sides.
+    """A correction of inherited losses, linear in the choices of both sides and in the loss.
 
     Attributes:
-      choices: names of the F choices as `side_features` has them; none where the correction is the
-        same for all subnets.
-      slope_F: nats a token for a unit of each choice.
-      offset: nats a token where all choices are 0.
-      lowest_F, highest_F: of the trained subnets; beyond them a choice counts as at the end.
+      names: of the F features: choices as `side_features` has them, and the inherited loss.
+      slope_F: nats a token for a unit of each feature.
+      offset: nats a token where all features are 0.
+      lowest_F, highest_F: of the trained subnets; beyond them a choice counts as at the end. A loss
+        has no end.
     """
 
-    choices: tuple[str, ...]
+    names: tuple[str, ...]
     slope_F: np.ndarray
     offset: float
     lowest_F: np.ndarray
@@ -40,8 +42,8 @@ class Calibration:
         """What training from scratch would make of inherited `losses`, nats a token."""
         if not subnets:
             return []
-        columns = side_features(subnets)
-        x_NF = np.array([columns[name] for name in self.choices]).reshape(-1, len(subnets)).T
+        columns = {**side_features(subnets), _LOSS: np.asarray(losses, float)}
+        x_NF = _matrix([columns[name] for name in self.names], len(subnets))
         x_NF = x_NF.clip(self.lowest_F, self.highest_F)
         return (np.asarray(losses, float) + self.offset + x_NF @ self.slope_F).tolist()
 
@@ -57,8 +59,8 @@ def fit(
     if len(subnets) < FEWEST:
         raise ValueError(f"{len(subnets)} subnets; at least {FEWEST} are needed")
     y_N = np.asarray(trained, float) - np.asarray(inherited, float)
-    columns = varying(side_features(subnets))
-    x_NF = np.array(list(columns.values())).reshape(-1, len(subnets)).T
+    columns = varying({**side_features(subnets), _LOSS: np.asarray(inherited, float)})
+    x_NF = _matrix(list(columns.values()), len(subnets))
     mean_F, scale_F = x_NF.mean(axis=0), x_NF.std(axis=0)
     z_NF = (x_NF - mean_F) / scale_F
     penalties = [x for x in _PENALTIES if columns or np.isinf(x)]
@@ -66,9 +68,15 @@ def fit(
     squares_N = min((errors_N**2 for errors_N, _ in found), key=np.mean)
     enough = squares_N.mean() + squares_N.std(ddof=1) / np.sqrt(len(y_N))
     slope_F = [own_F for errors_N, own_F in found if np.mean(errors_N**2) <= enough][-1] / scale_F
-    lowest_F, highest_F = (f(x_NF, axis=0) for f in (np.min, np.max))
+    ends = np.where(np.array(list(columns)) == _LOSS, np.inf, 0.0)
+    lowest_F, highest_F = x_NF.min(axis=0) - ends, x_NF.max(axis=0) + ends
     offset = float(y_N.mean() - mean_F @ slope_F)
     return Calibration(tuple(columns), slope_F, offset, lowest_F, highest_F)
+
+
+def _matrix(columns: list[np.ndarray], count: int) -> np.ndarray:
+    """Columns side by side, (N, F), also where there are none."""
+    return np.array(columns).reshape(-1, count).T
 
 
 def _left_out(z_NF: np.ndarray, y_N: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
@@ -103,6 +111,6 @@ def left_out(
             [*inherited[before], *inherited[after]],
             [*trained[before], *trained[after]],
         )
-        changes = own.correct(subnets, [0.0] * len(subnets))
-        corrected.append(float(inherited[i] + changes[i] - np.mean(changes)))
+        found = np.array(own.correct(subnets, inherited))
+        corrected.append(float(found[i] - np.mean(found - np.asarray(inherited))))
     return corrected

@@ -47,15 +47,29 @@ def test_what_a_supernet_misjudges_is_corrected():
     assert np.mean(own.correct(others, inherited)) == pytest.approx(trained.mean(), abs=0.005)
 
 
+def test_losses_that_are_too_far_apart_are_brought_together():
+    """A supernet whose differences are three times those of training, whatever the choice."""
+    subnets, others = drawn(24, 5), drawn(200, 6)
+
+    def losses(subnets, seed):
+        rng = np.random.default_rng(seed)  # what no choice of a side says
+        trained = 2.0 - 0.1 * depth(subnets) + rng.normal(0, 0.02, len(subnets))
+        return 3.5 + 3 * (trained - 2.0), trained
+
+    own = calibration.fit(subnets, *losses(subnets, 1))
+    inherited, trained = losses(others, 2)
+    assert np.std(own.correct(others, inherited) - trained) < 0.2 * np.std(inherited - trained)
+
+
 def test_nothing_is_learned_from_noise():
     """Differences that no choice explains: the correction is near the same for all."""
     subnets, others = drawn(24, 5), drawn(200, 6)
-    trained = 4.0 - 0.1 * depth(subnets)
-    inherited = trained + 0.3 + np.random.default_rng(9).normal(0, 0.01, 24)
+    inherited = 4.3 - 0.1 * depth(subnets)
+    trained = inherited - 0.3 + np.random.default_rng(9).normal(0, 0.01, 24)
     own = calibration.fit(subnets, inherited, trained)
     losses = 4.3 - 0.1 * depth(others)
     assert np.std(own.correct(others, losses) - losses) < 0.005
-    same = calibration.fit(subnets, trained + 0.3, trained)
+    same = calibration.fit(subnets, inherited, inherited - 0.3)
     assert same.correct(others, losses) == pytest.approx(losses - 0.3)
     alike = calibration.fit(subnets[:1] * 8, np.full(8, 2.5), np.full(8, 2.0))
     assert alike.correct(others, losses) == pytest.approx(losses - 0.5)
@@ -90,10 +104,12 @@ def test_choices_beyond_those_of_the_trained_subnets():
     assert len(deepest.decoder.layers) == 3
     two = dataclasses.replace(deepest.decoder, layers=deepest.decoder.layers[:2])
     means = calibration.side_features([deepest])
-    at = own.choices.index("decoder depth")
+    at = own.names.index("decoder depth")
     assert means["decoder depth"] > own.highest_F[at] == 2
-    x_F = np.array([means[name][0] for name in own.choices]).clip(own.lowest_F, own.highest_F)
-    assert own.correct([deepest], [4.0]) == pytest.approx([4 + own.offset + x_F @ own.slope_F])
+    values = [means[name][0] if name in means else 9.0 for name in own.names]
+    x_F = np.array(values).clip(own.lowest_F, own.highest_F)
+    assert own.correct([deepest], [9.0]) == pytest.approx([9 + own.offset + x_F @ own.slope_F])
+    assert x_F[own.names.index("inherited loss")] == 9.0  # whatever the others had
     assert x_F[at] == len(two.layers)
 
 
@@ -102,8 +118,8 @@ def test_each_is_left_out():
     inherited, trained = misjudged(subnets, 0.001, 7)
     corrected = calibration.left_out(subnets, inherited, trained)
     own = calibration.fit(subnets[1:], inherited[1:], trained[1:])
-    changes = own.correct(subnets, np.zeros(16))
-    assert corrected[0] == pytest.approx(inherited[0] + changes[0] - np.mean(changes))
+    all_of_them = np.array(own.correct(subnets, inherited))
+    assert corrected[0] == pytest.approx(all_of_them[0] - np.mean(all_of_them - inherited))
     assert np.std(corrected - trained) < np.std(inherited - trained) / 2
     # A constant, which changes no rank, changes nothing here.
     noise = np.random.default_rng(9).choice([-0.01, 0.01], 16)
