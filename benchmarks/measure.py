@@ -15,7 +15,7 @@ import numpy as np
 from automoe_jax.cli import process
 from automoe_jax.system.machine import cpu_name
 
-process.prepare(compiling=False)  # as commands do, before JAX looks for devices
+process.prepare(compiling=False)  # as commands do
 
 
 def interleaved(

@@ -39,7 +39,7 @@ Lines = dict[Part, dict[str, Any]]
 GOLD_RUNS = 300
 EXAMPLES = 8  # test sentences whose translations are kept
 PEAK_RATE = 4e-3
-RANKED, RANKED_SHARE = 16, 4  # subnets of a ranking; each has a model's updates over this
+RANKED_SHARE = 4  # subnets of a ranking have a model's updates over this
 _CONFIG = "configs/systems.py"
 _REFERENCE = ARCHITECTURES / f"{REFERENCE}.json"
 QUANTIZED = {"fp32": "none", "int8": "int8"}
@@ -111,7 +111,10 @@ class Study:
         """Some subnets of a space, trained from scratch for a fraction of a model's updates."""
         folder = self._run(part._replace(kind="supernet"))
         updates = self._corpus.updates[1] // RANKED_SHARE
-        own, more = {**self._training(updates), "seed": part.seed}, [f"--subnets={RANKED}"]
+        own, more = (
+            {**self._training(updates), "seed": part.seed},
+            [f"--subnets={self._corpus.ranked}"],
+        )
         self._launch(core, "rank", part.name, folder, own, *more)
         found = files.read_json(folder / RANK / rank.RESULT, "ranking")
         names = ("tau", "tau_low", "tau_high", "corrected", "effects", "subnets")

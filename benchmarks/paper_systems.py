@@ -20,6 +20,7 @@ class Corpus:
       settings: for all trainings of this corpus, beside those of the config.
       search: for all searches.
       tests: file names of further test sets, beside the test split.
+      ranked: subnets that a ranking trains.
       same: systems that are another one here, and so left out.
     """
 
@@ -29,6 +30,7 @@ class Corpus:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     search: dict[str, Any] = dataclasses.field(default_factory=dict)
     tests: tuple[str, ...] = ()
+    ranked: int = 16
     same: tuple[str, ...] = ()
 
     @property
@@ -64,6 +66,7 @@ CORPORA = {
         {"predictor.subnets": 8, "predictor.held_out": 3, "search.population": 6,
          "search.iterations": 1, "search.mutations": 2, "search.crossovers": 2,
          "search.parents": 2, "search.latency_runs": 10},
+        ranked=9,
     ),
 }  # fmt: skip
 

@@ -122,6 +122,8 @@ def prepare(*, compiling: bool):
         os.environ["XLA_FLAGS"] = f"{xla} --{limit}=600"
     if not {"JAX_PLATFORMS", "JAX_FORCE_TPU_INIT"} & os.environ.keys() and _has_libtpu_alone():
         os.environ["JAX_PLATFORMS"] = "cpu"
+        if jax := sys.modules.get("jax"):  # which has read its environment
+            jax.config.update("jax_platforms", "cpu")
     if not compiling:
         return
     gc.set_threshold(*_GC_THRESHOLDS)
