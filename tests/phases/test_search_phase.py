@@ -180,17 +180,22 @@ def test_killed_and_resumed_is_the_same(prepared, tmp_path, mode):
         "predicted": configured({"latency": "predicted"}, latency_ms=26.0),
         "nsga2": configured({"algorithm": "nsga2", "latency": "predicted"}, size_mb=1.0),
     }[mode]
-    search(prepared, config, tmp_path / "whole")
-    whole = contents(tmp_path / "whole")
-    for moment in moments(whole, seed=mode):
+    check_resumed(prepared, config, tmp_path, mode)
+    assert FakeProber.timed == FakeProber.finals == []
+
+
+def check_resumed(prepared, config, folder, seed):
+    """Killed at five random moments and started again, a search writes what a whole one writes."""
+    search(prepared, config, folder / "whole")
+    whole = contents(folder / "whole")
+    for moment in moments(whole, seed):
+        own = folder / f"at_{moment}"
         with pytest.MonkeyPatch.context() as patch:
             KillAtWrite(patch, moment)
-            # Whatever an earlier kill left is there: it counts from where the search stands.
             with pytest.raises(Killed):
-                search(prepared, config, tmp_path / f"at_{moment}")
-        search(prepared, config, tmp_path / f"at_{moment}")
-        assert contents(tmp_path / f"at_{moment}") == whole
-    assert FakeProber.timed == FakeProber.finals == []
+                search(prepared, config, own)
+        search(prepared, config, own)
+        assert contents(own) == whole
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
@@ -205,15 +210,7 @@ def test_a_front_of_measured_latencies_goes_on_as_it_began(prepared, tmp_path, m
 
     monkeypatch.setattr(FakeProber, "measure", uneven)
     config = configured({"algorithm": "nsga2", "latency": "gold"}, size_mb=1.0)
-    search(prepared, config, tmp_path / "whole")
-    whole = contents(tmp_path / "whole")
-    for moment in moments(whole, seed="gold"):
-        with pytest.MonkeyPatch.context() as patch:
-            KillAtWrite(patch, moment)
-            with pytest.raises(Killed):
-                search(prepared, config, tmp_path / f"at_{moment}")
-        search(prepared, config, tmp_path / f"at_{moment}")
-        assert contents(tmp_path / f"at_{moment}") == whole
+    check_resumed(prepared, config, tmp_path, "gold")
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
