@@ -111,11 +111,8 @@ class Study:
         """Some subnets of a space, trained from scratch for a fraction of a model's updates."""
         folder = self._run(part._replace(kind="supernet"))
         updates = self._corpus.updates[1] // RANKED_SHARE
-        own, more = (
-            {**self._training(updates), "seed": part.seed},
-            [f"--subnets={self._corpus.ranked}"],
-        )
-        self._launch(core, "rank", part.name, folder, own, *more)
+        own = {**self._training(updates), "seed": part.seed}
+        self._launch(core, "rank", part.name, folder, own, f"--subnets={self._corpus.ranked}")
         found = files.read_json(folder / RANK / rank.RESULT, "ranking")
         names = ("tau", "tau_low", "tau_high", "corrected", "effects", "subnets")
         return {"updates": updates, **{name: found[name] for name in names}}

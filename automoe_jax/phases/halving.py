@@ -34,9 +34,9 @@ def halve(run: Run, out: str, subnets: Sequence[Subnet], steps: int) -> dict[str
     supernet_step = latest_step(run.supernet)
     inherit = supernet_step is not None
     asked = {"steps": steps, "inherit": inherit, "subnets": list(map(to_json, subnets))}
-    weights = config.training.weights_for("supernet_weights") if inherit else {}
-    settings = {**config.groups(*SUBNET_GROUPS), **asked, **weights}
+    settings = {**config.groups(*SUBNET_GROUPS), **asked}
     if inherit:
+        settings |= config.training.weights_for("supernet_weights")
         settings["supernet_step"] = supernet_step
     begun = (folder / RESULT).exists() or any(folder.glob("[0-9]*"))
     claim(run, out, "halving", settings, begun=begun, added=["supernet_step"])

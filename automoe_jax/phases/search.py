@@ -61,6 +61,8 @@ def claim_search(run: Run, folder: Path, step: int | None):
     about = {**config.groups(*groups), **export, "supernet_step": step, **weights}
     about |= _calibrated_by(config, folder)
     scored, measured = ((folder / name).exists() for name in (HISTORY, MEASUREMENTS))
+    if not scored:  # nothing was corrected yet, and the next claim may be another's
+        (folder / trained_subnets.STORED).unlink(missing_ok=True)
     try:
         workdir.claim(folder, SEARCH, about, begun=scored or measured, added=["objective_beam"])
     except UserError:

@@ -759,8 +759,16 @@ def test_a_calibration_that_changed(prepared, tmp_path):
     ranking_file(path, config.space)
     changed = dataclasses.replace(run, config=config)
     claim_search(changed, tmp_path / "search", 8)
-    (tmp_path / "search" / "history.jsonl").write_text("")
+    # Of a kill before the first score: another ranking, or another supernet, may follow.
+    inherited = tmp_path / "search" / "calibration.json"
+    files.write_json(inherited, {"version": 1, "inherited": [1.0]})
+    claim_search(changed, tmp_path / "search", 16)
+    assert not inherited.exists()
     claim_search(changed, tmp_path / "search", 8)
+    (tmp_path / "search" / "history.jsonl").write_text("")
+    files.write_json(inherited, {"version": 1, "inherited": [1.0]})
+    claim_search(changed, tmp_path / "search", 8)
+    assert inherited.exists()
     # Where the file is does not matter.
     moved = path.rename(tmp_path / "moved.json")
     own = dataclasses.replace(config.search, calibration=str(moved))
