@@ -74,6 +74,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sandwich_conflicts": {**SANDWICH, "sampling.project_conflicts": True},
     "from_trained": {},
     "balance_z": {"training.load_balance": 0.03, "training.router_z": 0.001},
+    "jitter": {"model.router_jitter": 0.01},  # as Switch Transformers have it
 }
 # The share of the updates that train the largest subnet alone, at the start.
 ALONE = {"largest_first": 0.25, "largest_first_half": 0.5}

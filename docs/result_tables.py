@@ -45,6 +45,7 @@ OPTIONS = {
     "common": "`space.sharing=common`",
     "own": "`space.sharing=own`: each number of experts has its own",
     "balance_z": "balance and z-loss: `training.load_balance=0.03`, `training.router_z=0.001`",
+    "jitter": "`model.router_jitter=0.01`",
     "gate_normalised": "`space.gate=normalised`",
     "gate_count": "`space.gate=count`",
     "numbers_alone": "numbers of experts alone are elastic (all of 512)",

@@ -31,6 +31,20 @@ def tiny_config(**constraint):
     return resolve(config)
 
 
+def tiny_flags() -> list[str]:
+    """Flags of programs that train a tiny supernet of configs/quickstart.py for 6 steps."""
+    settings = {
+        "data.train_pairs": 300, "data.valid_pairs": 20, "data.test_pairs": 10,
+        "tokenizer.vocab_size": 300, "space.encoder_embed_dims": "(8,)",
+        "space.decoder_embed_dims": "(8,)", "space.qkv_dim": 8, "space.encoder_ffn_dims": "(8,16)",
+        "space.decoder_ffn_dims": "(8,16)", "training.steps": 6, "training.warmup_steps": 1,
+        "training.log_every": 2, "training.buckets": 1, "training.eval_every": 3,
+        "training.checkpoint_every": 3,
+    }  # fmt: skip
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    return ["--config", "configs/quickstart.py", *flags]
+
+
 class Killed(Exception):
     """Stands for a kill."""
 

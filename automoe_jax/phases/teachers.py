@@ -15,10 +15,11 @@ from automoe_jax.model.extract import Params, inherited
 from automoe_jax.model.scales import Scales, scales_of
 from automoe_jax.model.stand_alone import stand_alone
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run
+from automoe_jax.phases.weights import origin as described
 from automoe_jax.phases.weights import subnet_params, supernet_params, trained_folder
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
-from automoe_jax.system.progress import Progress
+from automoe_jax.system.progress import Progress, Silent
 from automoe_jax.training.checkpoints import latest_step
 from automoe_jax.training.steps import TrainedTeacher
 
@@ -45,6 +46,11 @@ def home(path: Path) -> Path:
     return path
 
 
+def origin(path: Path) -> str:
+    """Where the teacher's weights come from, with their step; reads none. Errors as `load`."""
+    return read_manifest(path)["weights_from"] if _is_export(path) else _trained_in(path).words
+
+
 def load(path: Path, tokenizer: Tokenizer, progress: Progress) -> TrainedTeacher:
     """The teacher in a folder: an export, or a workdir.
 
@@ -52,8 +58,7 @@ def load(path: Path, tokenizer: Tokenizer, progress: Progress) -> TrainedTeacher
     other or the path ends in `supernet`. Raises `UserError` if the folder is neither, or the
     teacher has another tokenizer than the student's.
     """
-    kind = files.read_json(home(path) / workdir.MANIFEST, "manifest").get("kind")
-    source = _of_export(path) if kind == KIND else _of_workdir(path, progress)
+    source = _of_export(path) if _is_export(path) else _of_workdir(path, progress)
     if tokenizers.load(source.tokenizer).content != tokenizer.content:
         raise UserError(
             f"the teacher {path} has another tokenizer than the model that learns from it; give "
@@ -61,6 +66,10 @@ def load(path: Path, tokenizer: Tokenizer, progress: Progress) -> TrainedTeacher
         )
     progress.note(f"teacher: {path} ({source.words})")
     return _trained(source, tokenizer.vocab_sizes)
+
+
+def _is_export(path: Path) -> bool:
+    return files.read_json(home(path) / workdir.MANIFEST, "manifest").get("kind") == KIND
 
 
 def model_of_export(path: Path) -> TrainedTeacher:
@@ -92,25 +101,39 @@ def _of_export(path: Path) -> _Source:
     return _Source(subnet, params_of(weights, subnet), (first, second), scales, words, tokenizer)
 
 
-def _of_workdir(path: Path, progress: Progress) -> _Source:
+class _Trained(NamedTuple):
+    """The model of a workdir that is its teacher."""
+
+    folder: str  # in the workdir
+    of_supernet: bool
+    config: settings.RunConfig  # of the workdir, with the settings of this training
+    words: str  # where the weights come from
+
+
+def _trained_in(path: Path) -> _Trained:
     of_supernet, path = path.name == SUPERNET, home(path)
     groups = workdir.settings(path, "run")
-    run = Run(settings.from_stored(groups), path, progress)
-    trained = trained_folder(run)
+    trained = trained_folder(Run(settings.from_stored(groups), path, Silent()))
     of_supernet = of_supernet or not (path / trained / workdir.MANIFEST).exists()
     kind, folder = (SUPERNET, SUPERNET) if of_supernet else (SUBNET, trained)
-    if latest_step(path / folder) is None:
+    step = latest_step(path / folder)
+    if step is None:
         raise UserError(f"the workdir {path} has no trained model to learn from; train one first")
-    groups |= workdir.settings(path / folder, kind)
-    run = Run(settings.from_stored(groups), path, progress)
+    config = settings.from_stored(groups | workdir.settings(path / folder, kind))
+    name = "largest subnet of the supernet" if of_supernet else "trained subnet"
+    weights = (config.training if of_supernet else config.subnet_training).final_weights
+    return _Trained(folder, of_supernet, config, described(path / folder, name, step, weights))
+
+
+def _of_workdir(path: Path, progress: Progress) -> _Source:
+    trained = _trained_in(path)
+    run = Run(trained.config, home(path), progress)
     space = run.config.space
-    if of_supernet:
-        params, step = supernet_params(run, tokenizers.load(run.tokenizer).vocab_sizes)
+    if trained.of_supernet:
+        params, _ = supernet_params(run, tokenizers.load(run.tokenizer).vocab_sizes)
         subnet = space.largest()
         params = inherited(params, subnet, space)
-        words = f"largest subnet of the supernet, step {step}"
     else:
-        params, subnet, step = subnet_params(run, trained)
-        words = f"trained subnet, step {step}"
+        params, subnet, _ = subnet_params(run, trained.folder)
     base_dims = space.hull().encoder.embed_dim, space.hull().decoder.embed_dim
-    return _Source(subnet, params, base_dims, scales_of(space), words, run.tokenizer)
+    return _Source(subnet, params, base_dims, scales_of(space), trained.words, run.tokenizer)

@@ -29,6 +29,8 @@ from automoe_jax.training.target import TrainingTarget, check_has_supernet
 _COMMON = ("seed", "data", "tokenizer", "space", "model")
 SUPERNET_GROUPS, SUBNET_GROUPS = (*_COMMON, "training", "sampling"), (*_COMMON, "subnet_training")
 
+_TEACHER_WEIGHTS = "teacher_weights"  # in the manifest of a subnet: where its teacher's come from
+
 
 def settings(config: RunConfig, subnet: Subnet | None, init_from: str | None) -> dict[str, Any]:
     """All settings that a trained supernet or subnet depends on, for its manifest."""
@@ -130,11 +132,11 @@ def train_subnet(
         first = first_weights.group_of(dataclasses.replace(run, path=init_from))
         content |= first.weights_for("init_weights")
     if teacher is not None:
-        content["teacher"] = run.stored(teacher)
+        content |= {"teacher": run.stored(teacher), _TEACHER_WEIGHTS: teachers.origin(teacher)}
         tokenizer_from = init_from or teachers.home(teacher)
     if text is not None:
         content["text"] = run.stored(text)
-    claim(run, folder, SUBNET, content, begun=bool(step))
+    claim(run, folder, SUBNET, content, begun=bool(step), added=[_TEACHER_WEIGHTS])
     data = prepare(run, tokenizer_from)
     if text is not None:
         data = dataclasses.replace(data, train=other_text(run, text))

@@ -8,27 +8,19 @@ import time
 import pytest
 from conftest import ROOT
 from programs import launch, mistake
+from tiny import tiny_flags
 
 from automoe_jax.report import curves
 from automoe_jax.training.clock import COMPILING, DATA, Clock
 
 NAMES = ["--config", "configs/quickstart.py"]
-TINY = {
-    "data.train_pairs": 300, "data.valid_pairs": 20, "data.test_pairs": 10,
-    "tokenizer.vocab_size": 300, "space.encoder_embed_dims": "(8,)",
-    "space.decoder_embed_dims": "(8,)", "space.qkv_dim": 8, "space.encoder_ffn_dims": "(8,16)",
-    "space.decoder_ffn_dims": "(8,16)", "training.steps": 6, "training.warmup_steps": 1,
-    "training.log_every": 2, "training.buckets": 1, "training.eval_every": 3,
-    "training.checkpoint_every": 3,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The workdir of a small training, of which two steps were traced."""
     folder = tmp_path_factory.mktemp("watched") / "run"
-    flags = [f"--config.{name}={value}" for name, value in TINY.items()]
-    done = launch("train", *NAMES, "--workdir", str(folder), "--profile=3:4", *flags)
+    done = launch("train", *tiny_flags(), "--workdir", str(folder), "--profile=3:4")
     assert done.returncode == 0, done.stderr.decode()
     return folder
 

@@ -11,6 +11,7 @@ from tiny import KillAt, Killed, tiny_config
 from automoe_jax.architecture.subnet import to_json
 from automoe_jax.config import PipelineConfig, RunConfig, base, resolve
 from automoe_jax.data import tokens
+from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.decoding import weight_file
 from automoe_jax.decoding.config import ExportConfig
 from automoe_jax.decoding.manifest import WEIGHTS
@@ -86,6 +87,7 @@ def test_pipeline_survives_kills(tmp_path, kills, taught):
 
     if taught:
         check_taught(tmp_path, ours)
+        check_teacher_elsewhere(alone, tmp_path)
     # All layers have experts here; the report shows where tokens go.
     assert [layer["layer"] for layer in results["routing"]] == ["encoder 1", "decoder 1"]
     losses = results["routing_losses"]
@@ -159,6 +161,18 @@ def check_taught(folder, finalist):
         - len(tokens.load(folder / "tokens/train"))
         > 1
     )
+
+
+def check_teacher_elsewhere(config, teacher):
+    """Another run learns from the model that this one chose, with its tokenizer."""
+    pipeline = dataclasses.replace(config.pipeline, teacher=str(teacher), distill="")
+    student = teacher.with_name(f"{teacher.name}_student")
+    pipeline_of(dataclasses.replace(config, pipeline=pipeline), student)
+    finalist = json.loads((student / "subnet/1/manifest.json").read_text())["config"]
+    assert finalist["teacher"] == str(teacher)
+    assert finalist["teacher_weights"].startswith("trained subnet, step ")
+    ours, theirs = (tokenizers.load(folder / "tokenizer").content for folder in (student, teacher))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,28 @@
 """Teachers: a trained subnet, a supernet's largest, an export, and what is none."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 from conftest import logits_of
+from programs import launch
+from published_spaces import SPACE
+from tiny import tiny_flags
 
+from automoe_jax.architecture.subnet import to_json
+from automoe_jax.config import base, from_stored, resolve
 from automoe_jax.data.tokenizers import loading as tokenizers
+from automoe_jax.data.tokenizers.config import TokenizerConfig
 from automoe_jax.model.extract import inherited
 from automoe_jax.phases import teachers
+from automoe_jax.phases.convert import convert
 from automoe_jax.phases.export import export_params
-from automoe_jax.phases.run import open_run
+from automoe_jax.phases.run import Run, open_run
 from automoe_jax.phases.train import train_subnet, train_supernet
 from automoe_jax.phases.weights import subnet_params, supernet_params, target
+from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Silent
 from automoe_jax.training import loop
@@ -86,6 +95,60 @@ def test_a_subnet_learns_from_its_teacher(trained, tmp_path, monkeypatch):
     taught, plain = (subnet_params(own)[0] for own in (student, alone))
     arrays = zip(jax.tree.leaves(taught), jax.tree.leaves(plain), strict=True)
     assert any((a != b).any() for a, b in arrays)
+
+
+def test_a_converted_checkpoint_teaches(shared, tmp_path):
+    config = base()
+    config.space.update(dataclasses.asdict(SPACE))
+    run = Run(resolve(config), tmp_path / "run", Silent())
+    convert(run, shared / "fixtures/superA.npz", TokenizerConfig(kind="ids"))
+    ids = tokenizers.load(run.tokenizer)
+    found = teachers.load(run.path, ids, Silent())
+    params, _ = supernet_params(run, ids.vocab_sizes)
+    largest = SPACE.largest()
+    assert_teaches(found, run, largest, inherited(params, largest, SPACE))
+    assert teachers.origin(run.path).startswith("largest subnet of the supernet, converted from ")
+
+
+def test_a_teacher_that_became_another(trained, tmp_path):
+    """What has learned from one does not go on with other weights in the same folder."""
+    run, _ = trained
+    params, subnet, _ = subnet_params(run)
+    export_params(run, params, subnet, tmp_path / "export", "a test")
+    student = dataclasses.replace(run, path=tmp_path / "student")
+    train_subnet(student, subnet, teacher=tmp_path / "export")
+    export_params(run, params, subnet, tmp_path / "export", "another test")
+    with pytest.raises(UserError, match="teacher_weights is 'a test' there and 'another test'"):
+        train_subnet(student, subnet, teacher=tmp_path / "export")
+    manifest = student.path / "subnet/manifest.json"
+    content = files.read_json(manifest, "manifest")
+    del content["config"]["teacher_weights"]  # as earlier versions wrote it
+    files.write_json(manifest, content)
+    train_subnet(student, subnet, teacher=tmp_path / "export")
+
+
+def test_where_the_weights_of_a_teacher_come_from(trained):
+    run, _ = trained
+    assert teachers.origin(run.path) == "trained subnet, step 2"
+    assert teachers.origin(run.path / "supernet") == "largest subnet of the supernet, step 2"
+
+
+def test_the_program(tmp_path):
+    run, student = tmp_path / "run", tmp_path / "student"
+    done = launch("train", *tiny_flags(), f"--workdir={run}")
+    assert done.returncode == 0, done.stderr.decode()
+    stored = files.read_json(run / "supernet/manifest.json", "manifest")["config"]
+    smallest = from_stored(stored).space.smallest()
+    (tmp_path / "subnet.json").write_text(json.dumps(to_json(smallest)))
+    short = ["--config.subnet_training.steps=2", "--config.subnet_training.warmup_steps=1"]
+    command = [*tiny_flags(), *short, f"--workdir={student}", f"--subnet={tmp_path}/subnet.json"]
+    done = launch("train", *command, f"--teacher={run}/supernet")
+    assert done.returncode == 0, done.stderr.decode()
+    words = f"teacher: {run}/supernet (largest subnet of the supernet, step 6)"
+    assert words in done.stderr.decode()
+    learned = files.read_json(student / "subnet/manifest.json", "manifest")["config"]
+    assert learned["teacher"] == f"{run}/supernet"
+    assert learned["teacher_weights"] == "largest subnet of the supernet, step 6"
 
 
 def test_what_is_no_teacher(trained, prepared, tmp_path):
