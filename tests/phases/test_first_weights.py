@@ -9,11 +9,13 @@ import pytest
 from automoe_jax.config import from_stored
 from automoe_jax.model.extract import inherited
 from automoe_jax.model.pruning import pruned, with_all_experts
-from automoe_jax.phases import first_weights
+from automoe_jax.phases import first_weights, teachers
+from automoe_jax.phases.run import open_run
 from automoe_jax.phases.train import train_subnet, train_supernet
-from automoe_jax.phases.weights import subnet_params, target
+from automoe_jax.phases.weights import subnet_params, supernet_params, target
 from automoe_jax.system import workdir
 from automoe_jax.system.errors import UserError
+from automoe_jax.system.progress import Silent
 from automoe_jax.training import loop
 from automoe_jax.training.evaluation import Evaluator, take_pairs
 from automoe_jax.training.importance import importance_of
@@ -58,6 +60,39 @@ def test_a_supernet_starts_from_a_trained_subnet(prepared, tmp_path, monkeypatch
             then_F = np.asarray(before[side][name])
             np.testing.assert_allclose(found_F, -np.sort(-then_F), rtol=1e-3, atol=1e-12)
             assert (np.diff(then_F) > 0).any()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"final_weights": "average", "averaged_checkpoints": 2}, {"final_weights": "ema"}]
+)
+def test_what_others_take_are_the_final_weights(prepared, tmp_path, monkeypatch, fields):
+    """Subnets and students of a supernet begin with its averaged weights, not with the last."""
+    run, data, _, _ = prepared
+    steps = {"steps": 3, "warmup_steps": 1, "checkpoint_every": 1, "keep_checkpoints": 2}
+    training = dataclasses.replace(run.config.training, **steps, ema_decay=0.5, **fields)
+    config = dataclasses.replace(run.config, training=training)
+    first = open_run(config, tmp_path / "first", Silent())
+    train_supernet(first)
+    smallest, largest = config.space.smallest(), config.space.largest()
+
+    def own(subnet, **other):
+        kind = dataclasses.replace(config, training=dataclasses.replace(training, **other))
+        source = dataclasses.replace(first, config=kind)
+        params, _ = supernet_params(source, data.tokenizer.vocab_sizes)
+        return inherited(params, subnet, config.space)
+
+    given = []
+    monkeypatch.setattr(loop, "train", lambda *arguments: given.append(arguments))
+    second = dataclasses.replace(first, path=tmp_path / "second")
+    train_subnet(second, smallest, first.path)
+    jax.tree.map(np.testing.assert_array_equal, given[0][7], own(smallest))
+    last = jax.tree.leaves(own(smallest, final_weights="last"))
+    pairs = zip(jax.tree.leaves(own(smallest)), last, strict=True)
+    assert any((ours != theirs).any() for ours, theirs in pairs)
+    teacher = teachers.load(first.supernet, data.tokenizer, Silent())
+    jax.tree.map(np.testing.assert_array_equal, teacher.params, own(largest))
+    stored = workdir.read(second.path / "subnet", "subnet")["config"]
+    assert stored["init_weights"] != "last"
 
 
 @pytest.mark.parametrize("kind", ["used", "merged"])
