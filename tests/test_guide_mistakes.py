@@ -36,7 +36,7 @@ def corpus(folder: Path, lines: int = 300, **changed: bytes | None) -> Path:
     return folder
 
 
-def mistake(program: str, *args: str, stdin: bytes | None = None) -> str:
+def mistake(program: str, *args: str, stdin: bytes = b"") -> str:
     """The last line of a program that fails; notes of its progress may come before it."""
     done = launch(program, *args, stdin=stdin)
     error = done.stderr.decode()
@@ -45,7 +45,7 @@ def mistake(program: str, *args: str, stdin: bytes | None = None) -> str:
     return error.strip().splitlines()[-1]
 
 
-def works(program: str, *args: str, stdin: bytes | None = None) -> bytes:
+def works(program: str, *args: str, stdin: bytes = b"") -> bytes:
     done = launch(program, *args, stdin=stdin)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
@@ -81,7 +81,11 @@ def test_the_text(tmp_path):
     refuses("is not a whole gzip file", torn)
     short = corpus(tmp_path / "short", 50)
     refuses("tokenizer.vocab_size", short, "--config.tokenizer.vocab_size=4000")
-    works("prepare", *here, f"--config.data.path={corpus(tmp_path / 'good')}")
+    two_files = dict.fromkeys(("valid_en", "valid_de", "test_en", "test_de"))
+    good = corpus(tmp_path / "good", **two_files)
+    done = launch("prepare", *here, f"--config.data.path={good}")
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"train 270, valid 15, test 15 pairs (valid and test taken" in done.stderr
 
 
 def test_all_of_it(run, tmp_path):

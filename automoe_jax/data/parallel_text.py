@@ -9,12 +9,17 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from automoe_jax.system.errors import UserError
 
 LinePair = tuple[bytes, bytes]
 
 _TEST = re.compile(r"test\w*")
 _END = 1 << 20
+# Of a training text without others, so many pairs are held out for each of the others; of a small
+# one, this part of its pairs.
+HELD_OUT, SMALLEST_PART = 1000, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +58,58 @@ def _ends(path: Path) -> str:
         return hashlib.sha256(content + f.read()).hexdigest()
 
 
-def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, FilePair]:
-    """The splits of a folder: train and valid, which must exist, and every test* of two sides.
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """One split of a training text out of which others are taken.
 
-    `UserError` where one is missing, or one side of `test`.
+    Pairs go by a hash of their source: those that have the same one are in the same split, and
+    which split a pair is in does not depend on where it stands.
     """
-    sides = f"{source_lang} and .{target_lang}"
-    wanted = f"train.{sides}, valid.{sides}, and to be scored test.{sides} (each plain or .gz)"
+
+    text: FilePair
+    name: str  # of this split
+    others: tuple[str, ...]  # splits that are taken out
+
+    def read(self) -> Iterator[LinePair]:
+        """Yields line pairs; `UserError` as `FilePair.read`, or if the text has too few pairs."""
+        last = self._last_hashes()
+        for pair in self.text.read():
+            split = np.searchsorted(last, _hash(pair[0]))
+            if self.name == (*self.others, "train")[split]:
+                yield pair
+
+    def _last_hashes(self) -> np.ndarray:
+        """The largest hash of each split that is taken out, ascending."""
+        found = (_hash(source) for source, _ in self.text.read())
+        hashes = np.unique(np.fromiter(found, np.uint64))
+        each = min(HELD_OUT, len(hashes) // SMALLEST_PART)
+        if not each:
+            others = " and ".join(self.others)
+            raise UserError(
+                f"{self.text.source} has {len(hashes)} different lines, too few to hold some out "
+                f"for {others}; give files of these, or at least {SMALLEST_PART} lines"
+            )
+        return hashes[[each * i - 1 for i in range(1, len(self.others) + 1)]]
+
+    def fingerprint(self) -> list:
+        """As `FilePair.fingerprint`."""
+        return [self.name, HELD_OUT, *self.text.fingerprint()]
+
+
+def _hash(line: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "little")
+
+
+def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, FilePair | HeldOut]:
+    """The splits of a folder: train, valid, and every test* of two sides.
+
+    Without validation text, it and where there is none test text are taken out of the training
+    text. `UserError` where there is no training text, or one side of another is missing.
+    """
+    wanted = (
+        f"train.{source_lang} and train.{target_lang} (each plain or .gz), and the same of valid "
+        "and test, which are taken out of train where they are missing"
+    )
     if folder == Path():
         raise UserError(
             f"data.path is empty; give --config.data.path=DIR of a folder with {wanted}"
@@ -83,10 +133,14 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
         source, target = find(name, source_lang), find(name, target_lang)
         if source and target:
             splits[name] = FilePair(source, target)
-        elif name in ("train", "valid") or (name == "test" and (source or target)):
+        elif name == "train" or (name in ("valid", "test") and (source or target)):
             missing = f"{name}.{target_lang if source else source_lang}"
             raise UserError(f"corpus folder {folder} has no {missing}; needed: {wanted}")
-    return {name: splits[name] for name in sorted(splits)}
+    whole: dict[str, FilePair | HeldOut] = {name: splits[name] for name in sorted(splits)}
+    if "valid" in splits:
+        return whole
+    others = ("valid",) if len(splits) > 1 else ("valid", "test")
+    return whole | {n: HeldOut(splits["train"], n, others) for n in ("train", *others)}
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from conftest import shipped_config
 from automoe_jax.config import base, resolve
 from automoe_jax.data import batches, phrases, tokens
 from automoe_jax.data.config import DataConfig
-from automoe_jax.data.corpus import open_corpus
+from automoe_jax.data.corpus import held_out, open_corpus
 from automoe_jax.data.phrase_values import KINDS, SPLITS, belongs, draw
 from automoe_jax.data.plan import JOIN_EVERY, Plan, choose_buckets
 from automoe_jax.data.tokenizers import loading as tokenizers
@@ -125,7 +125,7 @@ def test_wrong_parallel_text(tmp_path):
     config = write_corpus(tmp_path / "e")
     (tmp_path / "e" / "test.xx").write_bytes(b"one side alone\n")
     (tmp_path / "e" / "test.yy").unlink(missing_ok=True)
-    assert "has no test.yy; needed: train.xx and .yy, valid.xx and .yy" in message(config)
+    assert "has no test.yy; needed: train.xx and train.yy" in message(config)
 
 
 def test_empty_and_strange_files(tmp_path):
@@ -137,6 +137,45 @@ def test_empty_and_strange_files(tmp_path):
         for lang in ("xx", "yy"):
             (tmp_path / "text" / f"{name}.{lang}").write_text("a\n")
     assert set(open_corpus(config, tmp_path / "b")) == {"train", "valid"}
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_splits_that_are_missing_are_held_out(tmp_path, tested):
+    """Pairs with the same source stay together, wherever in the text they are."""
+    pairs = [(b"source %d" % (i % 1000), b"target %d" % i) for i in range(2000)]
+
+    def split(name, pairs):
+        xx, yy = (b"".join(line + b"\n" for line in side) for side in zip(*pairs, strict=True))
+        config = write_corpus(tmp_path / name, train_xx=xx, train_yy=yy)
+        for lang in ("xx", "yy"):
+            (tmp_path / name / f"valid.{lang}").unlink()
+            if tested:
+                (tmp_path / name / f"test.{lang}").write_text("a test\n")
+        corpus = open_corpus(config, tmp_path / f"{name}_corpus")
+        assert held_out(config) == (["valid"] if tested else ["valid", "test"])
+        return {name: own.read(range(len(own))) for name, own in corpus.items()}
+
+    found = split("a", pairs)
+    taken = {name: own for name, own in found.items() if not (tested and name == "test")}
+    assert sorted(itertools.chain(*taken.values())) == sorted(pairs)
+    sources = {name: {source for source, _ in own} for name, own in taken.items()}
+    expected = {"train": 950 if tested else 900, "valid": 50, "test": 50}
+    assert {name: len(own) for name, own in sources.items()} == {
+        name: expected[name] for name in taken
+    }
+    assert sum(map(len, sources.values())) == 1000  # no source is in two splits
+    again = split("b", pairs[::-1])
+    assert {name: sorted(own) for name, own in again.items()} == {
+        name: sorted(own) for name, own in found.items()
+    }
+
+
+def test_a_text_too_small_to_hold_some_out(tmp_path):
+    config = write_corpus(tmp_path / "a")
+    for lang in ("xx", "yy"):
+        (tmp_path / "a" / f"valid.{lang}").unlink()
+    with pytest.raises(UserError, match=r"train\.xx has 6 different lines, too few to hold some"):
+        open_corpus(config, tmp_path / "c")
 
 
 def test_prepared_text_outlives_its_files(tmp_path):
