@@ -10,9 +10,9 @@ import pytest
 import quick_compilation
 from conftest import ROOT
 from programs import launch
-from test_watching import NAMES, TINY
+from tiny import tiny_flags
 
-FLAGS = [*NAMES, *(f"--config.{name}={value}" for name, value in TINY.items())]
+FLAGS = tiny_flags()
 
 
 def killed(kills: int) -> dict:
