@@ -15,8 +15,8 @@ class DataConfig:
     Attributes:
       kind: "phrases" (embedded), "parallel_text" (a folder) or "tfds" (WMT).
       source_lang, target_lang: codes as in the file names.
-      path: folder with train|valid|test.<lang>[.gz], for "parallel_text"; without valid, 1,000
-        pairs each for it and for test are taken out of train (a twentieth of a small text).
+      path: folder with train|valid|test.<lang>[.gz], for "parallel_text"; without valid, it and
+        test, if there is none, are taken out of train: 1,000 pairs each, one in 20 of a small text.
       name: `wmt14_translate/de-en`, `wmt14_translate/fr-en` or `wmt19_translate/de-en`, for "tfds".
       data_dir: folder of TFDS, for "tfds".
       train_pairs, valid_pairs, test_pairs: sizes, for "phrases".

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from automoe_jax.data import parallel_text, phrases
 from automoe_jax.data.config import DataConfig
-from automoe_jax.data.parallel_text import HeldOut, LinePair
+from automoe_jax.data.parallel_text import LinePair, Part
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
@@ -84,13 +84,13 @@ def _prepared_sources(config: DataConfig, folder: Path, *, unused: bool) -> dict
     return tfds_pairs.sources(folder, languages, splits)
 
 
-def held_out(config: DataConfig) -> list[str]:
+def taken_out(config: DataConfig) -> list[str]:
     """The splits of local text that are taken out of its training text; none if it is gone."""
     folder = files.expanded(config.path)
     if config.kind != "parallel_text" or not folder.is_dir():
         return []
     found = parallel_text.find_splits(folder, config.source_lang, config.target_lang)
-    parts = [name for name, text in found.items() if isinstance(text, HeldOut)]
+    parts = [name for name, text in found.items() if isinstance(text, Part)]
     return [name for name in parts if name != "train"]
 
 

@@ -17,9 +17,10 @@ LinePair = tuple[bytes, bytes]
 
 _TEST = re.compile(r"test\w*")
 _END = 1 << 20
-# Of a training text without others, so many pairs are held out for each of the others; of a small
-# one, this part of its pairs.
-HELD_OUT, SMALLEST_PART = 1000, 20
+# Pairs of each split that is taken out of a training text, but at most one in so many of its own.
+TAKEN_OUT, AT_MOST_ONE_IN = 1000, 20
+# Names that others give to validation text.
+_ALSO_VALID = ("dev", "val", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,11 @@ def _ends(path: Path) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldOut:
+class Part:
     """One split of a training text out of which others are taken.
 
-    Pairs go by a hash of their source: those that have the same one are in the same split, and
-    which split a pair is in does not depend on where it stands.
+    Those are pairs whose source line occurs once, chosen by its hash: where in the text a pair is
+    does not matter, and no source line is in two splits.
     """
 
     text: FilePair
@@ -71,44 +72,45 @@ class HeldOut:
     others: tuple[str, ...]  # splits that are taken out
 
     def read(self) -> Iterator[LinePair]:
-        """Yields line pairs; `UserError` as `FilePair.read`, or if the text has too few pairs."""
-        last = self._last_hashes()
+        """Yields line pairs; `UserError` as `FilePair.read`, or if the text has too few."""
+        split_of = self._taken()
         for pair in self.text.read():
-            split = np.searchsorted(last, _hash(pair[0]))
-            if self.name == (*self.others, "train")[split]:
+            if split_of.get(_hash(pair[0]), "train") == self.name:
                 yield pair
 
-    def _last_hashes(self) -> np.ndarray:
-        """The largest hash of each split that is taken out, ascending."""
-        found = (_hash(source) for source, _ in self.text.read())
-        hashes = np.unique(np.fromiter(found, np.uint64))
-        each = min(HELD_OUT, len(hashes) // SMALLEST_PART)
+    def _taken(self) -> dict[int, str]:
+        """The split of each source line that is taken out, by its hash."""
+        hashes = np.fromiter((_hash(source) for source, _ in self.text.read()), np.uint64)
+        found, counts = np.unique(hashes, return_counts=True)
+        once = found[counts == 1]
+        each = min(TAKEN_OUT, len(once) // AT_MOST_ONE_IN)
         if not each:
-            others = " and ".join(self.others)
             raise UserError(
-                f"{self.text.source} has {len(hashes)} different lines, too few to hold some out "
-                f"for {others}; give files of these, or at least {SMALLEST_PART} lines"
+                f"{self.text.source} has {len(once)} lines that occur once, too few to take "
+                f"{' and '.join(self.others)} out of them; give files of these, or at least "
+                f"{AT_MOST_ONE_IN} such lines"
             )
-        return hashes[[each * i - 1 for i in range(1, len(self.others) + 1)]]
+        names = np.repeat(self.others, each).tolist()
+        return dict(zip(once[: len(names)].tolist(), names, strict=True))
 
     def fingerprint(self) -> list:
         """As `FilePair.fingerprint`."""
-        return [self.name, HELD_OUT, *self.text.fingerprint()]
+        return [self.name, TAKEN_OUT, *self.text.fingerprint()]
 
 
 def _hash(line: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "little")
 
 
-def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, FilePair | HeldOut]:
+def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, FilePair | Part]:
     """The splits of a folder: train, valid, and every test* of two sides.
 
-    Without validation text, it and where there is none test text are taken out of the training
-    text. `UserError` where there is no training text, or one side of another is missing.
+    Without validation text, it and `test`, if there is none, are taken out of the training text.
+    `UserError` where there is no training text, or one side of another is missing.
     """
     wanted = (
         f"train.{source_lang} and train.{target_lang} (each plain or .gz), and the same of valid "
-        "and test, which are taken out of train where they are missing"
+        "and test; without valid, both are taken out of train"
     )
     if folder == Path():
         raise UserError(
@@ -135,12 +137,16 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
             splits[name] = FilePair(source, target)
         elif name == "train" or (name in ("valid", "test") and (source or target)):
             missing = f"{name}.{target_lang if source else source_lang}"
-            raise UserError(f"corpus folder {folder} has no {missing}; needed: {wanted}")
-    whole: dict[str, FilePair | HeldOut] = {name: splits[name] for name in sorted(splits)}
+            needed = f"needed: {wanted}" if name == "train" else "give both sides or neither"
+            raise UserError(f"corpus folder {folder} has no {missing}; {needed}")
+    whole: dict[str, FilePair | Part] = {name: splits[name] for name in sorted(splits)}
     if "valid" in splits:
         return whole
-    others = ("valid",) if len(splits) > 1 else ("valid", "test")
-    return whole | {n: HeldOut(splits["train"], n, others) for n in ("train", *others)}
+    for name in _ALSO_VALID:
+        if found := find(name, source_lang):
+            raise UserError(f"corpus folder {folder} has {found.name}; rename it to valid")
+    others = tuple(name for name in ("valid", "test") if name not in splits)
+    return whole | {name: Part(splits["train"], name, others) for name in ("train", *others)}
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

@@ -99,26 +99,38 @@ def contract_megablox(
     return tgmm(a_AK.T, b_AN, counts, jnp.float32, tiles, interpret=interpret)
 
 
+# Each group's rows of one matrix times those of another.
+_CONTRACTION = lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(([0], [0]), ([], [])),
+    lhs_ragged_dimensions=[0],
+    rhs_group_dimensions=[],
+)
+
+
 def _contract_general(a_AK: jax.Array, b_AN: jax.Array, count_E: jax.Array) -> jax.Array:
-    numbers = lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(([0], [0]), ([], [])),
-        lhs_ragged_dimensions=[0],
-        rhs_group_dimensions=[],
-    )
     return lax.ragged_dot_general(
-        a_AK, b_AN, count_E.astype(jnp.int32), numbers, preferred_element_type=jnp.float32
+        a_AK, b_AN, count_E.astype(jnp.int32), _CONTRACTION, preferred_element_type=jnp.float32
     )
 
 
-def contraction_of(product: Product) -> Product:
-    """The contraction that is the gradient of a product by its matrices."""
+def contract_tokamax(a_AK: jax.Array, b_AN: jax.Array, count_E: jax.Array) -> jax.Array:
+    """As `tokamax`, whose kernels take operands of one dtype.
 
-    def contract(a_AK: jax.Array, b_AN: jax.Array, count_E: jax.Array) -> jax.Array:
-        like = jnp.zeros((count_E.shape[0], a_AK.shape[1], b_AN.shape[1]), a_AK.dtype)
-        _, pull = jax.vjp(lambda rhs_EKN: product(a_AK, rhs_EKN, count_E), like)
-        return pull(b_AN.astype(jnp.float32))[0].astype(jnp.float32)
+    Not by the gradient of its product, which has one operand in fp32 and tries one kernel alone.
+    """
+    dot = importlib.import_module("tokamax").ragged_dot_general
+    dw_EKN = dot(
+        a_AK, b_AN.astype(a_AK.dtype), count_E.astype(jnp.int32), _CONTRACTION,
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip
+    return jnp.where(count_E[:, None, None] > 0, dw_EKN, 0)
 
-    return contract
+
+def contract_blocked(a_AK: jax.Array, b_AN: jax.Array, count_E: jax.Array) -> jax.Array:
+    """As `blocked`: the gradient of its product by its matrices."""
+    like = jnp.zeros((count_E.shape[0], a_AK.shape[1], b_AN.shape[1]), a_AK.dtype)
+    _, pull = jax.vjp(lambda rhs_EKN: blocked(a_AK, rhs_EKN, count_E), like)
+    return pull(b_AN.astype(jnp.float32))[0].astype(jnp.float32)
 
 
 class Kernel(NamedTuple):
@@ -135,8 +147,8 @@ class Kernel(NamedTuple):
 
 KERNELS = {
     "ragged_dot": Kernel(native, contract_native, sliced=False),
-    "tokamax": Kernel(tokamax, contraction_of(tokamax), sliced=True),
-    "blocked": Kernel(blocked, contraction_of(blocked), sliced=True),
+    "tokamax": Kernel(tokamax, contract_tokamax, sliced=True),
+    "blocked": Kernel(blocked, contract_blocked, sliced=True),
 }
 
 

@@ -96,7 +96,8 @@ def distill(
     if not done.exists():
         parts.mkdir(exist_ok=True)
         _translate(run, splits["train"], teacher, how, parts)
-        for name, split in splits.items():
+        # Training text last: a folder with it alone would be a corpus.
+        for name, split in sorted(splits.items(), key=lambda own: own[0] == "train"):
             pairs = _all_pairs(split)
             if name == "train":
                 pairs = itertools.chain(pairs if how.original else (), _translated(parts))

@@ -8,7 +8,7 @@ import jax
 
 from automoe_jax.data import tokens
 from automoe_jax.data.config import DataConfig
-from automoe_jax.data.corpus import Split, check_unchanged, held_out, open_corpus
+from automoe_jax.data.corpus import Split, check_unchanged, open_corpus, taken_out
 from automoe_jax.data.tokenizers import loading as tokenizers
 from automoe_jax.data.tokenizers import sentence_piece, token_ids
 from automoe_jax.data.tokenizers.config import TokenizerConfig
@@ -149,7 +149,7 @@ def _make(run: Run, tokenizer_from: Path | None):
     unused = not folder.is_dir() and len(missing) == 2
     corpus = open_corpus(data, run.corpus, unused=unused)
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in corpus.items())
-    taken = " and ".join(held_out(data))
+    taken = " and ".join(taken_out(data))
     ending = f" ({taken} taken out of train, as the folder has none)" if taken else ""
     run.progress.note(f"corpus {data.name or data.path or data.kind}: {sizes} pairs{ending}")
     if not folder.is_dir() and tokenizer_from is not None:

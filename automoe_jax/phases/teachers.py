@@ -14,13 +14,14 @@ from automoe_jax.decoding.weights import params_of, unpack
 from automoe_jax.model.extract import Params, inherited
 from automoe_jax.model.scales import Scales, scales_of
 from automoe_jax.model.stand_alone import stand_alone
+from automoe_jax.phases import weights
 from automoe_jax.phases.run import SUBNET, SUPERNET, Run
-from automoe_jax.phases.weights import origin as described
 from automoe_jax.phases.weights import subnet_params, supernet_params, trained_folder
 from automoe_jax.system import files, workdir
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.progress import Progress, Silent
-from automoe_jax.training.checkpoints import latest_step
+from automoe_jax.training.checkpoints import final_step
+from automoe_jax.training.config import TrainingConfig
 from automoe_jax.training.steps import TrainedTeacher
 
 
@@ -47,8 +48,14 @@ def home(path: Path) -> Path:
 
 
 def origin(path: Path) -> str:
-    """Where the teacher's weights come from, with their step; reads none. Errors as `load`."""
-    return read_manifest(path)["weights_from"] if _is_export(path) else _trained_in(path).words
+    """Where a teacher's weights come from, with their step; reads none.
+
+    Raises `UserError` if the folder is neither an export nor a workdir with a trained model.
+    """
+    if _is_export(path):
+        return read_manifest(path)["weights_from"]
+    model = _model_in(path)
+    return model.words(model.step)
 
 
 def load(path: Path, tokenizer: Tokenizer, progress: Progress) -> TrainedTeacher:
@@ -91,49 +98,66 @@ def _trained(source: _Source, vocab_sizes: Sequence[int]) -> TrainedTeacher:
 def _of_export(path: Path) -> _Source:
     manifest = read_manifest(path)
     subnet = from_json(manifest["subnet"])
-    weights = unpack(weight_file.load(path / WEIGHTS), manifest["vocab_sizes"][1])
+    arrays = unpack(weight_file.load(path / WEIGHTS), manifest["vocab_sizes"][1])
     tokenizer = path / "tokenizer"
     if not tokenizer.is_dir():
         raise UserError(f"the export {path} has no tokenizer, so nothing says what its ids mean")
     first, second = manifest["base_dims"]
     scales = Scales(gate=manifest["gate"])  # others are in its weights
     words = manifest["weights_from"]
-    return _Source(subnet, params_of(weights, subnet), (first, second), scales, words, tokenizer)
+    return _Source(subnet, params_of(arrays, subnet), (first, second), scales, words, tokenizer)
 
 
-class _Trained(NamedTuple):
-    """The model of a workdir that is its teacher."""
+class _Model(NamedTuple):
+    """The model of a workdir that teaches."""
 
-    folder: str  # in the workdir
-    of_supernet: bool
+    folder: Path  # in the workdir
     config: settings.RunConfig  # of the workdir, with the settings of this training
-    words: str  # where the weights come from
+    step: int
+
+    @property
+    def of_supernet(self) -> bool:
+        return self.folder.name == SUPERNET
+
+    @property
+    def training(self) -> TrainingConfig:
+        return self.config.training if self.of_supernet else self.config.subnet_training
+
+    def words(self, step: int) -> str:
+        """Where its weights of a step come from."""
+        name = "largest subnet of the supernet" if self.of_supernet else "trained subnet"
+        words = weights.origin(self.folder, name, step, self.training.final_weights)
+        average = self.training.final_weights == "average"
+        return f"{words} ({self.training.averaged_checkpoints})" if average else words
 
 
-def _trained_in(path: Path) -> _Trained:
+def _model_in(path: Path) -> _Model:
     of_supernet, path = path.name == SUPERNET, home(path)
     groups = workdir.settings(path, "run")
     trained = trained_folder(Run(settings.from_stored(groups), path, Silent()))
-    of_supernet = of_supernet or not (path / trained / workdir.MANIFEST).exists()
-    kind, folder = (SUPERNET, SUPERNET) if of_supernet else (SUBNET, trained)
-    step = latest_step(path / folder)
+    if of_supernet or not (path / trained / workdir.MANIFEST).exists():
+        trained = SUPERNET
+    folder, kind = path / trained, SUPERNET if trained == SUPERNET else SUBNET
+    step = None
+    if (folder / workdir.MANIFEST).exists():
+        groups |= workdir.settings(folder, kind)
+        model = _Model(folder, settings.from_stored(groups), 0)
+        step = final_step(folder, model.training)
     if step is None:
         raise UserError(f"the workdir {path} has no trained model to learn from; train one first")
-    config = settings.from_stored(groups | workdir.settings(path / folder, kind))
-    name = "largest subnet of the supernet" if of_supernet else "trained subnet"
-    weights = (config.training if of_supernet else config.subnet_training).final_weights
-    return _Trained(folder, of_supernet, config, described(path / folder, name, step, weights))
+    return model._replace(step=step)
 
 
 def _of_workdir(path: Path, progress: Progress) -> _Source:
-    trained = _trained_in(path)
-    run = Run(trained.config, home(path), progress)
+    model, path = _model_in(path), home(path)
+    run = Run(model.config, path, progress)
     space = run.config.space
-    if trained.of_supernet:
-        params, _ = supernet_params(run, tokenizers.load(run.tokenizer).vocab_sizes)
+    if model.of_supernet:
+        params, step = supernet_params(run, tokenizers.load(run.tokenizer).vocab_sizes)
         subnet = space.largest()
         params = inherited(params, subnet, space)
     else:
-        params, subnet, _ = subnet_params(run, trained.folder)
+        params, subnet, step = subnet_params(run, run.stored(model.folder))
     base_dims = space.hull().encoder.embed_dim, space.hull().decoder.embed_dim
-    return _Source(subnet, params, base_dims, scales_of(space), trained.words, run.tokenizer)
+    words = model.words(step)
+    return _Source(subnet, params, base_dims, scales_of(space), words, run.tokenizer)

@@ -29,7 +29,7 @@ from automoe_jax.training.target import TrainingTarget, check_has_supernet
 _COMMON = ("seed", "data", "tokenizer", "space", "model")
 SUPERNET_GROUPS, SUBNET_GROUPS = (*_COMMON, "training", "sampling"), (*_COMMON, "subnet_training")
 
-_TEACHER_WEIGHTS = "teacher_weights"  # in the manifest of a subnet: where its teacher's come from
+_TEACHER_ORIGIN = "teacher_origin"  # in a subnet's manifest: where its teacher's weights come from
 
 
 def settings(config: RunConfig, subnet: Subnet | None, init_from: str | None) -> dict[str, Any]:
@@ -111,7 +111,8 @@ def train_subnet(
     two differ in experts alone; random for None. With `after`, they are those of the same subnet in
     this folder of the run. `profile` as in `loop.train`. The subnet learns from the predictions of
     the model in the folder `teacher`, see `teachers.load`, as well as from the text, which is the
-    training text of the corpus folder `text` in place of the run's.
+    training text of the corpus folder `text` in place of the run's. `UserError` if it goes on and
+    the teacher has other weights than before.
     """
     config, folder = run.config, run.path / out
     config.space.validate(subnet)
@@ -132,11 +133,12 @@ def train_subnet(
         first = first_weights.group_of(dataclasses.replace(run, path=init_from))
         content |= first.weights_for("init_weights")
     if teacher is not None:
-        content |= {"teacher": run.stored(teacher), _TEACHER_WEIGHTS: teachers.origin(teacher)}
+        content["teacher"] = run.stored(teacher)
+        content |= _teacher_origin(folder, config.subnet_training, teacher)
         tokenizer_from = init_from or teachers.home(teacher)
     if text is not None:
         content["text"] = run.stored(text)
-    claim(run, folder, SUBNET, content, begun=bool(step), added=[_TEACHER_WEIGHTS])
+    claim(run, folder, SUBNET, content, begun=bool(step), added=[_TEACHER_ORIGIN])
     data = prepare(run, tokenizer_from)
     if text is not None:
         data = dataclasses.replace(data, train=other_text(run, text))
@@ -149,6 +151,25 @@ def train_subnet(
         params = first_weights.of_subnet(source_run, own, folder, data)
     taught_by = teacher and functools.partial(teachers.load, teacher, data.tokenizer, run.progress)
     _train(run, own, config.subnet_training, data, folder, params, profile, taught_by)
+
+
+def _teacher_origin(folder: Path, training: TrainingConfig, teacher: Path) -> dict[str, str]:
+    """Where the teacher's weights come from, for the manifest of a subnet's folder.
+
+    Of a training that has ended, what its manifest says: the teacher may be gone, or another one.
+    `UserError` if it is another one, and the training has not ended.
+    """
+    begun = latest_step(folder) is not None and (folder / workdir.MANIFEST).exists()
+    stored = workdir.settings(folder, SUBNET).get(_TEACHER_ORIGIN) if begun else None
+    if begun and loop.has_ended(folder, training):
+        return {} if stored is None else {_TEACHER_ORIGIN: stored}
+    found = teachers.origin(teacher)
+    if stored not in (None, found):
+        raise UserError(
+            f"{folder} has learned from another model in {teacher}: it was {stored!r} and is "
+            f"{found!r}; give that one, or train anew in another folder"
+        )
+    return {_TEACHER_ORIGIN: found}
 
 
 def _train(

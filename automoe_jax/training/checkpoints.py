@@ -285,6 +285,16 @@ def load_params(
     return newest.average if kind == "ema" else newest.params, newest.step
 
 
+def final_step(folder: Path, config: TrainingConfig) -> int | None:
+    """The step of what `load_params` gives, if its newest can be read; None if there is none."""
+    if config.final_weights == "best":
+        with reader(folder, BEST) as best:
+            step = best and best.latest()
+        if step is not None:
+            return step
+    return latest_step(folder)
+
+
 def _average(
     newest: Restored, others: Iterator[Restored], config: TrainingConfig, folder: Path, note: Note
 ) -> Any:

@@ -15,7 +15,7 @@ from conftest import shipped_config
 from automoe_jax.config import base, resolve
 from automoe_jax.data import batches, phrases, tokens
 from automoe_jax.data.config import DataConfig
-from automoe_jax.data.corpus import held_out, open_corpus
+from automoe_jax.data.corpus import open_corpus, taken_out
 from automoe_jax.data.phrase_values import KINDS, SPLITS, belongs, draw
 from automoe_jax.data.plan import JOIN_EVERY, Plan, choose_buckets
 from automoe_jax.data.tokenizers import loading as tokenizers
@@ -125,7 +125,7 @@ def test_wrong_parallel_text(tmp_path):
     config = write_corpus(tmp_path / "e")
     (tmp_path / "e" / "test.xx").write_bytes(b"one side alone\n")
     (tmp_path / "e" / "test.yy").unlink(missing_ok=True)
-    assert "has no test.yy; needed: train.xx and train.yy" in message(config)
+    assert "has no test.yy; give both sides or neither" in message(config)
 
 
 def test_empty_and_strange_files(tmp_path):
@@ -139,42 +139,65 @@ def test_empty_and_strange_files(tmp_path):
     assert set(open_corpus(config, tmp_path / "b")) == {"train", "valid"}
 
 
-@pytest.mark.parametrize("tested", [False, True])
-def test_splits_that_are_missing_are_held_out(tmp_path, tested):
-    """Pairs with the same source stay together, wherever in the text they are."""
-    pairs = [(b"source %d" % (i % 1000), b"target %d" % i) for i in range(2000)]
-
-    def split(name, pairs):
-        xx, yy = (b"".join(line + b"\n" for line in side) for side in zip(*pairs, strict=True))
-        config = write_corpus(tmp_path / name, train_xx=xx, train_yy=yy)
-        for lang in ("xx", "yy"):
-            (tmp_path / name / f"valid.{lang}").unlink()
-            if tested:
-                (tmp_path / name / f"test.{lang}").write_text("a test\n")
-        corpus = open_corpus(config, tmp_path / f"{name}_corpus")
-        assert held_out(config) == (["valid"] if tested else ["valid", "test"])
-        return {name: own.read(range(len(own))) for name, own in corpus.items()}
-
-    found = split("a", pairs)
-    taken = {name: own for name, own in found.items() if not (tested and name == "test")}
-    assert sorted(itertools.chain(*taken.values())) == sorted(pairs)
-    sources = {name: {source for source, _ in own} for name, own in taken.items()}
-    expected = {"train": 950 if tested else 900, "valid": 50, "test": 50}
-    assert {name: len(own) for name, own in sources.items()} == {
-        name: expected[name] for name in taken
-    }
-    assert sum(map(len, sources.values())) == 1000  # no source is in two splits
-    again = split("b", pairs[::-1])
-    assert {name: sorted(own) for name, own in again.items()} == {
-        name: sorted(own) for name, own in found.items()
-    }
-
-
-def test_a_text_too_small_to_hold_some_out(tmp_path):
-    config = write_corpus(tmp_path / "a")
+def text_alone(folder, pairs):
+    """A corpus folder with nothing but training text."""
+    xx, yy = (b"".join(line + b"\n" for line in side) for side in zip(*pairs, strict=True))
+    config = write_corpus(folder, train_xx=xx, train_yy=yy)
     for lang in ("xx", "yy"):
-        (tmp_path / "a" / f"valid.{lang}").unlink()
-    with pytest.raises(UserError, match=r"train\.xx has 6 different lines, too few to hold some"):
+        (folder / f"valid.{lang}").unlink()
+    return config
+
+
+def splits_of(config, folder):
+    corpus = open_corpus(config, folder)
+    return {name: own.read(range(len(own))) for name, own in corpus.items()}
+
+
+@pytest.mark.parametrize("tests", [(), ("test",), ("test_2016",)])
+def test_splits_that_are_missing_are_taken_out(tmp_path, tests):
+    """Pairs whose source occurs once, wherever in the text they are."""
+    pairs = [(b"source %d" % min(i, 1000), b"target %d" % i) for i in range(1500)]
+    taken = ["valid"] if "test" in tests else ["valid", "test"]
+    found = []
+    for name, own in (("a", pairs), ("b", pairs[::-1])):
+        config = text_alone(tmp_path / name, own)
+        for lang, test in itertools.product(("xx", "yy"), tests):
+            (tmp_path / name / f"{test}.{lang}").write_text("a test\n")
+        assert taken_out(config) == taken
+        found.append(splits_of(config, tmp_path / f"{name}_corpus"))
+        assert found[-1].keys() == {"train", "valid", "test", *tests}
+        parts = [found[-1][part] for part in ("train", *taken)]
+        assert sorted(itertools.chain(*parts)) == sorted(pairs)
+        assert [len(part) for part in parts[1:]] == [50] * len(taken)
+        assert all(source != b"source 1000" for part in parts[1:] for source, _ in part)
+    assert sorted(found[0]["valid"]) == sorted(found[1]["valid"]) != sorted(found[0]["test"])
+
+
+def test_what_is_taken_out_of_a_text_that_is_packed_moved_or_joined(tmp_path):
+    pairs = [(b"source %d" % i, b"target %d" % i) for i in range(60)]
+    config = text_alone(tmp_path / "a", pairs)
+    before = splits_of(config, tmp_path / "a_corpus")
+    packed = text_alone(tmp_path / "b", pairs)
+    for lang in ("xx", "yy"):
+        plain = tmp_path / "b" / f"train.{lang}"
+        plain.with_name(f"train.{lang}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    assert splits_of(packed, tmp_path / "b_corpus") == before
+    for lang in ("xx", "yy"):
+        (tmp_path / "a" / f"valid.{lang}").write_text("a line\n")
+    with pytest.raises(UserError, match="has changed since"):
+        open_corpus(config, tmp_path / "a_corpus")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert splits_of(config, tmp_path / "a_corpus") == before
+
+
+def test_texts_that_nothing_is_taken_out_of(tmp_path):
+    pairs = [(b"source %d" % (i // 2), b"target") for i in range(100)]
+    config = text_alone(tmp_path / "a", pairs)
+    with pytest.raises(UserError, match=r"train\.xx has 0 lines that occur once, too few to take"):
+        open_corpus(config, tmp_path / "c")
+    (tmp_path / "a" / "dev.xx").write_text("a line\n")
+    with pytest.raises(UserError, match=r"has dev\.xx; rename it to valid"):
         open_corpus(config, tmp_path / "c")
 
 

@@ -1,5 +1,10 @@
 """The grouped expert FFN against a naive loop, and its gradient against plain autodiff."""
 
+import importlib.machinery
+import sys
+import types
+from typing import Any
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -139,7 +144,7 @@ def test_a_layer_among_others(width):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("n", [1, 8, 95, 96, 100, 383, 384, 5000])
+@pytest.mark.parametrize("n", [1, 8, 31, 32, 33, 63, 64, 127, 128, 511, 512, 5000])
 def test_blocks_hold_every_row_once(n):
     """Experts of all counts, one of them of size 0; blocks of an expert lie one after the other."""
     rows = grouped_loop.block_rows(n)
@@ -195,6 +200,56 @@ def test_bfloat16_adds_up_in_fp32(backend):
     )(weights)  # fmt: skip
     assert grads.fc1_FD.dtype == jnp.bfloat16
     np.testing.assert_array_equal(grads.fc2_FD.astype(np.float32), n)
+
+
+@pytest.fixture
+def tokamax(monkeypatch):
+    """A library with the interface of tokamax and the limits of its kernels.
+
+    They take operands of one dtype, and leave undefined what belongs to no group.
+    """
+
+    def ragged_dot(lhs, rhs, group_sizes, *, preferred_element_type):
+        assert lhs.dtype == rhs.dtype
+        y = jax.lax.ragged_dot(lhs, rhs, group_sizes, None, preferred_element_type)
+        own = jnp.arange(lhs.shape[0]) < jnp.sum(group_sizes)
+        return jnp.where(own[:, None], y, jnp.nan)
+
+    def ragged_dot_general(lhs, rhs, group_sizes, numbers, *, preferred_element_type):
+        assert lhs.dtype == rhs.dtype
+        y = jax.lax.ragged_dot_general(
+            lhs, rhs, group_sizes, numbers, preferred_element_type=preferred_element_type
+        )
+        return jnp.where(group_sizes[:, None, None] > 0, y, jnp.nan)
+
+    module: Any = types.ModuleType("tokamax")
+    module.__spec__ = importlib.machinery.ModuleSpec("tokamax", None)
+    module.ragged_dot, module.ragged_dot_general = ragged_dot, ragged_dot_general
+    monkeypatch.setitem(sys.modules, "tokamax", module)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tokamax_is_called_as_its_kernels_allow(tokamax, dtype):
+    """As the blocked products; an expert has no rows, and some rows no expert."""
+    rng = np.random.default_rng(0)
+    slots, sizes = (32,) * 4, np.array([20, 32, 7, 32])
+    weights = jax.tree.map(lambda w: jnp.asarray(0.1 * w, dtype), weights_of(rng, slots, 16))
+    x = jnp.asarray(rng.normal(size=(60, 16)), dtype)
+    expert = rng.choice([0, 1, 2, 4], size=60)
+
+    def gradients(backend):
+        def objective(x, w):
+            y = grouped_ffn(x, expert, w, sizes, slots, backend)
+            return jnp.sum(y.astype(jnp.float32) ** 2)
+
+        return jax.jit(jax.grad(objective, (0, 1)))(x, weights)
+
+    tolerance = 1e-5 if dtype == jnp.float32 else 2**-7
+    found, expected = map(gradients, ("tokamax", "blocked"))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == dtype
+        most = tolerance * np.abs(b).max().astype(np.float32)
+        np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), rtol=0, atol=most)
 
 
 @pytest.mark.parametrize("transform", ["jit", "scan", "remat", "pmap"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -111,26 +112,69 @@ def test_a_converted_checkpoint_teaches(shared, tmp_path):
 
 
 def test_a_teacher_that_became_another(trained, tmp_path):
-    """What has learned from one does not go on with other weights in the same folder."""
+    """What has begun to learn from one does not go on with another; what has ended may stay."""
     run, _ = trained
     params, subnet, _ = subnet_params(run)
-    export_params(run, params, subnet, tmp_path / "export", "a test")
+    teacher = tmp_path / "export"
+
+    def learn(steps: int):
+        training = dataclasses.replace(run.config.subnet_training, steps=steps)
+        config = dataclasses.replace(run.config, subnet_training=training)
+        student = Run(config, tmp_path / f"student_{steps}", Silent())
+        train_subnet(student, subnet, teacher=teacher)
+        return student.path / "subnet"
+
+    export_params(run, params, subnet, teacher, "a test")
+    ended = learn(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "has_ended", lambda *_: False)
+        export_params(run, params, subnet, teacher, "another test")
+        words = (
+            f"has learned from another model in {teacher}: it was 'a test' and is 'another test'"
+        )
+        with pytest.raises(UserError, match=words):
+            learn(2)
+        content = files.read_json(ended / "manifest.json", "manifest")
+        del content["config"]["teacher_origin"]  # as earlier versions wrote it
+        files.write_json(ended / "manifest.json", content)
+        learn(2)
+    learn(2)
+
+
+def test_a_student_that_has_ended_needs_its_teacher_no_more(trained, tmp_path):
+    run, _ = trained
+    teacher = open_run(run.config, tmp_path / "teacher", Silent())
     student = dataclasses.replace(run, path=tmp_path / "student")
-    train_subnet(student, subnet, teacher=tmp_path / "export")
-    export_params(run, params, subnet, tmp_path / "export", "another test")
-    with pytest.raises(UserError, match="teacher_weights is 'a test' there and 'another test'"):
-        train_subnet(student, subnet, teacher=tmp_path / "export")
-    manifest = student.path / "subnet/manifest.json"
-    content = files.read_json(manifest, "manifest")
-    del content["config"]["teacher_weights"]  # as earlier versions wrote it
-    files.write_json(manifest, content)
-    train_subnet(student, subnet, teacher=tmp_path / "export")
+    subnet = run.config.space.smallest()
+    train_subnet(teacher, subnet)
+    train_subnet(student, subnet, teacher=teacher.path)
+    shutil.rmtree(teacher.path / "subnet/checkpoints")
+    before = (student.path / "subnet/manifest.json").read_bytes()
+    train_subnet(student, subnet, teacher=teacher.path)
+    assert (student.path / "subnet/manifest.json").read_bytes() == before
 
 
-def test_where_the_weights_of_a_teacher_come_from(trained):
+def test_where_the_weights_of_a_teacher_come_from(trained, tmp_path):
     run, _ = trained
     assert teachers.origin(run.path) == "trained subnet, step 2"
     assert teachers.origin(run.path / "supernet") == "largest subnet of the supernet, step 2"
+    kinds = {
+        "best": "trained subnet, step 1, lowest validation loss",
+        "average": "trained subnet, step 3, mean of the last checkpoints (2)",
+    }
+    # At this rate no step makes the loss better.
+    steps = {"steps": 3, "warmup_steps": 0, "peak_rate": 1e-30, "eval_every": 1}
+    training = dataclasses.replace(
+        run.config.subnet_training, **steps, initial_rate=0.0, final_rate=0.0,
+        averaged_checkpoints=2, keep_checkpoints=2, checkpoint_every=1,
+    )  # fmt: skip
+    for kind, words in kinds.items():
+        own = dataclasses.replace(training, final_weights=kind)
+        config = dataclasses.replace(run.config, subnet_training=own)
+        other = open_run(config, tmp_path / kind, Silent())
+        train_subnet(other, run.config.space.smallest())
+        assert teachers.origin(other.path) == words
+        assert subnet_params(other)[2] == int(words.split()[3].strip(","))
 
 
 def test_the_program(tmp_path):
@@ -148,7 +192,7 @@ def test_the_program(tmp_path):
     assert words in done.stderr.decode()
     learned = files.read_json(student / "subnet/manifest.json", "manifest")["config"]
     assert learned["teacher"] == f"{run}/supernet"
-    assert learned["teacher_weights"] == "largest subnet of the supernet, step 6"
+    assert learned["teacher_origin"] == "largest subnet of the supernet, step 6"
 
 
 def test_what_is_no_teacher(trained, prepared, tmp_path):
