@@ -123,7 +123,8 @@ def test_sbatch_reads_the_slurm_example(tmp_path, monkeypatch):
     if shutil.which("sbatch") is None:
         pytest.skip("sbatch (Debian: slurm-client) is not installed")
     config = tmp_path / "slurm.conf"
-    config.write_text("ClusterName=none\nSlurmctldHost=localhost\nAuthType=auth/none\n")
+    cluster = "ClusterName=none", "SlurmctldHost=localhost", "AuthType=auth/none", "GresTypes=gpu"
+    config.write_text("\n".join([*cluster, ""]))
     monkeypatch.setenv("SLURM_CONF", os.environ.get("SLURM_CONF", str(config)))
     program = ["sbatch", "--test-only", ROOT / "launch/slurm/train.sh"]
     found = subprocess.run(program, capture_output=True, text=True, check=False)
