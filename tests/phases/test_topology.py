@@ -6,7 +6,8 @@ from collections import Counter
 
 import jax
 import pytest
-from tiny import tiny_config
+from programs import launch, mistake
+from tiny import tiny_config, tiny_flags
 
 from automoe_jax.architecture import counts
 from automoe_jax.data.plan import Bucket
@@ -46,6 +47,25 @@ def test_bounds():
 def test_slices_that_do_not_exist():
     with pytest.raises(UserError, match="libtpu cannot compile for it"):
         topologies.find("v5e:3x5")
+
+
+def test_a_topology_is_compiled_for_not_trained_on(tmp_path):
+    line = mistake("train", *tiny_flags(), f"--workdir={tmp_path}/run", "--topology=v5e:2x2")
+    assert "--topology compiles for TPUs that are not here; it goes with --dry_run" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_program():
+    done = launch(
+        "train", *tiny_flags(), "--config.training.batches_per_step=8", "--dry_run",
+        "--topology=v5e:2x2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    lines = done.stdout.decode().splitlines()
+    for words in ("4 chips x 2 micro-batch(es)", "memory of a chip", "bound by", "no program"):
+        assert any(words in line for line in lines), lines
 
 
 @pytest.fixture(scope="module", params=["here", pytest.param("v5e:2x2", marks=needs_libtpu)])
