@@ -165,7 +165,8 @@ def check_taught(folder, finalist):
 
 def check_teacher_elsewhere(config, teacher, student):
     """Another run learns from the model that this one chose, with its tokenizer."""
-    pipeline = dataclasses.replace(config.pipeline, teacher=str(teacher), distill="")
+    named = {"teacher": str(teacher), "distill": "", "distill_choice": "best"}
+    pipeline = dataclasses.replace(config.pipeline, **named)
     pipeline_of(dataclasses.replace(config, pipeline=pipeline), student)
     finalist = json.loads((student / "subnet/1/manifest.json").read_text())["config"]
     assert finalist["teacher"] == str(teacher)
