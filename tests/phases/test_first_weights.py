@@ -66,7 +66,7 @@ def test_a_supernet_starts_from_a_trained_subnet(prepared, tmp_path, monkeypatch
     ("fields", "words"),
     [
         ({"final_weights": "average", "averaged_checkpoints": 2}, "average of 2"),
-        ({"final_weights": "ema"}, "ema"),
+        pytest.param({"final_weights": "ema"}, "ema", marks=pytest.mark.slow),
     ],
 )
 def test_what_others_take_are_the_final_weights(prepared, tmp_path, monkeypatch, fields, words):

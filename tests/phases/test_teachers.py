@@ -154,6 +154,7 @@ def test_a_student_that_has_ended_needs_its_teacher_no_more(trained, tmp_path):
     assert (student.path / "subnet/manifest.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_where_the_weights_of_a_teacher_come_from(trained, tmp_path):
     run, _ = trained
     assert teachers.origin(run.path) == "trained subnet, step 2"
@@ -177,6 +178,7 @@ def test_where_the_weights_of_a_teacher_come_from(trained, tmp_path):
         assert subnet_params(other)[2] == int(words.split()[3].strip(","))
 
 
+@pytest.mark.slow
 def test_the_program(tmp_path):
     run, student = tmp_path / "run", tmp_path / "student"
     done = launch("train", *tiny_flags(), f"--workdir={run}")
