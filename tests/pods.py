@@ -36,6 +36,31 @@ def train(
 
     `xla` is more flags of XLA. With `bucket` the workdir is a URL, of which each has a copy.
     """
+    for process in start(flags, workdir, processes, devices, xla, bucket=bucket):
+        _, error = process.communicate(timeout=900)
+        assert process.returncode == 0, error.decode()
+    return losses(workdir)
+
+
+def losses(workdir: Path) -> Losses:
+    """The losses that a supernet's training has written so far."""
+    return {
+        (line["step"], line["name"]): line["value"]
+        for line in metrics.read(workdir / "supernet")
+        if "loss" in line["name"]
+    }
+
+
+def start(
+    flags: list[str],
+    workdir: Path,
+    processes: int,
+    devices: int,
+    xla: str = "",
+    *,
+    bucket: bool = False,
+) -> list[subprocess.Popen]:
+    """The processes of a pod, as `train` has them."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
@@ -48,7 +73,7 @@ def train(
         f"--workdir={'file://' * bucket}{workdir}",
     ]
     pod = [f"--coordinator={address}", f"--processes={processes}"] if processes > 1 else []
-    started = [
+    return [
         subprocess.Popen(
             [*program, *pod, *([f"--process={i}"] if pod else [])],
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -56,11 +81,3 @@ def train(
         )
         for i in range(processes)
     ]  # fmt: skip
-    for process in started:
-        _, error = process.communicate(timeout=900)
-        assert process.returncode == 0, error.decode()
-    return {
-        (line["step"], line["name"]): line["value"]
-        for line in metrics.read(workdir / "supernet")
-        if "loss" in line["name"]
-    }
