@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from conftest import ROOT
 
@@ -23,20 +24,9 @@ SMALL = [
 Losses = dict[tuple[int, str], float]
 
 
-def train(
-    flags: list[str],
-    workdir: Path,
-    *,
-    processes: int,
-    devices: int,
-    xla: str = "",
-    bucket: bool = False,
-) -> Losses:
-    """The losses, by step and name, of a supernet trained by processes with so many devices each.
-
-    `xla` is more flags of XLA. With `bucket` the workdir is a URL, of which each has a copy.
-    """
-    for process in start(flags, workdir, processes, devices, xla, bucket=bucket):
+def train(flags: list[str], workdir: Path, **pod: Any) -> Losses:
+    """The losses, by step and name, of a supernet trained by a pod that `start` starts."""
+    for process in start(flags, workdir, **pod):
         _, error = process.communicate(timeout=900)
         assert process.returncode == 0, error.decode()
     return losses(workdir)
@@ -54,13 +44,16 @@ def losses(workdir: Path) -> Losses:
 def start(
     flags: list[str],
     workdir: Path,
+    *,
     processes: int,
     devices: int,
     xla: str = "",
-    *,
     bucket: bool = False,
 ) -> list[subprocess.Popen]:
-    """The processes of a pod, as `train` has them."""
+    """Processes that train a supernet together, with so many devices each.
+
+    `xla` is more flags of XLA. With `bucket` the workdir is a URL, of which each has a copy.
+    """
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"

@@ -90,8 +90,7 @@ def taken_out(config: DataConfig) -> list[str]:
     if config.kind != "parallel_text" or not folder.is_dir():
         return []
     found = parallel_text.find_splits(folder, config.source_lang, config.target_lang)
-    parts = [name for name, text in found.items() if isinstance(text, Part)]
-    return [name for name in parts if name != "train"]
+    return [name for name, own in found.items() if isinstance(own, Part) and name != "train"]
 
 
 def check_unchanged(config: DataConfig, folder: Path):

@@ -1,6 +1,7 @@
 """A folder of parallel text: `<split>.<lang>`, plain or gzipped, one sentence a line."""
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import itertools
@@ -17,7 +18,7 @@ LinePair = tuple[bytes, bytes]
 
 _TEST = re.compile(r"test\w*")
 _END = 1 << 20
-# Pairs of each split that is taken out of a training text, but at most one in so many of its own.
+# Pairs of a split that is taken out of a training text; of a small text, one in so many lines.
 TAKEN_OUT, AT_MOST_ONE_IN = 1000, 20
 # Names that others give to validation text.
 _ALSO_VALID = ("dev", "val", "validation")
@@ -60,26 +61,22 @@ def _ends(path: Path) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One split of a training text out of which others are taken.
+class Division:
+    """A training text out of which other splits are taken.
 
     Those are pairs whose source line occurs once, chosen by its hash: where in the text a pair is
     does not matter, and no source line is in two splits.
     """
 
     text: FilePair
-    name: str  # of this split
     others: tuple[str, ...]  # splits that are taken out
 
-    def read(self) -> Iterator[LinePair]:
-        """Yields line pairs; `UserError` as `FilePair.read`, or if the text has too few."""
-        split_of = self._taken()
-        for pair in self.text.read():
-            if split_of.get(_hash(pair[0]), "train") == self.name:
-                yield pair
+    @functools.cached_property
+    def split_of(self) -> dict[int, str]:
+        """The split of each source line that is taken out, by its hash; reads the text once.
 
-    def _taken(self) -> dict[int, str]:
-        """The split of each source line that is taken out, by its hash."""
+        `UserError` as `FilePair.read`, or if the text has too few lines.
+        """
         hashes = np.fromiter((_hash(source) for source, _ in self.text.read()), np.uint64)
         found, counts = np.unique(hashes, return_counts=True)
         once = found[counts == 1]
@@ -93,9 +90,24 @@ class Part:
         names = np.repeat(self.others, each).tolist()
         return dict(zip(once[: len(names)].tolist(), names, strict=True))
 
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One split of a divided training text: one that is taken out, or what is left for training."""
+
+    whole: Division
+    name: str
+
+    def read(self) -> Iterator[LinePair]:
+        """Yields line pairs; `UserError` as `Division.split_of`."""
+        split_of = self.whole.split_of
+        for pair in self.whole.text.read():
+            if split_of.get(_hash(pair[0]), "train") == self.name:
+                yield pair
+
     def fingerprint(self) -> list:
         """As `FilePair.fingerprint`."""
-        return [self.name, TAKEN_OUT, *self.text.fingerprint()]
+        return [self.name, TAKEN_OUT, *self.whole.text.fingerprint()]
 
 
 def _hash(line: bytes) -> int:
@@ -146,7 +158,8 @@ def find_splits(folder: Path, source_lang: str, target_lang: str) -> dict[str, F
         if found := find(name, source_lang):
             raise UserError(f"corpus folder {folder} has {found.name}; rename it to valid")
     others = tuple(name for name in ("valid", "test") if name not in splits)
-    return whole | {name: Part(splits["train"], name, others) for name in ("train", *others)}
+    divided = Division(splits["train"], others)
+    return whole | {name: Part(divided, name) for name in ("train", *others)}
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

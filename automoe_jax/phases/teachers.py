@@ -113,15 +113,12 @@ class _Model(NamedTuple):
 
     folder: Path  # in the workdir
     config: settings.RunConfig  # of the workdir, with the settings of this training
+    training: TrainingConfig
     step: int
 
     @property
     def of_supernet(self) -> bool:
         return self.folder.name == SUPERNET
-
-    @property
-    def training(self) -> TrainingConfig:
-        return self.config.training if self.of_supernet else self.config.subnet_training
 
     def words(self, step: int) -> str:
         """Where its weights of a step come from."""
@@ -138,14 +135,14 @@ def _model_in(path: Path) -> _Model:
     if of_supernet or not (path / trained / workdir.MANIFEST).exists():
         trained = SUPERNET
     folder, kind = path / trained, SUPERNET if trained == SUPERNET else SUBNET
-    step = None
     if (folder / workdir.MANIFEST).exists():
         groups |= workdir.settings(folder, kind)
-        model = _Model(folder, settings.from_stored(groups), 0)
-        step = final_step(folder, model.training)
+    config = settings.from_stored(groups)
+    training = config.training if kind == SUPERNET else config.subnet_training
+    step = final_step(folder, training)
     if step is None:
         raise UserError(f"the workdir {path} has no trained model to learn from; train one first")
-    return model._replace(step=step)
+    return _Model(folder, config, training, step)
 
 
 def _of_workdir(path: Path, progress: Progress) -> _Source:

@@ -134,7 +134,7 @@ def train_subnet(
         content |= first.weights_for("init_weights")
     if teacher is not None:
         content["teacher"] = run.stored(teacher)
-        content |= _teacher_origin(folder, config.subnet_training, teacher)
+        content |= _teacher_origin(folder, step, config.subnet_training, teacher)
         tokenizer_from = init_from or teachers.home(teacher)
     if text is not None:
         content["text"] = run.stored(text)
@@ -153,13 +153,15 @@ def train_subnet(
     _train(run, own, config.subnet_training, data, folder, params, profile, taught_by)
 
 
-def _teacher_origin(folder: Path, training: TrainingConfig, teacher: Path) -> dict[str, str]:
+def _teacher_origin(
+    folder: Path, step: int | None, training: TrainingConfig, teacher: Path
+) -> dict[str, str]:
     """Where the teacher's weights come from, for the manifest of a subnet's folder.
 
     Of a training that has ended, what its manifest says: the teacher may be gone, or another one.
     `UserError` if it is another one, and the training has not ended.
     """
-    begun = latest_step(folder) is not None and (folder / workdir.MANIFEST).exists()
+    begun = step is not None and (folder / workdir.MANIFEST).exists()
     stored = workdir.settings(folder, SUBNET).get(_TEACHER_ORIGIN) if begun else None
     if begun and loop.has_ended(folder, training):
         return {} if stored is None else {_TEACHER_ORIGIN: stored}

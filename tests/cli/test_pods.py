@@ -22,7 +22,8 @@ def test_a_notice_to_one_process_stops_all(tmp_path):
     """They save the same step and end with 143; the same command goes on as if nothing was."""
     flags = [*SMALL, "--config.training.steps=300", "--config.training.checkpoint_every=1000"]
     folder = tmp_path / "stopped"
-    processes = start(flags, folder, 2, 2, FLAGS)
+    pod = {"processes": 2, "devices": 2, "xla": FLAGS}
+    processes = start(flags, folder, **pod)
     metrics = folder / "supernet" / "metrics.jsonl"
     while not (metrics.exists() and losses(folder)):
         assert all(process.poll() is None for process in processes)
@@ -32,5 +33,4 @@ def test_a_notice_to_one_process_stops_all(tmp_path):
     assert [process.returncode for process in processes] == [143, 143], errors
     step = max(step for step, _ in losses(folder))
     assert step < 300
-    found = train(flags, folder, processes=2, devices=2, xla=FLAGS)
-    assert found == train(flags, tmp_path / "whole", processes=2, devices=2, xla=FLAGS)
+    assert train(flags, folder, **pod) == train(flags, tmp_path / "whole", **pod)

@@ -1,6 +1,7 @@
 """Teachers: a trained subnet, a supernet's largest, an export, and what is none."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -117,15 +118,10 @@ def test_a_teacher_that_became_another(trained, tmp_path):
     params, subnet, _ = subnet_params(run)
     teacher = tmp_path / "export"
 
-    def learn(steps: int):
-        training = dataclasses.replace(run.config.subnet_training, steps=steps)
-        config = dataclasses.replace(run.config, subnet_training=training)
-        student = Run(config, tmp_path / f"student_{steps}", Silent())
-        train_subnet(student, subnet, teacher=teacher)
-        return student.path / "subnet"
-
+    student = dataclasses.replace(run, path=tmp_path / "student")
+    learn = functools.partial(train_subnet, student, subnet, teacher=teacher)
     export_params(run, params, subnet, teacher, "a test")
-    ended = learn(2)
+    learn()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "has_ended", lambda *_: False)
         export_params(run, params, subnet, teacher, "another test")
@@ -133,12 +129,13 @@ def test_a_teacher_that_became_another(trained, tmp_path):
             f"has learned from another model in {teacher}: it was 'a test' and is 'another test'"
         )
         with pytest.raises(UserError, match=words):
-            learn(2)
-        content = files.read_json(ended / "manifest.json", "manifest")
+            learn()
+        manifest = student.path / "subnet/manifest.json"
+        content = files.read_json(manifest, "manifest")
         del content["config"]["teacher_origin"]  # as earlier versions wrote it
-        files.write_json(ended / "manifest.json", content)
-        learn(2)
-    learn(2)
+        files.write_json(manifest, content)
+        learn()
+    learn()
 
 
 def test_a_student_that_has_ended_needs_its_teacher_no_more(trained, tmp_path):

@@ -22,6 +22,7 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'"
 )
 BUCKET = Bucket(16, 10, 10)
+REPORTED = ("4 chips x 2 micro-batch(es)", "memory of a chip", "bound by", "no program")
 
 
 @pytest.mark.parametrize("name", ["", "v5e", "v9:2x2", "v5e:two", "v5e:2x", "gpu:8"])
@@ -64,7 +65,7 @@ def test_the_program():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     lines = done.stdout.decode().splitlines()
-    for words in ("4 chips x 2 micro-batch(es)", "memory of a chip", "bound by", "no program"):
+    for words in REPORTED:
         assert any(words in line for line in lines), lines
 
 
@@ -98,7 +99,7 @@ def test_a_supernet_compiled_for_tpus(compiled):
     # layer, which `counts` leaves out, are as much again. Measured: 6.9 and 7.2.
     assert 3 * largest < found.costs.flops < 9 * largest
     text = "\n".join(topologies.describe(found, topology, BUCKET, config.training))
-    for words in ("4 chips x 2 micro-batch(es)", "memory of a chip", "bound by", "no program"):
+    for words in REPORTED:
         assert words in text
     assert "all-gather" in found.costs.sent  # of the weights that each chip updates
 
