@@ -87,7 +87,7 @@ def draw():
     marked: dict[str, Any] = {name: tuple(point) for name, point in about["marked"].items()}
     front = [tuple(point) for point in about["front"]]
     limit = about["limit_ms"]
-    plots.search_plot(scored, LATENCY, PICTURE, limit, marked, on_front=front)
+    plots.search_plot(scored, LATENCY, PICTURE, limit=limit, marked=marked, on_front=front)
     for corpus in STUDIES:
         figure = comparison.figure(systems.grouped(study(corpus)))
         plots.save(figure, PICTURE.with_name(f"systems_{corpus}.png"))

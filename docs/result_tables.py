@@ -67,9 +67,15 @@ CASES = {
     "pod": "bfloat16, `shard_optimizer`",
     "experts_16": "16 experts a layer",
     "experts_64": "64 experts of up to 4,096 a layer, `expert_parallel=16`",
-    "most_copied": "13 experts a layer, all on each chip",
-    "most_cut": "42 experts a layer, `shard_optimizer`",
-    "most_spread": "96 experts of up to 4,096 a layer, `expert_parallel=16`",
+    "most_copied": "14 experts a layer, all on each chip",
+    "over_copied": "15: too many",
+    "most_cut": "43 experts a layer, `shard_optimizer`",
+    "over_cut": "44: too many",
+    "most_spread": "128 experts of up to 4,096 a layer, `expert_parallel=16`",
+    "over_spread": "144: too many",
+    "remat": "bfloat16, `shard_optimizer`, `remat=layer`",
+    "one_width": "bfloat16, `shard_optimizer`, width 640 alone",
+    "one_size": "bfloat16, `shard_optimizer`, FFNs of 3,072 alone",
 }
 MODELS = {
     "base": "Transformer-Base",

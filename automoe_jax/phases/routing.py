@@ -68,7 +68,7 @@ def analyse(
     }  # fmt: skip
     folder.mkdir(exist_ok=True)
     if several := [layer for layer in layers if len(layer["sizes"]) > 1]:
-        plots.routing_plot(several, folder / PICTURE)
+        plots.routing_plot(several, *plots.with_svg(folder / PICTURE))
     files.write_json(folder / RESULT, result)
     return result
 

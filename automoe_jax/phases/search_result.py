@@ -103,7 +103,10 @@ def write_pictures(result: SearchResult, members: list[dict[str, Any]], folder: 
     marked = {name: (x.costs[x_name], x.sample_loss) for name, x in shown.items()}
     on_front = [(m["costs"][x_name], m["loss"]) for m in members]
     lines = list(result.lines)
-    plots.search_plot(lines, x_name, folder / "search.png", bound, marked, label, on_front)
+    plots.search_plot(
+        lines, x_name, folder / "search.png", limit=bound, marked=marked, y_label=label,
+        on_front=on_front,
+    )  # fmt: skip
     plots.progress_plot(lines, folder / "progress.png", label)
     for i, f in enumerate(result.found, 1):
         architecture.architecture_card(to_json(f.subnet), f.costs, f.loss, folder / f"best_{i}.png")

@@ -88,7 +88,7 @@ def analyse(run: Run, count: int, pairs: int) -> Analysis:
         raise UserError(f"--subnets is {count}: {e}") from None
     analysis = Analysis(found, unit, how, _ranked(run.path / RANK / RANKING))
     files.write_json(folder / RESULT, analysis.as_json())
-    plots.sensitivity_plot(found.sides, unit, folder / PICTURE)
+    plots.sensitivity_plot(found.sides, unit, *plots.with_svg(folder / PICTURE))
     return analysis
 
 

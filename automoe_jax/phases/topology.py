@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.experimental import topologies as slices
 from jax.sharding import Mesh
@@ -97,7 +98,10 @@ def compile_step(
     model: TrainingTarget, config: RunConfig, training: TrainingConfig, topology: Topology,
     bucket: Bucket,
 ) -> Compiled:  # fmt: skip
-    """Compiles the step of a model at a batch shape; costs are those of the largest subnet."""
+    """Compiles the step of a model at a batch shape; costs are those of the largest subnet.
+
+    `UserError` where a chip has not enough memory for it.
+    """
     n_devices = len(topology.devices)
     check_expert_parallel(training, n_devices)
     n_micro = max(training.batches_per_step // n_devices, 1)
@@ -113,11 +117,31 @@ def compile_step(
         share = Share(0, n_devices, n_devices)
         arguments = abstract_arguments(model, training, config.seed, bucket, drawn, share, n_micro)
         start = time.monotonic()
-        compiled = mapped.lower(*arguments).compile()
+        lowered = mapped.lower(*arguments)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as e:
+            raise _refusal(e, topology) from None
     seconds = time.monotonic() - start
     text = compiled.as_text()
     costs = hlo.costs(text, _trips(largest))
     return Compiled(costs, compiled.memory_analysis(), seconds, text, n_micro)
+
+
+def _refusal(error: Exception, topology: Topology) -> Exception:
+    """A line for the user where the compiler finds that the step needs more memory than a chip has.
+
+    Other errors as they are.
+    """
+    first = next(iter(str(error).splitlines()), "")
+    kind, _, words = first.partition(": ")
+    if kind != "RESOURCE_EXHAUSTED":
+        return error
+    return UserError(
+        f"the step does not fit a chip of {topology.name}: {words.rstrip('.')}; it needs less with "
+        "training.compute_dtype=bfloat16, training.shard_optimizer, training.remat=layer, "
+        "training.expert_parallel, or fewer training.tokens_per_batch (docs/pods.md)"
+    )
 
 
 def moved_experts(text: str, config: RunConfig) -> Counter[str]:

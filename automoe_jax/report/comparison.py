@@ -10,8 +10,8 @@ from matplotlib import pyplot as plt
 
 from automoe_jax.report import curves, gains
 from automoe_jax.report.architecture import statistics
-from automoe_jax.report.elements import STYLE, card, html_table, picture
-from automoe_jax.report.plots import parts_plot, save
+from automoe_jax.report.elements import SORT, STYLE, card, html_table, picture, sortable_table
+from automoe_jax.report.plots import parts_plot, save, with_svg
 from automoe_jax.report.systems import PRECISIONS, Group, Row, grouped, table
 from automoe_jax.search.front import front
 from automoe_jax.system import files
@@ -55,11 +55,11 @@ of the reference's latency as timed in turns (ms of different times may not comp
 best of dense models, and of mixtures, that are at least as fast.</small></p>
 <h2>All systems</h2>
 <p><small>A click on a column's name sorts by it.</small></p>
-{_sortable(table(groups))}
+{sortable_table("", table(groups))}
 {_gains(studies or {})}{_parts(groups, folder)}{_shares(rows)}<h2>Architectures</h2>
 <div class=cards>{"".join(_card(row) for row in rows)}</div>
 {_examples(groups, examples or {})}{f"<h2>Trainings</h2>{shown}" if shown else ""}
-<script>{_SORT}</script>
+<script>{SORT}</script>
 </html>
 """,
     )
@@ -70,7 +70,7 @@ def _pictures(groups: Sequence[Group], folder: Path) -> str:
     shown = []
     for i, study in enumerate(dict.fromkeys(group.rows[0].study for group in groups)):
         name = f"{PICTURE}_{i}" if i else PICTURE
-        png, svg = (folder / f"{name}.{suffix}" for suffix in ("png", "svg"))
+        png, svg = with_svg(folder / f"{name}.png")
         save(figure([group for group in groups if group.rows[0].study == study]), svg, png)
         heading = f"<h2>{html.escape(study)}</h2>" if study else ""
         about = f"BLEU against latency of every system{f' of {study}' * bool(study)}"
@@ -104,10 +104,10 @@ def _parts(groups: Sequence[Group], folder: Path) -> str:
     first = {group.label: group.rows[0].parts_ms for group in groups if group.rows[0].parts_ms}
     if not first:
         return ""
-    paths = [folder / f"{PARTS_PICTURE}.{suffix}" for suffix in ("svg", "png")]
+    paths = with_svg(folder / f"{PARTS_PICTURE}.png")
     parts_plot(first, *paths)
     return f"""<h2>Where the time goes</h2>
-{picture(paths[1], "time of each part of a translation")}
+{picture(paths[0], "time of each part of a translation")}
 <p><small>What each part of a translation adds to those before it, of each system's first
 model: the encoder, the decoder's layers, the output layer, the rest of the beam search.</small></p>
 """
@@ -212,44 +212,7 @@ def _examples(groups: Sequence[Group], examples: Mapping[str, Sequence[dict[str,
     return f"<h2>Examples</h2>{''.join(parts)}\n" if parts else ""
 
 
-def _sortable(rows: list[list[str]]) -> str:
-    """A table whose header cells sort it."""
-    header, *body = rows
-    cells = "".join(f"<th><button>{html.escape(text)}</button></th>" for text in header)
-    lines = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in body
-    )
-    return (
-        f"<div class=wide><table class=sortable><thead><tr>{cells}</tr></thead>"
-        f"<tbody>{lines}</tbody></table></div>"
-    )
-
-
 _STYLE = """
-.sortable button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
-  padding: 0; cursor: pointer; }
-.sortable th[aria-sort=ascending] button::after { content: " \\2191"; }
-.sortable th[aria-sort=descending] button::after { content: " \\2193"; }
-.sortable td { font-variant-numeric: tabular-nums; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
-"""
-_SORT = """
-for (const head of document.querySelectorAll(".sortable th")) {
-  head.querySelector("button").addEventListener("click", () => {
-    const table = head.closest("table"), column = [...head.parentNode.children].indexOf(head);
-    const falls = head.getAttribute("aria-sort") !== "descending" && column > 0 ||
-      head.getAttribute("aria-sort") === "ascending";
-    for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", falls ? "descending" : "ascending");
-    const value = row => row.children[column].textContent.replace("%", "");
-    const rows = [...table.tBodies[0].rows].sort((a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (!x || !y) return !x - !y;
-      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-      return falls ? -order : order;
-    });
-    table.tBodies[0].append(...rows);
-  });
-}
 """

@@ -22,7 +22,12 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child, .text td { text-align: left; }
 .text th { text-align: left; }
 .text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; min-width: 5.5rem; }
-.compared tr:last-child { background: var(--mark); font-weight: 600; }
+.compared .last { background: var(--mark); font-weight: 600; }
+.sortable button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
+  padding: 0; cursor: pointer; }
+.sortable th[aria-sort=ascending] button::after { content: " \\2191"; }
+.sortable th[aria-sort=descending] button::after { content: " \\2193"; }
+.sortable td { font-variant-numeric: tabular-nums; }
 img { max-width: 100%; background: #fff; }
 svg { max-width: 100%; height: auto; background: #fff; }
 code { background: var(--card); padding: .1rem .3rem; }
@@ -38,6 +43,29 @@ figure .encoder i { background: hsl(210 65% 50% / 40%); }
 figure .decoder i { background: hsl(28 85% 50% / 40%); }
 .shaded { line-height: 1.9; }
 .shaded span { padding: .1rem 0; white-space: pre-wrap; }
+"""
+# Makes the header cells of sortable tables sort them: by the numbers that a column's cells begin
+# with, where all of them do, else as text.
+SORT = """
+for (const head of document.querySelectorAll(".sortable th")) {
+  head.querySelector("button").addEventListener("click", () => {
+    const table = head.closest("table"), column = [...head.parentNode.children].indexOf(head);
+    const falls = head.getAttribute("aria-sort") !== "descending" && column > 0 ||
+      head.getAttribute("aria-sort") === "ascending";
+    for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", falls ? "descending" : "ascending");
+    const rows = [...table.tBodies[0].rows];
+    const text = row => row.children[column].textContent;
+    const number = row => parseFloat(text(row).replaceAll(",", ""));
+    const numbers = rows.every(row => !text(row) || !isNaN(number(row)));
+    rows.sort((a, b) => {
+      if (!text(a) || !text(b)) return !text(a) - !text(b);
+      const order = numbers ? number(a) - number(b) : text(a).localeCompare(text(b));
+      return falls ? -order : order;
+    });
+    table.tBodies[0].append(...rows);
+  });
+}
 """
 
 
@@ -55,6 +83,21 @@ def html_table(css_class: str, rows: list[list[str]]) -> str:
         cells = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
         lines.append(f"<tr>{cells}</tr>")
     return f"<div class=wide><table class={css_class}>{''.join(lines)}</table></div>"
+
+
+def sortable_table(css_class: str, rows: list[list[str]]) -> str:
+    """As `html_table`, with buttons in the header, for pages with the script `SORT`."""
+    header, *body = rows
+    cells = "".join(f"<th><button>{html.escape(text)}</button></th>" for text in header)
+    lines = []
+    for i, row in enumerate(body, 1):
+        last = " class=last" if i == len(body) else ""
+        own = "".join(f"<td>{html.escape(text)}</td>" for text in row)
+        lines.append(f"<tr{last}>{own}</tr>")
+    return (
+        f'<div class=wide><table class="{css_class} sortable"><thead><tr>{cells}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def card(subnet: dict[str, Any], title: str) -> str:

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from automoe_jax.report.architecture import SIDES, attention
-from automoe_jax.report.elements import STYLE, card, html_table, picture, shaded
+from automoe_jax.report.elements import (
+    SORT,
+    STYLE,
+    card,
+    html_table,
+    picture,
+    shaded,
+    sortable_table,
+)
 from automoe_jax.report.parts import parts_rows
-from automoe_jax.report.plots import LABELS, parts_plot, search_plot, sensitivity_plot
+from automoe_jax.report.plots import LABELS, parts_plot, search_plot, sensitivity_plot, with_svg
 from automoe_jax.search.sensitivity import Worth
 from automoe_jax.system import files
 
@@ -59,7 +67,7 @@ def write(
     found: dict[str, Any],
     worths: Sequence[Worth] = (),
 ):
-    """Writes `index.html` and its pictures.
+    """Writes `index.html`, and its pictures as PNG and SVG.
 
     `results` is the content of `results.json`, `lines` those of `history.jsonl`, `found` the result
     of the search, `worths` what each choice is worth by the scored subnets.
@@ -67,15 +75,17 @@ def write(
     limits, x_name, label = found["limits"], str(found["over"][0]), found["objective"]["label"]
     marked = _marked(found, lines, x_name)
     limit = limits[x_name]["most"] if x_name in limits else None
-    search_plot(lines, x_name, folder / SEARCHED, limit, marked, label)
+    search_plot(
+        lines, x_name, *with_svg(folder / SEARCHED), limit=limit, marked=marked, y_label=label
+    )
     parts = {row["name"]: row["parts_ms"] for row in results["rows"] if "parts_ms" in row}
     if parts:  # reports of earlier versions have none
         parts_plot(
             {name: {k: x[0] for k, x in own.items()} for name, own in parts.items()},
-            folder / PARTS,
+            *with_svg(folder / PARTS),
         )
     if worths:
-        sensitivity_plot(worths, LABELS.get(x_name, x_name), folder / WORTHS)
+        sensitivity_plot(worths, LABELS.get(x_name, x_name), *with_svg(folder / WORTHS))
     files.write_text(folder / "index.html", _page(folder, results, found, worths, label))
 
 
@@ -123,11 +133,12 @@ def _page(
 <p>Test BLEU of the searched and trained subnet: <b>{test["bleu"]:.1f}</b>, chrF {test["chrf"]:.1f}
 on {test["sentences"]:,} sentences. {gain}{repeating}<br>
 <small>{html.escape(test["bleu_signature"])}</small></p>
-{html_table("compared", table_rows(results))}
-<p><small>Latency: batch 1, {latency["source_length"]} tokens in, {latency["target_length"]} out,
-beam {latency["beam_size"]}, {latency["runs"]} runs in turns, 10 % tails dropped, mean ± standard
-deviation; {latency["threads_used"]} thread(s), {latency["platform"]}. Ratios with 95 % intervals.
-BLEU inherited: with the supernet's weights, without further training; trained: after the same
+{sortable_table("compared", table_rows(results))}
+<p><small>A click on a column's name sorts by it. Latency: batch 1,
+{latency["source_length"]} tokens in, {latency["target_length"]} out, beam {latency["beam_size"]},
+{latency["runs"]} runs in turns, 10 % tails dropped, mean ± standard deviation;
+{latency["threads_used"]} thread(s), {latency["platform"]}. Ratios with 95 % intervals. BLEU
+inherited: with the supernet's weights, without further training; trained: after the same
 training of each.</small></p>
 {_parts(results["rows"], folder)}<h2>Search</h2>
 <p>{found["scored"]} subnets scored. Validation loss of the searched subnet
@@ -140,6 +151,7 @@ training of each.</small></p>
 {_routing(results, folder)}{_computation(results.get("computation") or {})}<h2>Examples</h2>
 {html_table("text", [columns, *examples])}
 <p><small>Phases: {seconds}.</small></p>
+<script>{SORT}</script>
 </html>
 """
 

@@ -39,14 +39,19 @@ def save(figure, *paths: Path):
     plt.close(figure)
 
 
-def _save(axes, path: Path, x_label: str, y_label: str, *, grid: Any = "both", **legend: Any):
-    """Labels the axes, adds a grid and, given options of one, a legend, and writes a PNG."""
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+def with_svg(path: Path) -> tuple[Path, Path]:
+    """The names of a picture as PNG and as SVG."""
+    return path, path.with_suffix(".svg")
+
+
+def _save(axes, *paths: Path, x: str, y: str, grid: Any = "both", **legend: Any):
+    """Labels the axes, adds a grid and, given options of one, a legend, and writes the picture."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     axes.grid(alpha=0.3, axis=grid)
     if legend:
         axes.legend(fontsize=9, **legend)
-    save(axes.figure, path)
+    save(axes.figure, *paths)
 
 
 def _step(axes, points: Sequence[Point], **style: Any):
@@ -56,7 +61,7 @@ def _step(axes, points: Sequence[Point], **style: Any):
 def search_plot(
     lines: list[dict[str, Any]],
     x_name: str,
-    path: Path,
+    *paths: Path,
     limit: float | None = None,
     marked: dict[str, Point] | None = None,
     y_label: str = LOSS,
@@ -86,7 +91,7 @@ def search_plot(
             x, y, marker, markersize=13 if marker == "*" else 8, markeredgecolor="black",
             label=label, linestyle="none",
         )  # fmt: skip
-    _save(axes, path, LABELS.get(x_name, x_name), y_label, loc="best")
+    _save(axes, *paths, x=LABELS.get(x_name, x_name), y=y_label, loc="best")
 
 
 def progress_plot(lines: list[dict[str, Any]], path: Path, y_label: str = LOSS):
@@ -107,7 +112,7 @@ def progress_plot(lines: list[dict[str, Any]], path: Path, y_label: str = LOSS):
         if lines[i]["iteration"] != lines[i - 1]["iteration"]:
             axes.axvline(i + 0.5, color="black", alpha=0.12, linewidth=0.8)
     _save(
-        axes, path, "subnets scored (lines: iterations)", y_label, grid="y",
+        axes, path, x="subnets scored (lines: iterations)", y=y_label, grid="y",
         loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False,
     )  # fmt: skip
 
@@ -127,7 +132,7 @@ def predicted_plot(pairs: Sequence[tuple[float, float, float, float]], path: Pat
     ends = np.array([min(*predicted, *measured), max(*predicted, *measured)])
     axes.plot(ends, ends, color="black", linewidth=1, label="equal")
     axes.fill_between(ends, 0.95 * ends, 1.05 * ends, color="black", alpha=0.08, label="within 5 %")
-    _save(axes, path, "predicted latency (ms)", "measured latency (ms)", loc="upper left")
+    _save(axes, path, x="predicted latency (ms)", y="measured latency (ms)", loc="upper left")
 
 
 def fronts_plot(fronts: dict[str, list[Point]], x_name: str, path: Path, y_label: str = LOSS):
@@ -135,7 +140,7 @@ def fronts_plot(fronts: dict[str, list[Point]], x_name: str, path: Path, y_label
     _, axes = plt.subplots(figsize=WIDE, layout="constrained")
     for label, points in fronts.items():
         _step(axes, sorted(points), marker="o", markersize=4, label=label)
-    _save(axes, path, LABELS.get(x_name, x_name), y_label, loc="best")
+    _save(axes, path, x=LABELS.get(x_name, x_name), y=y_label, loc="best")
 
 
 def parts_plot(systems: dict[str, dict[str, float]], *paths: Path):
@@ -164,11 +169,11 @@ def rank_plot(inherited: list[float], trained: list[float], title: str, path: Pa
             str(i), point, xytext=(4, 4), textcoords="offset points", fontsize=8, color="tab:gray"
         )
     axes.set_title(title, fontsize=10)
-    x_label = "loss with inherited weights (nats a token)"
-    _save(axes, path, x_label, "loss after training from scratch (nats a token)")
+    x, y = "loss with inherited weights", "loss after training from scratch"
+    _save(axes, path, x=f"{x} (nats a token)", y=f"{y} (nats a token)")
 
 
-def routing_plot(layers: Sequence[dict[str, Any]], path: Path):
+def routing_plot(layers: Sequence[dict[str, Any]], *paths: Path):
     """Share of the tokens of each expert, a row per layer: all tokens and those of each class.
 
     `layers` are those of `routing.json` that have several experts.
@@ -194,10 +199,10 @@ def routing_plot(layers: Sequence[dict[str, Any]], path: Path):
         row[0].set_yticks(range(len(names)), names, fontsize=7)
         row[0].set_ylabel(f"{layer['layer']}\nexpert: FFN size", fontsize=8)
     figure.colorbar(colors, ax=axes, label="share of the class's tokens", shrink=0.6)
-    save(figure, path)
+    save(figure, *paths)
 
 
-def sensitivity_plot(worths: Sequence[Worth], unit: str, path: Path):
+def sensitivity_plot(worths: Sequence[Worth], unit: str, *paths: Path):
     """Shares of the variance of loss and cost that each choice explains, and what it buys."""
     rows = np.arange(len(worths))[::-1]
     size = (10.5, 1.6 + 0.42 * len(worths))
@@ -220,4 +225,4 @@ def sensitivity_plot(worths: Sequence[Worth], unit: str, path: Path):
     for axes in (left, right):
         axes.grid(alpha=0.3, axis="x")
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    save(figure, path)
+    save(figure, *paths)

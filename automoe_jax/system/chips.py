@@ -22,3 +22,19 @@ TPUS = {
     "v5p": Chip(459e12, 2765e9, 95e9, 600e9),
     "v6e": Chip(918e12, 1638e9, 32e9, 400e9),
 }
+
+# Dense FLOP/s in bfloat16, from the data sheets at nvidia.com of the modules with the highest power
+# limit (SXM where there is one): half of what they list where that is "with sparsity".
+_GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L4": 121e12}
+# What JAX calls TPUs.
+_TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+
+
+def peak_flops(kind: str) -> float | None:
+    """Published FLOP/s in bfloat16 of a JAX device kind, as "NVIDIA L4"; None where not known."""
+    if kind in _TPU_KINDS:
+        return TPUS[_TPU_KINDS[kind]].flops
+    maker, *words = kind.replace("-", " ").split()
+    if maker != "NVIDIA":
+        return None
+    return next((_GPU_FLOPS[word] for word in words if word in _GPU_FLOPS), None)

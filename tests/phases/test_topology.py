@@ -104,6 +104,17 @@ def test_a_supernet_compiled_for_tpus(compiled):
     assert "all-gather" in found.costs.sent  # of the weights that each chip updates
 
 
+@pytest.mark.slow
+@needs_libtpu
+def test_a_step_that_no_chip_holds():
+    """2 billion target tokens a chip: their ids alone take 8 GB, as do those of the sources."""
+    config, topology = tiny_config(), topologies.find("v5e:2x2")
+    training = dataclasses.replace(config.training, batches_per_step=4)
+    pairs = Bucket(1 << 21, 1000, 1000)
+    with pytest.raises(UserError, match=r"does not fit a chip of v5e:2x2: .*; it needs less with"):
+        topologies.compile_step(target(config, (72, 72)), config, training, topology, pairs)
+
+
 def test_rows_of_experts_are_not_moved_one_by_one(compiled):
     found, _, config = compiled
     assert not topologies.moved_experts(found.text, config)

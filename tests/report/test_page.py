@@ -6,7 +6,7 @@ from pages import assert_fits
 
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import to_json
-from automoe_jax.report import page
+from automoe_jax.report import page, plots
 from automoe_jax.search.sensitivity import Worth
 
 SPACE = SearchSpace(encoder_experts=(1, 6), decoder_experts=(1, 6))
@@ -22,7 +22,7 @@ def results(gain=True):
         "parts_ms": {"encoder": [2.0, 1.9, 2.1], "beam search": [-0.1, -0.3, 0.1]},
     }  # fmt: skip
     rows = [{**row, "name": n} for n in ("largest", "random within the limit", "searched")]
-    rows[-1]["bleu_trained"] = 71.6
+    rows[-1] |= {"bleu_trained": 71.6, "latency": {"mean_ms": 9.5, "std_ms": 0.1}}
     examples = [{"source": "a <b>", "translation": f"den 28. {LONG}", "reference": "x " * 40}]
     return {
         "rows": rows, "examples": examples * 3, "seconds": {"supernet": 100.0, "search": 60.0},
@@ -92,6 +92,9 @@ def test_the_page_needs_no_other_file(tmp_path):
     page.write(tmp_path, results(), lines, found, WORTHS)
     shown = (tmp_path / "index.html").read_text()
     assert shown.count('src="data:image/png') == shown.count("src=") == 3
+    for name in (page.SEARCHED, page.PARTS, page.WORTHS):
+        for path in plots.with_svg(tmp_path / name):
+            assert path.stat().st_size > 1000
     assert "More of these bought nothing: decoder experts." in shown
     assert "<td>0.05</td>" in shown  # nats gained for a unit of cost
     for words in ("2.000 ± 0.500", "&lt;b&gt;", "50% / 34%", 'title="3.000 MFLOPs"', "·</span>"):
@@ -104,12 +107,12 @@ def test_the_page_needs_no_other_file(tmp_path):
     assert "What is computed" not in shown
 
 
-@pytest.mark.parametrize("width", [400, 1400])
-def test_nothing_is_outside_the_window(tmp_path, browser, width):
-    """But for tables, which scroll by themselves; the examples wrap."""
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
+def test_nothing_is_outside_the_window(tmp_path, browser, width, scheme):
+    """But for tables, which scroll by themselves; the examples wrap. The comparison sorts."""
     found, lines = search()
     page.write(tmp_path, results(), lines, found, WORTHS)
-    shown = browser.new_page(viewport={"width": width, "height": 900})
+    shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said = []
     shown.on("console", lambda message: said.append(message.text))
     shown.goto(f"file://{tmp_path}/index.html")
@@ -118,5 +121,16 @@ def test_nothing_is_outside_the_window(tmp_path, browser, width):
     assert shown.evaluate(f"{cells}.every(x => x.scrollWidth <= x.clientWidth + 1)")
     right = f"Math.max(...{cells}.map(x => x.getBoundingClientRect().right))"
     assert shown.evaluate(right) <= width
+    back = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}[scheme]
+
+    def column(nth):
+        return shown.locator(f".sortable tbody td:nth-child({nth})").all_inner_texts()
+
+    shown.click(".sortable th:nth-child(5) button")  # 20.00 ± 1.00, 9.50 ± 0.10: not as text
+    assert [text.split()[0] for text in column(5)] == ["20.00", "20.00", "9.50"]
+    shown.click(".sortable th:nth-child(1) button")
+    assert column(1) == ["largest", "random within the limit", "searched"]
+    assert shown.locator(".last td:first-child").inner_text() == "searched"
     assert said == []
     shown.close()

@@ -3,23 +3,36 @@
 import dataclasses
 import functools
 import os
+import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import tiny_config
 
 from automoe_jax.model.extract import inherited
-from automoe_jax.phases import distill
+from automoe_jax.phases import distill, halving
+from automoe_jax.phases import rank as ranking
+from automoe_jax.phases import search_seeds as seeds
 from automoe_jax.phases.distill import Distillation, Teacher
 from automoe_jax.phases.export import export_params
-from automoe_jax.phases.prepare import open_splits
-from automoe_jax.phases.run import each_part, open_run
+from automoe_jax.phases.pipeline import run_pipeline
+from automoe_jax.phases.prepare import open_splits, prepare
+from automoe_jax.phases.rank import spread
+from automoe_jax.phases.run import Run, each_part, open_run
+from automoe_jax.phases.search_seeds import search_seeds
+from automoe_jax.phases.train import train_supernet
+from automoe_jax.phases.weights import searched_params
 from automoe_jax.system.errors import UserError
+from automoe_jax.system.parts import HERE
 from automoe_jax.system.progress import Silent
 from automoe_jax.system.ray_workers import RayWorkers, connect
+from automoe_jax.training import loop
+from benchmarks import trainings
 
 GB = 2**30
 
@@ -117,6 +130,75 @@ def test_a_corpus_is_the_same_as_of_this_process(workers, prepared, tmp_path, mo
     for path in (tmp_path / "here").glob("*.[de][en]"):
         assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
         assert path.stat().st_size
+
+
+def halved(run: Run):
+    return halving.halve(run, "halved", spread(run.config.space, 4, 0), 2)
+
+
+def ranked(run: Run):
+    data = prepare(run)
+    params, step = searched_params(run, data.tokenizer.vocab_sizes)
+    return ranking.rank(run, "ranked", data, params, step, ranking.RankingSettings(count=4))
+
+
+def searched(run: Run):
+    return search_seeds(run, "seeds", [0, 1])
+
+
+def finished(run: Run):
+    """A pipeline's figures; what is timed differs from run to run."""
+    results = run_pipeline(run)
+    return {name: results[name] for name in ("test", "random")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A workdir with a trained supernet."""
+    folder = tmp_path_factory.mktemp("trained")
+    train_supernet(open_run(tiny_config(), folder, Silent()))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", [halved, ranked, searched, finished])
+def test_a_phase_finds_the_same_as_in_this_process(workers, trained, tmp_path, monkeypatch, phase):
+    found = []
+    for name, own in (("here", HERE), ("there", workers)):
+        shutil.copytree(trained, tmp_path / name)
+        found.append(dict(flat(phase(open_run(tiny_config(), tmp_path / name, Silent(), own)))))
+        # In this process; not on the nodes.
+        monkeypatch.setattr(loop, "train", pytest.fail)
+        monkeypatch.setattr(seeds, "search", pytest.fail)
+    here, there = found
+    assert here.keys() == there.keys()
+    for key, value in here.items():
+        near = pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value
+        assert there[key] == near, key
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a JSON value, by path."""
+    if not isinstance(value, dict | list):
+        yield path, value
+        return
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, own in items:
+        yield from flat(own, f"{path}/{key}")
+
+
+def test_a_benchmark_trains_on_a_cluster(cluster, workers):
+    """Its commands run on nodes, each on one; one that fails ends the program with its words."""
+    printed = {}
+
+    def job(part: str, core: trainings.Core):
+        assert isinstance(core, RayWorkers)
+        printed[part] = trainings.run_on_core(core, [sys.executable, "-c", f"print({part!r})"])
+
+    trainings.on_each_core(job, ["a", "b", "c"], cluster.address)
+    assert printed == {part: f"{part}\n" for part in "abc"}
+    with pytest.raises(SystemExit, match=r"ended with 1:\n.*no such part"):
+        trainings.run_on_core(workers, [sys.executable, "-c", "raise SystemExit('no such part')"])
 
 
 def test_a_run_is_for_the_workers_alone(workers, tmp_path):

@@ -185,7 +185,12 @@ def test_a_step_that_is_not_finite_changes_nothing(params, four_devices):
 
 @pytest.mark.parametrize("backend", ["loop", pytest.param("pallas", marks=pytest.mark.slow)])
 def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
-    """To the precision of bfloat16, 8 bits; gradients are summed in float32."""
+    """Within what rounding to 8 bits allows; gradients are summed in float32.
+
+    A rounding is off by 2**-9 at most, 0.11 % on average (2**-9 / sqrt(3), root mean square), in
+    either direction. In these 3 + 3 layers a gradient passes about 50 of them on its way forward
+    and back, which as a random walk makes 0.8 %. Measured: 0.23 to 0.44 %.
+    """
     source, target = token_batch(np.random.default_rng(6))
     batch = {"source": source, "target": target}
 
@@ -205,7 +210,7 @@ def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
         assert value != exact
         assert value == pytest.approx(exact, rel=2e-3)
         error = np.linalg.norm(gradient - exact_gradient) / np.linalg.norm(exact_gradient)
-        assert error < 0.03
+        assert error < 0.008
 
     for subnet in (SPACE.largest(), SPACE.smallest()):
         compare(MODEL.clone(backend=backend), params, to_active(subnet, HULL))
