@@ -30,6 +30,7 @@ def check(found: dict, kills: int):
     assert [goal["value"] for goal in found["goals"].values()] == [0, 0], found
 
 
+@pytest.mark.slow
 def test_a_killed_run_equals_the_uninterrupted_one():
     """SIGKILL at a moment of the process's life."""
     check(killed(1), 1)

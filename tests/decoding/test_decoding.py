@@ -75,9 +75,12 @@ def kernels(request) -> str:
 
 def models(*names):
     """Parameters of `small`: these subnets with both kernels, and evolved cells."""
-    pairs = [(kind, name) for kind in ("native", "xla") for name in names]
-    marks = {"native": needs_kernels, "xla": ()}
-    return [*(pytest.param(x, marks=marks[x[0]]) for x in pairs), ("evolved", "")]
+    native = [pytest.param(("native", name), marks=needs_kernels) for name in names]
+    xla = [
+        pytest.param(("xla", name), marks=() if name == "largest" else pytest.mark.slow)
+        for name in names
+    ]
+    return [*native, *xla, ("evolved", "")]
 
 
 @pytest.fixture(scope="module", params=models(*sorted(subnets())), ids="-".join)
@@ -98,7 +101,7 @@ def test_cached_logits_equal_teacher_forced_ones(small):
     check_cached_logits(small)
 
 
-@pytest.mark.parametrize("gate", ["count", "normalised"])
+@pytest.mark.parametrize("gate", [pytest.param("count", marks=pytest.mark.slow), "normalised"])
 def test_cached_logits_with_other_gates(kernels, gate):
     """The largest has two experts a token, so that their probabilities are renormalised."""
     check_cached_logits(Model(SPACE.largest(), kernels, elastic_space(gate=gate)))

@@ -136,7 +136,7 @@ def test_quantized(folder, quantized, translator):
     assert any(difference)  # it is another program
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("quantize", [pytest.param("none", marks=pytest.mark.slow), "int8"])
 def test_shortlist(own_params, tmp_path, quantize):
     """Only words of the lists come; both kinds of programs agree; a list of all words is exact."""
     rng = np.random.default_rng(0)

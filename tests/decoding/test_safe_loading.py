@@ -37,6 +37,11 @@ TRANSFORMERS = ("fp32", "int8", "shortlist")
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.reason())
 
 
+def slow(*values: str):
+    """A parameter of slow tests."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> dict[str, Path]:
     """The same subnet in fp32, in int8, and with a shortlist; evolved cells in fp32 and int8."""
@@ -72,7 +77,8 @@ def exports(tmp_path_factory) -> dict[str, Path]:
     ("kind", "kernels"),
     [
         *(pytest.param(kind, "native", marks=needs_kernels) for kind in TRANSFORMERS),
-        *((kind, "xla") for kind in (*TRANSFORMERS, "evolved", "evolved_int8")),
+        *((kind, "xla") for kind in ("fp32", "int8", "evolved")),
+        *(slow(kind, "xla") for kind in ("shortlist", "evolved_int8")),
     ],
 )
 def test_own_programs_equal_the_exports(exports, kind, kernels):
@@ -355,7 +361,7 @@ KINDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "kernels"), KINDS)
+@pytest.mark.parametrize(("kind", "kernels"), [*KINDS[:3], *(slow(*kind) for kind in KINDS[3:])])
 def test_changed_exports_are_refused_or_load(exports, tmp_path, kind, kernels):
     if kernels == "native" and not native.available():
         pytest.skip(native.reason())

@@ -148,6 +148,7 @@ def test_padding_does_not_matter():
         np.testing.assert_allclose(plain, padded, atol=2e-5 * np.abs(plain).max())
 
 
+@pytest.mark.slow
 def test_dropout_follows_its_key():
     src, tgt = token_batch(np.random.default_rng(1))
     module = EvolvedTransformer(ARCH, (VOCAB, VOCAB), 12, 8, dropout=0.3, attention_dropout=0.2)
@@ -158,6 +159,7 @@ def test_dropout_follows_its_key():
     assert np.abs(one - other).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16():
     src, tgt = token_batch(np.random.default_rng(3))
     space = dataclasses.replace(SPACE, encoder_depths=(1,), decoder_depths=(1,))

@@ -63,7 +63,10 @@ def supernet(request):
         yield make_supernet(SPACES[request.param])
 
 
-@pytest.fixture(scope="module", params=sorted(TABLES))
+@pytest.fixture(
+    scope="module",
+    params=["three tables", pytest.param("two tables", marks=pytest.mark.slow)],
+)
 def supernet_of_tables(request):
     return make_supernet(TABLES[request.param])
 
@@ -101,7 +104,9 @@ def test_mask_equals_slice_with_tables_of_their_own(supernet_of_tables):
         {"sharing": "own"},
         {"sharing": "means"},
         {"sharing": "common", "gate": "count"},
-        {"sharing": "common", "decoder_experts": (1,)},  # a side without routers
+        pytest.param(  # a side without routers
+            {"sharing": "common", "decoder_experts": (1,)}, marks=pytest.mark.slow
+        ),
         {"gate": "normalised"},
     ],
     ids=str,
@@ -207,7 +212,7 @@ def test_scales_can_be_part_of_the_weights():
     [
         ("loop", None),
         ("loop", 0),
-        ("pallas", None),
+        pytest.param("pallas", None, marks=pytest.mark.slow),
         pytest.param("ragged_dot", None, marks=pytest.mark.slow),
         pytest.param("blocked", None, marks=pytest.mark.slow),
     ],

@@ -17,7 +17,8 @@ from automoe_jax.ops import grouped_loop, grouped_ragged
 from automoe_jax.ops.grouped_ffn import dense_reference, grouped_ffn
 from automoe_jax.ops.grouping import ExpertWeights, Groups, LayerExperts
 
-HERE = ["loop", "pallas", "ragged_dot", "blocked"]  # the backends that run on a CPU
+# The backends that run on a CPU.
+HERE = ["loop", "pallas", "ragged_dot", pytest.param("blocked", marks=pytest.mark.slow)]
 
 
 def weights_of(rng, slots, d):

@@ -350,6 +350,7 @@ def write_ids(folder: Path, n: int):
             (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_converted_weights(tmp_path, super_a):
     """The corpus may be named later; a rate of nothing leaves the weights as they came."""
     convert(Run(resolve(config_of(SPACE)), tmp_path / "run", Silent()), super_a, IDS)

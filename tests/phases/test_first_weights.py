@@ -65,7 +65,11 @@ def test_a_supernet_starts_from_a_trained_subnet(prepared, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"final_weights": "average", "averaged_checkpoints": 2}, "average of 2"),
+        pytest.param(
+            {"final_weights": "average", "averaged_checkpoints": 2},
+            "average of 2",
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"final_weights": "ema"}, "ema", marks=pytest.mark.slow),
     ],
 )

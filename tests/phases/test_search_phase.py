@@ -172,7 +172,9 @@ class KillAtWrite:
 
 
 @pytest.mark.usefixtures("no_pictures", "fake_latency")
-@pytest.mark.parametrize("mode", ["flops", "predicted", "nsga2"])
+@pytest.mark.parametrize(
+    "mode", ["flops", pytest.param("predicted", marks=pytest.mark.slow), "nsga2"]
+)
 def test_killed_and_resumed_is_the_same(prepared, tmp_path, mode):
     """At five random moments: the same history, byte for byte, and the same result."""
     config = {

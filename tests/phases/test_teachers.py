@@ -112,6 +112,7 @@ def test_a_converted_checkpoint_teaches(shared, tmp_path):
     assert teachers.origin(run.path).startswith("largest subnet of the supernet, converted from ")
 
 
+@pytest.mark.slow
 def test_a_teacher_that_became_another(trained, tmp_path):
     """What has begun to learn from one does not go on with another; what has ended may stay."""
     run, _ = trained
@@ -138,6 +139,7 @@ def test_a_teacher_that_became_another(trained, tmp_path):
     learn()
 
 
+@pytest.mark.slow
 def test_a_student_that_has_ended_needs_its_teacher_no_more(trained, tmp_path):
     run, _ = trained
     teacher = open_run(run.config, tmp_path / "teacher", Silent())

@@ -69,7 +69,13 @@ def test_the_program():
         assert any(words in line for line in lines), lines
 
 
-@pytest.fixture(scope="module", params=["here", pytest.param("v5e:2x2", marks=needs_libtpu)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("here", marks=pytest.mark.slow),
+        pytest.param("v5e:2x2", marks=needs_libtpu),
+    ],
+)
 def compiled(request):
     """A step for TPUs; "here" for the CPU devices of this machine as if they were some."""
     config = tiny_config()

@@ -173,6 +173,7 @@ def test_a_killed_run_keeps_the_same_best(tmp_path, losses):
     assert of(tmp_path, final_weights="best")[1] == 4
 
 
+@pytest.mark.slow
 def test_a_new_training_does_not_keep_the_best_of_another(each, tmp_path, losses):
     """Killed before its first checkpoint and begun again, or its checkpoints removed."""
     config = dataclasses.replace(EVALUATED, checkpoint_every=100)
