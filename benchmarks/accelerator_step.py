@@ -7,7 +7,7 @@ The largest subnet of the paper's space (640 wide, 6 + 6 layers, 6 experts of 3,
 dense Transformer with one FFN of 3,072 in each layer compute as much for a token. Their mapped
 train steps are timed in turns, for each number of tokens a device, in bfloat16; beside them are the
 rate of a large matrix product and, where the chip is known, its published peak. The last line is
-JSON; the exit code is 1 where the supernet reaches less than 0.7 of the dense model's share of it.
+JSON; the exit code is 1 where the supernet reaches less than 0.7 of the dense model's FLOP/s.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def compare(space: SearchSpace, tokens: int, dtype: str, vocab: int, runs: int) 
             "share_of_matmul": rate / product_rate,
             "target_tokens_per_s": tokens / float(np.median(times[name])),
         }
-        if peak:
+        if peak and dtype == "bfloat16":
             found[name]["share_of_peak"] = rate / peak
     found["share_of_dense"] = found["largest"]["tflops"] / found["dense"]["tflops"]
     return found

@@ -32,6 +32,7 @@ from paper_systems import CORPORA, KINDS, TOGETHER, Corpus, Part, batches, needs
 from trainings import ROOT
 
 from automoe_jax.system import files
+from automoe_jax.system.ray_workers import RayWorkers
 
 
 def key(line: dict[str, Any]) -> Part:
@@ -44,10 +45,10 @@ def read(path: Path) -> dict[Part, dict[str, Any]]:
     return {key(line): line for line in files.read_json_lines(path)}
 
 
-def run(study: Study, wanted: list[Part], results: Path, ray: str):
-    """Does the parts that have no line yet, in order; trainings on the Ray cluster `ray`, if any.
+def run(study: Study, wanted: list[Part], results: Path, workers: RayWorkers | None):
+    """Does the parts that have no line yet, in order; trainings on a Ray cluster, if any.
 
-    What measures latencies runs here.
+    What measures latencies runs here. Lines come as parts finish: a kill loses none of them.
     """
 
     lines, lock = read(results), threading.Lock()
@@ -66,7 +67,7 @@ def run(study: Study, wanted: list[Part], results: Path, ray: str):
 
     for batch in batches([part for part in wanted if part not in lines]):
         if any(batch[0].kind in kinds for kinds in TOGETHER):
-            trainings.on_each_core(one, batch, ray)
+            trainings.on_each_core(one, batch, workers)
         else:
             for part in batch:
                 one(part, None)
@@ -112,6 +113,8 @@ def main():
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "paper")
     parser.add_argument("--results", type=Path, help="file (default: benchmarks/results/)")
     parser.add_argument("--ray", default="", help="cluster to train on: auto, or HOST:PORT")
+    parser.add_argument("--ray_cores", type=int, default=1, help="cores of a training there")
+    parser.add_argument("--ray_memory_gb", type=float, default=4.0, help="its memory, GiB")
     args = parser.parse_args()
     corpus = CORPORA[args.corpus]
     known, own = systems(corpus), [f"{budget:g}" for budget in corpus.budgets]
@@ -125,7 +128,8 @@ def main():
         return
     require(corpus, wanted, read(results))
     results.parent.mkdir(exist_ok=True)
-    run(Study(corpus, args.workdir.absolute() / args.corpus), wanted, results, args.ray)
+    workers = RayWorkers(args.ray, args.ray_cores, args.ray_memory_gb) if args.ray else None
+    run(Study(corpus, args.workdir.absolute() / args.corpus), wanted, results, workers)
     lines = read(results)
     rows = [lines[part] for part in wanted]
     print(json.dumps({"benchmark": "paper_tables", "corpus": args.corpus, "rows": rows}))

@@ -105,15 +105,16 @@ def _run(command: list[str]) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def on_each_core(job: Callable[[Any, Core], None], inputs: Sequence[Any], ray: str = "") -> None:
+def on_each_core(
+    job: Callable[[Any, Core], None], inputs: Sequence[Any], workers: RayWorkers | None = None
+) -> None:
     """Runs `job(input, core)` for every input, in order, one at a time on each core.
 
-    The cores are those of this machine, or of the Ray cluster at the address `ray`, whose nodes
-    have the project and the workdir at the same paths.
+    The cores are those of this machine, or of a Ray cluster, whose nodes have the project and the
+    workdir at the same paths.
     """
     cores: queue.Queue[Core] = queue.Queue()
-    workers = RayWorkers(ray)
-    found = [workers] * workers.slots() if ray else sorted(os.sched_getaffinity(0))
+    found = [workers] * workers.slots() if workers else sorted(os.sched_getaffinity(0))
     for core in found:
         cores.put(core)
 

@@ -42,8 +42,8 @@ def analyse(
 ) -> dict[str, Any]:
     """The routing of a subnet with these weights on `pairs` pairs of a split, 0 for all.
 
-    Writes `routing.json`, whose content it returns, and `routing.png` if a layer has several
-    experts, into the folder. `origin` says where the weights come from.
+    Writes `routing.json`, whose content it returns, and `routing.png` and `.svg` if a layer has
+    several experts, into the folder. `origin` says where the weights come from.
     """
     config, text = run.config, data.valid if split == "valid" else split_tokens(run, split)
     if 0 < pairs < len(text):

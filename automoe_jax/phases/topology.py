@@ -121,26 +121,28 @@ def compile_step(
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as e:
-            raise _refusal(e, topology) from None
+            if refused := too_large(str(e), topology):
+                raise UserError(refused) from None
+            raise
     seconds = time.monotonic() - start
     text = compiled.as_text()
     costs = hlo.costs(text, _trips(largest))
     return Compiled(costs, compiled.memory_analysis(), seconds, text, n_micro)
 
 
-def _refusal(error: Exception, topology: Topology) -> Exception:
-    """A line for the user where the compiler finds that the step needs more memory than a chip has.
+def too_large(error: str, topology: Topology) -> str:
+    """What to tell a user if the compiler's error is that a step needs more memory than a chip has.
 
-    Other errors as they are.
+    Else "": a kernel that needs more of another memory, for one, is no user's mistake.
     """
-    first = next(iter(str(error).splitlines()), "")
-    kind, _, words = first.partition(": ")
-    if kind != "RESOURCE_EXHAUSTED":
-        return error
-    return UserError(
-        f"the step does not fit a chip of {topology.name}: {words.rstrip('.')}; it needs less with "
-        "training.compute_dtype=bfloat16, training.shard_optimizer, training.remat=layer, "
-        "training.expert_parallel, or fewer training.tokens_per_batch (docs/pods.md)"
+    kind, _, words = error.partition("\n")[0].partition(": ")
+    if kind != "RESOURCE_EXHAUSTED" or "hbm" not in words.lower():
+        return ""
+    return (
+        f"the step does not fit a chip of {topology.name}: {words.rstrip('.')}; these make it need "
+        "less, where they are not set yet: training.compute_dtype=bfloat16, "
+        "training.shard_optimizer=True, training.remat=layer, a smaller training.tokens_per_batch, "
+        "training.expert_parallel with sampling.unit=update (docs/pods.md)"
     )
 
 
@@ -215,7 +217,8 @@ def describe(
         )
     seconds = bounds(costs, chip)
     bound = max(seconds, key=lambda name: seconds[name])
-    times = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in seconds.items())
+    share = {name: s / seconds[bound] for name, s in seconds.items()}
+    times = ", ".join(f"{k} {1e3 * s:.3g} ms ({share[k]:.0%})" for k, s in seconds.items())
     tokens, updates = batches * bucket.rows * bucket.target, training.steps
     longest = seconds[bound]
     yield f"at the chip's peaks ({chips.SOURCE}): {times}; bound by {bound}"

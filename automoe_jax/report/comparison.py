@@ -55,7 +55,7 @@ of the reference's latency as timed in turns (ms of different times may not comp
 best of dense models, and of mixtures, that are at least as fast.</small></p>
 <h2>All systems</h2>
 <p><small>A click on a column's name sorts by it.</small></p>
-{sortable_table("", table(groups))}
+{sortable_table(table(groups))}
 {_gains(studies or {})}{_parts(groups, folder)}{_shares(rows)}<h2>Architectures</h2>
 <div class=cards>{"".join(_card(row) for row in rows)}</div>
 {_examples(groups, examples or {})}{f"<h2>Trainings</h2>{shown}" if shown else ""}
@@ -71,7 +71,7 @@ def _pictures(groups: Sequence[Group], folder: Path) -> str:
     for i, study in enumerate(dict.fromkeys(group.rows[0].study for group in groups)):
         name = f"{PICTURE}_{i}" if i else PICTURE
         png, svg = with_svg(folder / f"{name}.png")
-        save(figure([group for group in groups if group.rows[0].study == study]), svg, png)
+        save(figure([group for group in groups if group.rows[0].study == study]), png, svg)
         heading = f"<h2>{html.escape(study)}</h2>" if study else ""
         about = f"BLEU against latency of every system{f' of {study}' * bool(study)}"
         shown.append(heading + picture(png, about))

@@ -22,7 +22,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child, .text td { text-align: left; }
 .text th { text-align: left; }
 .text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; min-width: 5.5rem; }
-.compared .last { background: var(--mark); font-weight: 600; }
+.chosen { background: var(--mark); font-weight: 600; }
 .sortable button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
   padding: 0; cursor: pointer; }
 .sortable th[aria-sort=ascending] button::after { content: " \\2191"; }
@@ -77,25 +77,25 @@ def picture(path: Path, about: str) -> str:
 
 def html_table(css_class: str, rows: list[list[str]]) -> str:
     """An HTML table; its first row is the header."""
-    lines = []
-    for i, row in enumerate(rows):
-        tag = "td" if i else "th"
-        cells = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
-        lines.append(f"<tr>{cells}</tr>")
+    lines = [_row("td" if i else "th", row) for i, row in enumerate(rows)]
     return f"<div class=wide><table class={css_class}>{''.join(lines)}</table></div>"
 
 
-def sortable_table(css_class: str, rows: list[list[str]]) -> str:
-    """As `html_table`, with buttons in the header, for pages with the script `SORT`."""
+def _row(tag: str, texts: list[str], attributes: str = "") -> str:
+    cells = "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+    return f"<tr{attributes}>{cells}</tr>"
+
+
+def sortable_table(rows: list[list[str]], chosen: int | None = None) -> str:
+    """As `html_table`, with buttons in the header, for pages with the script `SORT`.
+
+    The row with the index `chosen`, of those below the header, is marked.
+    """
     header, *body = rows
     cells = "".join(f"<th><button>{html.escape(text)}</button></th>" for text in header)
-    lines = []
-    for i, row in enumerate(body, 1):
-        last = " class=last" if i == len(body) else ""
-        own = "".join(f"<td>{html.escape(text)}</td>" for text in row)
-        lines.append(f"<tr{last}>{own}</tr>")
+    lines = [_row("td", row, " class=chosen" * (i == chosen)) for i, row in enumerate(body)]
     return (
-        f'<div class=wide><table class="{css_class} sortable"><thead><tr>{cells}</tr></thead>'
+        f"<div class=wide><table class=sortable><thead><tr>{cells}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -118,6 +118,7 @@ def _page(
     median = "none" if random["median_loss"] is None else f"{random['median_loss']:.4f}"
     cards = "".join(card(row["subnet"], row["name"]) for row in results["rows"])
     seconds = ", ".join(f"{k} {v:.0f} s" for k, v in results["seconds"].items())
+    rows = table_rows(results)
     gain = f"{text}. " if (text := gain_text(results)) else ""
     repeating = (
         f"{results['repeating']} of its translations repeat a word or a sign more than "
@@ -133,7 +134,7 @@ def _page(
 <p>Test BLEU of the searched and trained subnet: <b>{test["bleu"]:.1f}</b>, chrF {test["chrf"]:.1f}
 on {test["sentences"]:,} sentences. {gain}{repeating}<br>
 <small>{html.escape(test["bleu_signature"])}</small></p>
-{sortable_table("compared", table_rows(results))}
+{sortable_table(rows, chosen=len(rows) - 2)}
 <p><small>A click on a column's name sorts by it. Latency: batch 1,
 {latency["source_length"]} tokens in, {latency["target_length"]} out, beam {latency["beam_size"]},
 {latency["runs"]} runs in turns, 10 % tails dropped, mean ± standard deviation;

@@ -23,11 +23,15 @@ TPUS = {
     "v6e": Chip(918e12, 1638e9, 32e9, 400e9),
 }
 
-# Dense FLOP/s in bfloat16, from the data sheets at nvidia.com of the modules with the highest power
-# limit (SXM where there is one): half of what they list where that is "with sparsity".
+# Dense FLOP/s in bfloat16 of NVIDIA's SXM modules and of the L4, from the data sheets at nvidia.com
+# as of November 2026: half of what they list "with sparsity".
 _GPU_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L4": 121e12}
+_SLOWER = {"PCIe", "PCIE", "NVL"}  # cards with lower power limits
 # What JAX calls TPUs.
-_TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+_TPU_KINDS = {
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e", "TPU v6e": "v6e",
+}  # fmt: skip
 
 
 def peak_flops(kind: str) -> float | None:
@@ -35,6 +39,6 @@ def peak_flops(kind: str) -> float | None:
     if kind in _TPU_KINDS:
         return TPUS[_TPU_KINDS[kind]].flops
     maker, *words = kind.replace("-", " ").split()
-    if maker != "NVIDIA":
+    if maker != "NVIDIA" or _SLOWER & set(words):
         return None
     return next((_GPU_FLOPS[word] for word in words if word in _GPU_FLOPS), None)

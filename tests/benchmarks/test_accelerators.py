@@ -13,7 +13,6 @@ from automoe_jax.ops import grouped_ffn as op
 from automoe_jax.system import chips
 
 ARGUMENTS = argparse.Namespace(embed_dim=16, routing="uniform", backend=None, runs=2)
-GPU = "NVIDIA H100 80GB HBM3"
 
 
 @pytest.fixture
@@ -25,7 +24,8 @@ def benchmark(monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "peak"),
-    [(GPU, 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("TPU v5 lite", 197e12), ("cpu", None),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L4", 121e12),
+     ("TPU v5 lite", 197e12), ("TPU v5e", 197e12), ("NVIDIA H100 PCIe", None), ("cpu", None),
      ("NVIDIA GeForce RTX 4090", None)],
 )  # fmt: skip
 def test_published_peaks(kind, peak):
@@ -35,9 +35,15 @@ def test_published_peaks(kind, peak):
 def test_experts_beside_a_dense_layer(benchmark, monkeypatch):
     """Rates by hand from the times; on an accelerator only the row that is judged has a goal."""
     grouped_ffn = benchmark("grouped_ffn")
-    row = grouped_ffn.compare(ARGUMENTS, 64, [8, 24], jnp.float32)
+    row = grouped_ffn.compare(ARGUMENTS, 64, [8, 8], jnp.float32)
+    # Two products, forward and two times backward, 2 FLOPs each, of 64 tokens of 16 through 8.
+    assert row["useful_gflop"] == pytest.approx(2 * 3 * 2 * 64 * 16 * 8 / 1e9)
     median = {name: seconds["median"] for name, seconds in row["seconds"].items()}
     assert row["grouped_gflops"] == pytest.approx(row["useful_gflop"] / median["grouped"])
+    assert row["speed_of_dense_layer"] * median["grouped"] == median["dense_of_same_flops"]
+    assert grouped_ffn.Problem(64, 16, [8, 24], jnp.float32, "skewed", None).mean_size in range(
+        8, 25
+    )
     assert len(grouped_ffn.goals_of(row)) == 3
     assert "share_of_peak" not in row
 

@@ -110,6 +110,28 @@ def test_a_supernet_compiled_for_tpus(compiled):
     assert "all-gather" in found.costs.sent  # of the weights that each chip updates
 
 
+def test_what_a_step_that_does_not_fit_is_told():
+    """Only what a user can change: too large a kernel is another error."""
+    topology = topologies.Topology("v5e:2x4", (), topologies.chips.TPUS["v5e"])
+    told = topologies.too_large("RESOURCE_EXHAUSTED: Ran out of memory on HBM.\nmore", topology)
+    assert told.startswith("the step does not fit a chip of v5e:2x4: Ran out of memory on HBM; ")
+    for other in ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem", "INTERNAL: HBM"):
+        assert not topologies.too_large(other, topology)
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
+def test_other_kinds_of_tpus(name):
+    """The kernels' tiles fit their memories, too."""
+    config, topology = tiny_config(), topologies.find(name)
+    training = dataclasses.replace(config.training, batches_per_step=8, compute_dtype="bfloat16")
+    model = target(config, (72, 72))
+    found = topologies.compile_step(model, config, training, topology, BUCKET)
+    assert not topologies.moved_experts(found.text, config)
+    assert found.costs.flops > 0
+
+
 @pytest.mark.slow
 @needs_libtpu
 def test_a_step_that_no_chip_holds():
@@ -117,7 +139,7 @@ def test_a_step_that_no_chip_holds():
     config, topology = tiny_config(), topologies.find("v5e:2x2")
     training = dataclasses.replace(config.training, batches_per_step=4)
     pairs = Bucket(1 << 21, 1000, 1000)
-    with pytest.raises(UserError, match=r"does not fit a chip of v5e:2x2: .*; it needs less with"):
+    with pytest.raises(UserError, match=r"does not fit a chip of v5e:2x2: .*; these make it need"):
         topologies.compile_step(target(config, (72, 72)), config, training, topology, pairs)
 
 

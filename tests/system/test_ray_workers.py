@@ -28,7 +28,7 @@ from automoe_jax.phases.search_seeds import search_seeds
 from automoe_jax.phases.train import train_supernet
 from automoe_jax.phases.weights import searched_params
 from automoe_jax.system.errors import UserError
-from automoe_jax.system.parts import HERE
+from automoe_jax.system.parts import HERE, Workers
 from automoe_jax.system.progress import Silent
 from automoe_jax.system.ray_workers import RayWorkers, connect
 from automoe_jax.training import loop
@@ -169,14 +169,17 @@ def train_no_subnet(train: Callable, target: TrainingTarget, *given: Any):
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", [halved, ranked, searched, finished])
 def test_a_phase_finds_the_same_as_in_this_process(workers, trained, tmp_path, monkeypatch, phase):
-    found = []
-    for name, own in (("here", HERE), ("there", workers)):
+    """To roundings: this process computes with more threads than a node."""
+
+    def found(name: str, own: Workers) -> dict[str, Any]:
         shutil.copytree(trained, tmp_path / name)
-        found.append(dict(flat(phase(open_run(tiny_config(), tmp_path / name, Silent(), own)))))
-        # In this process; not on the nodes.
-        monkeypatch.setattr(loop, "train", functools.partial(train_no_subnet, loop.train))
-        monkeypatch.setattr(seeds, "search", pytest.fail)
-    here, there = found
+        return dict(flat(phase(open_run(tiny_config(), tmp_path / name, Silent(), own))))
+
+    here = found("here", HERE)
+    # In this process; not on the nodes.
+    monkeypatch.setattr(loop, "train", functools.partial(train_no_subnet, loop.train))
+    monkeypatch.setattr(seeds, "search", pytest.fail)
+    there = found("there", workers)
     assert here.keys() == there.keys()
     for key, value in here.items():
         near = pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value
@@ -193,16 +196,17 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from flat(own, f"{path}/{key}")
 
 
-def test_a_benchmark_trains_on_a_cluster(cluster, workers):
+def test_a_benchmark_trains_on_a_cluster(workers):
     """Its commands run on nodes, each on one; one that fails ends the program with its words."""
     printed = {}
 
     def job(part: str, core: trainings.Core):
         assert isinstance(core, RayWorkers)
-        printed[part] = trainings.run_on_core(core, [sys.executable, "-c", f"print({part!r})"])
+        code = f"import os; print({part!r}, os.environ['NPROC'])"  # set on nodes alone
+        printed[part] = trainings.run_on_core(core, [sys.executable, "-c", code])
 
-    trainings.on_each_core(job, ["a", "b", "c"], cluster.address)
-    assert printed == {part: f"{part}\n" for part in "abc"}
+    trainings.on_each_core(job, ["a", "b", "c"], workers)
+    assert printed == {part: f"{part} 1\n" for part in "abc"}
     with pytest.raises(SystemExit, match=r"ended with 1:\n.*no such part"):
         trainings.run_on_core(workers, [sys.executable, "-c", "raise SystemExit('no such part')"])
 

@@ -187,9 +187,10 @@ def test_a_step_that_is_not_finite_changes_nothing(params, four_devices):
 def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
     """Within what rounding to 8 bits allows; gradients are summed in float32.
 
-    A rounding is off by 2**-9 at most, 0.11 % on average (2**-9 / sqrt(3), root mean square), in
-    either direction. In these 3 + 3 layers a gradient passes about 50 of them on its way forward
-    and back, which as a random walk makes 0.8 %. Measured: 0.23 to 0.44 %.
+    A rounding is off by 2**-8 at most, 0.17 % (root mean square), in either direction. In these
+    3 + 3 layers a gradient passes about 50 of them, four a layer forward and four back, which as a
+    random walk make 1.2 %. Measured: 0.23 to 0.44 %, as most of them are of what is added to a
+    residual stream.
     """
     source, target = token_batch(np.random.default_rng(6))
     batch = {"source": source, "target": target}
@@ -212,7 +213,7 @@ def test_bfloat16_has_the_losses_and_gradients_of_float32(params, backend):
             assert value != exact
             assert value == pytest.approx(exact, rel=2e-3)
             off = [a - b for a, b in zip(gradient, exact_gradient, strict=True)]
-            assert optax.global_norm(off) < 0.008 * optax.global_norm(exact_gradient)
+            assert optax.tree.norm(off) < 0.012 * optax.tree.norm(exact_gradient)
 
     ends = (to_active(subnet, HULL) for subnet in (SPACE.largest(), SPACE.smallest()))
     compare(MODEL.clone(backend=backend), params, *ends)
