@@ -55,7 +55,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
             if found := _COMPUTATION.match(line):
                 own = computations.setdefault(found[1], {})
                 entry = found[1] if line.startswith("ENTRY") else entry
-        elif line.strip() == "}":
+        elif line.startswith("}"):  # with its thread behind it, where it is not the main one
             own = None
         elif one := _instruction(line):
             own[one.name] = one

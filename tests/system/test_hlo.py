@@ -208,6 +208,24 @@ ENTRY %main (n: s32[3], a: bf16[960,128], b: bf16[3,128,384]) -> f32[960,384] {
     assert (unknown.flops, unknown.unknown_kernels) == (0, 1)
 
 
+def test_what_another_core_of_a_tpu_computes():
+    """Chips with SparseCores have computations whose end names their thread."""
+    text = """HloModule m
+
+%there (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %c = f32[8]{0} copy(%p)
+}, execution_thread="sparsecore"
+
+ENTRY %main (q: f32[8]) -> f32[8] {
+  %q = f32[8]{0} parameter(0)
+  %s = ((f32[8]{0}), f32[8]{0}) call-start(%q), async_execution_thread="sparsecore", to_apply=%there
+  ROOT %d = f32[8]{0} call-done(%s)
+}
+"""
+    assert hlo.costs(text).memory_bytes == 2 * 8 * 4
+
+
 def test_text_that_is_no_program():
     with pytest.raises(ValueError, match="no entry computation"):
         hlo.costs("nothing")
