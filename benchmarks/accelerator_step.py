@@ -22,7 +22,6 @@ from train_step import useful_flop
 
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import Subnet
-from automoe_jax.system import chips
 from automoe_jax.training import parallel, sampling
 from automoe_jax.training.config import ModelConfig, SamplingConfig, TrainingConfig
 from automoe_jax.training.sharding import Layout
@@ -82,7 +81,7 @@ def compare(space: SearchSpace, tokens: int, dtype: str, vocab: int, runs: int) 
     times = measure.interleaved({**updates, "matmul": lambda: product(a, a)}, runs)
     product_rate = 2 * size**3 / float(np.median(times["matmul"]))
     found: dict[str, Any] = {"tokens": tokens, "matmul_tflops": product_rate / 1e12}
-    peak = chips.peak_flops(jax.devices()[0].device_kind)
+    peak = measure.published_peak(dtype)
     for name, (_, subnet) in models.items():
         flop = useful_flop(subnet, tokens // LENGTH, LENGTH, vocab)
         rate = flop / float(np.median(times[name]))
@@ -92,7 +91,7 @@ def compare(space: SearchSpace, tokens: int, dtype: str, vocab: int, runs: int) 
             "share_of_matmul": rate / product_rate,
             "target_tokens_per_s": tokens / float(np.median(times[name])),
         }
-        if peak and dtype == "bfloat16":
+        if peak:
             found[name]["share_of_peak"] = rate / peak
     found["share_of_dense"] = found["largest"]["tflops"] / found["dense"]["tflops"]
     return found

@@ -21,11 +21,9 @@ import numpy as np
 from automoe_jax.cli import process
 from automoe_jax.ops import grouped_ffn as op
 from automoe_jax.ops.grouping import ExpertWeights
-from automoe_jax.system import chips
 
 SIZES = (1024, 2048, 3072)
-TOKENS = {"cpu": "2048"}  # by platform
-ACCELERATOR_TOKENS = "8192,16384,32768,65536"
+CPU_TOKENS, ACCELERATOR_TOKENS = "2048", "8192,16384,32768,65536"
 JUDGED = 32768  # tokens for which an accelerator has a goal
 
 
@@ -130,8 +128,7 @@ def compare(args: argparse.Namespace, n: int, sizes: list[int], dtype) -> dict[s
         "grouped_gflops": own.flop / median["grouped"] / 1e9,
         "speed_of_dense_layer": median["dense_of_same_flops"] / median["grouped"],
     }
-    peak = chips.peak_flops(jax.devices()[0].device_kind)
-    if peak and dtype == jnp.bfloat16:
+    if peak := measure.published_peak(dtype):
         row["share_of_peak"] = 1e9 * row["grouped_gflops"] / peak
     if cpu:
         row["times_faster_than_masked"] = median["masked"] / median["grouped"]
@@ -158,7 +155,8 @@ def goals_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def main():
     process.prepare(compiling=True)
-    default = TOKENS.get(jax.default_backend(), ACCELERATOR_TOKENS)
+    cpu = jax.default_backend() == "cpu"
+    default = CPU_TOKENS if cpu else ACCELERATOR_TOKENS
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tokens", default=default, help=f"with commas; here {default}")
     parser.add_argument("--embed_dim", type=int, default=640)
@@ -178,7 +176,6 @@ def main():
         parser.error(f"--tokens={args.tokens} --sizes={args.sizes}: give integers, with commas")
     if min(sizes) < 1 or min(*tokens, args.embed_dim, args.runs) < 1:
         parser.error("tokens, embed_dim, runs and every size must be at least 1")
-    cpu = jax.default_backend() == "cpu"
     dtype = jnp.dtype(args.dtype or ("float32" if cpu else "bfloat16"))
     rows = [compare(args, n, sizes, dtype) for n in tokens]
     result = {

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from automoe_jax.cli import process
+from automoe_jax.system import chips
 from automoe_jax.system.machine import cpu_name
 
 process.prepare(compiling=False)  # as commands do
@@ -95,6 +96,13 @@ def machine() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
+
+
+def published_peak(dtype: Any) -> float | None:
+    """Published FLOP/s of this device in bfloat16; None of other dtypes, and where not known."""
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return None
+    return chips.peak_flops(jax.devices()[0].device_kind)
 
 
 def names(given: str, allowed: Iterable[str], flag: str = "--only") -> list[str]:

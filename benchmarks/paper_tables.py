@@ -113,8 +113,12 @@ def main():
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "paper")
     parser.add_argument("--results", type=Path, help="file (default: benchmarks/results/)")
     parser.add_argument("--ray", default="", help="cluster to train on: auto, or HOST:PORT")
-    parser.add_argument("--ray_cores", type=int, default=1, help="cores of a training there")
-    parser.add_argument("--ray_memory_gb", type=float, default=4.0, help="its memory, GiB")
+    parser.add_argument(
+        "--ray_cores", type=int, default=RayWorkers.cores, help="cores of a training there"
+    )
+    parser.add_argument(
+        "--ray_memory_gb", type=float, default=RayWorkers.memory_gb, help="its memory, GiB"
+    )
     args = parser.parse_args()
     corpus = CORPORA[args.corpus]
     known, own = systems(corpus), [f"{budget:g}" for budget in corpus.budgets]

@@ -111,6 +111,6 @@ def _define_ray(memory_gb: float) -> tuple[flags.FlagHolder, ...]:
     about = "do independent parts on a Ray cluster: auto, or HOST:PORT of its head"
     return (
         flags.DEFINE_string("ray", "", about),
-        flags.DEFINE_integer("ray_cores", 1, "with --ray, CPU cores of a part"),
+        flags.DEFINE_integer("ray_cores", RayWorkers.cores, "with --ray, CPU cores of a part"),
         flags.DEFINE_float("ray_memory_gb", memory_gb, "with --ray, memory of a part, GiB"),
     )

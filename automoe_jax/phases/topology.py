@@ -217,10 +217,9 @@ def describe(
         )
     seconds = bounds(costs, chip)
     bound = max(seconds, key=lambda name: seconds[name])
-    share = {name: s / seconds[bound] for name, s in seconds.items()}
-    times = ", ".join(f"{k} {1e3 * s:.3g} ms ({share[k]:.0%})" for k, s in seconds.items())
-    tokens, updates = batches * bucket.rows * bucket.target, training.steps
     longest = seconds[bound]
+    times = ", ".join(f"{k} {1e3 * s:.3g} ms ({s / longest:.0%})" for k, s in seconds.items())
+    tokens, updates = batches * bucket.rows * bucket.target, training.steps
     yield f"at the chip's peaks ({chips.SOURCE}): {times}; bound by {bound}"
     yield (
         f"at that bound: {tokens / longest:,.0f} tokens/s, {updates:,} updates of {tokens:,} "

@@ -1,25 +1,16 @@
 """The benchmarks that wait for an accelerator, tried on a CPU at tiny sizes."""
 
 import argparse
-import importlib
 
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import ROOT
 
 from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.ops import grouped_ffn as op
 from automoe_jax.system import chips
 
 ARGUMENTS = argparse.Namespace(embed_dim=16, routing="uniform", backend=None, runs=2)
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a benchmark by its name, as when it is started."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module
 
 
 @pytest.mark.parametrize(

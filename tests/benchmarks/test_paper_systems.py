@@ -1,6 +1,5 @@
 """The systems that are compared, and the parts of their comparison."""
 
-import importlib
 import re
 import runpy
 import subprocess
@@ -179,9 +178,8 @@ def test_what_is_compared_directly():
     assert by_hand == Part("model", "mini_transformer_small", 0.0, 2)
 
 
-def test_a_difference_is_that_of_ours(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    paper_study = importlib.import_module("paper_study")
+def test_a_difference_is_that_of_ours(benchmark, tmp_path, monkeypatch):
+    paper_study = benchmark("paper_study")
     study = paper_study.Study(CORPORA["msdocs"], tmp_path)
     references = ["guten Morgen, liebe Welt.", "das ist ein kleines Haus."]
     texts = {"automoe": references, "hat": [references[0], "das war kein grosser Baum."]}
@@ -201,7 +199,7 @@ def test_a_difference_is_that_of_ours(tmp_path, monkeypatch):
 
     monkeypatch.setattr(paper_study.Study, "_timed", in_turns)
     # Scored once with HAT's subnet in the space, and once outside it.
-    options = importlib.import_module("supernet_options")
+    options = benchmark("supernet_options")
     monkeypatch.setattr(options, "inherited", lambda run, subnets: [len(subnets), 3.0])
     inside, outside = (to_json(space_of(name).smallest()) for name in ("msdocs:hat", "wmt14:hat"))
     ours, other = compared(Part("difference", "hat", 0.5))

@@ -22,9 +22,7 @@ from automoe_jax.phases.distill import Distillation, Teacher
 from automoe_jax.phases.export import export_params
 from automoe_jax.phases.pipeline import run_pipeline
 from automoe_jax.phases.prepare import open_splits, prepare
-from automoe_jax.phases.rank import spread
 from automoe_jax.phases.run import Run, each_part, open_run
-from automoe_jax.phases.search_seeds import search_seeds
 from automoe_jax.phases.train import train_supernet
 from automoe_jax.phases.weights import searched_params
 from automoe_jax.system.errors import UserError
@@ -134,7 +132,7 @@ def test_a_corpus_is_the_same_as_of_this_process(workers, prepared, tmp_path, mo
 
 
 def halved(run: Run):
-    return halving.halve(run, "halved", spread(run.config.space, 4, 0), 2)
+    return halving.halve(run, "halved", ranking.spread(run.config.space, 4, 0), 2)
 
 
 def ranked(run: Run):
@@ -144,7 +142,7 @@ def ranked(run: Run):
 
 
 def searched(run: Run):
-    return search_seeds(run, "seeds", [0, 1])
+    return seeds.search_seeds(run, "seeds", [0, 1])
 
 
 def finished(run: Run):
