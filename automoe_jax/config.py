@@ -156,14 +156,13 @@ class RunConfig:
                 f"{given} config.space.sharing is {self.space.sharing!r}: experts that are made of "
                 "several are on no device of their own; use 'front'"
             )
-        for side, stack in self.space.hull().stacks:
-            for i, layer in enumerate(stack.layers, 1):
-                if len(layer.experts) % n:
-                    raise UserError(
-                        f"{given} layer {i} of the {side} has {len(layer.experts)} expert(s) at "
-                        f"most, which {n} devices cannot share equally; use a divisor of the "
-                        "numbers of all layers"
-                    )
+        for side, number, layer in self.space.hull().layers:
+            if len(layer.experts) % n:
+                raise UserError(
+                    f"{given} layer {number} of the {side} has {len(layer.experts)} expert(s) at "
+                    f"most, which {n} devices cannot share equally; use a divisor of the numbers "
+                    "of all layers"
+                )
 
     def groups(self, *names: str) -> dict[str, Any]:
         """The named groups, for a manifest."""

@@ -107,12 +107,9 @@ def main():
         "--json", action="store_true", help="accepted; the output is JSON in any case"
     )
     args = parser.parse_args()
-    try:
-        sizes = [int(text) for text in args.tokens.split(",")]
-    except ValueError:
-        parser.error(f"--tokens is {args.tokens!r}; give integers with commas between")
-    if min(sizes) < LENGTH or args.runs < 1:
-        parser.error(f"--tokens must be at least {LENGTH}, --runs at least 1")
+    sizes = measure.integers(parser, "--tokens", args.tokens, LENGTH)
+    if args.runs < 1:
+        parser.error(f"--runs is {args.runs}; give at least 1")
     space = SearchSpace(**SMALL) if args.small else SearchSpace()
     vocab = 512 if args.small else 32768
     rows = [compare(space, n, args.dtype, vocab, args.runs) for n in sizes]

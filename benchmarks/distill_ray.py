@@ -21,6 +21,8 @@ from typing import Any
 import measure
 from trainings import ROOT
 
+from automoe_jax.phases import distill
+
 RATIO = 1.7
 GIB = 2**30
 NODE: dict[str, Any] = {"memory": 3 * GIB, "object_store_memory": 200_000_000, "num_gpus": 0}
@@ -67,7 +69,7 @@ def on_cluster(args: argparse.Namespace, text: Path, out: Path, *, lose: bool) -
     cluster.wait_for_nodes()
     begun = time.monotonic()
     process = start(args, text, out, f"--ray={cluster.address}", "--ray_memory_gb=2")
-    parts = -(-args.sentences // 2048)
+    parts = -(-args.sentences // distill.CHUNK)
     while lose and process.poll() is None:
         if len(list((out / "parts").glob("*.json"))) > parts / 3:
             cluster.remove_node(nodes[1], allow_graceful=False)

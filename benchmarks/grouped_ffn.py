@@ -169,13 +169,12 @@ def main():
         "--json", action="store_true", help="accepted; the output is JSON in any case"
     )
     args = parser.parse_args()
-    try:
-        tokens = [int(n) for n in args.tokens.split(",")]
-        sizes = [int(s) for s in args.sizes.split(",")] if args.sizes else [*SIZES, *SIZES]
-    except ValueError:
-        parser.error(f"--tokens={args.tokens} --sizes={args.sizes}: give integers, with commas")
-    if min(sizes) < 1 or min(*tokens, args.embed_dim, args.runs) < 1:
-        parser.error("tokens, embed_dim, runs and every size must be at least 1")
+    tokens = measure.integers(parser, "--tokens", args.tokens, 1)
+    sizes = [*SIZES, *SIZES]
+    if args.sizes:
+        sizes = measure.integers(parser, "--sizes", args.sizes, 1)
+    if min(args.embed_dim, args.runs) < 1:
+        parser.error("--embed_dim and --runs must be at least 1")
     dtype = jnp.dtype(args.dtype or ("float32" if cpu else "bfloat16"))
     rows = [compare(args, n, sizes, dtype) for n in tokens]
     result = {

@@ -1,5 +1,6 @@
 """Shared by the benchmarks: interleaved timing, the machine's rates, goals and the last line."""
 
+import argparse
 import json
 import os
 import resource
@@ -110,6 +111,17 @@ def names(given: str, allowed: Iterable[str], flag: str = "--only") -> list[str]
     found, known = given.split(","), list(allowed)
     if unknown := set(found) - set(known):
         sys.exit(f"{flag} names {', '.join(sorted(unknown))}; allowed: {', '.join(known)}")
+    return found
+
+
+def integers(parser: argparse.ArgumentParser, flag: str, given: str, least: int) -> list[int]:
+    """The integers in a flag's value, with commas between; ends the program if one is too small."""
+    try:
+        found = [int(text) for text in given.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < least:
+        parser.error(f"{flag} is {given!r}; give integers of at least {least}, commas between")
     return found
 
 

@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from automoe_jax.report import gains
+
 REFERENCE = "mini_transformer_big"  # latencies are shares of this one's
 ARCHITECTURES = Path(__file__).resolve().parent.parent / "configs" / "systems"
 
@@ -22,6 +24,8 @@ class Corpus:
       tests: file names of further test sets, beside the test split.
       ranked: subnets that a ranking trains.
       same: systems that are another one here, and so left out.
+      goals: BLEU by which what search finds is to be better, by names of `report.gains`.
+      best: the BLEU that one model is to have, and within how many milliseconds a sentence.
     """
 
     config: str
@@ -32,6 +36,8 @@ class Corpus:
     tests: tuple[str, ...] = ()
     ranked: int = 16
     same: tuple[str, ...] = ()
+    goals: dict[str, float] = dataclasses.field(default_factory=dict)
+    best: tuple[float, float] | None = None
 
     @property
     def distils(self) -> bool:
@@ -44,18 +50,23 @@ class Corpus:
         return self.budgets[len(self.budgets) // 2]
 
 
+_GOALS = {gains.ARCHITECTURE: 1.0, gains.DENSE_BY_HAND: 2.0, gains.MIXTURE_BY_HAND: 0.5}
 CORPORA = {
     # No teacher: translating its 174,000 pairs would take longer than several of the models.
     # Supernets draw all depths alike, whatever the config says.
     "msdocs": Corpus(
         "msdocs", (2400, 2400, 0), (0.35, 0.5, 0.7), {"sampling.depth_bias": 0.0},
-        same=("experts_4",),
+        same=("experts_4",), goals=_GOALS, best=(32.0, 6.0),
     ),
     # And deep stacks more often: at the budget that leaves room for them.
     "msdocs_deep": Corpus(
-        "msdocs", (2400, 2400, 0), (0.7,), {"sampling.depth_bias": 2.0}, same=("experts_4",)
+        "msdocs", (2400, 2400, 0), (0.7,), {"sampling.depth_bias": 2.0}, same=("experts_4",),
+        goals=_GOALS, best=(32.0, 6.0),
     ),
-    "multi30k": Corpus("multi30k", (2500, 1500, 2500), (0.5,), tests=("test2017_flickr",)),
+    "multi30k": Corpus(
+        "multi30k", (2500, 1500, 2500), (0.5,), tests=("test2017_flickr",),
+        goals={**_GOALS, gains.DENSE_BY_HAND: 0.5}, best=(36.0, 5.0),
+    ),
     # To try this program out, within minutes: results mean nothing.
     "quickstart": Corpus(
         "quickstart",

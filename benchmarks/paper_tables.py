@@ -15,24 +15,31 @@ one on each core; what is timed runs alone. Every finished part is a line of
 benchmarks/results/paper_CORPUS.jsonl, and is not done again; with --kinds all that is timed
 (largest, search, latency, difference) can wait for a machine that has nothing else to do.
 Unfinished trainings and searches go on from what is in --workdir.
+With what the corpus's comparison is to show (`Corpus.goals`) it ends with 1 where that is missed.
 """
 
 import argparse
-import json
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import measure
+import numpy as np
 import trainings
 from paper_study import Study
 from paper_systems import CORPORA, KINDS, TOGETHER, Corpus, Part, batches, needs, parts, systems
 from trainings import ROOT
 
+from automoe_jax.phases.comparison import of_study
+from automoe_jax.report import gains
+from automoe_jax.report.systems import Row
 from automoe_jax.system import files
 from automoe_jax.system.ray_workers import RayWorkers
+
+SPEED, FLOPS = 1.3, 1.5  # times HAT's at equal BLEU; one of the two is the goal
 
 
 def key(line: dict[str, Any]) -> Part:
@@ -99,6 +106,33 @@ def show(wanted: list[Part], lines: dict[Part, dict[str, Any]]):
     print(f"{done} of {len(wanted)} done; what is left and has been timed: {missing / 3600:.1f} h")
 
 
+def goals_of(corpus: Corpus, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """The goals of a corpus whose models are there: BLEU of mixtures found by search over others of
+    no less latency, as a mean of seeds; their speed over HAT's at equal BLEU; the best model within
+    a time.
+    """
+    found = {}
+    for gain in gains.gains(rows):
+        name = f"{gain.what}, {gain.budget}"
+        if gain.what == gains.AS_GOOD and corpus.goals and gain.latencies:
+            faster, fewer = (1 / float(np.mean(x)) for x in (gain.latencies, gain.flops))
+            found[f"{name}: speed or FLOPs, share of the goal"] = measure.goal(
+                max(faster / SPEED, fewer / FLOPS), 1.0, at_most=False
+            )
+        elif gain.what in corpus.goals:
+            mean = float(np.mean(gain.bleus))
+            goal = measure.goal(mean, corpus.goals[gain.what], at_most=False)
+            # Only where it has not been bought with latency.
+            found[name] = {**goal, "met": goal["met"] and gain.as_fast is True}
+    if corpus.best:
+        bleu, ms = corpus.best
+        scores = [own for row in rows for own in row.precisions.values()]
+        fast = [x.bleu[0] for x in scores if x.ms is not None and x.ms <= ms]
+        name = f"the best BLEU within {ms:g} ms"
+        found[name] = measure.goal(max(fast, default=0.0), bleu, at_most=False)
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
@@ -136,7 +170,9 @@ def main():
     run(Study(corpus, args.workdir.absolute() / args.corpus), wanted, results, workers)
     lines = read(results)
     rows = [lines[part] for part in wanted]
-    print(json.dumps({"benchmark": "paper_tables", "corpus": args.corpus, "rows": rows}))
+    result = {"benchmark": "paper_tables", "corpus": args.corpus, "rows": rows}
+    trained = any(part.kind == "model" for part in lines)
+    measure.finish(result, goals_of(corpus, of_study(results)[0]) if trained else {})
 
 
 if __name__ == "__main__":

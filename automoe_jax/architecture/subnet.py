@@ -100,6 +100,15 @@ class Subnet:
         """("encoder", its stack) and ("decoder", its stack)."""
         return ("encoder", self.encoder), ("decoder", self.decoder)
 
+    @property
+    def layers(self) -> tuple[tuple[str, int, LayerSpec], ...]:
+        """Each layer, encoder first, with its side and its number in the stack from 1."""
+        return tuple(
+            (side, number, layer)
+            for side, stack in self.stacks
+            for number, layer in enumerate(stack.layers, 1)
+        )
+
     def _check_layer(self, where: str, layer: LayerSpec):
         for name in layer.HEADS:
             heads = getattr(layer, name)

@@ -88,10 +88,15 @@ def paired_difference(
 
 
 def bleu_interval(
-    hypotheses: Sequence[str], references: Sequence[str], *, samples: int = 1000, seed: int = 0
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    lowercase: bool = False,
 ) -> tuple[float, float]:
     """The 95 % interval of the BLEU of `score`, by a bootstrap over sentences."""
-    counts_SC = _counts(hypotheses, references, lowercase=False)
+    counts_SC = _counts(hypotheses, references, lowercase=lowercase)
     found = [_bleu(counts_SC[drawn]) for drawn in _draws(len(references), samples, seed)]
     low, high = np.quantile(found, _ENDS)
     return float(low), float(high)

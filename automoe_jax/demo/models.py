@@ -103,11 +103,7 @@ class TokenRouter:
 
     def __init__(self, folder: Path, subnet: Subnet):
         module, params = teachers.model_of_export(folder)
-        self._layers = [
-            (side, number, layer.experts)
-            for side, stack in subnet.stacks
-            for number, layer in enumerate(stack.layers, 1)
-        ]
+        self._layers = subnet.layers
 
         @jax.jit
         def experts(params: Any, source_BS: jax.Array, read_BT: jax.Array) -> list[jax.Array]:
@@ -125,7 +121,7 @@ class TokenRouter:
         padded = [np.array([[*ids, *[PAD_ID] * (length - len(ids))]]) for ids in (source, read)]
         real = {"encoder": len(source), "decoder": len(target)}
         return [
-            {"side": side, "number": number, "sizes": list(sizes),
+            {"side": side, "number": number, "sizes": list(layer.experts),
              "experts": np.asarray(own)[: real[side]].tolist()}
-            for (side, number, sizes), own in zip(self._layers, self._experts(*padded), strict=True)
+            for (side, number, layer), own in zip(self._layers, self._experts(*padded), strict=True)
         ]  # fmt: skip

@@ -11,6 +11,7 @@ from automoe_jax.decoding.schema import KERNELS_OF
 from automoe_jax.phases.report import RESULTS
 from automoe_jax.phases.run import EXPORT, REPORT
 from automoe_jax.report import comparison, curves
+from automoe_jax.report.page import ROUTED
 from automoe_jax.report.systems import (
     PRECISIONS,
     Interval,
@@ -34,6 +35,7 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
     examples: dict[str, Sequence[dict[str, str]]] = {}
     trainings: dict[str, curves.Lines] = {}
     studies: dict[str, Sequence[Row]] = {}
+    uses: dict[str, tuple[dict[str, Any], Path]] = {}
     files_given = [source for source in sources if source.is_file()]
     for source in sources:
         if source.is_file():
@@ -44,7 +46,10 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
             rows += [dataclasses.replace(row, study=study) for row in own]
             examples[study] = found
         elif (source / REPORT / RESULTS).exists():
-            rows += _of_run(source, _name(source, sources))
+            name = _name(source, sources)
+            results = files.read_json(source / REPORT / RESULTS, "report")
+            rows += _of_run(source, name, results)
+            uses[name] = results, source / REPORT / ROUTED
             for path in sorted(source.rglob(metrics.NAME)):
                 trainings[str(path.parent)] = metrics.read(path.parent)
         else:
@@ -54,7 +59,7 @@ def compare(sources: Sequence[Path], folder: Path, title: str) -> list[Row]:
             )
     if not rows:
         raise UserError(f"{', '.join(map(str, sources))}: no model is finished there yet")
-    comparison.write(folder, title, rows, examples, trainings, studies)
+    comparison.write(folder, title, rows, examples, trainings, studies, uses)
     return rows
 
 
@@ -145,13 +150,12 @@ def _means(timed: dict[str, Any]) -> dict[str, float]:
     return {part: value for part, (value, _, _) in timed.get("parts_ms", {}).items()}
 
 
-def _of_run(run: Path, name: str) -> list[Row]:
+def _of_run(run: Path, name: str, results: dict[str, Any]) -> list[Row]:
     """The trained subnets in the report of a pipeline.
 
     Without the share of the reference's latency: each run has a reference of its own, its largest
     subnet.
     """
-    results = files.read_json(run / REPORT / RESULTS, "report")
     int8 = read_manifest(run / EXPORT)["quantization"] == "int8"
     rows = []
     for own in results["rows"]:
@@ -160,7 +164,8 @@ def _of_run(run: Path, name: str) -> list[Row]:
         if bleu is None:
             continue
         chrf = results["test"]["chrf"] if searched else own["chrf_trained"]
-        scores = PrecisionScores((bleu, None, None), chrf, own["latency"]["mean_ms"])
+        low, high = own.get("bleu_trained_95") or (None, None)  # earlier versions have none
+        scores = PrecisionScores((bleu, low, high), chrf, own["latency"]["mean_ms"])
         rows.append(
             Row(
                 f"{name}: {own['name']}", "", 0, own["subnet"], own["params"] / 1e6,

@@ -22,7 +22,7 @@ from automoe_jax.system import files, malloc, workdir
 from automoe_jax.system.errors import UserError
 
 KIND = "distilled corpus"
-_CHUNK = 2048  # pairs that are translated at a time: what a killed run repeats
+CHUNK = 2048  # pairs that are translated at a time: what a killed run repeats
 _PARTS = "parts"  # folder of what is translated so far
 _COUNTS = "distilled.json"  # written last
 
@@ -118,7 +118,7 @@ def _check_folder(folder: Path):
 
 def _translate(run: Run, split: Split, teacher: Teacher, how: Distillation, parts: Path):
     """Writes the parts that are missing: pairs of source and translation."""
-    paths = {first: parts / f"{first:09d}.json" for first in range(0, len(split), _CHUNK)}
+    paths = {first: parts / f"{first:09d}.json" for first in range(0, len(split), CHUNK)}
     missing = [first for first, path in paths.items() if not path.exists()]
     if not missing:
         return
@@ -141,7 +141,7 @@ def _translate(run: Run, split: Split, teacher: Teacher, how: Distillation, part
 
 def _size(split: Split, first: int) -> int:
     """Pairs of the part that begins with pair `first`."""
-    return min(_CHUNK, len(split) - first)
+    return min(CHUNK, len(split) - first)
 
 
 def _usable(split: Split, first: int) -> list[tuple[str, str]]:
@@ -203,8 +203,8 @@ def _translated(parts: Path) -> Iterator[LinePair]:
 
 
 def _all_pairs(split: Split) -> Iterator[LinePair]:
-    for first in range(0, len(split), _CHUNK):
-        yield from split.read(range(first, min(first + _CHUNK, len(split))))
+    for first in range(0, len(split), CHUNK):
+        yield from split.read(range(first, min(first + CHUNK, len(split))))
 
 
 def _write(folder: Path, name: str, languages: tuple[str, str], pairs: Iterable[LinePair]):

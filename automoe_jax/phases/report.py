@@ -36,6 +36,8 @@ N_EXAMPLES = 10
 PARTS_RUNS = 50  # of each part of a translation; the whole is timed by the protocol
 ROUTED_PAIRS = 1000  # test pairs whose tokens are counted by expert
 
+_Scored = tuple[evaluation.Scores, list[str]]  # of a model, with its translations
+
 
 def beam_size(config: RunConfig) -> int:
     """The beam size for BLEU: that of latency if the export has it, else its largest."""
@@ -58,13 +60,18 @@ def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -
     exports = run.path / REPORT / ".exports"
     rows, threads = _compare_inherited(run, params, subnets, test, exports)
     export = run.path / EXPORT
-    scores, translations = evaluation.evaluate(Translator.load(export), *test, beam_size(config))
+    translator = Translator.load(export)
+    scores, translations = evaluation.evaluate(translator, *test, beam_size(config))
     add_scores(export, {"test": dataclasses.asdict(scores)})
-    trained = _compare_trained(run, scores, translations, test, exports)
+    trained = {"searched": (scores, translations), **_random_trained(run, test, exports)}
+    lowercase = translator.tokenizer is not None and translator.tokenizer.lowercase
     for row in rows:
-        scored = trained["scores"].get(row["name"])
-        row["bleu_trained"] = None if scored is None else scored.bleu
-        row["chrf_trained"] = None if scored is None else scored.chrf
+        row.update(_trained_scores(trained.get(row["name"]), test[1], lowercase=lowercase))
+    gain = None
+    if RANDOM in trained:
+        both = translations, trained[RANDOM][1]
+        difference = evaluation.paired_difference(*both, test[1], lowercase=lowercase)
+        gain = dataclasses.asdict(difference)
     shutil.rmtree(exports, ignore_errors=True)
     repeating = sum(evaluation.most_repeats(text) > MOST_REPEATS for text in translations)
     examples = zip(*(texts[:N_EXAMPLES] for texts in (*test, translations)), strict=True)
@@ -72,7 +79,7 @@ def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -
         "version": 1,
         "rows": rows,
         "test": dataclasses.asdict(scores),
-        "gain_over_random": trained["gain"],
+        "gain_over_random": gain,
         "repeating": repeating,
         "most_repeats": MOST_REPEATS,
         "latency": {**dataclasses.asdict(config.latency), "threads_used": threads},
@@ -88,28 +95,32 @@ def compare(run: Run, params: Params, searched: Subnet, found: dict[str, Any]) -
     }
 
 
-def _compare_trained(
-    run: Run,
-    searched: evaluation.Scores,
-    translations: list[str],
-    test: tuple[list[str], list[str]],
-    folder: Path,
+def _trained_scores(
+    trained: _Scored | None, references: list[str], *, lowercase: bool
 ) -> dict[str, Any]:
-    """Scores of trained subnets by name; the searched one's gain over the random one, if any."""
-    found: dict[str, Any] = {"scores": {"searched": searched}, "gain": None}
+    """The entries of a row about its subnet's own training; None where there was none."""
+    if trained is None:
+        return {"bleu_trained": None, "bleu_trained_95": None, "chrf_trained": None}
+    scores, translations = trained
+    interval = evaluation.bleu_interval(translations, references, lowercase=lowercase)
+    return {
+        "bleu_trained": scores.bleu, "bleu_trained_95": interval, "chrf_trained": scores.chrf,
+    }  # fmt: skip
+
+
+def _random_trained(
+    run: Run, test: tuple[list[str], list[str]], folder: Path
+) -> dict[str, _Scored]:
+    """Scores and translations of the random subnet, by its name, if it was trained."""
     trained = run.path / RANDOM_SUBNET
     if not run.config.pipeline.train_random or latest_step(trained) is None:
-        return found
+        return {}
     params, subnet, step = subnet_params(run, RANDOM_SUBNET)
     kind = run.config.subnet_training.final_weights
     source = origin(trained, "trained subnet", step, kind)
     export_params(run, params, subnet, folder / "random_trained", source, programs=False)
     translator, beam = Translator.load(folder / "random_trained"), beam_size(run.config)
-    scores, others = evaluation.evaluate(translator, *test, beam)
-    lowercase = translator.tokenizer is not None and translator.tokenizer.lowercase
-    gain = evaluation.paired_difference(translations, others, test[1], lowercase=lowercase)
-    found["scores"][RANDOM] = scores
-    return {**found, "gain": dataclasses.asdict(gain)}
+    return {RANDOM: evaluation.evaluate(translator, *test, beam)}
 
 
 def _compare_inherited(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from automoe_jax.report import curves, gains
+from automoe_jax.report import curves, expert_use, gains
 from automoe_jax.report.architecture import statistics
 from automoe_jax.report.elements import SORT, STYLE, card, html_table, picture, sortable_table
 from automoe_jax.report.plots import parts_plot, save, with_svg
@@ -27,12 +27,14 @@ def write(
     examples: Mapping[str, Sequence[dict[str, str]]] | None = None,
     trainings: dict[str, curves.Lines] | None = None,
     studies: dict[str, Sequence[Row]] | None = None,
+    uses: Mapping[str, tuple[dict[str, Any], Path]] | None = None,
 ):
     """Writes `index.html`, which needs no other file, and its pictures as PNG and SVG.
 
     `examples`, by the study of their rows, have "source" and "reference"; `trainings` are the
     metrics of runs by name; `studies` are the rows that were trained alike, by the name of their
-    result file. Each study of `rows` has a picture of its own: their BLEU is of different text.
+    result file; `uses` are runs' `results.json` and pictures of routing, by the runs' names. Each
+    study of `rows` has a picture of its own: their BLEU is of different text.
     """
     groups = grouped(rows)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,8 @@ best of dense models, and of mixtures, that are at least as fast.</small></p>
 {sortable_table(table(groups))}
 {_gains(studies or {})}{_parts(groups, folder)}{_shares(rows)}<h2>Architectures</h2>
 <div class=cards>{"".join(_card(row) for row in rows)}</div>
-{_examples(groups, examples or {})}{f"<h2>Trainings</h2>{shown}" if shown else ""}
+{_uses(uses or {})}{_examples(groups, examples or {})}
+{f"<h2>Trainings</h2>{shown}" if shown else ""}
 <script>{SORT}</script>
 </html>
 """,
@@ -93,9 +96,10 @@ def _gains(studies: dict[str, Sequence[Row]]) -> str:
 <p><small>BLEU of a searched mixture (fp32) less that of the model in the second column, trained
 alike: the mean over seeds, its 95 % interval (several seeds: Student, seeds as the unit; one seed:
 a paired bootstrap over sentences, where the two were compared directly), each seed's; by how much
-its validation loss is lower, trained and with weights inherited from one supernet. The last column
-is its latency as a share of that model's: timed in turns, with the interval of one seed; or the
-quotient of the two shares of the reference's latency.</small></p>
+its validation loss is lower, trained and with weights inherited from one supernet. The last
+columns are shares of that model's: of its latency, timed in turns, with the interval of one seed,
+or the quotient of the two shares of the reference's; and of its FLOPs. "As fast" is not surely
+slower; "not surely worse" is by the intervals of BLEU.</small></p>
 """
 
 
@@ -195,6 +199,14 @@ layers have several, and
 
 def _card(row: Row) -> str:
     return card(row.subnet, f"{row.label}, seed {row.seed}" if row.seed else row.label)
+
+
+def _uses(runs: Mapping[str, tuple[dict[str, Any], Path]]) -> str:
+    """Of each run which experts the tokens use; empty where no run has several in a layer."""
+    found = {name: expert_use.sections(*own, level=3) for name, own in runs.items()}
+    return "".join(
+        f"<h2>Experts of {html.escape(name)}</h2>{own}" for name, own in found.items() if own
+    )
 
 
 def _examples(groups: Sequence[Group], examples: Mapping[str, Sequence[dict[str, str]]]) -> str:

@@ -21,6 +21,8 @@ class Gain:
     budget: str
     bleus: tuple[float, ...]  # in the order of the seeds
     latencies: tuple[float, ...]  # shares of the others'; of what was timed
+    flops: tuple[float, ...]  # shares of the others'
+    as_fast: bool | None  # whether none is surely slower than the other; None where not known
     nats: tuple[float, ...]  # how much lower the validation losses are, where known
     inherited: tuple[float, ...]  # the same with weights of one supernet
     difference: PairedDifference | None  # of one seed, if the two were compared directly
@@ -71,7 +73,10 @@ def _gain(what: str, budget: str, pairs: Sequence[tuple[Row, Row]]) -> Gain:
     )  # fmt: skip
     inherited = tuple(x.inherited for x in known if x.inherited is not None)
     one = differences[0] if len(pairs) == 1 else None
-    return Gain(what, tuple(labels), budget, bleus, latencies, nats, inherited, one)
+    flops = tuple(row.gflops / other.gflops for row, other in pairs)
+    timed = [_as_fast(row, other) for row, other in pairs]
+    as_fast = None if None in timed else all(timed)
+    return Gain(what, tuple(labels), budget, bleus, latencies, flops, as_fast, nats, inherited, one)
 
 
 def _quotients(pairs: Sequence[tuple[Row, Row]]) -> Iterator[float]:
@@ -86,6 +91,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     """Header, then a row for each of `gains`: means over seeds, the interval, and each seed."""
     found = [[
         "what", "against", "budget", "BLEU", "95 %", "of each seed", "nats", "inherited", "latency",
+        "FLOPs",
     ]]  # fmt: skip
     for gain in gains(rows):
         interval, several = gain.interval, len(gain.bleus) > 1
@@ -94,7 +100,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
             "" if interval is None else "{:+.1f}, {:+.1f}".format(*interval),
             ", ".join(f"{x:+.1f}" for x in gain.bleus) if several else "one seed",
             *(f"{np.mean(x):+.3f}" if x else "" for x in (gain.nats, gain.inherited)),
-            _latency(gain),
+            _latency(gain), f"{np.mean(gain.flops):.2f}",
         ])  # fmt: skip
     return found
 
@@ -135,20 +141,45 @@ def _by_hand(family: str) -> _Other:
     return of
 
 
-def _as_fast(row: Row, other: Row) -> bool:
-    """Whether a model is not surely slower than another one."""
+def _as_good(system: str) -> _Other:
+    """The fastest model of a system with the same seed that is not surely worse, at any budget."""
+
+    def of(row: Row, rows: Sequence[Row]) -> Row | None:
+        own = [x for x in rows if (x.system, x.seed) == (system, row.seed)]
+        shares = [(x.precisions["fp32"].share, x) for x in own if _not_worse(x, row)]
+        timed = [(share, x) for share, x in shares if share is not None]
+        return min(timed, key=lambda found: found[0])[1] if timed else None
+
+    return of
+
+
+def _not_worse(row: Row, other: Row) -> bool:
+    """Whether a model's BLEU is not surely lower than another one's."""
+    if found := row.difference(other):
+        return found.bleu[2] >= 0
+    (bleu, _, high), (its, low, _) = (x.precisions["fp32"].bleu for x in (row, other))
+    return (bleu if high is None else high) >= (its if low is None else low)
+
+
+def _as_fast(row: Row, other: Row) -> bool | None:
+    """Whether a model is not surely slower than another one; None if one was not timed."""
     if found := row.difference(other):
         return found.latency_ratio[1] <= 1
     own, its = (x.precisions["fp32"].of_reference for x in (row, other))
-    return own is not None and its is not None and own[1] <= its[2]
+    return None if own is None or its is None else own[1] <= its[2]
 
 
+ARCHITECTURE = "architecture: searched, not random"
+AS_GOOD = "HAT's fastest that is not surely worse"
+DENSE_BY_HAND = "the best dense model made by hand that is as fast"
+MIXTURE_BY_HAND = "the best mixture made by hand that is as fast"
 # In words; the system that should be better; the model that a row of it is compared with.
 COMPARED: tuple[tuple[str, str, _Other], ...] = (
-    ("architecture: searched, not random", "automoe", _same("random")),
+    (ARCHITECTURE, "automoe", _same("random")),
     ("experts: searched alike without them", "automoe", _same("hat")),
-    ("the best dense model made by hand that is as fast", "automoe", _by_hand("mini_transformer")),
-    ("the best mixture made by hand that is as fast", "automoe", _by_hand("mini_switch")),
+    (AS_GOOD, "automoe", _as_good("hat")),
+    (DENSE_BY_HAND, "automoe", _by_hand("mini_transformer")),
+    (MIXTURE_BY_HAND, "automoe", _by_hand("mini_switch")),
     ("heterogeneity: sizes of experts", "automoe", _same("automoe_standard")),
     ("limit: latency, not FLOPs", "automoe", _same("automoe_flops")),
     ("depth of the encoder: searched", "automoe", _same("fixed_encoder")),

@@ -1,11 +1,11 @@
 """The report of a run: an HTML page that needs no other file, and its pictures."""
 
 import html
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from automoe_jax.report import expert_use
 from automoe_jax.report.architecture import SIDES, attention
 from automoe_jax.report.elements import (
     SORT,
@@ -13,7 +13,6 @@ from automoe_jax.report.elements import (
     card,
     html_table,
     picture,
-    shaded,
     sortable_table,
 )
 from automoe_jax.report.parts import parts_rows
@@ -34,10 +33,19 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
         flops = f"{row['flops'] / 1e9:.4f}"
         ms = f"{latency['mean_ms']:.2f} ± {latency['std_ms']:.2f}"
         of_largest = f"{value:.2f} [{low:.2f}, {high:.2f}]"
-        trained = row.get("bleu_trained")  # earlier versions have none
-        bleus = (f"{row['bleu_inherited']:.1f}", "" if trained is None else f"{trained:.1f}")
-        rows.append([row["name"], *params, flops, ms, of_largest, *bleus])
+        rows.append([
+            row["name"], *params, flops, ms, of_largest, f"{row['bleu_inherited']:.1f}",
+            _bleu_trained(row),
+        ])  # fmt: skip
     return rows
+
+
+def _bleu_trained(row: dict[str, Any]) -> str:
+    """With its interval; earlier versions have none of it, or no interval."""
+    trained, interval = row.get("bleu_trained"), row.get("bleu_trained_95")
+    if trained is None:
+        return ""
+    return f"{trained:.1f}" + (" [{:.1f}, {:.1f}]".format(*interval) if interval else "")
 
 
 def gain_text(results: dict[str, Any]) -> str:
@@ -140,7 +148,7 @@ on {test["sentences"]:,} sentences. {gain}{repeating}<br>
 {latency["runs"]} runs in turns, 10 % tails dropped, mean ± standard deviation;
 {latency["threads_used"]} thread(s), {latency["platform"]}. Ratios with 95 % intervals. BLEU
 inherited: with the supernet's weights, without further training; trained: after the same
-training of each.</small></p>
+training of each, with the 95 % interval of a bootstrap over sentences.</small></p>
 {_parts(results["rows"], folder)}<h2>Search</h2>
 <p>{found["scored"]} subnets scored. Validation loss of the searched subnet
 {results["searched_loss"]:.4f}; median of {random["count"]} random subnets within the limit
@@ -149,7 +157,7 @@ training of each.</small></p>
 {_choices(worths, loss, cost, folder)}<h2>Architectures</h2>
 <div class=cards>{cards}</div>
 {html_table("layers", _layers(searched))}
-{_routing(results, folder)}{_computation(results.get("computation") or {})}<h2>Examples</h2>
+{expert_use.sections(results, folder / ROUTED)}<h2>Examples</h2>
 {html_table("text", [columns, *examples])}
 <p><small>Phases: {seconds}.</small></p>
 <script>{SORT}</script>
@@ -193,66 +201,6 @@ def _choices(worths: Sequence[Worth], loss: str, cost: str, folder: Path) -> str
 <p>{html.escape(idle)}<br><small>Linear models of the scored subnets: shares of the variance of
 {html.escape(loss)} and of {html.escape(cost)}; changes with 95 % intervals. A search prefers some
 subnets: launch/sensitivity.py scores random ones.</small></p>
-"""
-
-
-def _routing(results: dict[str, Any], folder: Path) -> str:
-    """The section on routers; empty where every layer has one expert."""
-    losses = results.get("routing_losses")
-    several = [layer for layer in results["routing"] if len(layer["sizes"]) > 1]
-    if not several:
-        return ""
-    rows = [["layer", "entropy", "load of each expert", "tokens by FFN size"]]
-    for layer in several:
-        load = ", ".join(f"{share:.0%}" for share in layer["load"])
-        by_size = ", ".join(f"{n}: {share:.0%}" for n, share in layer["share_by_size"].items())
-        most = math.log(len(layer["sizes"]))
-        rows.append([layer["layer"], f"{layer['entropy']:.2f} of {most:.2f}", load, by_size])
-    choice = ""
-    if losses is not None:  # reports of earlier versions have none
-        choice = (
-            f" What the routers' choice is worth: a loss of {losses['learned']:.3f} nats a token; "
-            f"with the same gates and random experts {losses['random']:.3f}, with the largest "
-            f"expert of each layer {losses['largest']:.3f}."
-        )
-    return f"""<h2>Routing</h2>
-{html_table("layers", rows)}
-<p><small>On test text. Entropy of the router's probabilities in nats, and its maximum: there
-the router has no preference. Below, which share of the tokens of a class each expert gets: of
-frequent and rare ones, and by their place in a word.{choice}</small></p>
-{picture(folder / ROUTED, "share of the tokens of each expert, by class")}
-"""
-
-
-def _computation(sides: dict[str, Any]) -> str:
-    """The section on what is computed for which tokens; empty where it is as much for all."""
-    if not sides:
-        return ""
-    labels = list(dict.fromkeys(label for own in sides.values() for label in own["classes"]))
-    rows = [["MFLOPs of a token", "least", "most", "mean ± deviation", *labels]]
-    sentences = []
-    for side, own in sides.items():
-        classes = own["classes"]
-        ends = (f"{own[end] / 1e6:.3f}" for end in ("least", "most"))
-        means = [f"{classes[k]['mean'] / 1e6:.3f}" if k in classes else "" for k in labels]
-        whole = f"{own['all']['mean'] / 1e6:.3f} ± {own['all']['std'] / 1e6:.3f}"
-        rows.append([side, *ends, whole, *means])
-        span = own["most"] - own["least"]
-        lines = "".join(
-            shaded(
-                one["pieces"],
-                [(flops - own["least"]) / span for flops in one["flops"]],
-                [f"{flops / 1e6:.3f} MFLOPs" for flops in one["flops"]],
-            )
-            for one in own["sentences"]
-        )
-        sentences.append(f"<h3>Read by the {side}</h3>{lines}")
-    return f"""<h2>What is computed for which token</h2>
-{html_table("layers", rows)}
-<p><small>FFNs of all layers of a side, on test text; means of frequent and rare tokens, of their
-places in a word, and of thirds of a sentence. Below, the darker a token the more is computed for
-it; a dot begins or ends a sentence.</small></p>
-{"".join(sentences)}
 """
 
 

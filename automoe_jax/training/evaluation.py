@@ -40,11 +40,13 @@ def _programs(target: TrainingTarget, spread: int) -> Programs:
 
 
 class Score(NamedTuple):
-    """What a subnet reaches on validation text."""
+    """What a subnet reaches on validation text; layers are given by side and number from 1."""
 
     loss: float  # nats per target token
-    load: dict[str, np.ndarray]  # by layer: share of the tokens whose first expert each is
-    entropy: dict[str, float]  # by layer: of the router's probabilities, nats, mean over tokens
+    # Of each layer, the share of the tokens whose first expert each is, and the entropy of the
+    # router's probabilities: nats, mean over tokens.
+    load: dict[tuple[str, int], np.ndarray]
+    entropy: dict[tuple[str, int], float]
 
 
 class Evaluator:
@@ -88,11 +90,8 @@ class Evaluator:
         active = self._target.active(subnet)
         found = [self._programs.get(batch_shape(x))(params, x, active) for x in self._batches]
         sums = jax.tree.map(lambda *xs: sum(map(_first, xs)), *found)
-        layers = [
-            f"{side}_{i}"
-            for side, stack in (self._target.subnet or self._target.hull).stacks
-            for i in range(1, len(stack.layers) + 1)
-        ]
+        hull = self._target.subnet or self._target.hull
+        layers = [(side, number) for side, number, _ in hull.layers]
         load = dict(zip(layers, (own / max(own.sum(), 1) for own in sums.tokens_LE), strict=True))
         entropies = zip(layers, sums.entropy_L, sums.tokens_LE, strict=True)
         entropy = {layer: float(x / max(own.sum(), 1)) for layer, x, own in entropies}

@@ -347,15 +347,14 @@ class _Log:
 def _routing(name: str, score: Score, subnet: Subnet) -> dict[str, float]:
     """Of each layer with several experts: load of each and of each FFN size, router's entropy."""
     values = {}
-    for side, stack in subnet.stacks:
-        for i, own in enumerate(stack.layers, 1):
-            if len(own.experts) == 1:
-                continue
-            layer = f"{side}_{i}"
-            values[f"valid/entropy_{name}/{layer}"] = score.entropy[layer]
-            sizes = dict.fromkeys(own.experts, 0.0)
-            for e, (size, share) in enumerate(zip(own.experts, score.load[layer], strict=False)):
-                values[f"valid/load_{name}/{layer}/expert_{e}"] = float(share)
-                sizes[size] += float(share)
-            values |= {f"valid/size_{name}/{layer}/{k}": share for k, share in sizes.items()}
+    for side, number, own in subnet.layers:
+        if len(own.experts) == 1:
+            continue
+        layer, load_E = f"{side}_{number}", score.load[side, number]
+        values[f"valid/entropy_{name}/{layer}"] = score.entropy[side, number]
+        sizes = dict.fromkeys(own.experts, 0.0)
+        for e, (size, share) in enumerate(zip(own.experts, load_E, strict=False)):
+            values[f"valid/load_{name}/{layer}/expert_{e}"] = float(share)
+            sizes[size] += float(share)
+        values |= {f"valid/size_{name}/{layer}/{k}": share for k, share in sizes.items()}
     return values

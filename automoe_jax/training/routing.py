@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from automoe_jax.architecture.ids import PAD_ID
-from automoe_jax.architecture.subnet import LayerSpec, Subnet
 from automoe_jax.data.tokens import TokenPairs
 from automoe_jax.model.experts import router_entropy
 from automoe_jax.training.config import TrainingConfig
@@ -80,7 +79,7 @@ def routing_of(
 ) -> list[LayerRouting]:
     """The routing of a stand-alone model with these weights, layer by layer, encoder first."""
     assert target.subnet is not None
-    layers = _layers(target.subnet)
+    layers = target.subnet.layers
     module = target.module()
 
     @jax.jit
@@ -127,9 +126,3 @@ def losses_by_routing(
         return float(sum(x.nll for x in found) / sum(x.tokens for x in found))
 
     return {how: loss(how) for how in ROUTINGS}
-
-
-def _layers(subnet: Subnet) -> list[tuple[str, int, LayerSpec]]:
-    return [
-        (side, i, layer) for side, stack in subnet.stacks for i, layer in enumerate(stack.layers, 1)
-    ]

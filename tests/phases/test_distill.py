@@ -63,7 +63,7 @@ SPLITS = {"train": Lines(PAIRS), "valid": Lines(PAIRS[:2]), "test": Lines(PAIRS[
 @pytest.fixture
 def distilled(prepared, tmp_path, monkeypatch):
     """Distils `SPLITS`, three pairs at a time; gives the counts and the corpus as it is read."""
-    monkeypatch.setattr(distill, "_CHUNK", 3)
+    monkeypatch.setattr(distill, "CHUNK", 3)
     monkeypatch.setattr(distill, "read_manifest", lambda path: {"weights_from": "a table"})
     run = prepared[0]
 

@@ -79,6 +79,9 @@ def test_pipeline_survives_kills(tmp_path, tmp_path_factory, kills, taught):
     gain = results["gain_over_random"]
     assert gain["bleu"] == pytest.approx(trained[3] - trained[2])
     assert gain["low"] <= gain["bleu"] <= gain["high"]
+    for row in results["rows"][2:]:
+        low, high = row["bleu_trained_95"]
+        assert low <= row["bleu_trained"] <= high
     assert 0 <= results["repeating"] <= results["test"]["sentences"]
     theirs = json.loads((tmp_path / "subnet/random/manifest.json").read_text())["config"]
     ours = json.loads((tmp_path / "subnet/1/manifest.json").read_text())["config"]

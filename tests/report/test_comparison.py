@@ -14,7 +14,7 @@ from automoe_jax.architecture.space import SearchSpace
 from automoe_jax.architecture.subnet import to_json
 from automoe_jax.phases import comparison as phase
 from automoe_jax.phases.comparison import compare
-from automoe_jax.report import comparison, gains, systems
+from automoe_jax.report import comparison, gains, plots, systems
 from automoe_jax.system import files
 from automoe_jax.system.errors import UserError
 
@@ -26,6 +26,13 @@ DENSE = SearchSpace(
     encoder_experts=(1,), decoder_experts=(1,), encoder_depths=(2, 4), decoder_depths=(1, 2),
     cross_spans=(1,),
 )  # fmt: skip
+
+# Of the entry of a run's results about a layer's routing.
+LAYER = {
+    "layer": "encoder 2", "sizes": [64, 128, 64], "load": [0.3, 0.5, 0.2], "entropy": 0.9,
+    "share_by_size": {"64": 0.5, "128": 0.5},
+    "frequency": {"100 most frequent": [0.1, 0.6, 0.3], "rarer": [0.6, 0.2, 0.2]},
+}  # fmt: skip
 
 
 def model(name, budget, seed, ms, bleu, timed=True):
@@ -117,14 +124,17 @@ def test_what_the_gain_is_made_of(study, tmp_path):
     header, *found = gains.table(rows)
     assert header == [
         "what", "against", "budget", "BLEU", "95 %", "of each seed", "nats", "inherited", "latency",
+        "FLOPs",
     ]  # fmt: skip
     by_hand, deep = "the best dense model made by hand that is as fast", "mini_transformer_deep_1"
     experts = "experts: searched alike without them"
     assert found == [
-        [experts, "hat (0.5)", "0.5", "+0.5", "", "one seed", "+0.010", "", "0.98"],
+        [experts, "hat (0.5)", "0.5", "+0.5", "", "one seed", "+0.010", "", "0.98", "0.98"],
+        # At 0.7 HAT has none that is as good.
+        [gains.AS_GOOD, "hat (0.5)", "0.5", "+0.5", "", "one seed", "+0.010", "", "0.98", "0.98"],
         # The larger one by hand was not timed. 2.5 -+ 12.706 * 0.707 / sqrt(2).
-        [by_hand, deep, "0.5", "+2.5", "-3.9, +8.9", "+2.0, +3.0", "+0.050", "", "1.22"],
-        [by_hand, deep, "0.7", "+4.5", "", "one seed", "+0.090", "", "1.64"],
+        [by_hand, deep, "0.5", "+2.5", "-3.9, +8.9", "+2.0, +3.0", "+0.050", "", "1.22", "1.22"],
+        [by_hand, deep, "0.7", "+4.5", "", "one seed", "+0.090", "", "1.64", "1.64"],
     ]
     assert "What the gain is made of" in (tmp_path / "out" / "index.html").read_text()
     alone = [row for row in rows if row.system.startswith("mini")]
@@ -222,6 +232,47 @@ def test_what_is_surely_slower_in_turns_is_not_as_fast(study):
     assert found == ["0.5"]
 
 
+def test_the_fastest_of_hat_that_is_as_good(study):
+    """At any budget; of two that are, the faster one."""
+    add(study, *model("hat", 0.7, 0, 9.0, 35.2), *model("hat", 0.9, 0, 8.8, 35.0))
+    rows, _ = phase.of_study(study)
+    found = {x.budget: x for x in gains.gains(rows) if x.what == gains.AS_GOOD}
+    assert {budget: x.against for budget, x in found.items()} == {
+        "0.5": ("hat (0.5)",), "0.7": ("hat (0.9)",),
+    }  # fmt: skip
+    assert found["0.7"].latencies == pytest.approx((8.2 / 8.8,))
+    # What a direct comparison says goes before their own intervals.
+    add(study, difference("hat", 0.7, [-0.1, -0.5, 0.3], [0.5, 0.4, 0.6]))
+    add(study, difference("hat", 0.5, [0.5, 0.1, 0.9], [0.98, 0.9, 1.05]))
+    rows, _ = phase.of_study(study)
+    found = {x.budget: x.against for x in gains.gains(rows) if x.what == gains.AS_GOOD}
+    assert found == {"0.5": ("hat (0.9)",), "0.7": ("hat (0.9)",)}
+
+
+def test_a_gain_that_is_bought_with_latency_is_none(study, benchmark):
+    paper_systems, goals_of = benchmark("paper_systems"), benchmark("paper_tables").goals_of
+    rows, _ = phase.of_study(study)
+    by_what = {(x.what, x.budget): x.as_fast for x in gains.gains(rows)}
+    assert by_what[gains.AS_GOOD, "0.5"] is True
+    assert by_what[gains.DENSE_BY_HAND, "0.7"] is False
+    own = {gains.DENSE_BY_HAND: 2.0, gains.MIXTURE_BY_HAND: 1.0}
+    corpus = paper_systems.Corpus("quickstart", (1, 1, 0), (0.5,), goals=own, best=(36.0, 6.1))
+    goals = goals_of(corpus, rows)
+    assert {name: (goal["value"], goal["met"]) for name, goal in goals.items()} == {
+        # 1 / (6.0 / 6.1) over 1.3
+        f"{gains.AS_GOOD}, 0.5: speed or FLOPs, share of the goal": (0.7821, False),
+        f"{gains.DENSE_BY_HAND}, 0.5": (2.5, False),  # it is 1.22 times as slow
+        f"{gains.DENSE_BY_HAND}, 0.7": (4.5, False),
+        "the best BLEU within 6.1 ms": (35.3, False),  # in int8
+    }  # fmt: skip
+    add(study, *model("mini_transformer_4_1", 0.0, 0, 6.1, 30.5))
+    add(study, *model("mini_transformer_4_1", 0.0, 1, 6.3, 32.5))
+    rows = [row for row in phase.of_study(study)[0] if row.system != "mini_transformer_deep_1"]
+    goals = goals_of(corpus, rows)
+    assert goals[f"{gains.DENSE_BY_HAND}, 0.5"] == {"value": 2.0, "goal": 2.0, "met": True}
+    assert not goals_of(paper_systems.CORPORA["quickstart"], rows)  # to try it out
+
+
 def test_the_best_by_hand_may_have_another_seed(study):
     """Each system of a family counts, whether it has this seed or not."""
     for seed, bleu in ((0, 31.5), (1, 30.5)):
@@ -264,8 +315,10 @@ def test_a_pipelines_run(tmp_path, study, monkeypatch):
         {**row, "name": "random within the limit", "bleu_trained": 60.0, "chrf_trained": 70.0},
     ]  # fmt: skip
     run = tmp_path / "run"
-    results = {"version": 1, "rows": rows, "test": {"bleu": 61.5, "chrf": 72.0}}
+    rows[1] |= {"bleu_trained": 61.5, "bleu_trained_95": [60.5, 62.5]}
+    results = {"version": 1, "rows": rows, "test": {"bleu": 61.5, "chrf": 72.0}, "routing": [LAYER]}
     (run / "report").mkdir(parents=True)
+    plots.routing_plot([LAYER], run / "report" / "routing.png")
     files.write_json(run / "report" / "results.json", results)
     monkeypatch.setattr(phase, "read_manifest", lambda path: {"quantization": "none"})
     (run / "subnet" / "1").mkdir(parents=True)
@@ -274,15 +327,21 @@ def test_a_pipelines_run(tmp_path, study, monkeypatch):
     ]
     (run / "subnet/1/metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     found = compare([run, study], tmp_path / "out", "a test")
-    bleus = {row.label: row.precisions["fp32"].bleu[0] for row in found[:2]}
-    assert bleus == {"run: searched": 61.5, "run: random within the limit": 60.0}
+    bleus = {row.label: row.precisions["fp32"].bleu for row in found[:2]}
+    assert bleus == {
+        "run: searched": (61.5, 60.5, 62.5), "run: random within the limit": (60.0, None, None),
+    }  # fmt: skip
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<svg" in page
     assert "Trainings" in page
+    # Of the frequent tokens 10 % + 30 % go to an FFN of 64, of the rarer ones 60 % + 20 %.
+    section = page.partition("<h2>Experts of run</h2>")[2].partition("<h2>")[0]
+    for row in (["encoder 2", "64", "50%", "40%", "80%"], ["", "128", "50%", "60%", "20%"]):
+        assert "".join(f"<td>{cell}</td>" for cell in row) in section
     monkeypatch.setattr(phase, "read_manifest", lambda path: {"quantization": "int8"})
     first, *_ = compare([run, study], tmp_path / "int8", "a test")
     assert list(first.precisions) == ["int8"]
-    # Its interval, and its share of another run's reference, are not known: all are shown in ms.
+    # Its share of another run's reference is not known: all are shown in ms.
     labels = {}
     for name, rows in {"both": found, "study": found[2:]}.items():
         figure = comparison.figure(systems.grouped(rows))
@@ -292,7 +351,7 @@ def test_a_pipelines_run(tmp_path, study, monkeypatch):
     assert labels["study"] == "latency, fp32 (share of the reference's)"
     header, row, *_ = systems.table(systems.grouped(found))
     known = dict(zip(header, row, strict=True))
-    assert (known["from"], known["to"], known["speed-up"]) == ("", "", "")
+    assert (known["from"], known["to"], known["speed-up"]) == ("60.50", "62.50", "")
     # Runs of the same name are told apart, not averaged.
     shutil.copytree(run, tmp_path / "other" / "run")
     found = compare([run, tmp_path / "other" / "run"], tmp_path / "out", "a test")

@@ -118,7 +118,7 @@ def test_auto_is_the_cluster_of_this_machine(cluster, monkeypatch):
 
 
 def test_a_corpus_is_the_same_as_of_this_process(workers, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "_CHUNK", 200)
+    monkeypatch.setattr(distill, "CHUNK", 200)
     run, _, _, params = prepared
     subnet, export = run.config.space.smallest(), tmp_path / "export"
     export_params(run, inherited(params, subnet, run.config.space), subnet, export, "a test")
