@@ -13,7 +13,8 @@ updates on the text of configs/multi30k.py. Recipes:
   both      word and sequence
 Each is tested with the weights of its last update, the average of its last checkpoints and their
 moving average. A training runs on a core of its own. A finished one is a line of the results file,
-and is not run again; unfinished ones go on from their checkpoints in --workdir.
+and is not run again; unfinished ones go on from their checkpoints in --workdir. Differences from
+the old recipe, with intervals, are lines of a second file.
 """
 
 import argparse
@@ -26,8 +27,6 @@ from typing import Any
 import measure
 import numpy as np
 import trainings
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.significance import PairedTest
 from trainings import ROOT
 
 from automoe_jax.decoding import evaluation
@@ -36,6 +35,7 @@ from automoe_jax.system import files
 
 CONFIG = "configs/multi30k.py"
 RESULTS = ROOT / "benchmarks" / "results" / "distillation.jsonl"
+DIFFERENCES = RESULTS.with_name("distillation_differences.jsonl")
 UPDATES, TEACHER_UPDATES = 1500, 2500
 GOAL = 1.5  # BLEU of the best recipe over the old one
 RECIPES = ("old", "plain", "word", "sequence", "both")
@@ -148,26 +148,27 @@ def finished() -> dict[Student, dict[str, Any]]:
     return {Student(line["recipe"], line["seed"]): line for line in lines}
 
 
-def compared(lines: dict[Student, dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """Of each recipe, averaged, its gain over the last weights of the old one, seed by seed.
+def compare(lines: dict[Student, dict[str, Any]], folder: Path) -> dict[str, dict[int, float]]:
+    """BLEU by which each recipe's averaged weights are better than the old one's last, by seeds.
 
-    With the p of a paired bootstrap over test sentences (sacreBLEU), where the translations of both
-    are in the folder.
+    Where the translations of both are in the folder and have not been compared yet, the difference
+    is a line of DIFFERENCES, with its 95 % interval: a paired bootstrap over sentences.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, dict[int, float]] = {}
+    known = {Student(x["recipe"], x["seed"]) for x in files.read_json_lines(DIFFERENCES)}
     for student, line in lines.items():
         old = Student("old", student.seed)
         if student.recipe == "old" or old not in lines:
             continue
         gain = line["bleu"]["average"] - lines[old]["bleu"]["last"]
-        row = found.setdefault(student.recipe, {})[student.seed] = {"gain": gain}
-        paths = [folder / old.name / "test_last.de", folder / student.name / "test_average.de"]
-        if all(path.exists() for path in paths):
-            systems: Any = [(str(p), files.lines(p.read_text(encoding="utf-8"))) for p in paths]
+        found.setdefault(student.recipe, {})[student.seed] = gain
+        paths = [folder / student.name / "test_average.de", folder / old.name / "test_last.de"]
+        if student not in known and all(path.exists() for path in paths):
+            ours, others = (files.lines(path.read_text(encoding="utf-8")) for path in paths)
             _, references = evaluation.read_split(stored_split(folder / old.name, "test"))
-            test = PairedTest(systems, {"bleu": BLEU()}, [references], "bs", n_samples=1000)
-            results: Any = test()[1]
-            row["p"] = results["BLEU"][1].p_value
+            difference = evaluation.paired_difference(ours, others, references)
+            own = dataclasses.asdict(student) | dataclasses.asdict(difference)
+            files.append_json_line(DIFFERENCES, own)
     return found
 
 
@@ -196,17 +197,14 @@ def main():
     trainings.on_each_core(one, [s for s in wanted if s not in known])
     known = finished()
     rows = [known[s] for s in wanted]
-    comparisons = compared(known, folder)
-    means = {
-        recipe: float(np.mean([own["gain"] for own in seeds.values()]))
-        for recipe, seeds in comparisons.items()
-    }
+    gains = compare(known, folder)
+    means = {recipe: float(np.mean(list(by_seed.values()))) for recipe, by_seed in gains.items()}
     goals = {}
     if means:
         best = max(means, key=means.__getitem__)
         name = f"{best}, averaged, against old, BLEU"
         goals[name] = measure.goal(means[best], GOAL, at_most=False)
-    result = {"benchmark": "distillation", "rows": rows, "against_old": comparisons}
+    result = {"benchmark": "distillation", "rows": rows, "against_old": gains}
     measure.finish(result, goals)
 
 

@@ -76,7 +76,7 @@ def _identity(space):
 
 
 def _by_hand(space):
-    space.encoder_depths = space.decoder_depths = tuple(range(1, 7))
+    space.encoder_depths, space.decoder_depths = (*range(1, 7), 12), tuple(range(1, 7))
     space.encoder_experts = space.decoder_experts = (1, 2, 3, 4, 5, 6)
     space.cross_spans = (1,)
     if space.qkv_dim == _SCALED_DOWN:

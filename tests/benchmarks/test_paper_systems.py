@@ -52,6 +52,9 @@ def test_architectures_by_hand_fit_their_space():
     for corpus in ("msdocs", "multi30k", "quickstart"):
         for path in ARCHITECTURES.glob("*.json"):
             space_of(f"{corpus}:{SYSTEMS[path.stem].holder}").validate(load(path))
+    for name in ("small", "base", "deep_1", "deep_2"):
+        full_size = load(ROOT / f"configs/subnets/transformer_{name}.json")
+        space_of("wmt14:by_hand").validate(full_size)
     flops = {path.stem: count(load(path)).flops for path in ARCHITECTURES.glob("*.json")}
     assert max(flops, key=flops.__getitem__) == "mini_transformer_big"
     # Experts of one size are used one at a time: the FLOPs of the dense model, but for the routers.

@@ -290,6 +290,9 @@ def test_supertransformer_round_trip(data):
 SHIPPED = {
     "transformer_base": ("1-1-1-1-1-1 / 1-1-1-1-1-1", 44.14),
     "transformer_big": ("1-1-1-1-1-1 / 1-1-1-1-1-1", 176.36),
+    "transformer_small": ("1-1-1-1-1-1 / 1-1-1-1-1-1", 31.54),
+    "transformer_deep_1": ("1-1-1-1-1-1-1-1-1-1-1-1 / 1", 42.03),
+    "transformer_deep_2": ("1-1-1-1-1-1-1-1-1-1-1-1 / 1-1", 46.24),
     "switch_big_every_layer": ("2-2-2-2-2-2 / 2-2-2-2-2-2", 176.38),
     "switch_big_every_other_layer": ("1-3-1-3-1-3 / 1-3-1-3-1-3", 176.38),
     "manual_every_layer": ("4-4-4-4-4-4 / 4-4-4-4-4-4", 56.76),
