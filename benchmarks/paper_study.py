@@ -39,6 +39,7 @@ Lines = dict[Part, dict[str, Any]]
 GOLD_RUNS = 300
 EXAMPLES = 8  # test sentences whose translations are kept
 PEAK_RATE = 4e-3
+EVALUATIONS = 8  # of a stand-alone training
 RANKED_SHARE = 4  # subnets of a ranking have a model's updates over this
 _CONFIG = "configs/systems.py"
 _REFERENCE = ARCHITECTURES / f"{REFERENCE}.json"
@@ -176,10 +177,12 @@ class Study:
         translations, _ = (own.pop("translations") for own in scores.values())
         subnet = load(path)
         counted = counts.count(subnet)
+        losses = trainings.values(folder / SUBNET, "valid/loss_subnet")
         return {
             "subnet": to_json(subnet),
             "updates": updates,
-            "loss": trainings.values(folder / SUBNET, "valid/loss_subnet")[updates],
+            "loss": losses[updates],
+            "losses": losses,
             "params_m": counted.params / 1e6,
             "active_params_m": counted.active_params / 1e6,
             "sparsity": counted.sparsity,
@@ -340,7 +343,7 @@ class Study:
             "subnet_training.peak_rate": PEAK_RATE,
             "subnet_training.steps": updates,
             "subnet_training.warmup_steps": min(updates // 4, 400),
-            "subnet_training.eval_every": updates,
+            "subnet_training.eval_every": max(updates // EVALUATIONS, 1),
         }
 
     def _config(self, space: str) -> Any:

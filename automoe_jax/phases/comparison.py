@@ -120,7 +120,7 @@ def _of_part(
         tuple(line.get("translations", ())),
         _means((latency or {}).get("fp32", {})),
         {test: own["bleu"] for test, own in tests.items() if test != "test"},
-        line.get("loss"),
+        line.get("loss"), {int(step): loss for step, loss in line.get("losses", {}).items()},
     )  # fmt: skip
 
 

@@ -38,10 +38,6 @@ def write(
     """
     groups = grouped(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = "".join(
-        f"<h3>{html.escape(name)}</h3>{curves.figures(lines)}"
-        for name, lines in (trainings or {}).items()
-    )
     name = html.escape(title)
     files.write_text(
         folder / PAGE,
@@ -61,7 +57,7 @@ best of dense models, and of mixtures, that are at least as fast.</small></p>
 {_gains(studies or {})}{_parts(groups, folder)}{_shares(rows)}<h2>Architectures</h2>
 <div class=cards>{"".join(_card(row) for row in rows)}</div>
 {_uses(uses or {})}{_examples(groups, examples or {})}
-{f"<h2>Trainings</h2>{shown}" if shown else ""}
+{_trainings(groups, trainings or {})}
 <script>{SORT}</script>
 </html>
 """,
@@ -199,6 +195,18 @@ layers have several, and
 
 def _card(row: Row) -> str:
     return card(row.subnet, f"{row.label}, seed {row.seed}" if row.seed else row.label)
+
+
+def _trainings(groups: Sequence[Group], runs: dict[str, curves.Lines]) -> str:
+    """The section on how models were trained: of each study the first seeds', and each run's."""
+    figures = {}
+    for study in dict.fromkeys(group.rows[0].study for group in groups):
+        first = (group.rows[0] for group in groups if group.rows[0].study == study)
+        known = {row.label: row.losses for row in first if row.losses}
+        figures[study or "Models"] = curves.losses(known)
+    figures |= {name: curves.figures(lines) for name, lines in runs.items()}
+    shown = "".join(f"<h3>{html.escape(k)}</h3>{own}" for k, own in figures.items() if own)
+    return f"<h2>Trainings</h2>{shown}" if shown else ""
 
 
 def _uses(runs: Mapping[str, tuple[dict[str, Any], Path]]) -> str:

@@ -92,6 +92,13 @@ def figures(lines: Lines) -> str:
     return "".join(_svg(figure) for figure in _figures(series(lines)))
 
 
+def losses(models: dict[str, dict[int, float]]) -> str:
+    """The validation losses of several models, by their steps, in one figure as SVG."""
+    own = {name: sorted(by_step.items()) for name, by_step in models.items()}
+    figure = _curves(own, {name: name for name in own}, "validation loss (nats a token)")
+    return "" if figure is None else _svg(figure)
+
+
 def _figures(own: Series) -> list[Any]:
     losses = {
         "training, with label smoothing": "train/loss", "largest": "valid/loss_largest",

@@ -64,6 +64,7 @@ class Row:
     parts_ms: dict[str, float] = dataclasses.field(default_factory=dict)  # of its latency, fp32
     more_tests: dict[str, float] = dataclasses.field(default_factory=dict)  # BLEU, fp32, by name
     loss: float | None = None  # on validation text
+    losses: dict[int, float] = dataclasses.field(default_factory=dict)  # the same by update
     study: str = ""  # that it belongs to, where several are shown
     # From other models of its seed, by their labels.
     differences: dict[str, PairedDifference] = dataclasses.field(default_factory=dict)

@@ -303,6 +303,24 @@ def test_what_cannot_be_compared(tmp_path, study):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_models_of_a_study_have_learning_curves(study, tmp_path):
+    """Those that say their losses by update, of each system's first seed."""
+    lines = [json.loads(line) for line in study.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "model" and line["name"] != "hat":
+            line["losses"] = {"20": 5.0, "100": 3.0, "60": 4.0}  # as JSON has them
+    study.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = compare([study], tmp_path / "out", "a test")
+    assert rows[0].losses == {20: 5.0, 60: 4.0, 100: 3.0}
+    shown = (tmp_path / "out" / "index.html").read_text().partition("<h2>Trainings</h2>")[2]
+    assert shown.count("<svg") == 1
+    # A legend with each system, drawn as shapes: their names stand in comments.
+    legend = shown.partition('id="legend_1"')[2]
+    for name in ("automoe (0.5)", "automoe (0.7)", "mini_transformer_big"):
+        assert legend.count(f"<!-- {name} -->") == 1
+    assert "hat" not in legend
+
+
 def test_a_pipelines_run(tmp_path, study, monkeypatch):
     """Its trained subnets, and its trainings' curves."""
     subnet = to_json(MIXTURES.largest())
