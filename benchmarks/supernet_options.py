@@ -74,6 +74,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sandwich_conflicts": {**SANDWICH, "sampling.project_conflicts": True},
     "from_trained": {},
     "balance_z": {"training.load_balance": 0.03, "training.router_z": 0.001},
+    # Of each decoder layer, whose routers decide, and of no encoder layer.
+    "balance_layers": {
+        "training.encoder_load_balance": (0.0, 0.0, 0.0),
+        "training.decoder_load_balance": (0.03, 0.03),
+    },
     "jitter": {"model.router_jitter": 0.01},  # as Switch Transformers have it
 }
 # The share of the updates that train the largest subnet alone, at the start.
