@@ -46,7 +46,13 @@ class Engine(Child):
 # --- models ------------------------------------------------------------------------------------
 
 
-def random_export(subnet_file: Path, folder: Path, quantize: str = "none", words: int = VOCAB):
+def random_export(
+    subnet_file: Path,
+    folder: Path,
+    quantize: str = "none",
+    words: int = VOCAB,
+    share_embeddings: str = "all",
+):
     """Exports an architecture, a file as those of `configs/subnets`, with random weights."""
     import jax  # noqa: PLC0415
 
@@ -58,7 +64,7 @@ def random_export(subnet_file: Path, folder: Path, quantize: str = "none", words
 
     arch = subnet_files.load(subnet_file, 512)
     dims = arch.encoder.embed_dim, arch.decoder.embed_dim
-    model = Transformer(arch, (words, words), *dims)
+    model = Transformer(arch, (words, words), *dims, share_embeddings=share_embeddings)
     ids = np.full((1, 2), EOS, np.int32)
     abstract = jax.eval_shape(lambda key: model.init(key, ids, ids), jax.random.key(0))["params"]
     config = ExportConfig((BEAM,), quantize=quantize)

@@ -115,8 +115,13 @@ def softmax(x):
 )
 @pytest.mark.parametrize("rows", [1, 5, 60, 200])
 def test_experts(variant, sizes, top_k, rows):
-    """Also more rows than experts run together."""
     check_experts(variant, sizes, top_k, rows)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8"])
+def test_experts_of_more_hidden_rows_than_run_together(variant, kind):
+    """Those of the second and of the last have about a MiB, which no two of them may pass."""
+    check_experts(variant, (24, 2500, 0, 40, 2700), 2, 240, kind=kind)
 
 
 @pytest.mark.parametrize("gate", ["count", "normalised"])

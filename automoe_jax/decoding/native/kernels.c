@@ -313,6 +313,57 @@ static void need_experts(Arguments a, const int64_t* sizes, int64_t experts, int
   *wrong |= a.wrong;
 }
 
+// An expert and the rows that are routed to it.
+typedef struct {
+  Matrix fc1, fc2;
+  const int32_t* list;  // its rows, NULL for all
+  int64_t rows, size;   // of an identity 0
+  float* out;           // (rows, D)
+} Expert;
+
+#define GROUP_BYTES 1048576  // of hidden rows of experts whose products are one job
+
+static int64_t hidden_bytes(const Expert* e) { return e->rows * e->size * 4; }
+
+// Runs the `n` experts, of those that have rows; 0 if memory has run out. `all` is x, prepared.
+static int run_experts(Expert* experts, int64_t n, const Input* all, float* out) {
+  int64_t bytes = 0, quantized = 0, rows = 0, used = 0;
+  for (Expert* e = experts; e < experts + n; e++)
+    if (e->rows && e->size) {
+      bytes += hidden_bytes(e);
+      quantized += e->fc2.quantized ? e->rows * e->fc2.k4 * 4 : 0;
+      rows += e->rows;
+    }
+  float *h = scratch(HIDDEN, bytes), *scale = quantized ? scratch(HIDDEN_SCALES, rows * 4) : NULL;
+  uint8_t* q = quantized ? scratch(HIDDEN_QUANTIZED, quantized) : NULL;
+  if (!h || (quantized && (!scale || !q))) return 0;
+  Input hidden[n];
+  Product products[n];
+  for (Expert* e = experts; e < experts + n; e++) {
+    if (!e->rows || !e->size) continue;
+    Input in = *all;
+    in.rows = e->rows;
+    in.which = e->list;
+    products[used] = product_of(&in, &e->fc1, 1, h);
+    hidden[used++] = (Input){.x = h, .q = q, .scale = scale, .rows = e->rows, .k = e->size,
+                             .k4 = e->fc2.k4};
+    h += e->rows * e->size;
+    if (quantized) q += e->rows * e->fc2.k4 * 4, scale += e->rows;
+  }
+  share_products(used, products);
+  used = 0;
+  for (Expert* e = experts; e < experts + n; e++) {
+    if (!e->rows || !e->size) continue;
+    if (e->fc2.quantized) share_rows(e->rows, quantize_item, hidden + used);
+    e->out = out;
+    products[used] = product_of(hidden + used, &e->fc2, 0, out);
+    out += e->rows * e->fc2.n;
+    used++;
+  }
+  share_products(used, products);
+  return 1;
+}
+
 // [n], x (R, D), router (D, E) and its bias if there are several experts, fc1 and fc2 with bias of
 // each expert that is not the identity, gamma, beta -> LayerNorm(x + experts(x))
 //
@@ -338,8 +389,8 @@ HANDLER(experts_add_norm) {
   if (experts > 1) {
     route.kernel = next(&a, F32, d, experts)->data;
     route.bias = next(&a, F32, experts)->data;
-    char* memory = scratch(ROUTED, n * (top_k * 8 + 4 + 8));
-    out = scratch(RESULT, most(n, 1) * d * 4);
+    char* memory = scratch(ROUTED, n * top_k * 12);
+    out = scratch(RESULT, n * top_k * d * 4);
     if (!memory || !out) return no_memory(f);
     route.expert = (int32_t*)memory;
     route.p = (float*)(route.expert + n * top_k);
@@ -347,30 +398,32 @@ HANDLER(experts_add_norm) {
     share_rows(n, route_item, &route);
     memset(y, 0, n * d * 4);
   }
-  Input all = {.rows = 0};  // x, prepared at the first expert that is not the identity
+  Expert own[experts];
+  Input all = {.rows = 0};  // x, prepared for the first expert that is not the identity
   for (int64_t e = 0; e < experts; e++) {
-    int64_t rows = list ? 0 : n;
+    own[e] = (Expert){.list = list, .rows = list ? 0 : n, .size = sizes[e]};
     for (int64_t r = 0; list && r < n; r++)
-      if (routed(&route, r, e)) list[rows++] = r;
-    if (sizes[e]) {
-      Matrix fc1 = next_matrix(&a, d, sizes[e], 1), fc2 = next_matrix(&a, sizes[e], d, 1);
-      if (!rows) continue;
-      if (!all.rows && !prepare(&all, x, n, &fc1, QUANTIZED)) return no_memory(f);
-      Input hidden, in = all;
-      in.rows = rows;
-      in.which = list;
-      float* h = scratch(HIDDEN, rows * sizes[e] * 4);
-      if (!h) return no_memory(f);
-      product(&in, &fc1, 1, h);
-      if (!prepare(&hidden, h, rows, &fc2, HIDDEN_QUANTIZED)) return no_memory(f);
-      product(&hidden, &fc2, 0, out);
-    }
-    if (!list && !sizes[e]) memcpy(y, x, n * d * 4);
-    for (int64_t i = 0; list && i < rows; i++) {
-      int64_t r = list[i];
-      add_scaled(y + r * d, *routed(&route, r, e), sizes[e] ? out + i * d : x + r * d, d);
-    }
+      if (routed(&route, r, e)) list[own[e].rows++] = r;
+    if (list) list += own[e].rows;
+    if (!sizes[e]) continue;
+    own[e].fc1 = next_matrix(&a, d, sizes[e], 1);
+    own[e].fc2 = next_matrix(&a, sizes[e], d, 1);
+    if (own[e].rows && !all.rows && !prepare(&all, x, n, &own[e].fc1, QUANTIZED))
+      return no_memory(f);
   }
+  for (int64_t first = 0, end; first < experts; first = end) {
+    int64_t bytes = hidden_bytes(own + first);
+    for (end = first + 1; end < experts && bytes + hidden_bytes(own + end) <= GROUP_BYTES; end++)
+      bytes += hidden_bytes(own + end);
+    if (bytes && !run_experts(own + first, end - first, &all, out)) return no_memory(f);
+    for (int64_t e = first; list && e < end; e++)
+      for (int64_t i = 0; i < own[e].rows; i++) {
+        int64_t r = own[e].list[i];
+        const float* found = sizes[e] ? own[e].out + i * d : x + r * d;
+        add_scaled(y + r * d, *routed(&route, r, e), found, d);
+      }
+  }
+  if (!list && !sizes[0]) memcpy(y, x, n * d * 4);
   const float *gamma = next(&a, F32, d)->data, *beta = next(&a, F32, d)->data;
   add_norm((AddNorm){y, x, gamma, beta, n, d});
   return NULL;

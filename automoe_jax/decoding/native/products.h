@@ -168,7 +168,7 @@ typedef struct {
   const Matrix* w;
   float* y;
   int relu;
-  int64_t group, groups, chunk;
+  int64_t group, groups, chunk, items;
 } Product;
 
 static void product_item(void* job, int64_t item, int slot) {
@@ -253,15 +253,34 @@ static int prepare(Input* in, const float* x, int64_t rows, const Matrix* w, int
 #define ITEM_BYTES 32768  // of weights per item, if there are enough
 #define CHUNK_ROWS 96     // rows that stay in the cache while panels are read
 
-// y (R, N) <- rows of `in` times w, plus bias; with ReLU if `relu`.
-static void product(const Input* in, const Matrix* w, int relu, float* y) {
-  if (!in->rows) return;
+// y (R, N) <- rows of `in`, of which there are some, times w, plus bias; with ReLU if `relu`.
+static Product product_of(const Input* in, const Matrix* w, int relu, float* y) {
   Product job = {.in = *in, .w = w, .y = y, .relu = relu};
   int64_t panels = up(w->n, PANEL), chunks = up(in->rows, CHUNK_ROWS);
   job.chunk = up(in->rows, chunks);
   job.group = most(1, least(ITEM_BYTES / w->panel_bytes, panels * chunks / (4 * n_threads())));
   job.groups = up(panels, job.group);
-  share(job.groups * chunks, product_item, &job);
+  job.items = job.groups * chunks;
+  return job;
+}
+
+static void product(const Input* in, const Matrix* w, int relu, float* y) {
+  if (!in->rows) return;
+  Product job = product_of(in, w, relu, y);
+  share(job.items, product_item, &job);
+}
+
+static void products_item(void* job, int64_t item, int slot) {
+  Product* p = job;
+  while (item >= p->items) item -= p++->items;
+  product_item(p, item, slot);
+}
+
+// Several products as one job: their threads wait for each other once.
+static void share_products(int64_t n, Product* jobs) {
+  int64_t items = 0;
+  for (int64_t i = 0; i < n; i++) items += jobs[i].items;
+  share(items, products_item, jobs);
 }
 
 typedef struct {
