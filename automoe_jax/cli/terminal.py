@@ -35,8 +35,14 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
 def print_effects(effects: Iterable[dict[str, Any]]):
     """Prints what choices change of the losses of ranked subnets, as `rank.json` has it."""
     print("each choice, from its lowest to its highest value, in nats a token:")
-    rows = ((e["choice"], f"{e['inherited']:+.4f}", f"{e['trained']:+.4f}") for e in effects)
+    rows = ((e["choice"], _change(e, "inherited"), _change(e, "trained")) for e in effects)
     print_table(("choice", "inherited", "trained"), rows)
+
+
+def _change(effect: dict[str, Any], kind: str) -> str:
+    """With its 95 % interval; files of earlier versions have none."""
+    interval = effect.get(f"{kind}_95")
+    return f"{effect[kind]:+.4f}" + (" [{:+.4f}, {:+.4f}]".format(*interval) if interval else "")
 
 
 def is_terminal() -> bool:

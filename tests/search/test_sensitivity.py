@@ -61,6 +61,13 @@ def test_effects_on_inherited_and_trained_losses():
     assert found["encoder experts"].inherited == pytest.approx(0, abs=1e-9)
     assert found["encoder experts"].trained == pytest.approx(-0.02 * span)
     assert next(iter(found)) in ("decoder depth", "encoder experts")
+    # Without noise every draw says the same; with it the interval has the truth.
+    assert found["decoder depth"].trained_95 == pytest.approx((-0.1, -0.1))
+    noisy = trained + np.random.default_rng(1).normal(scale=0.02, size=len(trained))
+    found = {e.choice: e for e in sensitivity.effects(subnets, inherited, noisy)}
+    low, high = found["decoder depth"].trained_95
+    assert low < -0.1 < high < 0
+    assert low < found["decoder depth"].trained < high
     assert sensitivity.effects(subnets[:5], inherited[:5], trained[:5]) == []
 
 
