@@ -38,6 +38,7 @@ _ROWS = (
     ("device memory, GB", "run/device_memory_gb", "{:.2f}"),
 )
 _LOAD = re.compile(r"valid/load_(\w+?)/(encoder|decoder)_(\d+)/expert_(\d+)")
+_ENTROPY = re.compile(r"valid/entropy_(\w+?)/(encoder|decoder)_(\d+)")
 _SIZE = (7.5, 4.0)
 
 
@@ -117,7 +118,8 @@ def _figures(own: Series) -> list[Any]:
         (shares, "share of the time since the start"),
     ]
     figures = [_curves(own, names, label) for names, label in wanted]
-    return [figure for figure in (*figures, *_loads(own)) if figure is not None]
+    routing = (*_entropies(own), *_loads(own))
+    return [figure for figure in (*figures, *routing) if figure is not None]
 
 
 def _curves(own: Series, names: dict[str, str], label: str) -> Any:
@@ -135,6 +137,23 @@ def _curves(own: Series, names: dict[str, str], label: str) -> Any:
     if len(there) > 1:
         axes.legend(fontsize=9)
     return figure
+
+
+def _entropies(own: Series) -> list[Any]:
+    """Of each subnet that is evaluated, its routers' entropies: where one falls to 0, it chooses
+    for certain; at the logarithm of the number of experts it has no preference.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for name in own:
+        if match := _ENTROPY.fullmatch(name):
+            subnet, side, layer = match.groups()
+            found.setdefault(subnet, {})[f"{side} {layer}"] = name
+    return [_curves(own, names, f"router entropy, {_of(k)} (nats)") for k, names in found.items()]
+
+
+def _of(subnet: str) -> str:
+    """Which of the evaluated subnets a picture is of; a training of its own has one."""
+    return "subnet" if subnet == "subnet" else f"{subnet} subnet"
 
 
 def _loads(own: Series) -> list[Any]:
@@ -164,8 +183,7 @@ def _load_figure(subnet: str, rows: dict[tuple[str, int], dict[int, float]]) -> 
     axes.set_xticks(range(grid.shape[1]), [str(e + 1) for e in range(grid.shape[1])])
     axes.set_yticks(range(len(layers)), [f"{side} {i}" for side, i in layers])
     axes.set_xlabel("expert")
-    axes.set_title(f"share of tokens, {subnet} subnet" if subnet != "subnet" else "share of tokens",
-                   fontsize=10)  # fmt: skip
+    axes.set_title(f"share of tokens, {_of(subnet)}", fontsize=10)
     return figure
 
 

@@ -89,7 +89,8 @@ def test_watch_writes_a_page(run, tmp_path):
     page = tmp_path / "curves.html"
     assert launch("watch", f"--workdir={run}", f"--html={page}").returncode == 0
     text = page.read_text()
-    assert text.count("<svg") == 6  # losses, load balance, speed, time, loads in two subnets
+    # Losses, load balance, speed, time, entropies and loads in two subnets.
+    assert text.count("<svg") == 8
     assert "<script" not in text
     assert "http" not in text.replace("http://www.w3.org", "")  # names of SVG's namespaces
 
