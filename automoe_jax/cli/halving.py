@@ -3,9 +3,10 @@
 python launch/halving.py --config configs/msdocs.py --workdir runs/msdocs --subnets=8 --steps=150
 python launch/halving.py --config FILE --workdir DIR --candidates=best_1.json,best_2.json,dense.json
 
-Trains all candidates a little, from the workdir's supernet where there is one, then the better half
-for twice as long, and so on: for a choice that inherited losses do not tell. With --ray the
-candidates of a round are trained on the nodes of a Ray cluster, all of which see the workdir.
+Trains all candidates a little, from the workdir's supernet where there is one or from what
+--init_from names, then the better half for twice as long, and so on: for a choice that inherited
+losses do not tell. With --ray the candidates of a round are trained on the nodes of a Ray cluster,
+all of which see the workdir.
 """
 
 from absl import flags
@@ -17,6 +18,7 @@ from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.rank import FEWEST, spread
 from automoe_jax.phases.run import check_out
 from automoe_jax.published import subnet_files
+from automoe_jax.system import bucket
 from automoe_jax.system.errors import UserError
 
 CONFIG = RunFlags(parts=True)
@@ -26,6 +28,12 @@ _SUBNETS = flags.DEFINE_integer(
 )
 _CANDIDATES = flags.DEFINE_list("candidates", [], "subnet files to choose among, with commas")
 _STEPS = flags.DEFINE_integer("steps", 150, "updates of the first round", lower_bound=1)
+_INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "workdir that candidates start from, in place of this one's supernet: the weights of its "
+    "supernet, or of its trained subnet, which differs in experts alone (sparse upcycling)",
+)
 _JSON = options.define_json("print the result as one JSON line")
 
 
@@ -49,8 +57,9 @@ def main():
         subnets = spread(config.space, _SUBNETS.value, config.seed)
     check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)
-    prepare(run)
-    result = halving.halve(run, _OUT.value, subnets, _STEPS.value)
+    init_from = bucket.folder_of(_INIT_FROM.value).absolute() if _INIT_FROM.value else None
+    prepare(run, init_from)
+    result = halving.halve(run, _OUT.value, subnets, _STEPS.value, init_from)
     if _JSON.value:
         terminal.print_json(result)
         return
@@ -62,6 +71,9 @@ def main():
     ]  # fmt: skip
     rounds = [f"round {n}" for n in range(1, n_rounds + 1)]
     terminal.print_table(("rank", "GFLOPs", *rounds), rows)
-    start = "the supernet's weights" if result["inherit"] else "scratch"
-    print(f"validation losses, nats a token; {result['updates']:,} updates in all, from {start}")
+    start = "the supernet's weights" if result["inherit"] else result.get("init_from") or "scratch"
+    cost = f"{result['updates']:,} updates in all"
+    if "seconds" in result:  # files of earlier versions have none
+        cost += f", {result['seconds']:.0f} s"
+    print(f"validation losses, nats a token; {cost}, from {start}")
     print(f"the best: {run.path / _OUT.value / halving.BEST}")

@@ -6,6 +6,7 @@ inherited ones, which may not tell candidates apart.
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,26 @@ from automoe_jax.training.checkpoints import latest_step
 RESULT, BEST = "halving.json", "best.json"
 
 
-def halve(run: Run, out: str, subnets: Sequence[Subnet], steps: int) -> dict[str, Any]:
+def halve(
+    run: Run, out: str, subnets: Sequence[Subnet], steps: int, init_from: Path | None = None
+) -> dict[str, Any]:
     """Trains candidates in rounds until two are left, and ranks all of them, best first.
 
     The first round trains each by `steps` updates, each later one the better half (rounded up) of
     the round before, from where it is, by twice as many; each round has a learning-rate schedule
-    of its own. First weights are those of the workdir's supernet, random where it has none. Writes
-    `halving.json`, whose content it returns, and `best.json`, a subnet file, into the folder `out`.
-    A killed run continues with the training that it was at.
+    of its own. First weights are those of the workdir `init_from`, see `train_subnet`; for None
+    those of the run's supernet, random where it has none. Writes `halving.json`, whose content it
+    returns, and `best.json`, a subnet file, into the folder `out`. A killed run continues with the
+    training that it was at.
     """
     config, folder = run.config, run.path / out
-    supernet_step = latest_step(run.supernet)
+    supernet_step = latest_step(run.supernet) if init_from is None else None
     inherit = supernet_step is not None
+    source = run.path if inherit else init_from
     asked = {"steps": steps, "inherit": inherit, "subnets": list(map(to_json, subnets))}
     settings = {**config.groups(*SUBNET_GROUPS), **asked}
+    if init_from is not None:
+        settings["init_from"] = str(init_from)
     if inherit:
         settings |= config.training.weights_for("supernet_weights")
         settings["supernet_step"] = supernet_step
@@ -44,15 +51,16 @@ def halve(run: Run, out: str, subnets: Sequence[Subnet], steps: int) -> dict[str
         _remove_trainings(folder, len(subnets))  # a kill may have left some
         return files.read_json(folder / RESULT, "halving")
     alive, losses = list(range(len(subnets))), [[] for _ in subnets]
-    updates, nth = 0, 0
+    updates, seconds, nth = 0, 0.0, 0
     while True:
         own = steps * 2**nth
         nth += 1
         run.progress.note(f"round {nth}: {len(alive)} candidates, {own:,} updates each")
-        rounds = [_Round(subnets[i], f"{out}/{i + 1}", nth, own, inherit) for i in alive]
+        rounds = [_Round(subnets[i], f"{out}/{i + 1}", nth, own, source) for i in alive]
         found: dict[int, float] = {}
-        for place, loss in each_part(run, _trained, rounds):
+        for place, (loss, took) in each_part(run, _trained, rounds):
             found[alive[place]] = loss
+            seconds += took
             run.progress.note(f"{short_name(subnets[alive[place]])}: loss {loss:.4f}")
         for i in alive:
             losses[i].append(found[i])
@@ -66,7 +74,10 @@ def halve(run: Run, out: str, subnets: Sequence[Subnet], steps: int) -> dict[str
          "gflops": complexity.count(subnets[i]).flops / 1e9}
         for i in order
     ]  # fmt: skip
-    result = {"version": 1, "updates": updates, "inherit": inherit, "subnets": rows}
+    result = {
+        "version": 1, "updates": updates, "seconds": seconds, "inherit": inherit,
+        "init_from": None if init_from is None else str(init_from), "subnets": rows,
+    }  # fmt: skip
     files.write_json(folder / BEST, rows[0]["subnet"])
     files.write_json(folder / RESULT, result)
     _remove_trainings(folder, len(subnets))
@@ -86,15 +97,20 @@ class _Round:
     folder: str
     nth: int  # from 1
     steps: int
-    inherit: bool
+    source: Path | None  # of the first round's weights
 
 
-def _trained(run: Run, own: _Round) -> float:
-    """Validation loss of a candidate after a round."""
+def _trained(run: Run, own: _Round) -> tuple[float, float]:
+    """Validation loss of a candidate after a round, and the seconds that this took.
+
+    Of a round that was killed they are those since it went on.
+    """
     subnet, folder, nth, steps = own.subnet, own.folder, own.nth, own.steps
     done = run.path / folder / f"{nth}.json"
     if done.exists():
-        return files.read_json(done, "loss")["loss"]
+        known = files.read_json(done, "loss")
+        return known["loss"], known.get("seconds", 0.0)  # earlier versions have none
+    begun = time.monotonic()
     whole = run.config.subnet_training
     warmup = min(whole.warmup_steps, steps // 4)
     training = dataclasses.replace(
@@ -103,11 +119,12 @@ def _trained(run: Run, own: _Round) -> float:
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, subnet_training=training))
     out, before = f"{folder}/round_{nth}", f"{folder}/round_{nth - 1}"
     if nth == 1:
-        train_subnet(run, subnet, run.path if own.inherit else None, out)
+        train_subnet(run, subnet, own.source, out)
     else:
         train_subnet(run, subnet, out=out, after=before)
     loss = trained_loss(run, out)
-    files.write_json(done, {"version": 1, "loss": loss})
+    seconds = time.monotonic() - begun
+    files.write_json(done, {"version": 1, "loss": loss, "seconds": seconds})
     if nth > 1:
         shutil.rmtree(run.path / before)
-    return loss
+    return loss, seconds

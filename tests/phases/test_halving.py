@@ -87,3 +87,27 @@ def test_a_supernet_that_was_trained_on(prepared, tmp_path, monkeypatch):
     del stored["supernet_step"]
     workdir.write(tmp_path / "h", "halving", {"config": stored})
     assert halving.halve(run, "h", subnets[:2], 10)["updates"] == 20
+
+
+def test_candidates_start_from_another_workdir(prepared, tmp_path, monkeypatch):
+    """In their first round, whether this workdir has a supernet or not; what that took is told."""
+    run = dataclasses.replace(prepared[0], path=tmp_path)
+    subnets, dense = spread(run.config.space, 4, seed=0), tmp_path / "dense"
+    starts, clock = [], iter(np.arange(100.0))
+
+    def train(own, subnet, init_from=None, out="", *, after=None):
+        starts.append((init_from, after is not None))
+        (tmp_path / out).mkdir(parents=True)
+
+    monkeypatch.setattr(halving, "latest_step", lambda folder: 8)
+    monkeypatch.setattr(halving, "train_subnet", train)
+    monkeypatch.setattr(halving, "trained_loss", lambda *_: 3.0)
+    monkeypatch.setattr(halving.time, "monotonic", lambda: next(clock))
+    result = halving.halve(run, "h", subnets, 10, dense)
+    assert starts == [(dense, False)] * 4 + [(None, True)] * 2
+    assert (result["init_from"], result["inherit"]) == (str(dense), False)
+    assert result["seconds"] == 6  # one for each training
+    with pytest.raises(UserError, match=r"init_from"):
+        halving.halve(run, "h", subnets, 10, tmp_path / "other")
+    with pytest.raises(UserError, match=r"init_from|inherit"):
+        halving.halve(run, "h", subnets, 10)

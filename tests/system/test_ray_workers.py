@@ -132,7 +132,9 @@ def test_a_corpus_is_the_same_as_of_this_process(workers, prepared, tmp_path, mo
 
 
 def halved(run: Run):
-    return halving.halve(run, "halved", ranking.spread(run.config.space, 4, 0), 2)
+    found = halving.halve(run, "halved", ranking.spread(run.config.space, 4, 0), 2)
+    assert found.pop("seconds") > 0
+    return found
 
 
 def ranked(run: Run):
