@@ -155,7 +155,9 @@ def compare(lines: dict[Student, dict[str, Any]], folder: Path) -> dict[str, dic
     is a line of DIFFERENCES, with its 95 % interval: a paired bootstrap over sentences.
     """
     found: dict[str, dict[int, float]] = {}
-    known = {Student(x["recipe"], x["seed"]) for x in files.read_json_lines(DIFFERENCES)}
+    known = {
+        (x["recipe"], x["seed"], round(x["bleu"], 4)) for x in files.read_json_lines(DIFFERENCES)
+    }
     for student, line in lines.items():
         old = Student("old", student.seed)
         if student.recipe == "old" or old not in lines:
@@ -163,7 +165,8 @@ def compare(lines: dict[Student, dict[str, Any]], folder: Path) -> dict[str, dic
         gain = line["bleu"]["average"] - lines[old]["bleu"]["last"]
         found.setdefault(student.recipe, {})[student.seed] = gain
         paths = [folder / student.name / "test_average.de", folder / old.name / "test_last.de"]
-        if student not in known and all(path.exists() for path in paths):
+        compared = (student.recipe, student.seed, round(gain, 4)) in known
+        if not compared and all(path.exists() for path in paths):
             ours, others = (files.lines(path.read_text(encoding="utf-8")) for path in paths)
             _, references = evaluation.read_split(stored_split(folder / old.name, "test"))
             difference = evaluation.paired_difference(ours, others, references)

@@ -15,7 +15,7 @@ one on each core; what is timed runs alone. Every finished part is a line of
 benchmarks/results/paper_CORPUS.jsonl, and is not done again; with --kinds all that is timed
 (largest, search, latency, difference) can wait for a machine that has nothing else to do.
 Unfinished trainings and searches go on from what is in --workdir.
-With what the corpus's comparison is to show (`Corpus.goals`) it ends with 1 where that is missed.
+It ends with 1 where all that is done and timed misses what it is to show (`Corpus.goals`).
 """
 
 import argparse
@@ -107,26 +107,27 @@ def show(wanted: list[Part], lines: dict[Part, dict[str, Any]]):
 
 
 def goals_of(corpus: Corpus, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """The goals of a corpus whose models are there: BLEU of mixtures found by search over others of
-    no less latency, as a mean of seeds; their speed over HAT's at equal BLEU; the best model within
-    a time.
+    """The goals of a corpus, by all its models that were timed: BLEU of mixtures found by search
+    over others, as a mean of seeds; their speed over HAT's at equal BLEU; the best within a time.
     """
     found = {}
     for gain in gains.gains(rows):
+        if gain.as_fast is None:
+            continue
         name = f"{gain.what}, {gain.budget}"
-        if gain.what == gains.AS_GOOD and corpus.goals and gain.latencies:
+        if gain.what == gains.AS_GOOD and corpus.goals:
             faster, fewer = (1 / float(np.mean(x)) for x in (gain.latencies, gain.flops))
-            found[f"{name}: speed or FLOPs, share of the goal"] = measure.goal(
-                max(faster / SPEED, fewer / FLOPS), 1.0, at_most=False
-            )
+            goal = measure.goal(max(faster / SPEED, fewer / FLOPS), 1.0, at_most=False)
+            found[f"{name}: speed or FLOPs, share of the goal"] = {
+                **goal, "met": goal["met"] and gain.as_good,  # not bought with BLEU
+            }  # fmt: skip
         elif gain.what in corpus.goals:
             mean = float(np.mean(gain.bleus))
             goal = measure.goal(mean, corpus.goals[gain.what], at_most=False)
-            # Only where it has not been bought with latency.
-            found[name] = {**goal, "met": goal["met"] and gain.as_fast is True}
-    if corpus.best:
+            found[name] = {**goal, "met": goal["met"] and gain.as_fast}  # nor with latency
+    scores = [own for row in rows for own in row.precisions.values() if own.ms is not None]
+    if corpus.best and scores:
         bleu, ms = corpus.best
-        scores = [own for row in rows for own in row.precisions.values()]
         fast = [x.bleu[0] for x in scores if x.ms is not None and x.ms <= ms]
         name = f"the best BLEU within {ms:g} ms"
         found[name] = measure.goal(max(fast, default=0.0), bleu, at_most=False)

@@ -85,10 +85,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # These score subnets of another space, or have twice the updates.
 ELSEWHERE = ("sizes_alone", "numbers_alone", "nothing_elastic", "from_trained")
-SHARE, GAIN = (
-    0.97,
-    0.125,
-)  # half of what eight experts gained from scratch before branches had scales
+SHARE = 0.97  # of plain sampling's loss of random subnets, at most
+GAIN = 0.125  # nats of eight experts: half of 0.25, their gain from scratch without scaled branches
 # The share of the updates that train the largest subnet alone, at the start.
 ALONE = {"largest_first": 0.25, "largest_first_half": 0.5}
 

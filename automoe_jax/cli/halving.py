@@ -6,7 +6,7 @@ python launch/halving.py --config FILE --workdir DIR --candidates=best_1.json,be
 Trains all candidates a little, from the workdir's supernet where there is one or from what
 --init_from names, then the better half for twice as long, and so on: for a choice that inherited
 losses do not tell. With --ray the candidates of a round are trained on the nodes of a Ray cluster,
-all of which see the workdir.
+all of which see the workdir and that of --init_from.
 """
 
 from absl import flags
@@ -74,6 +74,6 @@ def main():
     start = "the supernet's weights" if result["inherit"] else result.get("init_from") or "scratch"
     cost = f"{result['updates']:,} updates in all"
     if "seconds" in result:  # files of earlier versions have none
-        cost += f", {result['seconds']:.0f} s"
+        cost += f", {result['seconds']:.0f} s of training"
     print(f"validation losses, nats a token; {cost}, from {start}")
     print(f"the best: {run.path / _OUT.value / halving.BEST}")

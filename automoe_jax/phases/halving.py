@@ -13,9 +13,11 @@ from typing import Any
 
 from automoe_jax.architecture import counts as complexity
 from automoe_jax.architecture.subnet import Subnet, short_name, to_json
+from automoe_jax.phases.first_weights import group_of
 from automoe_jax.phases.rank import trained_loss
 from automoe_jax.phases.run import Run, claim, each_part
 from automoe_jax.phases.train import SUBNET_GROUPS, train_subnet
+from automoe_jax.phases.weights import trained_folder
 from automoe_jax.system import files
 from automoe_jax.training.checkpoints import latest_step
 
@@ -41,7 +43,7 @@ def halve(
     asked = {"steps": steps, "inherit": inherit, "subnets": list(map(to_json, subnets))}
     settings = {**config.groups(*SUBNET_GROUPS), **asked}
     if init_from is not None:
-        settings["init_from"] = str(init_from)
+        settings |= _origin(run, init_from)
     if inherit:
         settings |= config.training.weights_for("supernet_weights")
         settings["supernet_step"] = supernet_step
@@ -76,12 +78,22 @@ def halve(
     ]  # fmt: skip
     result = {
         "version": 1, "updates": updates, "seconds": seconds, "inherit": inherit,
-        "init_from": None if init_from is None else str(init_from), "subnets": rows,
+        "init_from": None if init_from is None else run.stored(init_from), "subnets": rows,
     }  # fmt: skip
     files.write_json(folder / BEST, rows[0]["subnet"])
     files.write_json(folder / RESULT, result)
     _remove_trainings(folder, len(subnets))
     return result
+
+
+def _origin(run: Run, init_from: Path) -> dict[str, Any]:
+    """The weights that candidates start from, for the manifest."""
+    source = dataclasses.replace(run, path=init_from)
+    step = latest_step(source.supernet)
+    if step is None:
+        step = latest_step(init_from / trained_folder(source))
+    weights = group_of(source).weights_for("init_weights")
+    return {"init_from": run.stored(init_from), "init_step": step, **weights}
 
 
 def _remove_trainings(folder: Path, count: int):

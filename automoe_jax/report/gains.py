@@ -23,6 +23,7 @@ class Gain:
     latencies: tuple[float, ...]  # shares of the others'; of what was timed
     flops: tuple[float, ...]  # shares of the others'
     as_fast: bool | None  # whether none is surely slower than the other; None where not known
+    as_good: bool  # whether none is surely worse
     nats: tuple[float, ...]  # how much lower the validation losses are, where known
     inherited: tuple[float, ...]  # the same with weights of one supernet
     difference: PairedDifference | None  # of one seed, if the two were compared directly
@@ -76,7 +77,9 @@ def _gain(what: str, budget: str, pairs: Sequence[tuple[Row, Row]]) -> Gain:
     flops = tuple(row.gflops / other.gflops for row, other in pairs)
     timed = [_as_fast(row, other) for row, other in pairs]
     as_fast = None if None in timed else all(timed)
-    return Gain(what, tuple(labels), budget, bleus, latencies, flops, as_fast, nats, inherited, one)
+    as_good = all(_not_worse(row, other) for row, other in pairs)
+    speeds = latencies, flops, as_fast, as_good
+    return Gain(what, tuple(labels), budget, bleus, *speeds, nats, inherited, one)
 
 
 def _quotients(pairs: Sequence[tuple[Row, Row]]) -> Iterator[float]:

@@ -13,6 +13,7 @@ from automoe_jax.architecture.subnet import LayerSpec, Subnet
 
 RESAMPLES = 500  # of the bootstrap
 FEWEST = 3  # subnets for each feature
+FEWEST_INTERVAL = 4  # for intervals of effects: with fewer, draws leave choices undetermined
 FEWEST_PAIRED = 2  # where two losses of the same subnets are compared: draws are common to both
 # What a layer chooses: fields of the layer, and what is called by another name.
 _FIELDS = {
@@ -82,14 +83,15 @@ def analyse(subnets: Sequence[Subnet], losses: Sequence[float], costs: Sequence[
 class Effect:
     """What a choice changes from its lowest to its highest value, nats a token.
 
-    With 95 % intervals by a bootstrap over the subnets, both losses of each together.
+    With 95 % intervals by a bootstrap over the subnets; None where these are fewer than
+    `FEWEST_INTERVAL` for each choice.
     """
 
     choice: str
     inherited: float
-    inherited_95: tuple[float, float]
+    inherited_95: tuple[float, float] | None
     trained: float
-    trained_95: tuple[float, float]
+    trained_95: tuple[float, float] | None
 
 
 def effects(
@@ -106,6 +108,8 @@ def effects(
     (own_F, own_95_F), (trained_F, trained_95_F) = (
         _changes(x_NF, np.asarray(y, float)) for y in (inherited, trained)
     )
+    if len(subnets) < FEWEST_INTERVAL * len(columns):
+        own_95_F = trained_95_F = [None] * len(columns)
     rows = zip(columns, own_F, own_95_F, trained_F, trained_95_F, strict=True)
     return sorted((Effect(*row) for row in rows), key=lambda effect: -abs(effect.trained))
 

@@ -120,7 +120,7 @@ def test_experts(variant, sizes, top_k, rows):
 
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
 def test_experts_of_more_hidden_rows_than_run_together(variant, kind):
-    """Those of the second and of the last have about a MiB, which no two of them may pass."""
+    """Two experts have about a MiB of hidden rows each, and run in different groups."""
     check_experts(variant, (24, 2500, 0, 40, 2700), 2, 240, kind=kind)
 
 
@@ -169,6 +169,21 @@ def check_experts(variant, sizes, top_k, rows, gate="probability", kind="fp32"):
     else:  # a hidden value beside a rounding border may be one step of 1 / 127 off
         assert np.mean(np.abs(got - expected) < 3e-5) > 0.9
         np.testing.assert_allclose(got, expected, atol=0.05)
+
+
+def test_experts_of_two_kinds_are_refused():
+    """A program that mixes fp32 and int8 would write more than there is memory for."""
+    d, size, x = 16, 32, floats(4, 16)
+    b1, b2 = np.zeros(size, np.float32), np.zeros(d, np.float32)
+    mixed = []
+    for kind in ("fp32", "int8"):
+        mixed += [*packed(floats(d, size), kind), b1, *packed(floats(size, d), kind), b2]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID_ARGUMENT"):
+        _call(
+            "experts_add_norm", x.shape, jnp.int32(4), x, floats(d, 2), np.zeros(2, np.float32),
+            *mixed, b2, b2, sizes=np.array([size, size], np.int64), top_k=np.int64(1),
+            gate=np.int64(0),
+        )  # fmt: skip
 
 
 def test_an_expert_without_rows_is_not_read():

@@ -93,21 +93,22 @@ def test_candidates_start_from_another_workdir(prepared, tmp_path, monkeypatch):
     """In their first round, whether this workdir has a supernet or not; what that took is told."""
     run = dataclasses.replace(prepared[0], path=tmp_path)
     subnets, dense = spread(run.config.space, 4, seed=0), tmp_path / "dense"
-    starts, clock = [], iter(np.arange(100.0))
+    starts, clock, step = [], iter(np.arange(100.0)), [8]
 
     def train(own, subnet, init_from=None, out="", *, after=None):
         starts.append((init_from, after is not None))
         (tmp_path / out).mkdir(parents=True)
 
-    monkeypatch.setattr(halving, "latest_step", lambda folder: 8)
+    monkeypatch.setattr(halving, "latest_step", lambda folder: step[0])
     monkeypatch.setattr(halving, "train_subnet", train)
     monkeypatch.setattr(halving, "trained_loss", lambda *_: 3.0)
     monkeypatch.setattr(halving.time, "monotonic", lambda: next(clock))
     result = halving.halve(run, "h", subnets, 10, dense)
     assert starts == [(dense, False)] * 4 + [(None, True)] * 2
-    assert (result["init_from"], result["inherit"]) == (str(dense), False)
+    assert (result["init_from"], result["inherit"]) == ("dense", False)
     assert result["seconds"] == 6  # one for each training
-    with pytest.raises(UserError, match=r"init_from"):
+    with pytest.raises(UserError, match=r"init_from is 'dense' there and 'other' here"):
         halving.halve(run, "h", subnets, 10, tmp_path / "other")
-    with pytest.raises(UserError, match=r"init_from|inherit"):
-        halving.halve(run, "h", subnets, 10)
+    step[0] = 16
+    with pytest.raises(UserError, match=r"init_step is 8 there and 16 here"):
+        halving.halve(run, "h", subnets, 10, dense)

@@ -273,6 +273,21 @@ def test_a_gain_that_is_bought_with_latency_is_none(study, benchmark):
     assert not goals_of(paper_systems.CORPORA["quickstart"], rows)  # to try it out
 
 
+def test_a_speed_that_is_bought_with_bleu_is_none(study, benchmark):
+    corpora, goals_of = benchmark("paper_systems").CORPORA, benchmark("paper_tables").goals_of
+    add(study, difference("hat", 0.5, [-0.6, -1.0, -0.1], [0.5, 0.4, 0.6]))
+    name = f"{gains.AS_GOOD}, 0.5: speed or FLOPs, share of the goal"
+    rows, _ = phase.of_study(study)
+    assert goals_of(corpora["msdocs"], rows)[name] == {"value": 1.5385, "goal": 1.0, "met": False}
+    # What was not timed yet misses no goal.
+    lines = [json.loads(line) for line in study.read_text().splitlines()]
+    trained = [line for line in lines if line["kind"] == "model"]
+    study.write_text("".join(json.dumps(line) + "\n" for line in trained))
+    rows, _ = phase.of_study(study)
+    assert len(rows) == 6
+    assert goals_of(corpora["msdocs"], rows) == {}
+
+
 def test_the_best_by_hand_may_have_another_seed(study):
     """Each system of a family counts, whether it has this seed or not."""
     for seed, bleu in ((0, 31.5), (1, 30.5)):

@@ -65,9 +65,14 @@ def test_effects_on_inherited_and_trained_losses():
     assert found["decoder depth"].trained_95 == pytest.approx((-0.1, -0.1))
     noisy = trained + np.random.default_rng(1).normal(scale=0.02, size=len(trained))
     found = {e.choice: e for e in sensitivity.effects(subnets, inherited, noisy)}
-    low, high = found["decoder depth"].trained_95
+    interval = found["decoder depth"].trained_95
+    assert interval is not None
+    low, high = interval
     assert low < -0.1 < high < 0
     assert low < found["decoder depth"].trained < high
+    few = 3 * len(found)  # enough for the effects, too few for their intervals
+    one, *_ = sensitivity.effects(subnets[:few], inherited[:few], noisy[:few])
+    assert one.trained_95 is one.inherited_95 is None
     assert sensitivity.effects(subnets[:5], inherited[:5], trained[:5]) == []
 
 

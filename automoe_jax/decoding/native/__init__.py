@@ -22,7 +22,7 @@ from automoe_jax.system import user_cache
 from automoe_jax.system.compile_cache import machine
 
 SOURCE = Path(__file__).with_name("kernels.c")
-HEADERS = ("pool.h", "memory.h", "vectors.h", "products.h", "calls.h")
+HEADERS = ("pool.h", "memory.h", "vectors.h", "products.h", "calls.h", "experts.h")
 # Version of the kernels' operands, whose order exported programs contain.
 CALLS = 2
 FLAGS = (
