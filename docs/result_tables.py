@@ -139,6 +139,33 @@ def recipes() -> Table:
     return rows
 
 
+def recipe_gains() -> Table:
+    """BLEU of each recipe's averaged weights over the first one's last, seed by seed.
+
+    With intervals where both models' translations were compared.
+    """
+    old, *others = RECIPES
+    bleus = {(x["recipe"], x["seed"]): x["bleu"] for x in lines("distillation")}
+    differences = {(x["recipe"], x["seed"]): x for x in lines("distillation_differences")}
+    seeds = sorted(seed for recipe, seed in bleus if recipe == old)
+    rows = [["recipe", *(f"seed {seed}" for seed in seeds), "mean"]]
+    for recipe in others:
+        gains = {
+            seed: bleus[recipe, seed]["average"] - bleus[old, seed]["last"]
+            for seed in seeds
+            if (recipe, seed) in bleus
+        }
+        cells = []
+        for seed in seeds:
+            cell = f"{gains[seed]:+.1f}" if seed in gains else ""
+            if found := differences.get((recipe, seed)):
+                cell += f" [{found['low']:+.1f}, {found['high']:+.1f}]"
+            cells.append(cell)
+        if gains:
+            rows.append([RECIPES[recipe], *cells, f"{np.mean(list(gains.values())):+.1f}"])
+    return rows
+
+
 def _scaled(x: Line) -> bool:
     usual = x.get("gate", "probability") == "probability" and x.get("sharing", "front") == "front"
     return usual and x["ffn_scale"] == 0.25 and not x["seed"]
@@ -333,6 +360,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "supernet_options": options,
     "supernet_depths": depths,
     "recipes": recipes,
+    "recipe_gains": recipe_gains,
     "experts_gain": experts_gain,
     "larger_ffns": larger_ffns,
     "quickstart": quickstart,
