@@ -44,9 +44,7 @@ def each(tmp_path_factory):
 def unknown_loads(subnet):
     """Loads and entropies of a subnet's layers that say nothing."""
     layers = {
-        f"{side}_{i}": np.full(len(layer.experts), np.nan)
-        for side, stack in subnet.stacks
-        for i, layer in enumerate(stack.layers, 1)
+        (side, number): np.full(len(layer.experts), np.nan) for side, number, layer in subnet.layers
     }
     return layers, dict.fromkeys(layers, np.nan)
 
