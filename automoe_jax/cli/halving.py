@@ -12,13 +12,12 @@ all of which see the workdir and that of --init_from.
 from absl import flags
 
 from automoe_jax.cli import options, terminal
-from automoe_jax.cli.run_flags import RunFlags
+from automoe_jax.cli.run_flags import RunFlags, named_folder
 from automoe_jax.phases import halving
 from automoe_jax.phases.prepare import prepare
 from automoe_jax.phases.rank import FEWEST, spread
 from automoe_jax.phases.run import check_out
 from automoe_jax.published import subnet_files
-from automoe_jax.system import bucket
 from automoe_jax.system.errors import UserError
 
 CONFIG = RunFlags(parts=True)
@@ -57,7 +56,7 @@ def main():
         subnets = spread(config.space, _SUBNETS.value, config.seed)
     check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)
-    init_from = bucket.folder_of(_INIT_FROM.value).absolute() if _INIT_FROM.value else None
+    init_from = named_folder(_INIT_FROM)
     prepare(run, init_from)
     result = halving.halve(run, _OUT.value, subnets, _STEPS.value, init_from)
     if _JSON.value:

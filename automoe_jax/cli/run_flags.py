@@ -12,7 +12,7 @@ from automoe_jax.cli.terminal import TerminalProgress
 from automoe_jax.config import RunConfig
 from automoe_jax.phases.run import CACHE, Run, open_run
 from automoe_jax.system import compile_cache, locks, workdir
-from automoe_jax.system.bucket import Bucket, is_url
+from automoe_jax.system.bucket import Bucket, folder_of, is_url
 from automoe_jax.system.errors import UserError
 from automoe_jax.system.parts import HERE, Workers
 from automoe_jax.system.ray_workers import RayWorkers
@@ -114,3 +114,8 @@ def _define_ray(memory_gb: float) -> tuple[flags.FlagHolder, ...]:
         flags.DEFINE_integer("ray_cores", RayWorkers.cores, "with --ray, CPU cores of a part"),
         flags.DEFINE_float("ray_memory_gb", memory_gb, "with --ray, memory of a part, GiB"),
     )
+
+
+def named_folder(flag: flags.FlagHolder[str | None]) -> Path | None:
+    """The folder that a flag names, absolute, of a URL its copy here; None where none is given."""
+    return folder_of(flag.value).absolute() if flag.value else None

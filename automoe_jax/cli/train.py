@@ -7,11 +7,10 @@ python launch/train.py --config configs/wmt14.py --subnet best_1.json --init_fro
 import jax
 from absl import flags
 
-from automoe_jax.cli.run_flags import RunFlags
+from automoe_jax.cli.run_flags import RunFlags, named_folder
 from automoe_jax.phases import dry_run, train
 from automoe_jax.phases.run import check_out
 from automoe_jax.published import subnet_files
-from automoe_jax.system import bucket
 from automoe_jax.system.errors import UserError
 from automoe_jax.training.clock import Span
 
@@ -75,10 +74,7 @@ def main():
     if subnet is not None:
         check_out(CONFIG.run(config), _OUT.value)
     run = CONFIG.open_run(config)
-    init_from, teacher = (
-        bucket.folder_of(flag.value).absolute() if flag.value else None
-        for flag in (_INIT_FROM, _TEACHER)
-    )
+    init_from, teacher = named_folder(_INIT_FROM), named_folder(_TEACHER)
     if subnet is None:
         train.train_supernet(run, init_from, profile)
         print(f"supernet trained: {run.supernet}")

@@ -105,22 +105,24 @@ def effects(
     if not columns or len(subnets) < FEWEST_PAIRED * len(columns):
         return []
     x_NF = np.stack(list(columns.values()), axis=1)
-    (own_F, own_95_F), (trained_F, trained_95_F) = (
-        _changes(x_NF, np.asarray(y, float)) for y in (inherited, trained)
-    )
-    if len(subnets) < FEWEST_INTERVAL * len(columns):
-        own_95_F = trained_95_F = [None] * len(columns)
-    rows = zip(columns, own_F, own_95_F, trained_F, trained_95_F, strict=True)
+    span_F = x_NF.max(axis=0) - x_NF.min(axis=0)
+    enough = len(subnets) >= FEWEST_INTERVAL * len(columns)
+    found = []
+    for losses in (inherited, trained):
+        y_N = np.asarray(losses, float)
+        found.append((_fit(x_NF, y_N)[0] * span_F).tolist())
+        found.append(_intervals(x_NF, y_N) if enough else [None] * len(columns))
+    rows = zip(columns, *found, strict=True)
     return sorted((Effect(*row) for row in rows), key=lambda effect: -abs(effect.trained))
 
 
-def _changes(x_NF: np.ndarray, y_N: np.ndarray) -> tuple[list[float], list[tuple[float, float]]]:
-    """What each feature changes over its range, and the 95 % intervals (bootstrap)."""
+def _intervals(x_NF: np.ndarray, y_N: np.ndarray) -> list[tuple[float, float]]:
+    """The 95 % interval of what each feature changes over its range (bootstrap)."""
     span_F = x_NF.max(axis=0) - x_NF.min(axis=0)
     draws = np.random.default_rng(0).integers(len(y_N), size=(RESAMPLES, len(y_N)))
     drawn_RF = np.stack([_fit(x_NF[rows], y_N[rows])[0] for rows in draws]) * span_F
     low_F, high_F = np.quantile(drawn_RF, [0.025, 0.975], axis=0).tolist()
-    return (_fit(x_NF, y_N)[0] * span_F).tolist(), list(zip(low_F, high_F, strict=True))
+    return list(zip(low_F, high_F, strict=True))
 
 
 def fewest_paired(subnets: Sequence[Subnet]) -> int:
@@ -184,13 +186,14 @@ def _worths(columns: Columns, y_N: np.ndarray, c_N: np.ndarray) -> list[Worth]:
     # A layer that a subnet lacks has no effect but that of depth: the mean of those that have it.
     x_NF = np.stack([np.where(np.isnan(x), np.nanmean(x), x) for x in columns.values()], axis=1)
     span_F = x_NF.max(axis=0) - x_NF.min(axis=0)
-    change_F, interval_F = _changes(x_NF, y_N)
-    _, share_F = _fit(x_NF, y_N)
+    slope_F, share_F = _fit(x_NF, y_N)
+    interval_F = _intervals(x_NF, y_N)
     cost_slope_F, cost_share_F = _fit(x_NF, c_N)
     worths = [
         Worth(
-            name, float(x_NF[:, f].min()), float(x_NF[:, f].max()), change_F[f], *interval_F[f],
-            float(share_F[f]), float(cost_slope_F[f] * span_F[f]), float(cost_share_F[f]),
+            name, float(x_NF[:, f].min()), float(x_NF[:, f].max()), float(slope_F[f] * span_F[f]),
+            *interval_F[f], float(share_F[f]),
+            float(cost_slope_F[f] * span_F[f]), float(cost_share_F[f]),
         )
         for f, name in enumerate(columns)
     ]  # fmt: skip
